@@ -1,0 +1,1 @@
+"""Attacks, one file each. The file's name is the name in a configuration."""

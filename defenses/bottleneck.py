@@ -1,0 +1,17 @@
+"""Bottleneck layer between client and server (ResSFL, Li et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from mocosfl_priv import Defense, ModelConfig
+from mocosfl_priv.config import parse_bottleneck
+
+
+class BottleneckDefense(Defense):
+    """A narrow layer at the cut (C4S2 by default); the control for defenses that also use one."""
+
+    def __init__(self, layer: str = "C4S2") -> None:
+        parse_bottleneck(layer)
+        self.layer = layer
+
+    def architecture(self, model: ModelConfig) -> ModelConfig:
+        return model.model_copy(update={"bottleneck": self.layer})

@@ -1,0 +1,73 @@
+"""The Python face of the toolkit: an experiment in a few lines.
+
+    from mocosfl_priv import Experiment
+    run = Experiment.from_yaml("configs/demo.yaml", {"defenses": ["none", "my_defense.py:Mine"]}).run()
+    run.table()          # a pandas frame
+    run.report("out/")   # results.csv, per_image.parquet, report.html, figures/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
+from mocosfl_priv.progress import Progress
+from mocosfl_priv.results import Destination, RunRecord, write_record
+from mocosfl_priv.sweep.grid import Plan, plan
+from mocosfl_priv.sweep.local import run_plan
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated configuration that can be run."""
+
+    config: ExperimentConfig
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Experiment:
+        """Read a YAML file; overrides are ``a.b=c`` strings or a mapping of dotted paths to values."""
+        return cls(load_config(path, overrides))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Experiment:
+        """The same from an already loaded document."""
+        return cls(parse_config(document))
+
+    def plan(self) -> Plan:
+        """Check everything that can be checked before training; raises ConfigurationError."""
+        return plan(self.config)
+
+    def run(self, progress: Progress | None = None) -> RunResult:
+        """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs."""
+        return RunResult(run_plan(self.plan(), progress))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    record: RunRecord
+
+    def table(self) -> pd.DataFrame:
+        """One row per (defense, attack, cut_layer, target_fraction, seed)."""
+        return self.record.cells.copy()
+
+    def report(self, out: Path | str, overwrite: bool = False) -> Path:
+        """Write results and report to the folder `out`, as a whole or not at all; returns the HTML's path."""
+        with Destination(Path(out), overwrite) as destination:
+            return self.report_to(destination)
+
+    def report_to(self, destination: Destination) -> Path:
+        """The same to a destination that was opened before the run."""
+        from reports import write_report  # results flow into reports; only this façade and the CLI look up
+
+        def write(folder: Path) -> None:
+            write_record(self.record, folder)
+            write_report(self.record, folder)
+
+        return destination.commit(write) / "report.html"

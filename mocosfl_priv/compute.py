@@ -1,0 +1,63 @@
+"""Where and how precisely to compute, resolved once per run and recorded with it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from mocosfl_priv.config import ComputeConfig
+from mocosfl_priv.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A resolved :class:`ComputeConfig`."""
+
+    device: torch.device
+    bfloat16: bool
+    threads: int
+
+    @classmethod
+    def resolve(cls, config: ComputeConfig) -> Compute:
+        """Look at the machine; raises ConfigurationError for a device that is not there."""
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("compute.device: cuda was asked for, but torch sees no GPU")
+        use_cuda = config.device != "cpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if use_cuda else "cpu")
+        bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _has_bfloat16(device))
+        threads = config.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads)
+        return cls(device, bfloat16, threads)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision for network passes, where this run uses it."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16
+        )
+        return context
+
+    def describe(self) -> dict[str, str | int]:
+        """What a result records."""
+        return {
+            "device": str(self.device),
+            "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
+            "threads": self.threads,
+        }
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            return next((set(line.split()) for line in cpuinfo if line.startswith("flags")), set())
+    except OSError:
+        return set()

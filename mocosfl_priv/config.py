@@ -1,0 +1,364 @@
+"""One experiment as a validated, hashable document.
+
+A YAML file is read into :class:`ExperimentConfig`. Unknown keys are refused with a suggestion, ranges are
+checked, and every message names the path of the key. What needs the plugins, the models or the data to
+judge (does this attack exist, can this backbone be cut there) is checked by the room that knows it, before
+anything is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mocosfl_priv.errors import ConfigurationError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A block of the document: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which images play which role."""
+
+    dataset: str = Field("photos", description="target data: a name from `ls datasets`, or imagefolder:PATH")
+    path: Path | None = Field(
+        None, description="where the target files lie: torchvision's root, or a class-folder tree of that data set"
+    )
+    source: str = Field("photos-source", description="out-of-domain data for defender and attacker")
+    source_path: Path | None = Field(None, description="like path, for the source data")
+    image_size: Annotated[int, Field(ge=8, le=512)] = Field(32, description="pixels per side; resize + centre crop")
+    train_limit: Count | None = Field(None, description="use at most this many target training images, balanced")
+    test_limit: Count | None = Field(None, description="use at most this many target test images, balanced")
+    victims: Count = Field(128, description="test images whose smashed data the attacker holds")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the target training set on which checkpoints and probes are selected"
+    )
+    auxiliary_target_fraction: Fraction = Field(
+        0.1, description="attacker's knowledge of the target distribution, as a share of its training set"
+    )
+    auxiliary_source_fraction: Fraction = Field(
+        0.5, description="share of the source data that is the attacker's; the rest is the defender's"
+    )
+    role_seed: int = Field(0, description="assigns roles; shared by all seeds so that victims are the same")
+
+
+class ModelConfig(Section):
+    """The backbone and what is put around it."""
+
+    backbone: str = Field("resnet18", description="a name from `ls models`")
+    width: Annotated[int, Field(ge=4, multiple_of=4)] | None = Field(
+        None, description="channels of the stem; the backbone's own when left out"
+    )
+    bottleneck: str = Field("none", description="none, or (noReLU)(K<kernel>)C<channels>S<stride>, as in C4S2")
+    projector_hidden: Count = 1024
+    projector_out: Count = 1024
+
+    @model_validator(mode="after")
+    def _bottleneck_grammar(self) -> ModelConfig:
+        parse_bottleneck(self.bottleneck)
+        return self
+
+
+class Bottleneck(Section):
+    """A parsed bottleneck: conv to `channels`, total `stride`, square `kernel`."""
+
+    channels: Count
+    stride: Count
+    kernel: Count = 3
+    relu: bool = True
+
+
+def parse_bottleneck(text: str) -> Bottleneck | None:
+    """Read the bottleneck grammar; None for ``none``. Raises ValueError that says what is wrong."""
+    if text == "none":
+        return None
+    match = re.fullmatch(r"(noReLU)?(?:K(\d+))?C(\d+)S(\d+)", text)
+    if match is None:
+        raise ValueError(f"bottleneck {text!r} is not of the form none or (noReLU)(K<kernel>)C<channels>S<stride>")
+    no_relu, kernel, channels, stride = match.groups()
+    if int(channels) < 1:
+        raise ValueError(f"bottleneck {text!r}: it needs at least one channel")
+    if int(stride) < 1 or int(stride) & (int(stride) - 1):
+        raise ValueError(f"bottleneck {text!r}: the stride must be a power of two")
+    if kernel is not None and int(kernel) % 2 == 0:
+        raise ValueError(f"bottleneck {text!r}: the kernel must be odd")
+    return Bottleneck(
+        channels=int(channels), stride=int(stride), kernel=int(kernel or 3), relu=no_relu is None
+    )
+
+
+class TrainingConfig(Section):
+    """MocoSFL (Li et al., ICLR 2023), with the paper's values as defaults."""
+
+    clients: Count = 100
+    partition: Literal["iid", "classes_per_client"] = "iid"
+    classes_per_client: Count = Field(2, description="label-sorted shards per client; used by that partition only")
+    server_batch: Annotated[int, Field(ge=2)] = Field(100, description="images per step, over all clients")
+    micro_batch: Count | None = Field(None, description="images per client and step; server_batch // clients if unset")
+    pool: Count | None = Field(
+        None, description="clients that take part in a round; all below 200 clients, else server_batch"
+    )
+    epochs: Count = Field(200, description="passes over the clients' private data")
+    learning_rate: Positive = 0.06
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    temperature: Positive = 0.1
+    queue_size: Count = Field(6000, description="keys in the shared feature memory")
+    ema: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="momentum encoders, on both sides")
+    symmetric: bool = Field(True, description="(q1,k2) + (q2,k1); both gradient terms reach the clients")
+    sync_period: Count = Field(50, description="steps between two FedAvg synchronisations")
+    average_momentum_models: bool = Field(
+        False, description="average the clients' momentum models too (MonAcoSFL, ECML 2024)"
+    )
+    monitor_every: Count = Field(10, description="epochs between two kNN validations")
+
+
+class EvaluationConfig(Section):
+    """Utility and leak metrics."""
+
+    knn_neighbours: Count = 200
+    knn_temperature: Positive = 0.1
+    linear_probe_penalties: tuple[Positive, ...] = Field(
+        (0.01, 0.1, 1.0, 10.0), min_length=1, description="inverse L2 strengths; chosen on the validation role"
+    )
+    lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+
+
+class ThreatConfig(Section):
+    """What the attacker is granted. In split federated learning every participant holds the client model."""
+
+    grants: tuple[str, ...] = Field(
+        ("client_weights", "query", "architecture", "auxiliary_data"),
+        description="capabilities from `mocosfl_priv.Capability`",
+    )
+    adaptive: bool = Field(True, description="the attacker knows the defense and trains through it")
+    seconds: Positive | None = Field(None, description="wall-clock limit of one attack; none keeps runs repeatable")
+
+
+class ComputeConfig(Section):
+    """Where and how precisely to compute. Recorded, since it can change the last digits."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="bfloat16 autocast where the hardware has it, else float32"
+    )
+    threads: Count | None = Field(None, description="torch threads; all usable cores if unset")
+
+
+class PluginSpec(BaseModel):
+    """An attack or a defense, by name or reference, with its parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    label: str | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What goes to the plugin's constructor."""
+        return dict(self.model_extra or {})
+
+    @property
+    def short_name(self) -> str:
+        """The name without a file or module in front of it."""
+        return self.name.rsplit(":", 1)[-1]
+
+
+def _plugin_from_text(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+PluginEntry = Annotated[PluginSpec, BeforeValidator(_plugin_from_text)]
+
+
+def _labelled(specs: Sequence[PluginSpec], where: str) -> tuple[PluginSpec, ...]:
+    """Give every entry the label it is reported under: its name, with parameters where names repeat."""
+    names = [spec.short_name for spec in specs]
+    labelled = []
+    for spec in specs:
+        label = spec.label
+        if label is None:
+            label = spec.short_name
+            if names.count(label) > 1 and spec.parameters:
+                label += "(" + ", ".join(f"{k}={v}" for k, v in sorted(spec.parameters.items())) + ")"
+        labelled.append(spec.model_copy(update={"label": label}))
+    labels = [spec.label for spec in labelled]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"{where}: two entries are called {label!r}; give one of them a label")
+    return tuple(labelled)
+
+
+def _distinct(values: Sequence[Any], where: str) -> None:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{where}: a value stands twice")
+
+
+class ExperimentConfig(Section):
+    """The whole document: a grid of cells that share data, training and threat model."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
+    description: str = ""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    cut_layers: tuple[Count, ...] = Field((1,), min_length=1)
+    target_fractions: tuple[Fraction, ...] = Field(
+        (0.01,), min_length=1, description="share of the target training set that a defender may pre-train on"
+    )
+    defenses: tuple[PluginEntry, ...] = Field((PluginSpec(name="none"),), min_length=1)
+    attacks: tuple[PluginEntry, ...] = Field((PluginSpec(name="floor"), PluginSpec(name="decoder")), min_length=1)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    threat: ThreatConfig = ThreatConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_may_be_empty(cls, raw: object) -> object:
+        """``training:`` with nothing under it means the defaults, as YAML writers expect."""
+        if isinstance(raw, dict):
+            return {key: value for key, value in raw.items() if value is not None}
+        return raw
+
+    @model_validator(mode="after")
+    def _labels_and_duplicates(self) -> ExperimentConfig:
+        object.__setattr__(self, "defenses", _labelled(self.defenses, "defenses"))
+        object.__setattr__(self, "attacks", _labelled(self.attacks, "attacks"))
+        for where in ("seeds", "cut_layers", "target_fractions"):
+            _distinct(getattr(self, where), where)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical document: equal exactly when every setting is equal."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The document with every default written out; reading it back gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Read YAML safely; a syntax error becomes one line that names `where` and the position."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_config(path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
+    """Read `path` and apply `overrides`: ``a.b=c`` strings, or a mapping of dotted paths to values.
+
+    Raises ConfigurationError with the path of every offending key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigurationError(f"configuration {path} cannot be read: {reason}") from error
+    raw = parse_yaml(text, str(path))
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: a configuration is a mapping of keys, not a {type(raw).__name__}")
+    return parse_config(raw, overrides, where=str(path))
+
+
+def parse_config(
+    raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), where: str = "configuration"
+) -> ExperimentConfig:
+    """Validate an already loaded document; see :func:`load_config`."""
+    document = dict(raw)
+    if isinstance(overrides, Mapping):
+        pairs = list(overrides.items())
+    else:
+        pairs = [_split_override(text) for text in overrides]
+    for key, value in pairs:
+        document = _with_value(document, key.split("."), value, key)
+    try:
+        return ExperimentConfig.model_validate(document)
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise ConfigurationError(f"{where}: {problems}") from error
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigurationError(f"--set {text!r}: write it as key.path=value")
+    return key.strip(), parse_yaml(value, f"--set {key}")
+
+
+def _with_value(node: Any, keys: list[str], value: Any, path: str) -> Any:
+    """A copy of `node` in which the place `keys` holds `value`."""
+    if not keys:
+        return value
+    head, *rest = keys
+    if isinstance(node, list | tuple):
+        if not head.isdecimal() or int(head) >= len(node):
+            raise ConfigurationError(f"--set {path}: {head!r} is not a position in a list of {len(node)}")
+        copy = list(node)
+        copy[int(head)] = _with_value(copy[int(head)], rest, value, path)
+        return copy
+    if node is not None and not isinstance(node, Mapping):
+        if isinstance(node, str):  # `defenses.0.sigma=1` where the entry is a bare name
+            node = {"name": node}
+        else:
+            raise ConfigurationError(f"--set {path}: {head!r} lies below a plain value")
+    mapping = dict(node or {})
+    mapping[head] = _with_value(mapping.get(head), rest, value, path)
+    return mapping
+
+
+def _describe(problem: Any) -> str:
+    """One pydantic problem as `path: what is wrong`."""
+    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
+    path = ".".join(str(part) for part in location) or "document"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"{path}: unknown key; {did_you_mean(str(location[-1]), known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    if isinstance(value, str | int | float | bool):
+        return f"{path}: {message} (got {value!r})"
+    return f"{path}: {message}"
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    model: type[BaseModel] = ExperimentConfig
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

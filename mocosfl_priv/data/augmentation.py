@@ -1,0 +1,192 @@
+"""MoCo v2 augmentation (Chen et al., 2020) for a whole batch at once, each image with its own draw.
+
+Equal in distribution to torchvision's pipeline RandomResizedCrop(size, scale=(.08, 1)), ColorJitter(.4, .4, .4,
+.1) with p .8, RandomGrayscale(.2), GaussianBlur(sigma .1 to 2) with p .5, RandomHorizontalFlip, but drawn and
+applied to all images of all clients in one pass. Every operation equals torchvision's functional counterpart on
+float images for a given draw, which the tests check. Colours are not normalised here: the client does that.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CROP_SCALE = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+JITTER_PROBABILITY = 0.8
+BRIGHTNESS = CONTRAST = SATURATION = 0.4
+HUE = 0.1
+GREY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+BLUR_SIGMA = (0.1, 2.0)
+BLUR_RADIUS = 4  # twice the largest sigma: MoCo blurs with PIL, whose Gaussian is not cut to a few pixels
+FLIP_PROBABILITY = 0.5
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
+
+
+def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One random view of every image.
+
+    images: uint8 (n, 3, h, w), or float in [0, 1]. Returns float32 (n, 3, h, w) in [0, 1].
+    """
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    n, _, height, width = images.shape
+    view = resized_crop(images, sample_crops(n, height, width, generator))
+    factors, order = sample_jitter(n, generator)
+    chosen = _chance(n, JITTER_PROBABILITY, generator)
+    view[chosen] = color_jitter(view[chosen], factors[chosen], order[chosen])
+    chosen = _chance(n, GREY_PROBABILITY, generator)
+    view[chosen] = grey(view[chosen]).expand(-1, 3, -1, -1)
+    sigma = _uniform(n, *BLUR_SIGMA, generator)
+    chosen = _chance(n, BLUR_PROBABILITY, generator)
+    view[chosen] = gaussian_blur(view[chosen], sigma[chosen])
+    chosen = _chance(n, FLIP_PROBABILITY, generator)
+    view[chosen] = view[chosen].flip(3)
+    return view
+
+
+def sample_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """RandomResizedCrop's boxes: int64 (n, 4) as top, left, height, width."""
+    area = height * width * _uniform((n, CROP_ATTEMPTS), *CROP_SCALE, generator)
+    ratio = torch.exp(_uniform((n, CROP_ATTEMPTS), math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), generator))
+    w = (area * ratio).sqrt().round().long()
+    h = (area / ratio).sqrt().round().long()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    # torchvision falls back to a centre crop with the nearest allowed ratio; for square images that is all of it
+    none = ~fits.any(1)
+    fallback_w = min(width, round(height * CROP_RATIO[1]))
+    fallback_h = min(height, round(width / CROP_RATIO[0]))
+    w = torch.where(none, fallback_w, w.gather(1, first).squeeze(1))
+    h = torch.where(none, fallback_h, h.gather(1, first).squeeze(1))
+    top = (torch.rand(n, generator=generator, device=generator.device) * (height - h + 1)).long()
+    left = (torch.rand(n, generator=generator, device=generator.device) * (width - w + 1)).long()
+    top = torch.where(none, (height - h) // 2, top)
+    left = torch.where(none, (width - w) // 2, left)
+    return torch.stack([top, left, h, w], dim=1)
+
+
+def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Cut each image's box and resize it bilinearly to the full size: crop and interpolate, in one sampling.
+
+    images: float (n, c, h, w); boxes: (n, 4) as top, left, height, width.
+    """
+    _, _, height, width = images.shape
+    top, left, h, w = (column.to(images.dtype)[:, None] for column in boxes.unbind(1))
+    y = _source_positions(height, h, top, images)
+    x = _source_positions(width, w, left, images)
+    grid_y = (2 * y + 1) / height - 1
+    grid_x = (2 * x + 1) / width - 1
+    grid = torch.stack(
+        [grid_x[:, None, :].expand(-1, height, -1), grid_y[:, :, None].expand(-1, -1, width)], dim=3
+    )
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _source_positions(size: int, length: Tensor, start: Tensor, like: Tensor) -> Tensor:
+    """Where output pixel centres fall in the image, clamped to the box as interpolation of the cut box would."""
+    centres = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5)[None, :]
+    inside = (centres * length / size - 0.5).clamp(min=0)
+    return start + torch.minimum(inside, length - 1)
+
+
+def sample_jitter(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """ColorJitter's draws: factors (n, 4) for brightness, contrast, saturation, hue, and an order (n, 4)."""
+    factors = torch.stack(
+        [
+            _uniform(n, 1 - BRIGHTNESS, 1 + BRIGHTNESS, generator),
+            _uniform(n, 1 - CONTRAST, 1 + CONTRAST, generator),
+            _uniform(n, 1 - SATURATION, 1 + SATURATION, generator),
+            _uniform(n, -HUE, HUE, generator),
+        ],
+        dim=1,
+    )
+    order = torch.rand((n, 4), generator=generator, device=generator.device).argsort(1)
+    return factors, order
+
+
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Apply each image's four colour operations in its own order. Shapes as from :func:`sample_jitter`."""
+    operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    for position in range(len(operations)):
+        images = images.clone()
+        for index, operation in enumerate(operations):
+            chosen = (order[:, position] == index).nonzero().squeeze(1)
+            if len(chosen):
+                images[chosen] = operation(images[chosen], factors[chosen, index])
+    return images
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma, (n, 1, h, w)."""
+    weights = images.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with black; factor (n,)."""
+    return (images * _column(factor)).clamp(0, 1)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's mean grey; factor (n,)."""
+    return _blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the grey image; factor (n,)."""
+    return _blend(images, grey(images), factor)
+
+
+def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Turn the hue by `factor` (n,) of a full circle, through HSV."""
+    red, green, blue = images.unbind(1)
+    value, low = images.amax(1), images.amin(1)
+    chroma = value - low
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = torch.where(chroma > 0, hue, torch.zeros_like(hue)) / 6 + factor.view(-1, 1, 1)
+    # HSV to RGB in closed form: channel = value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6
+    offsets = images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    k = (offsets + 6 * hue[:, None]) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image with its own sigma (n,), in pixels, cut off at `BLUR_RADIUS`; edges are reflected."""
+    n, channels, height, width = images.shape
+    if n == 0:
+        return images
+    radius = BLUR_RADIUS
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets[None, :] / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, dim=0)
+    padded = F.pad(images, (radius,) * 4, mode="reflect").view(1, n * channels, height + 2 * radius, -1)
+    rows = F.conv2d(padded, kernel.view(n * channels, 1, 1, -1), groups=n * channels)
+    return F.conv2d(rows, kernel.view(n * channels, 1, -1, 1), groups=n * channels).view_as(images)
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    weight = _column(factor)
+    return (weight * images + (1 - weight) * other).clamp(0, 1)
+
+
+def _column(factor: Tensor) -> Tensor:
+    return factor.view(-1, 1, 1, 1)
+
+
+def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.empty(shape, device=generator.device).uniform_(low, high, generator=generator)
+
+
+def _chance(n: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator, device=generator.device) < probability

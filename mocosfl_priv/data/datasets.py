@@ -1,0 +1,42 @@
+"""Data sets by name. To add one, write a loader in a file beside this one and list it in `NAMES`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mocosfl_priv.data import image_folder, photos, torchvision_sets
+from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.errors import ConfigurationError, unknown_name
+
+Split = Literal["train", "test"]
+FOLDER_PREFIX = "imagefolder:"
+
+NAMES = {
+    "photos": "six photographs in 32x32 patches; inside the scikit-image wheel, nothing to download",
+    "photos-source": "four other photographs, the out-of-domain partner of photos",
+    "cifar10": "60,000 images, 10 classes, 32x32; through torchvision",
+    "cifar100": "60,000 images, 100 classes, 32x32; through torchvision",
+    "svhn": "99,289 house-number digits, 32x32; through torchvision",
+    "stl10": "13,000 labelled images, 10 classes, 96x96; through torchvision",
+    "imagefolder:PATH": "any tree with a folder per class",
+}
+
+
+def load_split(name: str, split: Split, image_size: int = 32, path: Path | None = None) -> ImageSet:
+    """Load one split of the data set `name`, every image square with `image_size` pixels a side.
+
+    path: for torchvision's sets, their root folder, or a class-folder tree holding the same images.
+    Raises ConfigurationError when the name is unknown or the files are missing or unreadable.
+    """
+    if name.startswith(FOLDER_PREFIX):
+        return image_folder.load(Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split, image_size)
+    if name in ("photos", "photos-source"):
+        if image_size != photos.PATCH:
+            raise ConfigurationError(f"data.image_size: {name} exists at {photos.PATCH} pixels only")
+        return photos.load_target(split) if name == "photos" else photos.load_source(split)
+    if name in torchvision_sets.READERS:
+        if path is not None and image_folder.is_class_tree(path.expanduser()):
+            return image_folder.load(path.expanduser(), split, image_size)
+        return torchvision_sets.load(name, path, split, image_size)
+    raise unknown_name("data set", name, NAMES)

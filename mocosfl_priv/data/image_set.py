@@ -1,0 +1,80 @@
+"""A data set split held in memory: the one form in which images travel through the house."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mocosfl_priv.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one split.
+
+    name: identifies data set and split, for example ``photos/train``.
+    images: uint8, shape (n, 3, height, width).
+    labels: int64, shape (n,), indices into `class_names`.
+    groups: int64, shape (n,). Images of one group share pixels (overlapping patches of one photograph), so
+        a group never straddles two roles that must be disjoint. For ordinary data sets every image is its own.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    groups: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"{self.name}: images must be uint8 (n, 3, h, w), got {self.images.shape}")
+        if len(self.labels) != n or len(self.groups) != n:
+            raise ValueError(f"{self.name}: {n} images but {len(self.labels)} labels, {len(self.groups)} groups")
+
+    @classmethod
+    def ungrouped(cls, name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> ImageSet:
+        """An image set in which no two images share pixels."""
+        return cls(name, images, labels, class_names, torch.arange(len(images)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, indices: Tensor) -> ImageSet:
+        """The images at `indices`, in that order."""
+        return ImageSet(
+            self.name, self.images[indices], self.labels[indices], self.class_names, self.groups[indices]
+        )
+
+    def digests(self) -> np.ndarray:
+        """One 16-byte content hash per image: equal exactly when the pixels are equal."""
+        return np.array(
+            [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.images.numpy()],
+            dtype="S16",
+        )
+
+    def balanced(self, limit: int, seed_generator: torch.Generator) -> ImageSet:
+        """At most `limit` images, as evenly over the classes as the classes allow; order is kept."""
+        if limit >= len(self):
+            return self
+        rank = torch.empty(len(self), dtype=torch.long)
+        order = torch.randperm(len(self), generator=seed_generator)
+        seen = [0] * len(self.class_names)
+        for index in order.tolist():  # the r-th drawn image of its class has rank r
+            label = int(self.labels[index])
+            rank[index] = seen[label]
+            seen[label] += 1
+        chosen = order[torch.argsort(rank[order], stable=True)][:limit]
+        return self.select(chosen.sort().values)
+
+
+def require_images(image_set: ImageSet, wanted: int, purpose: str) -> None:
+    """Raise ConfigurationError unless `image_set` holds at least `wanted` images."""
+    if len(image_set) < wanted:
+        raise ConfigurationError(
+            f"{image_set.name} has {len(image_set)} images, but {purpose} needs at least {wanted}"
+        )

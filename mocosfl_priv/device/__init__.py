@@ -1,0 +1,1 @@
+"""The device side: what a client costs. Nothing in this package imports torch."""

@@ -1,0 +1,49 @@
+"""The no-information floor: how well one can guess victims without looking at their smashed data.
+
+Two predictors ignore z: one constant colour, and the mean image of the target distribution. Both are estimated on
+the clients' private images, never on the victims, and the better of the two is the floor. It is the null that every
+reconstruction error is read against: leak ratio R = 1 - MSE / MSE_floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mocosfl_priv.evaluation.image_metrics import mse
+
+
+def constant_colour(images: Tensor) -> Tensor:
+    """The image (3, h, w) that shows the mean colour of images (n, 3, h, w) everywhere."""
+    return images.mean((0, 2, 3)).view(3, 1, 1).expand(images.shape[1:]).contiguous()
+
+
+def mean_image(images: Tensor) -> Tensor:
+    """The pixelwise mean (3, h, w) of images (n, 3, h, w)."""
+    return images.mean(0)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The better blind guess and its error: `image` (3, h, w) in [0, 1], `mse` (n,) per victim."""
+
+    kind: str
+    image: Tensor
+    mse: Tensor
+
+
+def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
+    """The floor for `victims` from images of the same distribution; both float (n, 3, h, w) in [0, 1]."""
+    floors = [
+        Floor(kind, guess, mse(guess.expand_as(victims), victims))
+        for kind, guess in (("constant colour", constant_colour(known)), ("mean image", mean_image(known)))
+    ]
+    return min(floors, key=lambda floor: float(floor.mse.mean()))
+
+
+def leak_ratio(error: np.ndarray | Tensor, floor: np.ndarray | Tensor) -> float:
+    """R = 1 - mean error / mean floor over the same victims; 1 is perfect reconstruction, <= 0 is no leak."""
+    return 1.0 - float(torch.as_tensor(error).mean()) / float(torch.as_tensor(floor).mean())

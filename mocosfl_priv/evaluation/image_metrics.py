@@ -1,0 +1,60 @@
+"""Image metrics, one value per image. Images are float (n, c, h, w) in [0, 1]; out-of-range values are clamped.
+
+SSIM exists in two conventions that differ much on small images: `ssim` uses windows that lie inside the image, as
+scikit-image does; `ssim_zeropad` pads with zeros, as the MocoSFL and ResSFL code does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PSNR_CAP = 100.0  # dB; exact matches would be infinite
+WINDOW = 11
+SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2  # K1, K2 squared, for a data range of 1
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error over channels and pixels: (n,)."""
+    return ((a.clamp(0, 1) - b.clamp(0, 1)) ** 2).flatten(1).mean(1)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """10 log10(1 / MSE) in dB, at most `PSNR_CAP`: (n,). Its mean is not the PSNR of the mean MSE."""
+    return (-10 * torch.log10(mse(a, b).clamp(min=10 ** (-PSNR_CAP / 10)))).clamp(max=PSNR_CAP)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al., 2004) over windows inside the image: (n,), differentiable.
+
+    Equals skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1, channel_axis=...). Images must be at least 11 pixels a side.
+    """
+    return _ssim(a, b, padding=0)
+
+
+def ssim_zeropad(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM with zero padding, the convention of published split-learning results: (n,), differentiable."""
+    return _ssim(a, b, padding=WINDOW // 2)
+
+
+def _ssim(a: Tensor, b: Tensor, padding: int) -> Tensor:
+    if not padding and min(a.shape[-2:]) < WINDOW:
+        raise ValueError(f"ssim needs images of at least {WINDOW} pixels a side, got {tuple(a.shape[-2:])}")
+    a, b = a.clamp(0, 1), b.clamp(0, 1)
+    n, channels = a.shape[:2]
+    # five local means in one filtering pass, every channel on its own
+    stacked = torch.cat([a, b, a * a, b * b, a * b]).flatten(0, 1).unsqueeze(1)
+    offsets = torch.arange(WINDOW, device=a.device, dtype=a.dtype) - WINDOW // 2
+    kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    kernel = kernel / kernel.sum()
+    rows = F.conv2d(stacked, kernel.view(1, 1, 1, -1), padding=(0, padding))
+    filtered = F.conv2d(rows, kernel.view(1, 1, -1, 1), padding=(padding, 0))
+    mean_a, mean_b, square_a, square_b, product = filtered.view(5, n, channels, *filtered.shape[-2:]).unbind()
+    variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
+    covariance = product - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    contrast = (2 * covariance + C2) / (variance_a + variance_b + C2)
+    return (luminance * contrast).flatten(1).mean(1)

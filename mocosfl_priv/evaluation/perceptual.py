@@ -1,0 +1,84 @@
+"""LPIPS (Zhang et al., CVPR 2018), where the weights of its backbone are at hand.
+
+The `lpips` package ships its linear layers, not the torchvision backbone below them. Without those weights a
+"perceptual" distance would come from a random network, so the metric is then absent, and one line says how to get it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import lpips
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+MINIMUM_SIZE = 64  # smaller images are enlarged: AlexNet's pooling leaves nothing of 32 pixels
+BATCH = 64
+
+_ENUMS = {
+    "alex": models.AlexNet_Weights.IMAGENET1K_V1,
+    "vgg": models.VGG16_Weights.IMAGENET1K_V1,
+    "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+}
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """A loaded metric. `description` names the network and the resizing, for the result."""
+
+    network: nn.Module
+    description: str
+
+    @torch.no_grad()
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distance per image, (n,), of images (n, 3, h, w) in [0, 1]."""
+        distances = [
+            self.network(_prepare(x), _prepare(y)).flatten()
+            for x, y in zip(a.split(BATCH), b.split(BATCH), strict=True)
+        ]
+        return torch.cat(distances)
+
+
+def _prepare(images: Tensor) -> Tensor:
+    """[0, 1] to the [-1, 1] that lpips expects, enlarged to `MINIMUM_SIZE` where needed."""
+    images = images.clamp(0, 1) * 2 - 1
+    if min(images.shape[-2:]) < MINIMUM_SIZE:
+        images = nn.functional.interpolate(images, size=(MINIMUM_SIZE, MINIMUM_SIZE), mode="bilinear")
+    return images
+
+
+def weights_path(network: str) -> Path:
+    """Where torchvision caches the backbone's weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _ENUMS[network].url.rsplit("/", 1)[-1]
+
+
+def load_lpips(network: str) -> tuple[Lpips | None, str]:
+    """The metric and a line about it; (None, how to get it) where the backbone is missing or not the real one.
+
+    network: alex, vgg or squeeze. The file's SHA-256 must start with the digits in its name, as torchvision's do.
+    """
+    path = weights_path(network)
+    call = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[network]
+    remedy = f"on a machine with internet access run torchvision.models.{call}(weights='IMAGENET1K_V1') and copy {path}"
+    if not path.is_file():
+        return None, f"LPIPS not measured: the {network} backbone is not cached; {remedy}"
+    expected = path.stem.rsplit("-", 1)[-1]
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(expected):
+        return None, f"LPIPS not measured: {path} is damaged (its checksum is not {expected}...); {remedy}"
+    backbone = torch.load(path, map_location="cpu", weights_only=True)
+    return build_lpips(network, backbone), f"LPIPS ({network}) with weights {path.name}"
+
+
+def build_lpips(network: str, backbone: dict[str, Tensor]) -> Lpips:
+    """Assemble the metric from a torchvision state dict of the backbone's convolutions."""
+    # pnet_rand only keeps lpips from downloading: every backbone weight is replaced below, or an error is raised
+    metric = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+    parameters = {name.removeprefix("features."): value for name, value in backbone.items() if "features." in name}
+    for name, parameter in metric.net.named_parameters():
+        index = name.split(".", 1)[1]  # slices are called slice1.0.weight: the second number is torchvision's index
+        parameter.data.copy_(parameters[index])
+    metric.eval().requires_grad_(False)
+    return Lpips(metric, f"lpips {network} v0.1, images enlarged to at least {MINIMUM_SIZE} pixels")

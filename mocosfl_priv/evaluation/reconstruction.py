@@ -1,0 +1,40 @@
+"""Score reconstructions against the true victims, image by image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mocosfl_priv.errors import RunFailedError
+from mocosfl_priv.evaluation.floor import Floor
+from mocosfl_priv.evaluation.image_metrics import WINDOW, mse, psnr, ssim, ssim_zeropad
+from mocosfl_priv.evaluation.perceptual import Lpips
+
+
+def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...], attack: str) -> Tensor:
+    """The reconstruction if it is what the contract promises; RunFailedError says what is wrong otherwise."""
+    if not isinstance(reconstruction, Tensor):
+        raise RunFailedError(f"attack {attack!r} returned {type(reconstruction).__name__}, not a tensor")
+    if tuple(reconstruction.shape) != victims_shape:
+        raise RunFailedError(
+            f"attack {attack!r} returned shape {tuple(reconstruction.shape)} for victims of shape {victims_shape}"
+        )
+    if not bool(torch.isfinite(reconstruction).all()):
+        raise RunFailedError(f"attack {attack!r} diverged: its reconstruction is not finite")
+    return reconstruction.detach().float().cpu().clamp(0, 1)
+
+
+def score(reconstruction: Tensor, victims: Tensor, floor: Floor, lpips: Lpips | None) -> dict[str, Tensor]:
+    """Every metric of every image: name to (n,). Both arguments float (n, 3, h, w) in [0, 1].
+
+    `ssim` needs at least 11 pixels a side and `lpips` its weights; they are NaN where they cannot be measured.
+    """
+    absent = torch.full((len(victims),), float("nan"))
+    return {
+        "mse": mse(reconstruction, victims),
+        "psnr": psnr(reconstruction, victims),
+        "ssim": ssim(reconstruction, victims) if min(victims.shape[-2:]) >= WINDOW else absent,
+        "ssim_zeropad": ssim_zeropad(reconstruction, victims),
+        "lpips": lpips(reconstruction, victims) if lpips is not None else absent,
+        "mse_floor": floor.mse,
+    }

@@ -1,0 +1,66 @@
+"""Intervals for values that vary over training seeds and over images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its bootstrap interval and the number of seeds it rests on."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def hierarchical_bootstrap(
+    per_seed: Sequence[np.ndarray],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval by resampling seeds, then images within each drawn seed.
+
+    per_seed: one array per training seed, (images, values) each, rows in the same image order.
+    statistic: maps means over images, shape (..., values), to the quantity of interest, shape (...). The mean over
+        images and seeds is taken first, so that a ratio is a ratio of means.
+    With one seed the interval covers the choice of images only, not of training.
+    """
+    data = np.stack([np.asarray(values, dtype=np.float64) for values in per_seed])
+    seeds, images, _ = data.shape
+    rng = np.random.default_rng(seed)
+    estimates = np.empty(samples)
+    for sample in range(samples):
+        drawn_seeds = rng.integers(seeds, size=seeds)
+        drawn_images = rng.integers(images, size=(seeds, images))
+        means = np.stack([data[s, drawn_images[row]].mean(0) for row, s in enumerate(drawn_seeds)]).mean(0)
+        estimates[sample] = statistic(means)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    return Interval(float(statistic(data.mean((0, 1)))), float(low), float(high), seeds)
+
+
+def mean_interval(per_seed: Sequence[np.ndarray], *, samples: int, confidence: float) -> Interval:
+    """Interval of a mean; each array is (images,)."""
+    columns = [np.asarray(values, dtype=np.float64)[:, None] for values in per_seed]
+    return hierarchical_bootstrap(columns, lambda means: means[..., 0], samples=samples, confidence=confidence)
+
+
+def leak_ratio_interval(
+    errors: Sequence[np.ndarray], floors: Sequence[np.ndarray], *, samples: int, confidence: float
+) -> Interval:
+    """Interval of R = 1 - mean error / mean floor, resampling error and floor of an image together."""
+    pairs = [np.column_stack([error, floor]) for error, floor in zip(errors, floors, strict=True)]
+    return hierarchical_bootstrap(
+        pairs, lambda means: 1 - means[..., 0] / means[..., 1], samples=samples, confidence=confidence
+    )

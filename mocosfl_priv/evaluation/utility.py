@@ -1,0 +1,126 @@
+"""Utility of a split model: kNN monitor and linear probe, beside the floors they must clear.
+
+Features are computed once per split, from un-augmented images, through client, defense and trunk: what a user of
+the defended system would get.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import EvaluationConfig
+from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.evaluation.knn import weighted_knn
+from mocosfl_priv.evaluation.linear_probe import linear_probe
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.seeding import generator
+from mocosfl_priv.training.hooks import ClientHooks
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """The three probe roles."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.train.class_names)
+
+
+@dataclass(frozen=True)
+class Utility:
+    """Per-image correctness on the probe test role, bool (m,) each."""
+
+    knn: np.ndarray
+    linear: np.ndarray
+    linear_penalty: float
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+@torch.no_grad()
+def features(
+    model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Compute, rng: torch.Generator
+) -> Tensor:
+    """Trunk features of uint8 images (n, 3, h, w): float32 (n, feature_dim), on the run's device.
+
+    A randomised defense is drawn once per image, as it would be for a message.
+    """
+    out = []
+    for batch in images.split(BATCH):
+        with compute.autocast():
+            smashed = model.client(to_unit_range(batch.to(compute.device)))
+        smashed = hooks.protect(smashed.float(), rng)
+        with compute.autocast():
+            out.append(model.trunk(smashed).float())
+    return torch.cat(out)
+
+
+def validation_knn(
+    model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
+) -> float:
+    """kNN accuracy on the validation role, against the probe train role: what checkpoints are selected by."""
+    rng = generator(seed, "monitor", device=compute.device)
+    bank = features(model, data.train.images, hooks, compute, rng)
+    queries = features(model, data.validation.images, hooks, compute, rng)
+    predicted = weighted_knn(
+        bank, data.train.labels.to(bank.device), queries, classes=data.classes,
+        neighbours=config.knn_neighbours, temperature=config.knn_temperature,
+    )  # fmt: skip
+    return float((predicted.cpu() == data.validation.labels).float().mean())
+
+
+def measure_utility(
+    model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
+) -> Utility:
+    """kNN and linear probe on the probe test role."""
+    rng = generator(seed, "probe", device=compute.device)
+    train, validation, test = (
+        (features(model, split.images, hooks, compute, rng), split.labels)
+        for split in (data.train, data.validation, data.test)
+    )
+    predicted = weighted_knn(
+        train[0], train[1].to(train[0].device), test[0], classes=data.classes,
+        neighbours=config.knn_neighbours, temperature=config.knn_temperature,
+    )  # fmt: skip
+    probe = linear_probe(train, validation, test, config.linear_probe_penalties)
+    return Utility((predicted.cpu() == data.test.labels).numpy(), probe.correct, probe.penalty)
+
+
+RAW_PIXEL_NEIGHBOURS = (1, 5, 20, 200)
+
+
+def raw_pixel_knn(data: ProbeData, config: EvaluationConfig) -> np.ndarray:
+    """Utility floor: the same weighted kNN on centred pixels, with the number of neighbours chosen on validation.
+
+    Returns per-image correctness on the probe test role. An encoder that does not beat it has learned nothing useful.
+    """
+    mean = to_unit_range(data.train.images).mean(0)
+    train, validation, test = (
+        (to_unit_range(split.images) - mean).flatten(1) for split in (data.train, data.validation, data.test)
+    )
+
+    def correct(queries: Tensor, labels: Tensor, neighbours: int) -> Tensor:
+        return labels == weighted_knn(
+            train, data.train.labels, queries, classes=data.classes,
+            neighbours=neighbours, temperature=config.knn_temperature,
+        )  # fmt: skip
+
+    best = max(
+        RAW_PIXEL_NEIGHBOURS, key=lambda k: float(correct(validation, data.validation.labels, k).float().mean())
+    )
+    return correct(test, data.test.labels, best).numpy()

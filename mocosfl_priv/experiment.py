@@ -1,0 +1,347 @@
+"""One system: train -> measure utility -> let every attack try -> score."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import ExperimentConfig, ModelConfig
+from mocosfl_priv.data import partitions
+from mocosfl_priv.data.roles import DataRoles, Role
+from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
+from mocosfl_priv.errors import MocosflPrivError, RunFailedError
+from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor, leak_ratio
+from mocosfl_priv.evaluation.linear_probe import linear_probe
+from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
+from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
+from mocosfl_priv.evaluation.utility import (
+    ProbeData,
+    Utility,
+    features,
+    measure_utility,
+    raw_pixel_knn,
+    to_unit_range,
+    validation_knn,
+)
+from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
+from mocosfl_priv.plugins import Attack, Defense, DefenderContext, Loaded, PreparedModel
+from mocosfl_priv.progress import Progress, Silent
+from mocosfl_priv.results import CELL_KEYS, METRICS
+from mocosfl_priv.seeding import derive_seed, generator, global_seed
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, ThreatModel
+from mocosfl_priv.training.hooks import NoHooks
+from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
+
+
+@dataclass(frozen=True)
+class System:
+    """What is trained once and then attacked by every attack: a point of the grid without its attack."""
+
+    defense: Loaded[Defense]
+    cut_layer: int
+    target_fraction: float
+    seed: int
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that identify it in a result."""
+        return {
+            "defense": self.defense.label,
+            "cut_layer": self.cut_layer,
+            "target_fraction": self.target_fraction,
+            "seed": self.seed,
+        }
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        fraction = f", {self.target_fraction:.3g} target data" if self.defense.plugin.uses_target_data else ""
+        return f"{self.defense.label}, cut {self.cut_layer}{fraction}, seed {self.seed}"
+
+    @property
+    def file_stem(self) -> str:
+        """A file name that is unique within a run."""
+        label = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.defense.label)
+        return f"{label}_cut{self.cut_layer}_target{self.target_fraction:g}_seed{self.seed}"
+
+
+@dataclass
+class Laboratory:
+    """What all systems of an experiment share: data in their roles, floors, the metrics, the machine."""
+
+    config: ExperimentConfig
+    roles: DataRoles
+    compute: Compute
+    threat: ThreatModel
+    lpips: Lpips | None = field(init=False)
+    lpips_note: str = field(init=False)
+    _untrained: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lpips, self.lpips_note = load_lpips(self.config.evaluation.lpips_network)
+
+    @cached_property
+    def probe_data(self) -> ProbeData:
+        """The probe roles."""
+        return ProbeData(
+            self.roles[Role.PROBE_TRAIN], self.roles[Role.PROBE_VALIDATION], self.roles[Role.PROBE_TEST]
+        )
+
+    @cached_property
+    def victims(self) -> Tensor:
+        """The true victims, float (n, 3, h, w) in [0, 1]; only scoring reads them."""
+        return to_unit_range(self.roles[Role.VICTIMS].images)
+
+    @cached_property
+    def floor(self) -> Floor:
+        """The blind guess for the victims, from the clients' private images."""
+        return blind_guess_floor(to_unit_range(self.roles[Role.CLIENT_PRIVATE].images), self.victims)
+
+    @cached_property
+    def raw_pixels(self) -> np.ndarray:
+        """Utility floor: correctness of raw-pixel kNN on the probe test role."""
+        return raw_pixel_knn(self.probe_data, self.config.evaluation)
+
+    @cached_property
+    def auxiliary(self) -> AuxiliaryData:
+        """The attacker's images."""
+        target, source = self.roles[Role.AUXILIARY_TARGET], self.roles[Role.AUXILIARY_SOURCE]
+        return AuxiliaryData(
+            to_unit_range(torch.cat([target.images, source.images])).to(self.compute.device),
+            torch.arange(len(target) + len(source), device=self.compute.device) < len(target),
+        )
+
+    @cached_property
+    def colour_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation per colour of the clients' private images, which clients normalise with."""
+        images = to_unit_range(self.roles[Role.CLIENT_PRIVATE].images)
+        return images.mean((0, 2, 3)).tolist(), images.std((0, 2, 3)).tolist()
+
+    def build_model(self, model: ModelConfig, cut_layer: int, seed: int) -> SplitModel:
+        """A fresh model; equal for equal seeds whatever the defense, so that defenses can be compared in pairs."""
+        with global_seed(seed, "initialisation"):
+            return build_split_model(model, cut_layer, self.config.data.image_size, *self.colour_statistics)
+
+    def untrained_probe(self, model: ModelConfig, cut_layer: int, seed: int) -> np.ndarray:
+        """Utility floor: correctness of a linear probe on the same network before training."""
+        key = (model.model_dump_json(), cut_layer, seed)
+        if key not in self._untrained:
+            network = self.build_model(model, cut_layer, seed).to(self.compute.device)
+            data, rng = self.probe_data, generator(seed, "untrained", device=self.compute.device)
+            train, validation, test = (
+                (features(network, split.images, NoHooks(), self.compute, rng), split.labels)
+                for split in (data.train, data.validation, data.test)
+            )
+            penalties = self.config.evaluation.linear_probe_penalties
+            self._untrained[key] = linear_probe(train, validation, test, penalties).correct
+        return self._untrained[key]
+
+
+@dataclass
+class TrainedSystem:
+    """A trained system with its utility and cost."""
+
+    system: System
+    trained: TrainedModel
+    utility: Utility
+    untrained: np.ndarray
+    cost: dict[str, float]
+    frozen: bool
+
+    @property
+    def model(self) -> SplitModel:
+        """The selected checkpoint."""
+        return self.trained.model
+
+    def checkpoint(self) -> dict[str, np.ndarray]:
+        """Client, trunk and projector as named arrays."""
+        parts = {"client": self.model.client, "trunk": self.model.trunk, "projector": self.model.projector}
+        return {
+            f"{part}.{name}": value.detach().cpu().contiguous().numpy()
+            for part, module in parts.items()
+            for name, value in module.state_dict().items()
+        }
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One attack on one system: its row, its per-image values, and its reconstructions as uint8."""
+
+    row: dict[str, Any]
+    per_image: pd.DataFrame
+    reconstruction: np.ndarray
+
+
+def planned_training_steps(lab: Laboratory) -> int:
+    """Steps of one training of this experiment."""
+    training = lab.config.training
+    return total_steps(len(lab.roles[Role.CLIENT_PRIVATE]), PoolShape.of(training).images, training.epochs)
+
+
+def train_system(lab: Laboratory, system: System, progress: Progress | None = None) -> TrainedSystem:
+    """Train one system, select its checkpoint on validation data, and measure its utility and cost."""
+    progress = progress or Silent()
+    config, defense, seed = lab.config, system.defense.plugin, system.seed
+    training = config.training
+    model_config = defense.architecture(config.model)
+    started = time.monotonic()
+    prepared = _prepare(lab, system, model_config, progress)
+
+    private = lab.roles[Role.CLIENT_PRIVATE]
+    shape = PoolShape.of(training)
+    partition_rng = generator(seed, "partition")
+    if training.partition == "iid":
+        partition = partitions.iid(len(private), training.clients, partition_rng)
+    else:
+        partition = partitions.classes_per_client(
+            private.labels, training.clients, training.classes_per_client, partition_rng
+        )
+    batches = PooledClients(private.images, partition, shape, generator(seed, "client batches"))
+    steps = planned_training_steps(lab)
+    progress.begin("training", steps)
+    try:
+        trained = train_mocosfl(
+            prepared.model,
+            batches,
+            training,
+            steps=steps,
+            compute=lab.compute,
+            seed=seed,
+            hooks=defense,
+            frozen_client=prepared.frozen_client,
+            learning_rate=prepared.learning_rate,
+            validate=lambda model: validation_knn(
+                model, lab.probe_data, defense, config.evaluation, lab.compute, seed
+            ),
+            progress=progress,
+        )
+    except RunFailedError as error:
+        raise RunFailedError(f"{system.title}: {error}") from error
+    finally:
+        progress.end()
+    seconds = time.monotonic() - started
+
+    progress.begin("utility", 1)
+    utility = measure_utility(trained.model, lab.probe_data, defense, config.evaluation, lab.compute, seed)
+    untrained = lab.untrained_probe(model_config, system.cut_layer, seed)
+    progress.end()
+    elements = int(np.prod(trained.model.smashed_shape))
+    parameters = count_parameters(trained.model.client)
+    paper = paper_traffic(
+        parameters,
+        elements,
+        images=round(len(private) / training.clients),
+        epochs=training.epochs,
+        frozen=prepared.frozen_client,
+    )
+    cost = {
+        "client_parameters": parameters,
+        "client_flops": forward_flops(trained.model.client, trained.model.image_shape),
+        "smashed_bytes_per_image": elements * FLOAT_BYTES,
+        "training_megabytes": trained.traffic.total / MEBIBYTE,
+        "paper_megabytes_per_client": paper.total,
+        "training_seconds": seconds,
+    }
+    return TrainedSystem(system, trained, utility, untrained, cost, prepared.frozen_client)
+
+
+def defender_context(
+    lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress
+) -> DefenderContext:
+    """What the defense of `system` may use before training."""
+    expert_seed = derive_seed(system.seed, "defender")
+    return DefenderContext(
+        target_images=lab.roles.defender_target(system.target_fraction).images,
+        source_images=lab.roles[Role.DEFENDER_SOURCE].images,
+        build_model=lambda: lab.build_model(model_config, system.cut_layer, system.seed),
+        training=lab.config.training,
+        compute=lab.compute,
+        seed=expert_seed,
+        progress=progress,
+    )
+
+
+def _prepare(lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress) -> PreparedModel:
+    context = defender_context(lab, system, model_config, progress)
+    try:
+        prepared = system.defense.plugin.prepare(context)
+    except RunFailedError as error:
+        raise RunFailedError(f"{system.title}: {error}") from error
+    return prepared or PreparedModel(context.build_model())
+
+
+def attack_system(
+    lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+) -> CellResult:
+    """Let one attack try the victims of a trained system, and score what it returns.
+
+    Raises RunFailedError when the attack breaks its contract, and ThreatModelError when it reaches for more than
+    it was granted.
+    """
+    system = trained.system
+    seed = derive_seed(system.seed, "attack", attack.label)
+    view = grant_view(lab, trained, attack)
+    victims = lab.victims
+    budget = Budget(lab.config.threat.seconds, progress)
+    try:
+        with global_seed(seed, "global"):
+            returned = attack.plugin.reconstruct(view, budget, seed)
+    except MocosflPrivError:
+        raise
+    except Exception as error:  # a user's attack can fail in any way
+        raise RunFailedError(
+            f"attack {attack.label!r} on {system.title} failed: {type(error).__name__}: {error}"
+        ) from error
+    seconds = budget.elapsed
+    reconstruction = check_reconstruction(returned, tuple(victims.shape), attack.label)
+    values = {name: value.numpy() for name, value in score(reconstruction, victims, lab.floor, lab.lpips).items()}
+    keys = {**system.keys, "attack": attack.label}
+    row: dict[str, Any] = {
+        **{key: keys[key] for key in CELL_KEYS},
+        "checkpoint": f"checkpoints/{system.file_stem}.safetensors",
+        "victims": "test",
+        "knn_accuracy": float(trained.utility.knn.mean()),
+        "linear_accuracy": float(trained.utility.linear.mean()),
+        **{name: float(values[name].mean()) for name in METRICS},
+        "mse_floor": float(values["mse_floor"].mean()),
+        "leak_ratio": leak_ratio(values["mse"], values["mse_floor"]),
+        "attack_seconds": seconds,
+        "attack_steps": budget.steps,
+        "attack_queries": view.queries,
+        "knn_raw_pixels": float(lab.raw_pixels.mean()),
+        "linear_untrained": float(trained.untrained.mean()),
+        **trained.cost,
+    }
+    per_image = pd.DataFrame({**{k: [keys[k]] * len(victims) for k in CELL_KEYS}, "image": range(len(victims)), **values})
+    return CellResult(row, per_image, (reconstruction * 255).round().byte().numpy())
+
+
+def grant_view(lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack]) -> AttackerView:
+    """The view of one attack: what it declared, as far as the threat model grants it, and nothing else."""
+    plugin = attack.plugin
+    lab.threat.require(plugin.needs, attack.label)
+    system, device = trained.system, lab.compute.device
+    client = trained.model.client.to(device).eval().requires_grad_(False)
+    defense = system.defense.plugin
+    with torch.no_grad():
+        smashed = client(lab.victims.to(device))
+        smashed = defense.protect(smashed, generator(system.seed, "victims' messages", device=device))
+    attacker_rng = generator(system.seed, "attacker's queries", attack.label, device=device)
+    return AttackerView(
+        smashed=smashed,
+        image_shape=trained.model.image_shape,
+        compute=lab.compute,
+        visible=(plugin.needs | plugin.optional) & lab.threat.grants,
+        client=client,
+        protect=(lambda z: defense.protect(z, attacker_rng)) if lab.threat.adaptive else None,
+        auxiliary=lab.auxiliary,
+    )

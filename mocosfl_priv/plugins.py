@@ -1,0 +1,294 @@
+"""The two contracts, Attack and Defense, and the registry that finds their implementations.
+
+A plugin is addressed as
+- a built-in by its file name in ``attacks/`` or ``defenses/``: ``decoder``;
+- a class that an installed package lists under the entry-point group ``mocosfl_priv.attacks`` or
+  ``mocosfl_priv.defenses``, by the entry point's name;
+- ``package.module:Class`` or ``path/to/file.py:Class``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
+
+import torch
+from pydantic import ConfigDict, ValidationError, create_model
+from torch import Tensor
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
+from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.progress import Progress, Silent
+from mocosfl_priv.threat import AttackerView, Budget, Capability
+
+
+class Attack(ABC):
+    """Reconstructs the victims' images from their smashed data.
+
+    Constructor arguments are the attack's parameters in a configuration; annotate them, since values are checked
+    against the annotations.
+
+    needs: capabilities without which the attack cannot work; refused before training where they are not granted.
+    optional: capabilities it makes use of where they are granted.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    optional: ClassVar[frozenset[Capability]] = frozenset()
+
+    @abstractmethod
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        """The attack: float (n, 3, h, w) in [0, 1] for the n victims of ``view.smashed``.
+
+        Draw steps from ``budget.iterate(planned)``; torch's global generator is seeded with `seed` already.
+        """
+
+
+@dataclass(frozen=True)
+class DefenderContext:
+    """What a defender has before training starts: public data, its declared share of target data, a model builder.
+
+    target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
+    build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
+    training: the experiment's training settings.
+    """
+
+    target_images: Tensor
+    source_images: Tensor
+    build_model: Callable[[], SplitModel]
+    training: TrainingConfig
+    compute: Compute
+    seed: int
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """What a defense hands to training: a model to start from.
+
+    frozen_client: clients keep it as it is; only the server learns, with `learning_rate` if given.
+    """
+
+    model: SplitModel
+    frozen_client: bool = False
+    learning_rate: float | None = None
+
+
+class Defense(ABC):  # noqa: B024 - every hook has a default; a defense overrides those it uses
+    """Protects smashed data. Override the hooks that the defense uses; each default does nothing.
+
+    Constructor arguments are the defense's parameters in a configuration, checked against their annotations.
+
+    randomised: the same image is not always sent as the same smashed data.
+    uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
+    """
+
+    randomised: ClassVar[bool] = False
+    uses_target_data: ClassVar[bool] = False
+
+    def architecture(self, model: ModelConfig) -> ModelConfig:
+        """The model that this defense trains, from the configured one; for example with a bottleneck."""
+        return model
+
+    def prepare(self, context: DefenderContext) -> PreparedModel | None:
+        """Before training: a pre-trained model to start from, or None to start afresh."""
+        return None
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        """How many steps :meth:`prepare` will report, for the progress display."""
+        return 0
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        """A scalar, averaged over the batch, added to the clients' loss.
+
+        images: float (n, 3, h, w) in [0, 1]; smashed: (n, *smashed_shape) with gradient.
+        """
+        return None
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        """The smashed data (n, *smashed_shape) on its way out: same shape, image by image, differentiable.
+
+        Draw randomness from `rng` only. The same function defends training, inference and the attacker's queries.
+        """
+        return smashed
+
+    def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+        """The server's gradient (n, *smashed_shape) on its way in; same shape."""
+        return gradient
+
+
+PluginT = TypeVar("PluginT", Attack, Defense)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[PluginT]):
+    """A created plugin, its label in reports, and where its code came from."""
+
+    label: str
+    plugin: PluginT
+    origin: str
+    code_sha256: str
+
+
+class Registry(Generic[PluginT]):
+    """Finds, checks and creates the plugins of one kind."""
+
+    def __init__(self, kind: str, base: type[PluginT], package: str) -> None:
+        self.kind = kind
+        self.base: type[PluginT] = base
+        self.package = package
+        self.group = f"mocosfl_priv.{package}"
+
+    def origins(self) -> dict[str, str]:
+        """Every known name and where it comes from, without importing anything.
+
+        Raises ConfigurationError where two sources claim one name.
+        """
+        found: dict[str, str] = {}
+        spec = importlib.util.find_spec(self.package)
+        for module in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
+            if not module.name.startswith("_"):
+                found[module.name] = f"{self.package}.{module.name}"
+        for entry in entry_points(group=self.group):
+            if entry.name in found and found[entry.name] != entry.value:
+                raise ConfigurationError(
+                    f"two {self.package} are called {entry.name!r}: {found[entry.name]} and {entry.value}"
+                )
+            found[entry.name] = entry.value
+        return dict(sorted(found.items()))
+
+    def load(self, reference: str) -> type[PluginT]:
+        """The class behind a name, ``module:Class`` or ``file.py:Class``; raises ConfigurationError."""
+        if ":" in reference:
+            place, class_name = reference.rsplit(":", 1)
+            module = _import_file(Path(place)) if place.endswith(".py") else _import(place, reference)
+            return self._class_in(module, class_name, reference)
+        origins = self.origins()
+        if reference not in origins:
+            raise unknown_name(self.kind, reference, origins)
+        origin = origins[reference]
+        if ":" in origin:
+            return self.load(origin)
+        return self._only_class_in(_import(origin, reference))
+
+    def create(self, spec: PluginSpec) -> Loaded[PluginT]:
+        """Load the class of `spec`, check its parameters against the constructor's annotations, and create it."""
+        cls = self.load(spec.name)
+        try:
+            plugin = cls(**_checked_parameters(cls, spec.parameters, f"{self.kind} {spec.short_name!r}"))
+        except ValueError as error:
+            raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
+        source = Path(inspect.getfile(cls))
+        return Loaded(
+            label=spec.label or spec.short_name,
+            plugin=plugin,
+            origin=f"{cls.__module__}:{cls.__qualname__}",
+            code_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        )
+
+    def _class_in(self, module: Any, name: str, reference: str) -> type[PluginT]:
+        candidate = getattr(module, name, None)
+        if candidate is None:
+            known = [n for n, value in vars(module).items() if self._is_implementation(value)]
+            raise ConfigurationError(f"{reference}: there is no class {name!r}; {did_you_mean(name, known)}")
+        if not self._is_implementation(candidate):
+            raise ConfigurationError(f"{reference}: {name} is not a {self.base.__name__}")
+        implementation: type[PluginT] = candidate
+        return implementation
+
+    def _only_class_in(self, module: Any) -> type[PluginT]:
+        own = [
+            value
+            for value in vars(module).values()
+            if self._is_implementation(value)
+            and value.__module__ == module.__name__
+            and not value.__name__.startswith("_")
+        ]
+        if len(own) != 1:
+            raise ConfigurationError(
+                f"{module.__name__} must define exactly one {self.base.__name__}, found {len(own)}"
+            )
+        implementation: type[PluginT] = own[0]
+        return implementation
+
+    def _is_implementation(self, value: object) -> bool:
+        return isinstance(value, type) and issubclass(value, self.base) and value is not self.base
+
+
+ATTACKS: Registry[Attack] = Registry("attack", Attack, "attacks")  # type: ignore[type-abstract]
+DEFENSES: Registry[Defense] = Registry("defense", Defense, "defenses")
+
+
+def summary(cls: type) -> str:
+    """The first line of a plugin's docstring."""
+    return (inspect.getdoc(cls) or "").split("\n", 1)[0]
+
+
+def _import(module: str, reference: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a user's module can fail in any way while it is imported
+        raise ConfigurationError(f"{reference}: importing {module} failed: {_one_line(error)}") from error
+
+
+def _import_file(path: Path) -> Any:
+    """Import a single file under a name of its own, once per path."""
+    resolved = path.expanduser().resolve()
+    if not resolved.is_file():
+        raise ConfigurationError(f"plugin file {path} does not exist (paths are relative to the current folder)")
+    name = f"mocosfl_priv_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and typing look the module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigurationError(f"plugin file {path} cannot be imported: {_one_line(error)}") from error
+    return module
+
+
+def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str, Any]:
+    """`given` converted and checked by the constructor's annotations; ConfigurationError names the parameter."""
+    signature = inspect.signature(cls)
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    except (NameError, TypeError) as error:
+        raise ConfigurationError(f"{who}: the constructor's annotations cannot be read: {error}") from error
+    fields: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    unknown = sorted(set(given) - set(fields))
+    if unknown:
+        raise ConfigurationError(f"{who}: unknown parameter {unknown[0]!r}; {did_you_mean(unknown[0], fields)}")
+    checker = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    try:
+        checked = checker(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} (got {problem.get('input')!r})"
+            for problem in error.errors()
+        )
+        raise ConfigurationError(f"{who}: {problems}") from error
+    return {name: getattr(checked, name) for name in given}
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

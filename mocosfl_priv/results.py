@@ -1,0 +1,189 @@
+"""What a run leaves behind, and how it is stored: the one thing that reports read.
+
+A run directory holds
+    results.csv           one row per (defense, attack, cut_layer, target_fraction, seed)
+    per_image.parquet     the metrics of every victim, same keys
+    probe.parquet         correctness of every probe test image, per trained system
+    training.csv          loss and validation score over training
+    run.json              configuration, data-role hashes, versions, seeds, floors, plugin code hashes
+    config.yaml           the configuration with every default written out; runs again as it is
+    images.safetensors    victims and reconstructions, uint8
+    checkpoints/          client, trunk and projector of every trained system, safetensors
+It appears as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+
+SCHEMA_VERSION = 1
+SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
+CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed"]
+METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips"]
+COLUMNS = [
+    *CELL_KEYS,
+    "checkpoint",
+    "victims",
+    "knn_accuracy",
+    "linear_accuracy",
+    *METRICS,
+    "mse_floor",
+    "leak_ratio",
+    "attack_seconds",
+    "attack_steps",
+    "attack_queries",
+    "knn_raw_pixels",
+    "linear_untrained",
+    "client_parameters",
+    "client_flops",
+    "smashed_bytes_per_image",
+    "training_megabytes",
+    "paper_megabytes_per_client",
+    "training_seconds",
+]
+
+
+@dataclass
+class RunRecord:
+    """A finished run in memory.
+
+    cells: one row per cell, `COLUMNS`. per_image: `CELL_KEYS`, image, metrics, mse_floor.
+    probe: `SYSTEM_KEYS`, image, knn, linear, knn_raw_pixels, linear_untrained (booleans).
+    training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn.
+    images: ``victims`` and one array per cell, named by :func:`image_key`; uint8 (n, 3, h, w).
+    checkpoints: file name to named arrays. info: everything else, as JSON.
+    """
+
+    cells: pd.DataFrame
+    per_image: pd.DataFrame
+    probe: pd.DataFrame
+    training: pd.DataFrame
+    images: dict[str, np.ndarray]
+    info: dict[str, Any]
+    config_yaml: str
+    checkpoints: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+
+def image_key(cell: dict[str, Any]) -> str:
+    """The name under which a cell's reconstructions are stored."""
+    return "/".join(f"{key}={cell[key]}" for key in CELL_KEYS)
+
+
+def write_record(record: RunRecord, folder: Path) -> None:
+    """Write all files of `record` into the existing `folder`."""
+    record.cells.to_csv(folder / "results.csv", index=False)
+    record.per_image.to_parquet(folder / "per_image.parquet", index=False)
+    record.probe.to_parquet(folder / "probe.parquet", index=False)
+    record.training.to_csv(folder / "training.csv", index=False)
+    (folder / "run.json").write_text(json.dumps(record.info, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(record.config_yaml, encoding="utf-8")
+    save_file(record.images, folder / "images.safetensors")
+    (folder / "checkpoints").mkdir()
+    for name, arrays in record.checkpoints.items():
+        save_file(arrays, folder / "checkpoints" / name)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read a run directory, without its checkpoints; ConfigurationError if it is none or of another version."""
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if info.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"{folder}: written with result schema {info.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+            )
+        return RunRecord(
+            cells=pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""]),
+            per_image=pd.read_parquet(folder / "per_image.parquet"),
+            probe=pd.read_parquet(folder / "probe.parquet"),
+            training=pd.read_csv(folder / "training.csv", keep_default_na=False, na_values=[""]),
+            images=load_file(folder / "images.safetensors"),
+            info=info,
+            config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),
+        )
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{folder} is not a run directory: {Path(error.filename).name} is missing") from error
+    except ConfigurationError:
+        raise
+    except Exception as error:  # damaged files fail in as many ways as there are readers
+        raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class Destination:
+    """A run directory to be: files are staged beside it and moved into place as a whole.
+
+    Opening it checks that the place can be written to, before hours of computation. Use as a context manager; a
+    staging folder that was not committed is removed.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
+        self.folder = Path(folder)
+        self._overwrite = overwrite
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigurationError(f"--out {self.folder} is a file")
+        if not overwrite and self.folder.exists() and any(self.folder.iterdir()):
+            raise ConfigurationError(f"--out {self.folder} is not empty; choose another folder or add --overwrite")
+        if overwrite and self.folder.exists() and any(self.folder.iterdir()) and not self._is_run():
+            raise ConfigurationError(f"--out {self.folder} holds other files than a run; it is not overwritten")
+        self._staging = self.folder.parent / f".{self.folder.name}.partial-{uuid.uuid4().hex[:8]}"
+
+    def _is_run(self) -> bool:
+        return (self.folder / "run.json").is_file()
+
+    def __enter__(self) -> Destination:
+        try:
+            self._staging.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def commit(self, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill the staging folder, then put it in place. RunFailedError if that cannot be done."""
+        try:
+            write(self._staging)
+            self._flush()
+            self._replace()
+        except OSError as error:
+            raise RunFailedError(
+                f"results could not be written to {self.folder}: {error.strerror or error}; nothing was kept"
+            ) from error
+        return self.folder
+
+    def _flush(self) -> None:
+        """Have the files on the disk before they get their name; a delayed write error surfaces here."""
+        for path in self._staging.rglob("*"):
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def _replace(self) -> None:
+        retired = None
+        if self.folder.exists():
+            retired = self.folder.parent / f".{self.folder.name}.replaced-{uuid.uuid4().hex[:8]}"
+            self.folder.rename(retired)
+        try:
+            self._staging.rename(self.folder)
+        except OSError:
+            if retired is not None:
+                retired.rename(self.folder)
+            raise
+        if retired is not None:
+            shutil.rmtree(retired, ignore_errors=True)

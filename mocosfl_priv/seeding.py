@@ -1,0 +1,32 @@
+"""One experiment seed, many independent streams.
+
+Every random choice draws from a generator named after its purpose, so that adding a draw in one place
+(say, a noisier defense) does not shift the draws of another (say, which images are victims).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed that depends on `seed` and on every part of `purpose`, and on nothing else."""
+    text = "/".join([str(seed), *(str(part) for part in purpose)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose, on `device`."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+@contextmanager
+def global_seed(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Seed torch's global generator for a block (module initialisation draws from it), then restore it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, *purpose))
+        yield

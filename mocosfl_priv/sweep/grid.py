@@ -1,0 +1,89 @@
+"""From one document to the grid of systems and attacks; everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import ExperimentConfig
+from mocosfl_priv.data.roles import assign_roles
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.experiment import Laboratory, System, defender_context, planned_training_steps
+from mocosfl_priv.models.split import validate_cut
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
+from mocosfl_priv.progress import Silent
+from mocosfl_priv.threat import ThreatModel
+from mocosfl_priv.training.sampling import PoolShape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked experiment, ready to run."""
+
+    config: ExperimentConfig
+    systems: tuple[System, ...]
+    attacks: tuple[Loaded[Attack], ...]
+    laboratory: Laboratory
+
+    @property
+    def cells(self) -> int:
+        """Rows of the result."""
+        return len(self.systems) * len(self.attacks)
+
+    def expert_steps(self, system: System) -> int:
+        """Steps that the defense of `system` will report before training."""
+        lab = self.laboratory
+        model_config = system.defense.plugin.architecture(lab.config.model)
+        return system.defense.plugin.planned_steps(defender_context(lab, system, model_config, Silent()))
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of one training."""
+        return planned_training_steps(self.laboratory)
+
+
+def plan(config: ExperimentConfig) -> Plan:
+    """Check `config` against plugins, models, threat model and data, and lay out its grid.
+
+    A defense that sees no target data runs once, with target fraction 0, however many fractions are asked for.
+    Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
+    """
+    compute = Compute.resolve(config.compute)
+    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
+    attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
+    for attack in attacks:
+        threat.require(attack.plugin.needs, attack.label)
+    defenses = tuple(DEFENSES.create(spec) for spec in config.defenses)
+    for defense in defenses:
+        for cut_layer in config.cut_layers:
+            validate_cut(defense.plugin.architecture(config.model), cut_layer)
+    used = config.target_fractions if any(d.plugin.uses_target_data for d in defenses) else (0.0,)
+    roles = assign_roles(config.data, max(used))
+    laboratory = Laboratory(config, roles, compute, threat)
+    systems = tuple(
+        System(defense, cut_layer, fraction, seed)
+        for seed in config.seeds
+        for cut_layer in config.cut_layers
+        for defense in defenses
+        for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
+    )
+    _check_partition(laboratory)
+    for system in systems:  # a bottleneck that does not fit is found by building
+        laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+    return Plan(config, systems, attacks, laboratory)
+
+
+def _check_partition(lab: Laboratory) -> None:
+    from mocosfl_priv.data.roles import Role
+
+    training = lab.config.training
+    private = len(lab.roles[Role.CLIENT_PRIVATE])
+    parts = training.clients
+    if training.partition == "classes_per_client":
+        parts *= training.classes_per_client
+    if parts > private:
+        what = "clients" if training.partition == "iid" else "shards (clients x classes_per_client)"
+        raise ConfigurationError(f"training.clients: {parts} {what} but only {private} private images")
+    if PoolShape.of(training).images > private:
+        raise ConfigurationError(f"training.server_batch: a step needs {PoolShape.of(training).images} images, "
+                                 f"but there are only {private} private ones")  # fmt: skip

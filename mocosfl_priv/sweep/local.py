@@ -1,0 +1,117 @@
+"""Run a plan in this process, one system after the other."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, train_system
+from mocosfl_priv.progress import Progress, Silent
+from mocosfl_priv.results import CELL_KEYS, COLUMNS, SCHEMA_VERSION, RunRecord, image_key
+from mocosfl_priv.data.roles import Role
+from mocosfl_priv.sweep.grid import Plan
+
+RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
+
+
+def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
+    """Train every system, attack it with every attack, and gather the record. Errors propagate; nothing is written."""
+    progress = progress or Silent()
+    lab = plan.laboratory
+    started = time.monotonic()
+    trained_systems: list[TrainedSystem] = []
+    cells: list[CellResult] = []
+    for system in plan.systems:
+        trained = train_system(lab, system, progress)
+        trained_systems.append(trained)
+        cells += [attack_system(lab, trained, attack, progress) for attack in plan.attacks]
+    return RunRecord(
+        cells=pd.DataFrame([cell.row for cell in cells], columns=COLUMNS),
+        per_image=pd.concat([cell.per_image for cell in cells], ignore_index=True),
+        probe=pd.concat([_probe_frame(plan, trained) for trained in trained_systems], ignore_index=True),
+        training=pd.DataFrame(
+            [{**trained.system.keys, **entry} for trained in trained_systems for entry in trained.trained.history]
+        ),
+        images={
+            "victims": lab.roles[Role.VICTIMS].images.numpy(),
+            **{image_key({key: cell.row[key] for key in CELL_KEYS}): cell.reconstruction for cell in cells},
+        },
+        info=_info(plan, trained_systems, time.monotonic() - started),
+        config_yaml=plan.config.to_yaml(),
+        checkpoints={f"{trained.system.file_stem}.safetensors": trained.checkpoint() for trained in trained_systems},
+    )
+
+
+def _probe_frame(plan: Plan, trained: TrainedSystem) -> pd.DataFrame:
+    count = len(trained.utility.knn)
+    return pd.DataFrame(
+        {
+            **{key: [value] * count for key, value in trained.system.keys.items()},
+            "image": np.arange(count),
+            "knn": trained.utility.knn,
+            "linear": trained.utility.linear,
+            "knn_raw_pixels": plan.laboratory.raw_pixels,
+            "linear_untrained": trained.untrained,
+        }
+    )
+
+
+def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> dict[str, Any]:
+    """Everything a reader needs to trust or repeat the run, as JSON."""
+    lab, config = plan.laboratory, plan.config
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": config.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "config": config.model_dump(mode="json"),
+        "config_sha256": config.digest,
+        "seeds": list(config.seeds),
+        "roles": {role.value: vars(record) for role, record in lab.roles.records.items()},
+        "duplicates_dropped": lab.roles.duplicates_dropped,
+        "target_training_images": lab.roles.training_size,
+        "class_names": list(lab.probe_data.train.class_names),
+        "threat_model": {"grants": sorted(lab.threat.grants), "adaptive": lab.threat.adaptive},
+        "floor": {"kind": lab.floor.kind, "mse": float(lab.floor.mse.mean())},
+        "lpips": lab.lpips_note,
+        "compute": lab.compute.describe(),
+        "plugins": {
+            "attacks": [_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)) for a in plan.attacks],
+            "defenses": [
+                _plugin_info(d, ["randomised"] if d.plugin.randomised else [])
+                for d in {s.defense.label: s.defense for s in plan.systems}.values()
+            ],
+        },
+        "systems": [
+            {
+                **trained.system.keys,
+                "steps": trained.trained.steps,
+                "selected_step": trained.trained.selected_step,
+                "frozen_client": trained.frozen,
+                "smashed_shape": list(trained.model.smashed_shape),
+                "linear_probe_penalty": trained.utility.linear_penalty,
+                "traffic_bytes": vars(trained.trained.traffic),
+            }
+            for trained in trained_systems
+        ],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "command": " ".join(sys.argv),
+    }
+
+
+def _plugin_info(loaded: Any, traits: list[str]) -> dict[str, Any]:
+    return {
+        "label": loaded.label,
+        "origin": loaded.origin,
+        "code_sha256": loaded.code_sha256,
+        "parameters": {k: v for k, v in vars(loaded.plugin).items() if isinstance(v, str | int | float | bool)},
+        "traits": [str(trait) for trait in traits],
+    }
