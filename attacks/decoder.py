@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
-from mocosfl_priv.models.decoder import build_decoder, check_grammar
+from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
 from mocosfl_priv.seeding import derive_seed
 
 BATCH_FOR_INFERENCE = 128
@@ -26,8 +26,8 @@ class DecoderAttack(Attack):
     auxiliary images held out from training, of the target distribution where the attacker has such.
 
     architecture: in the decoder grammar. epochs: passes over the auxiliary images. learning_rate: peak of a
-    one-cycle schedule. ssim_weight: loss = MSE + ssim_weight * (1 - SSIM). shift: largest shift in pixels.
-    validation_share: of the auxiliary images, held out.
+    one-cycle schedule. ssim_weight: loss = MSE + ssim_weight * (1 - SSIM). norm: of the decoder. shift: largest shift
+    of an auxiliary image in pixels. validation_share: of the auxiliary images, held out.
     """
 
     needs = frozenset({Capability.QUERY, Capability.AUXILIARY_DATA})
@@ -36,9 +36,10 @@ class DecoderAttack(Attack):
         self,
         architecture: str = "res_normN4C64",
         epochs: Annotated[int, Field(ge=1)] = 30,
-        batch_size: Annotated[int, Field(ge=1)] = 64,
-        learning_rate: Annotated[float, Field(gt=0)] = 3e-3,
+        batch_size: Annotated[int, Field(ge=1)] = 32,
+        learning_rate: Annotated[float, Field(gt=0)] = 5e-3,
         ssim_weight: Annotated[float, Field(ge=0)] = 0.1,
+        norm: NormName = "group",
         shift: Annotated[int, Field(ge=0)] = 4,
         validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
     ) -> None:
@@ -48,6 +49,7 @@ class DecoderAttack(Attack):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.ssim_weight = ssim_weight
+        self.norm: NormName = norm
         self.shift = shift
         self.validation_share = validation_share
 
@@ -55,7 +57,7 @@ class DecoderAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "decoder"))
         train, validation = self._split(view, rng)
         standardise = Standardise(view.query(train))
-        decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape)
+        decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         network = nn.Sequential(standardise, decoder).to(view.compute.device)
         steps_per_epoch = -(-len(train) // self.batch_size)
         optimiser = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)

@@ -11,7 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.seeding import derive_seed
+
+TV_LADDER = (1e-3, 1e-2, 1e-1)
+TV_WITHOUT_AUXILIARY_DATA = 1e-2
+TRIAL_IMAGES = 32
 
 
 class RmleAttack(Attack):
@@ -21,16 +26,19 @@ class RmleAttack(Attack):
     schedule, all victims in one batch. A randomised defense is drawn afresh in every iteration. Of several starts,
     each image keeps the one with the lowest objective; the true images are never consulted.
 
-    iterations: per start. parametrisation: x = sigmoid(w), or x = w clamped to [0, 1] after every iteration.
+    iterations: per start. tv: weight of the total variation; left out, the attacker tries a ladder of weights on
+    images of its own, where it has some, and takes the best. parametrisation: x = sigmoid(w), or x = w clamped to
+    [0, 1] after every iteration.
     """
 
     needs = frozenset({Capability.CLIENT_WEIGHTS})
+    optional = frozenset({Capability.AUXILIARY_DATA})
 
     def __init__(
         self,
         iterations: Annotated[int, Field(ge=1)] = 500,
-        learning_rate: Annotated[float, Field(gt=0)] = 0.05,
-        tv: Annotated[float, Field(ge=0)] = 1e-3,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.1,
+        tv: Annotated[float, Field(ge=0)] | None = None,
         l2: Annotated[float, Field(ge=0)] = 0.0,
         starts: Annotated[int, Field(ge=1)] = 1,
         parametrisation: Literal["sigmoid", "clamp"] = "clamp",
@@ -43,36 +51,51 @@ class RmleAttack(Attack):
         self.parametrisation = parametrisation
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
-        n = len(view.smashed)
-        scale = float(view.smashed.square().mean().clamp(min=1e-12))
-        best = view.smashed.new_full((n, *view.image_shape), 0.5)
-        best_objective = view.smashed.new_full((n,), math.inf)
-        steps = iter(budget.iterate(self.starts * self.iterations))
+        rng = torch.Generator().manual_seed(derive_seed(seed, "rmle"))
+        may_try = view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0
+        ladder = TV_LADDER if self.tv is None and may_try else ()
+        steps = budget.iterate((len(ladder) + self.starts) * self.iterations)
+        tv = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
+        if ladder:
+            tv = self._best_on_own_images(view, ladder, steps, rng)
+        best = view.smashed.new_full((len(view.smashed), *view.image_shape), 0.5)
+        best_objective = view.smashed.new_full((len(view.smashed),), math.inf)
         for start in range(self.starts):
-            images = self._one_start(view, scale, steps, derive_seed(seed, "rmle", start), mid_grey=start == 0)
+            images = self._optimise(view, view.smashed, tv, steps, None if start == 0 else rng)
             with torch.no_grad():
-                objective = self._objective(view, images, scale)
+                objective = self._objective(view, images, view.smashed, tv)
             better = objective < best_objective
             best[better], best_objective[better] = images[better], objective[better]
         return best
 
-    def _one_start(
-        self, view: AttackerView, scale: float, steps: Iterator[int], seed: int, mid_grey: bool
+    def _best_on_own_images(
+        self, view: AttackerView, ladder: tuple[float, ...], steps: Iterator[int], rng: torch.Generator
+    ) -> float:
+        """The total-variation weight that reconstructs a few auxiliary images best, of the target if it has such."""
+        auxiliary = view.auxiliary
+        candidates = auxiliary.images[auxiliary.of_target] if bool(auxiliary.of_target.any()) else auxiliary.images
+        chosen = torch.randperm(len(candidates), generator=rng)[:TRIAL_IMAGES]
+        own = candidates[chosen.to(candidates.device)]
+        with torch.no_grad():
+            smashed = view.protect(view.client(own))
+        errors = {tv: float(mse(self._optimise(view, smashed, tv, steps, None), own).mean()) for tv in ladder}
+        return min(errors, key=lambda tv: errors[tv])
+
+    def _optimise(
+        self, view: AttackerView, smashed: Tensor, tv: float, steps: Iterator[int], start: torch.Generator | None
     ) -> Tensor:
-        """From mid-grey for the first start, from noise around it for the others."""
-        noise = torch.randn(
-            (len(view.smashed), *view.image_shape), generator=torch.Generator().manual_seed(seed)
-        ).to(view.smashed.device)
+        """One run of the optimiser, from mid-grey, or from noise around it where `start` is given."""
+        free = smashed.new_zeros((len(smashed), *view.image_shape))
+        if start is not None:
+            free = torch.randn(free.shape, generator=start).to(free)
         sigmoid = self.parametrisation == "sigmoid"
-        free = torch.zeros_like(noise) if mid_grey else noise
-        free = free if sigmoid else 0.5 + 0.2 * free
-        free.requires_grad_(True)
+        free = (free if sigmoid else 0.5 + 0.2 * free).requires_grad_(True)
         optimiser = torch.optim.Adam([free], lr=self.learning_rate, amsgrad=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.iterations)
         for _, _step in zip(range(self.iterations), steps, strict=False):
-            images = free.sigmoid() if sigmoid else free
             optimiser.zero_grad(set_to_none=True)
-            self._objective(view, images, scale).sum().backward()  # type: ignore[no-untyped-call]
+            images = free.sigmoid() if sigmoid else free
+            self._objective(view, images, smashed, tv).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             if not sigmoid:
@@ -80,10 +103,11 @@ class RmleAttack(Attack):
                     free.clamp_(0, 1)
         return (free.sigmoid() if sigmoid else free).detach()
 
-    def _objective(self, view: AttackerView, images: Tensor, scale: float) -> Tensor:
+    def _objective(self, view: AttackerView, images: Tensor, smashed: Tensor, tv: float) -> Tensor:
         """The objective of every image, (n,)."""
-        distance = (view.protect(view.client(images)) - view.smashed).square().flatten(1).mean(1) / scale
+        scale = smashed.square().mean().clamp(min=1e-12)
+        distance = (view.protect(view.client(images)) - smashed).square().flatten(1).mean(1) / scale
         vertical = (images[:, :, 1:] - images[:, :, :-1]).abs().flatten(1).mean(1)
         horizontal = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
         prior = (images - 0.5).square().flatten(1).mean(1)
-        return distance + self.tv * (vertical + horizontal) + self.l2 * prior
+        return distance + tv * (vertical + horizontal) + self.l2 * prior

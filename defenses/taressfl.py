@@ -12,13 +12,14 @@ from mocosfl_priv import DefenderContext, Defense, ModelConfig, PreparedModel, R
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import parse_bottleneck
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
-from mocosfl_priv.models.decoder import build_decoder, check_grammar
+from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
 from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
 
 DECODER_LEARNING_RATE = 1e-3
+SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
 DECODER_DECAY = 0.2
 DECODER_MILESTONES = (0.3, 0.6, 0.8)  # of the pre-training: epochs 60, 120, 160 of 200
 
@@ -131,8 +132,9 @@ class SimulatedAttacker(NoHooks):
     ) -> None:
         self._alpha, self._threshold = defense.alpha, defense.threshold
         self._compute: Compute = context.compute
+        norm: NormName = "batch" if defense.batch_size >= SMALLEST_BATCH_FOR_BATCH_NORM else "group"
         with global_seed(context.seed, "simulated attacker"):
-            self.decoder: nn.Module = build_decoder(defense.decoder, smashed_shape, image_shape)
+            self.decoder: nn.Module = build_decoder(defense.decoder, smashed_shape, image_shape, norm)
         self.decoder.to(context.compute.device)
         self._optimiser = torch.optim.Adam(self.decoder.parameters(), lr=DECODER_LEARNING_RATE)
         self._schedule = torch.optim.lr_scheduler.MultiStepLR(

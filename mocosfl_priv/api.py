@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
+from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import Destination, RunRecord, write_record
 from mocosfl_priv.sweep.grid import Plan, plan
@@ -44,7 +45,12 @@ class Experiment:
 
     def run(self, progress: Progress | None = None) -> RunResult:
         """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs."""
-        return RunResult(run_plan(self.plan(), progress))
+        return run_planned(self.plan(), progress)
+
+
+def run_planned(checked: Plan, progress: Progress | None = None) -> RunResult:
+    """Run a plan that was made before, so that its data is not read twice."""
+    return RunResult(run_plan(checked, progress))
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,20 @@ class RunResult:
         """The same to a destination that was opened before the run."""
         from reports import write_report  # results flow into reports; only this façade and the CLI look up
 
+        failure: list[Exception] = []
+
         def write(folder: Path) -> None:
             write_record(self.record, folder)
-            write_report(self.record, folder)
+            try:
+                write_report(self.record, folder)
+            except OSError:
+                raise
+            except Exception as error:  # hours of results must not be lost to a fault in the page
+                failure.append(error)
 
-        return destination.commit(write) / "report.html"
+        folder = destination.commit(write)
+        if failure:
+            raise RunFailedError(
+                f"results are kept in {folder}, but their report failed: {type(failure[0]).__name__}: {failure[0]}"
+            ) from failure[0]
+        return folder / "report.html"

@@ -362,3 +362,15 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def with_added_plugins(
+    config: ExperimentConfig, defenses: Sequence[str], attacks: Sequence[str]
+) -> ExperimentConfig:
+    """`config` with more defenses and attacks, each by name or reference, after its own."""
+    if not defenses and not attacks:
+        return config
+    document = config.model_dump(mode="json")
+    document["defenses"] += [{"name": name} for name in defenses]
+    document["attacks"] += [{"name": name} for name in attacks]
+    return parse_config(document, where="--defense/--attack")

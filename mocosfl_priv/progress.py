@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A part of a run that is planned before it starts.
+
+    kind: segments of one kind take about the same time. guess: how long, before anything was measured (seconds on
+    a slow machine).
+    """
+
+    title: str
+    kind: str
+    guess: float
+
+
 class Progress(Protocol):
-    """Receives the course of one run: stages one after the other, each with a number of steps."""
+    """Receives the course of one run: planned segments, each with stages, each stage with a number of steps."""
+
+    def plan(self, segments: list[Segment]) -> None:
+        """All segments that will follow."""
+
+    def segment(self) -> None:
+        """The next planned segment starts."""
 
     def begin(self, stage: str, steps: int) -> None:
         """A stage starts; it will take about `steps` steps."""
@@ -20,6 +40,12 @@ class Progress(Protocol):
 
 class Silent:
     """No display: tests and library use."""
+
+    def plan(self, segments: list[Segment]) -> None:
+        """Nothing to draw."""
+
+    def segment(self) -> None:
+        """Nothing to draw."""
 
     def begin(self, stage: str, steps: int) -> None:
         """Nothing to draw."""

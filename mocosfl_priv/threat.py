@@ -192,8 +192,8 @@ class Budget:
             for step in range(planned):
                 if self.exhausted:
                     return
-                yield step
                 self.steps += 1
+                yield step
                 self._progress.advance()
         finally:
             self._progress.end()

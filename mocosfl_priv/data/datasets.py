@@ -35,7 +35,7 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         if image_size != photos.PATCH:
             raise ConfigurationError(f"data.image_size: {name} exists at {photos.PATCH} pixels only")
         return photos.load_target(split) if name == "photos" else photos.load_source(split)
-    if name in torchvision_sets.READERS:
+    if name in torchvision_sets.NAMES:
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.errors import ConfigurationError
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_SHARE = 5
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def load(root: Path, split: str, image_size: int) -> ImageSet:
@@ -37,7 +37,7 @@ def load(root: Path, split: str, image_size: int) -> ImageSet:
     labels: list[int] = []
     for label, class_name in enumerate(classes):
         found = sorted(
-            path for path in (folder / class_name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS
+            path for path in (folder / class_name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
         )
         if not found:
             raise ConfigurationError(f"imagefolder: the class folder {folder / class_name} holds no images")

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import datasets
 
 from mocosfl_priv.data.image_folder import fit
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.errors import ConfigurationError
 
-READERS: dict[str, Callable[..., Any]] = {
-    "cifar10": lambda root, split: datasets.CIFAR10(root, train=split == "train"),
-    "cifar100": lambda root, split: datasets.CIFAR100(root, train=split == "train"),
-    "svhn": lambda root, split: datasets.SVHN(root, split=split),
-    "stl10": lambda root, split: datasets.STL10(root, split=split),
-}
+NAMES = ("cifar10", "cifar100", "svhn", "stl10")
 DOWNLOADS = {
     "cifar10": "torchvision.datasets.CIFAR10(ROOT, download=True)",
     "cifar100": "torchvision.datasets.CIFAR100(ROOT, download=True)",
@@ -38,7 +31,7 @@ def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
     """
     root = (root or DEFAULT_ROOT).expanduser()
     try:
-        data = READERS[name](root, split)
+        data = _open(name, root, split)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         remedy = DOWNLOADS[name].replace("ROOT", repr(str(root)))
         raise ConfigurationError(
@@ -55,3 +48,13 @@ def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
     return ImageSet.ungrouped(
         f"{name}/{split}", torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous(), labels, names
     )
+
+
+def _open(name: str, root: Path, split: str) -> Any:
+    from torchvision import datasets  # takes seconds to import, and only these sets need it
+
+    if name == "svhn":
+        return datasets.SVHN(root, split=split)
+    if name == "stl10":
+        return datasets.STL10(root, split=split)
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, train=split == "train")

@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 MAXIMUM_ITERATIONS = 300
@@ -36,6 +32,12 @@ def linear_probe(
     Each argument is (features float (n, d), labels int64 (n,)). Features are standardised by the training mean and
     deviation. Test data plays no part in any choice.
     """
+    # scikit-learn takes seconds to import, and `validate` and `ls` have no use for it
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     (train_x, train_y), (val_x, val_y), (test_x, test_y) = (
         (features.double().cpu().numpy(), labels.cpu().numpy()) for features, labels in (train, validation, test)
     )

@@ -10,18 +10,16 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import lpips
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 MINIMUM_SIZE = 64  # smaller images are enlarged: AlexNet's pooling leaves nothing of 32 pixels
 BATCH = 64
 
-_ENUMS = {
-    "alex": models.AlexNet_Weights.IMAGENET1K_V1,
-    "vgg": models.VGG16_Weights.IMAGENET1K_V1,
-    "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+WEIGHT_FILES = {
+    "alex": ("alexnet", "alexnet-owt-7be5be79.pth"),
+    "vgg": ("vgg16", "vgg16-397923af.pth"),
+    "squeeze": ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
 }
 
 
@@ -52,7 +50,7 @@ def _prepare(images: Tensor) -> Tensor:
 
 def weights_path(network: str) -> Path:
     """Where torchvision caches the backbone's weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / _ENUMS[network].url.rsplit("/", 1)[-1]
+    return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHT_FILES[network][1]
 
 
 def load_lpips(network: str) -> tuple[Lpips | None, str]:
@@ -61,8 +59,11 @@ def load_lpips(network: str) -> tuple[Lpips | None, str]:
     network: alex, vgg or squeeze. The file's SHA-256 must start with the digits in its name, as torchvision's do.
     """
     path = weights_path(network)
-    call = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[network]
-    remedy = f"on a machine with internet access run torchvision.models.{call}(weights='IMAGENET1K_V1') and copy {path}"
+    constructor = WEIGHT_FILES[network][0]
+    remedy = (
+        f"on a machine with internet access run torchvision.models.{constructor}(weights='IMAGENET1K_V1') "
+        f"and copy the file it caches to {path}"
+    )
     if not path.is_file():
         return None, f"LPIPS not measured: the {network} backbone is not cached; {remedy}"
     expected = path.stem.rsplit("-", 1)[-1]
@@ -74,6 +75,8 @@ def load_lpips(network: str) -> tuple[Lpips | None, str]:
 
 def build_lpips(network: str, backbone: dict[str, Tensor]) -> Lpips:
     """Assemble the metric from a torchvision state dict of the backbone's convolutions."""
+    import lpips  # brings torchvision, which takes seconds to import
+
     # pnet_rand only keeps lpips from downloading: every backbone weight is replaced below, or an error is raised
     metric = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     parameters = {name.removeprefix("features."): value for name, value in backbone.items() if "features." in name}

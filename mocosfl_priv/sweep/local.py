@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, train_system
-from mocosfl_priv.progress import Progress, Silent
+from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import CELL_KEYS, COLUMNS, SCHEMA_VERSION, RunRecord, image_key
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.sweep.grid import Plan
@@ -28,10 +28,14 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
     started = time.monotonic()
     trained_systems: list[TrainedSystem] = []
     cells: list[CellResult] = []
+    progress.plan(_segments(plan))
     for system in plan.systems:
+        progress.segment()
         trained = train_system(lab, system, progress)
         trained_systems.append(trained)
-        cells += [attack_system(lab, trained, attack, progress) for attack in plan.attacks]
+        for attack in plan.attacks:
+            progress.segment()
+            cells.append(attack_system(lab, trained, attack, progress))
     return RunRecord(
         cells=pd.DataFrame([cell.row for cell in cells], columns=COLUMNS),
         per_image=pd.concat([cell.per_image for cell in cells], ignore_index=True),
@@ -47,6 +51,24 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
         config_yaml=plan.config.to_yaml(),
         checkpoints={f"{trained.system.file_stem}.safetensors": trained.checkpoint() for trained in trained_systems},
     )
+
+
+SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.15, 0.4, 15.0  # first guesses, soon replaced
+
+
+def _segments(plan: Plan) -> list[Segment]:
+    """Training and attacks in the order in which they run."""
+    segments = []
+    for system in plan.systems:
+        expert = plan.expert_steps(system)
+        guess = SECONDS_PER_STEP * plan.training_steps + SECONDS_PER_EXPERT_STEP * expert
+        segments.append(Segment(f"train {system.title}", f"train with {expert} expert steps", guess))
+        for attack in plan.attacks:
+            blind = not attack.plugin.needs
+            segments.append(
+                Segment(f"attack {system.title}: {attack.label}", attack.label, 0.1 if blind else SECONDS_PER_ATTACK)
+            )
+    return segments
 
 
 def _probe_frame(plan: Plan, trained: TrainedSystem) -> pd.DataFrame:

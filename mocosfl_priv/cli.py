@@ -1,0 +1,287 @@
+"""The command line: demo, run, report, validate, ls.
+
+Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, unknown_name
+
+if TYPE_CHECKING:
+    from mocosfl_priv.api import Experiment, RunResult
+
+EXIT_UNUSABLE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="mocosfl-priv",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How much does a split-learning system leak, and at what price is it defended?\n\n"
+    "Start with `mocosfl-priv demo`. Exit codes: 0 success, 2 unusable request, 3 failed run.",
+)
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a configuration key; VALUE is YAML. Repeatable."),
+]
+DefenseOption = Annotated[
+    list[str] | None,
+    typer.Option("--defense", metavar="NAME|FILE.py:CLASS", help="Add a defense to the configuration. Repeatable."),
+]
+AttackOption = Annotated[
+    list[str] | None,
+    typer.Option("--attack", metavar="NAME|FILE.py:CLASS", help="Add an attack to the configuration. Repeatable."),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once done.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory; an earlier demo there is replaced.")] = Path("runs/demo"),
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Train, attack, report: the whole path on embedded photographs, in minutes on two cores."""
+    _run("demo", out, set_, defense, attack, overwrite=True)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run an experiment and write its results and report to a directory, as a whole or not at all."""
+    _run(config, out, set_, defense, attack, overwrite)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run directory.")],
+    debug: DebugOption = False,
+) -> None:
+    """Write the report of a stored run again."""
+    from mocosfl_priv.results import read_record
+    from reports import write_report
+
+    try:
+        page = write_report(read_record(folder), folder)
+    except OSError as error:
+        raise ConfigurationError(f"the report cannot be written to {folder}: {error.strerror}") from error
+    print(page)
+
+
+@app.command()
+def validate(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Check a configuration against plugins, models, threat model and data, without training anything."""
+    plan = _experiment(config, set_, defense, attack).plan()
+    print(
+        f"valid: {len(plan.systems)} systems to train ({plan.training_steps} steps each), "
+        f"{len(plan.attacks)} attacks, {plan.cells} result rows; configuration {plan.config.digest[:12]}"
+    )
+
+
+@app.command("ls")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs}")],
+    debug: DebugOption = False,
+) -> None:
+    """List what can be named in a configuration."""
+    listings = {
+        "attacks": _list_attacks,
+        "defenses": _list_defenses,
+        "datasets": _list_datasets,
+        "models": _list_models,
+        "configs": _list_configs,
+    }
+    if kind not in listings:
+        raise unknown_name("kind", kind, listings)
+    table = Table(box=None, pad_edge=False)
+    header, rows = listings[kind]()
+    for column in header:
+        table.add_column(column, no_wrap=column == header[0])
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+Listing = tuple[list[str], list[list[str]]]
+
+
+def _list_attacks() -> Listing:
+    from mocosfl_priv.plugins import ATTACKS, summary
+
+    rows = []
+    for name, origin in ATTACKS.origins().items():
+        cls = ATTACKS.load(name)
+        rows.append([name, ", ".join(sorted(cls.needs)) or "nothing", summary(cls), origin])
+    return ["name", "needs", "what it does", "from"], rows
+
+
+def _list_defenses() -> Listing:
+    from mocosfl_priv.plugins import DEFENSES, summary
+
+    return ["name", "what it does", "from"], [
+        [name, summary(DEFENSES.load(name)), origin] for name, origin in DEFENSES.origins().items()
+    ]
+
+
+def _list_datasets() -> Listing:
+    from mocosfl_priv.data.datasets import NAMES
+
+    return ["name", "what it is"], [[name, text] for name, text in NAMES.items()]
+
+
+def _list_models() -> Listing:
+    from mocosfl_priv.models.resnet import BACKBONES
+
+    return ["name", "cut layers", "what it is"], [
+        [name, f"1 to {backbone.units - 1}", backbone.summary] for name, backbone in BACKBONES.items()
+    ]
+
+
+def _list_configs() -> Listing:
+    from mocosfl_priv.config import load_config
+
+    return ["name", "what it shows"], [
+        [name, load_config(path).description] for name, path in _shipped_configs().items()
+    ]
+
+
+def _shipped_configs() -> dict[str, Path]:
+    """Configurations by name: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def _experiment(
+    config: str, overrides: Sequence[str] | None, defenses: Sequence[str] | None, attacks: Sequence[str] | None
+) -> Experiment:
+    from mocosfl_priv.api import Experiment
+    from mocosfl_priv.config import with_added_plugins
+
+    path = Path(config)
+    if not path.is_file():
+        shipped = _shipped_configs()
+        if config not in shipped:
+            raise unknown_name("configuration (no such file)", config, shipped)
+        path = shipped[config]
+    experiment = Experiment.from_yaml(path, overrides or [])
+    return Experiment(with_added_plugins(experiment.config, defenses or [], attacks or []))
+
+
+def _run(
+    config: str,
+    out: Path,
+    overrides: Sequence[str] | None,
+    defenses: Sequence[str] | None,
+    attacks: Sequence[str] | None,
+    overwrite: bool,
+) -> None:
+    from mocosfl_priv.api import run_planned
+    from mocosfl_priv.display import TerminalProgress
+    from mocosfl_priv.results import Destination
+
+    console = Console(stderr=True)
+    with Destination(out, overwrite) as destination:
+        with console.status("reading data") if console.is_terminal else console.capture():
+            plan = _experiment(config, overrides, defenses, attacks).plan()
+        with TerminalProgress(console) as progress:
+            result = run_planned(plan, progress)
+        page = result.report_to(destination)
+    _print_table(result)
+    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+
+
+def _print_table(result: RunResult) -> None:
+    columns = [
+        ("defense", "defense", "{}"),
+        ("attack", "attack", "{}"),
+        ("cut_layer", "cut", "{}"),
+        ("target_fraction", "target", "{:g}"),
+        ("seed", "seed", "{}"),
+        ("leak_ratio", "leak R", "{:.3f}"),
+        ("mse", "MSE", "{:.4f}"),
+        ("mse_floor", "floor", "{:.4f}"),
+        ("ssim", "SSIM", "{:.3f}"),
+        ("linear_accuracy", "linear", "{:.3f}"),
+        ("linear_untrained", "untrained", "{:.3f}"),
+        ("knn_accuracy", "kNN", "{:.3f}"),
+        ("knn_raw_pixels", "pixels", "{:.3f}"),
+        ("attack_seconds", "attack s", "{:.1f}"),
+    ]
+    table = Table(title="leak R: 1 is perfect reconstruction, 0 or less a blind guess", title_justify="left")
+    for _, heading, _ in columns:
+        table.add_column(heading, justify="left" if heading in ("defense", "attack") else "right", no_wrap=True)
+    for _, row in result.table().iterrows():
+        table.add_row(*(form.format(row[name]) for name, _, form in columns))
+    width = None if sys.stdout.isatty() else 150
+    Console(width=width).print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: run the command, and turn every error into one line and an exit code."""
+    # Spinning threads starve each other beside a busy neighbour; must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _terminated)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+    except MocosflPrivError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error; its class is private to typer's copy of click
+            _fail(str(error.format_message()), EXIT_UNUSABLE)
+        if "--debug" in words:
+            traceback.print_exc()
+        _fail(f"unexpected {type(error).__name__}: {error} (add --debug for the traceback)", EXIT_FAILED)
+
+
+def _terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("mocosfl-priv: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""From per-image values to rows with intervals: what the table, the figures and the text all show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
+from mocosfl_priv.results import METRICS, RunRecord
+
+GROUP = ["defense", "cut_layer", "target_fraction"]
+WORST_CASE = "worst case"
+BLIND_ATTACK = "floor"
+NO_LEAK_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One defense at one cut layer and target fraction, under one attack, over all seeds.
+
+    `metrics` holds an interval per image metric that was measured; `cost` the mean cost columns.
+    """
+
+    defense: str
+    cut_layer: int
+    target_fraction: float
+    attack: str
+    seeds: int
+    leak_ratio: Interval
+    metrics: dict[str, Interval]
+    mse_floor: float
+    knn: Interval
+    linear: Interval
+    knn_raw_pixels: float
+    linear_untrained: float
+    cost: dict[str, float]
+
+    @property
+    def system(self) -> str:
+        """The defended system, for labels."""
+        return system_name(self.defense, self.cut_layer, self.target_fraction)
+
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether this row combines all attacks."""
+        return self.attack == WORST_CASE
+
+
+def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
+    """A defense with where and on how much target data it stands."""
+    target = f", {100 * target_fraction:.3g} % target data" if target_fraction > 0 else ""
+    return f"{defense} (cut {cut_layer}{target})"
+
+
+def summarise(record: RunRecord) -> list[SummaryRow]:
+    """All rows in the order of the results; each system ends with its worst case over attacks.
+
+    The worst case takes, for every victim, the attack that came closest by MSE. Looking at the victims for that
+    makes it an upper bound on what one attacker reaches with these attacks: the number a defense must answer for.
+    """
+    settings = record.info["config"]["evaluation"]
+    options = {"samples": settings["bootstrap_samples"], "confidence": settings["confidence"]}
+    rows = []
+    for key, system in record.per_image.groupby(GROUP, sort=False):
+        probe = _matching(record.probe, key)
+        cells = _matching(record.cells, key)
+        accuracy = {
+            name: mean_interval(_per_seed(probe, name), **options) for name in ("knn", "linear")
+        }
+        shared = {
+            "defense": str(key[0]),
+            "cut_layer": int(key[1]),
+            "target_fraction": float(key[2]),
+            "seeds": int(system["seed"].nunique()),
+            "knn": accuracy["knn"],
+            "linear": accuracy["linear"],
+            "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
+            "linear_untrained": float(probe["linear_untrained"].mean()),
+        }
+        attacks = [str(name) for name in system["attack"].unique()]
+        candidates = {name: system[system["attack"] == name] for name in attacks}
+        if len(attacks) > 1:
+            best = system.sort_values("mse", kind="stable").groupby(["seed", "image"], as_index=False).first()
+            candidates[WORST_CASE] = best.sort_values(["seed", "image"])
+        for attack, values in candidates.items():
+            mine = cells[cells["attack"] == attack] if attack != WORST_CASE else cells
+            cost = {
+                name: float(mine[name].mean())
+                for name in (
+                    "client_parameters",
+                    "client_flops",
+                    "smashed_bytes_per_image",
+                    "training_megabytes",
+                    "paper_megabytes_per_client",
+                    "training_seconds",
+                )
+            }
+            total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
+            cost |= {str(name): float(value) for name, value in total.items()}
+            rows.append(
+                SummaryRow(
+                    **shared,
+                    attack=attack,
+                    leak_ratio=leak_ratio_interval(
+                        _per_seed(values, "mse"), _per_seed(values, "mse_floor"), **options
+                    ),
+                    metrics={
+                        name: mean_interval(_per_seed(values, name), **options)
+                        for name in METRICS
+                        if not bool(values[name].isna().any())
+                    },
+                    mse_floor=float(values["mse_floor"].mean()),
+                    cost=cost,
+                )
+            )
+    return rows
+
+
+def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
+    """The summary as a flat table, intervals as three columns each."""
+    flat = []
+    for row in rows:
+        entry: dict[str, object] = {
+            "defense": row.defense,
+            "cut_layer": row.cut_layer,
+            "target_fraction": row.target_fraction,
+            "attack": row.attack,
+            "seeds": row.seeds,
+        }
+        intervals = {"leak_ratio": row.leak_ratio, **row.metrics, "knn_accuracy": row.knn, "linear_accuracy": row.linear}
+        for name, interval in intervals.items():
+            entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        entry |= {
+            "mse_floor": row.mse_floor,
+            "knn_raw_pixels": row.knn_raw_pixels,
+            "linear_untrained": row.linear_untrained,
+            **row.cost,
+        }
+        flat.append(entry)
+    return pd.DataFrame(flat)
+
+
+def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
+    """One row per system: its worst case, or its only attack."""
+    headlines: dict[str, SummaryRow] = {}
+    for row in rows:
+        if row.is_worst_case or row.system not in headlines:
+            headlines[row.system] = row
+    return list(headlines.values())
+
+
+def sentences(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+    """The findings in plain words."""
+    said = []
+    for row in headline_rows(rows):
+        if row.leak_ratio.high < NO_LEAK_MARGIN:
+            leak = "nothing measurable leaks to these attacks"
+        else:
+            similarity = row.metrics.get("ssim", row.metrics["ssim_zeropad"])
+            leak = (
+                f"{_percent(row.leak_ratio)} of what a blind guess leaves open is recovered, at a mean SSIM of "
+                f"{similarity.value:.2f}"
+            )
+        cost = "; ".join(_against_floor(row))
+        said.append(f"{row.system}: {leak}. {cost}.")
+    return said
+
+
+def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = []
+    seeds = len(record.info["seeds"])
+    if seeds < 3:
+        found.append(
+            f"{seeds} training seed{'s' if seeds > 1 else ''}: intervals cover the choice of images"
+            f"{', and training only poorly' if seeds > 1 else ' but not the variation of training'}. A published "
+            "number needs at least three."
+        )
+    informed = {row.attack for row in rows} - {BLIND_ATTACK, WORST_CASE}
+    if len(informed) < 2:
+        found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
+    if not any(row.defense == "none" for row in rows):
+        found.append("No undefended control: whether the attacks are strong enough is not shown.")
+    for row in headline_rows(rows):
+        if row.defense == "none" and row.leak_ratio.high < NO_LEAK_MARGIN:
+            found.append(f"{row.system}: the attacks stay at the floor without any defense, so they prove nothing.")
+    if not record.info["threat_model"]["adaptive"]:
+        found.append("The attacker was not adaptive: it did not know the defense. Defended numbers are optimistic.")
+    if record.info["lpips"].startswith("LPIPS not measured"):
+        found.append(record.info["lpips"] + ".")
+    return found
+
+
+def _against_floor(row: SummaryRow) -> list[str]:
+    texts = []
+    for name, interval, floor, what in (
+        ("linear probe", row.linear, row.linear_untrained, "the untrained network"),
+        ("kNN", row.knn, row.knn_raw_pixels, "raw pixels"),
+    ):
+        if interval.low > floor:
+            relation = "above"
+        elif interval.high < floor:
+            relation = "below"
+        else:
+            relation = "not shown to differ from"
+        texts.append(f"{name} {100 * interval.value:.1f} %, {relation} {what} ({100 * floor:.1f} %)")
+    return texts
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def _matching(frame: pd.DataFrame, key: tuple[object, ...]) -> pd.DataFrame:
+    mask = np.ones(len(frame), dtype=bool)
+    for column, value in zip(GROUP, key, strict=True):
+        mask &= (frame[column] == value).to_numpy()
+    return frame[mask]
+
+
+def _per_seed(frame: pd.DataFrame, column: str) -> list[np.ndarray]:
+    """One array per seed, in image order."""
+    return [
+        group.sort_values("image")[column].to_numpy(dtype=float) for _, group in frame.groupby("seed", sort=True)
+    ]
