@@ -31,7 +31,7 @@ class GaussianNoise(Defense):
         self.clip = clip
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        size = smashed.flatten(1).square().mean(1).sqrt().clamp(min=1e-12)
+        size = smashed.flatten(1).square().mean(1).clamp(min=1e-24).sqrt()  # sqrt has no gradient at zero
         scale = (self.clip / size).clamp(max=1).view(-1, *[1] * (smashed.dim() - 1))
         noise = torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
         return smashed * scale + self.sigma * self.clip * noise

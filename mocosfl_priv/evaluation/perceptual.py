@@ -7,6 +7,7 @@ The `lpips` package ships its linear layers, not the torchvision backbone below 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def build_lpips(network: str, backbone: dict[str, Tensor]) -> Lpips:
     import lpips  # brings torchvision, which takes seconds to import
 
     # pnet_rand only keeps lpips from downloading: every backbone weight is replaced below, or an error is raised
-    metric = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
+        metric = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     parameters = {name.removeprefix("features."): value for name, value in backbone.items() if "features." in name}
     for name, parameter in metric.net.named_parameters():
         index = name.split(".", 1)[1]  # slices are called slice1.0.weight: the second number is torchvision's index

@@ -1,0 +1,79 @@
+"""Clients whose best attack is known in closed form, and views on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.data.datasets import load_split
+from mocosfl_priv.evaluation.utility import to_unit_range
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Capability
+
+ALL = frozenset(Capability)
+
+
+class ColourMixClient(nn.Module):
+    """Rotates the colours of every pixel and scales the rotated axes by `gains`; invertible if none is zero."""
+
+    def __init__(self, gains: tuple[float, float, float] = (1.0, 1.0, 1.0), seed: int = 0) -> None:
+        super().__init__()
+        random = torch.randn((2, 3, 3), generator=torch.Generator().manual_seed(seed))
+        left, right = torch.linalg.qr(random).Q
+        self.register_buffer("matrix", left @ torch.diag(torch.tensor(gains)) @ right)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("dc,nchw->ndhw", self.matrix, x)
+
+
+class ConstantClient(nn.Module):
+    """Destroys everything: the same smashed data whatever the image; still differentiable."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x + 0.25
+
+
+def photo_patches(count: int, split: str = "train") -> Tensor:
+    """Real image content at 16x16 pixels, in [0, 1]: every other pixel of evenly spaced photo patches."""
+    images = load_split("photos", "test" if split == "test" else "train").images
+    chosen = images[torch.linspace(0, len(images) - 1, count).long()]
+    return to_unit_range(chosen)[:, :, ::2, ::2].contiguous()
+
+
+def make_view(
+    client: nn.Module, victims: Tensor, auxiliary: Tensor, compute: Compute, noise: float = 0.0,
+    visible: frozenset[Capability] = ALL,
+) -> AttackerView:  # fmt: skip
+    """The view on `victims` through `client` and additive Gaussian noise of deviation `noise`."""
+    rng = torch.Generator().manual_seed(7)
+
+    def protect(smashed: Tensor) -> Tensor:
+        return smashed + noise * torch.randn(smashed.shape, generator=rng) if noise else smashed
+
+    with torch.no_grad():
+        smashed = protect(client(victims))
+    return AttackerView(
+        smashed=smashed,
+        image_shape=(victims.shape[1], victims.shape[2], victims.shape[3]),
+        compute=compute,
+        visible=visible,
+        client=client,
+        protect=protect,
+        auxiliary=AuxiliaryData(auxiliary, torch.ones(len(auxiliary), dtype=torch.bool)),
+    )
+
+
+def white_images(n: int, size: int, deviation: float, seed: int) -> Tensor:
+    """White Gaussian noise around mid-grey, (n, 3, size, size): a distribution whose best estimator is linear."""
+    rng = torch.Generator().manual_seed(seed)
+    return 0.5 + deviation * torch.randn((n, 3, size, size), generator=rng)
+
+
+def wiener_error(client: ColourMixClient, deviation: float, noise: float) -> float:
+    """MSE per element of the Wiener filter for white images of `deviation` through `client` plus `noise`.
+
+    trace((A'A / noise^2 + I / deviation^2)^-1) / 3: no estimator does better on average.
+    """
+    matrix = client.get_buffer("matrix").double()
+    precision = matrix.T @ matrix / noise**2 + torch.eye(3, dtype=torch.float64) / deviation**2
+    return float(torch.linalg.inv(precision).trace()) / 3

@@ -1,0 +1,82 @@
+"""Attacks against clients whose optimum is known (no attack may beat it, and a good one comes near)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attacks.decoder import DecoderAttack
+from attacks.floor import Floor
+from attacks.rmle import RmleAttack
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
+from mocosfl_priv.evaluation.image_metrics import mse, psnr
+from mocosfl_priv.plugins import Attack
+from mocosfl_priv.threat import Budget
+from tests.attacks.closed_form import (
+    ColourMixClient,
+    ConstantClient,
+    make_view,
+    photo_patches,
+    white_images,
+    wiener_error,
+)
+
+DEVIATION, NOISE = 0.1, 0.05
+CHANNEL = ColourMixClient((1.0, 0.5, 0.2))
+
+
+def run(attack: Attack, view) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    return attack.reconstruct(view, Budget(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        RmleAttack(iterations=400, tv=0.0),
+        DecoderAttack("res_normN0C32", epochs=60, learning_rate=0.01, ssim_weight=0.0),
+    ],
+    ids=["rmle", "decoder"],
+)
+def test_invertible_client_is_inverted_beyond_40_db(attack: Attack, compute: Compute) -> None:
+    victims = photo_patches(32, "test")
+    view = make_view(ColourMixClient(), victims, photo_patches(1200), compute)
+    assert float(psnr(run(attack, view), victims).mean()) > 40
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [RmleAttack(iterations=60), RmleAttack(iterations=60, tv=0.1, starts=2), DecoderAttack("res_normN0C16", epochs=6), Floor()],
+    ids=["rmle", "rmle-starts", "decoder", "floor"],
+)  # fmt: skip
+def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, compute: Compute) -> None:
+    """Would catch any leak from victims to the attacker that does not pass through the smashed data."""
+    victims, known = photo_patches(64, "test"), photo_patches(600)
+    view = make_view(ConstantClient(), victims, known, compute)
+    error = mse(run(attack, view), victims)
+    assert leak_ratio(error, blind_guess_floor(known, victims).mse) < 0.02
+
+
+@pytest.mark.parametrize("name", ["rmle", "decoder"])
+def test_gaussian_channel_is_inverted_near_the_wiener_optimum_and_never_below(name: str, compute: Compute) -> None:
+    optimum = wiener_error(CHANNEL, DEVIATION, NOISE)
+    victims = white_images(150, 16, DEVIATION, seed=1)
+    view = make_view(CHANNEL, victims, white_images(600, 16, DEVIATION, seed=2), compute, NOISE)
+    if name == "rmle":  # the quadratic prior that makes its optimum the posterior mean
+        scale = float(view.smashed.square().mean())
+        attack: Attack = RmleAttack(iterations=300, learning_rate=0.05, tv=0.0, l2=NOISE**2 / DEVIATION**2 / scale)
+    else:
+        attack = DecoderAttack("res_normN0C16", epochs=30, learning_rate=0.01, ssim_weight=0.0)
+    error = float(mse(run(attack, view), victims).mean())
+    # 150 x 768 elements: the sample error of the optimum itself varies by well under 2 percent
+    assert 0.98 * optimum < error < 1.10 * optimum
+
+
+def test_total_variation_weight_is_chosen_on_the_attackers_own_images(compute: Compute) -> None:
+    noisy = make_view(ColourMixClient(), photo_patches(24, "test"), photo_patches(200), compute, noise=0.4)
+    victims = photo_patches(24, "test")
+    errors = {
+        tv: float(mse(run(RmleAttack(iterations=80, tv=tv), noisy), victims).mean()) for tv in (None, 0.001, 0.01, 0.1)
+    }
+    assert errors[None] <= 1.05 * min(errors[tv] for tv in (0.001, 0.01, 0.1))

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.models.decoder import build_decoder
+
+
+@pytest.mark.parametrize("architecture", ["res_normN0C8", "res_normN2C6", "conv_normN1C8"])
+@pytest.mark.parametrize("smashed", [(4, 16, 16), (8, 32, 32), (3, 8, 8)])
+def test_decoders_give_images(architecture: str, smashed: tuple[int, int, int]) -> None:
+    images = build_decoder(architecture, smashed, (3, 32, 32))(torch.randn(2, *smashed))
+    assert images.shape == (2, 3, 32, 32)
+    assert 0 < float(images.detach().min()) and float(images.detach().max()) < 1
+
+
+def test_norm_is_as_asked() -> None:
+    batch = build_decoder("res_normN1C8", (4, 16, 16), (3, 32, 32), norm="batch")
+    group = build_decoder("res_normN1C8", (4, 16, 16), (3, 32, 32))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in batch.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in group.modules())
+
+
+@pytest.mark.parametrize("architecture", ["resnormN1C8", "res_normN1", "res_normN1C0"])
+def test_grammar_errors(architecture: str) -> None:
+    with pytest.raises(ConfigurationError, match="not of the form"):
+        build_decoder(architecture, (4, 16, 16), (3, 32, 32))
+
+
+@pytest.mark.parametrize(("smashed", "message"), [((4, 12, 12), "cannot be doubled"), ((64,), "not an image-like")])
+def test_shapes_that_cannot_be_decoded(smashed: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build_decoder("res_normN1C8", smashed, (3, 32, 32))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mocosfl_priv.api import RunResult
+from reports import write_report
+from reports.figures import shown_victims
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Checker(HTMLParser):
+    """Collects addresses and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tiny_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tiny_run.record, tmp_path_factory.mktemp("report"))
+
+
+def test_page_is_well_formed_and_needs_nothing_from_outside(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert checker.addresses and all(a.startswith("data:image/png;base64,") for a in checker.addresses)
+    assert not re.search(r"https?://|<script|@import|url\(", text)
+
+
+def test_page_shows_configuration_hashes_versions_and_seeds(page: Path, tiny_run: RunResult) -> None:
+    text, info = page.read_text(encoding="utf-8"), tiny_run.record.info
+    assert info["config_sha256"][:12] in text
+    assert "server_batch: 32" in text
+    for role, record in info["roles"].items():
+        assert role in text and record["content_sha256"][:16] in text
+    assert f"torch {info['versions']['torch']}" in text
+    assert "worst case" in text and "LPIPS" in text
+
+
+def test_figures_are_pictures(page: Path) -> None:
+    names = {path.name for path in (page.parent / "figures").iterdir()}
+    assert {"tradeoff.png", "leak_ladder.png", "training.png"} <= names
+    assert sum(name.startswith("strip_") for name in names) == 3  # originals, floor, rmle
+    for path in (page.parent / "figures").iterdir():
+        with Image.open(path) as picture:
+            assert picture.width > 100 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
+
+
+def test_names_from_outside_are_escaped(tiny_run: RunResult, tmp_path: Path) -> None:
+    record = tiny_run.record
+    info = {**record.info, "command": "<script>alert(1)</script>"}
+    text = write_report(type(record)(**{**vars(record), "info": info}), tmp_path).read_text()
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_shown_victims_are_evenly_spaced() -> None:
+    assert shown_victims(3) == [0, 1, 2]
+    assert shown_victims(128)[0] == 0 and shown_victims(128)[-1] == 127 and len(shown_victims(128)) == 10

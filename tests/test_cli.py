@@ -1,0 +1,170 @@
+"""The command as a user runs it: a process of its own, real files, exit codes and what it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+README = Path(__file__).parents[1] / "README.md"
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Run:
+    """Runs `mocosfl-priv` in an empty folder."""
+
+    def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mocosfl_priv.cli", *words],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, **options,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny: dict[str, Any]) -> Path:
+    """The smallest experiment as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return path
+
+
+def one_clear_line(result: subprocess.CompletedProcess[str], code: int) -> str:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr and "Traceback" not in result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mocosfl-priv:")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def readme_block(containing: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return next(block for block in blocks if containing in block)
+
+
+def test_a_defense_from_the_readme_runs_and_appears_in_the_report(cli: Run, config: Path, tmp_path: Path) -> None:
+    source = readme_block("(Defense)")
+    assert len(source.splitlines()) <= 35
+    class_name = re.search(r"class (\w+)\(Defense\)", source)[1]  # type: ignore[index]
+    (tmp_path / "my_defense.py").write_text(source)
+    result = cli("run", "tiny.yaml", "--out", "out", "--defense", f"my_defense.py:{class_name}")
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "out/results.csv")
+    assert table["defense"].tolist() == ["none", "none", class_name, class_name]
+    assert class_name in (tmp_path / "out/report.html").read_text()
+    assert "leak R" in result.stdout and "out/report.html" in result.stdout
+    assert "left" in result.stderr  # the progress lines
+
+    again = cli("run", "tiny.yaml", "--out", "out")
+    assert "is not empty" in one_clear_line(again, 2)
+    (tmp_path / "out/report.html").unlink()
+    assert cli("report", "out").returncode == 0
+    assert class_name in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "nowhere", "--out", "o"], "unknown configuration (no such file) 'nowhere'"),
+        (["run", "tiny.yaml"], "Missing option '--out'"),
+        (["run", "tiny.yaml", "--out", "o", "--set", "trainin.clients=2"], "did you mean 'training'"),
+        (["run", "tiny.yaml", "--out", "o", "--set", "cut_layers=[7]"], "cut layer 7 is impossible"),
+        (["run", "tiny.yaml", "--out", "o", "--defense", "gausian"], "did you mean 'gaussian'"),
+        (["run", "tiny.yaml", "--out", "o", "--attack", "no.py:X"], "does not exist"),
+        (["run", "tiny.yaml", "--out", "o", "--set", "threat.grants=[query]"], "does not grant"),
+        (["run", "tiny.yaml", "--out", "o", "--set", "training.clients=5000"], "5000 clients but only"),
+        (["run", "tiny.yaml", "--out", "o", "--set", "data.source=photos"], "overlap"),
+        (["run", "tiny.yaml", "--out", "o", "--set", "data.dataset=svhn", "--set", "data.path=."], "download=True"),
+        (["validate", "tiny.yaml", "--set", "model.backbone=resnet9"], "did you mean 'resnet8'"),
+        (["report", "."], "not a run directory"),
+        (["ls", "attack"], "did you mean 'attacks'"),
+        (["dmeo"], "No such command 'dmeo'"),
+        (["run", "tiny.yaml", "--out", "/proc/no/place"], "cannot be written"),
+    ],
+)
+def test_unusable_requests_end_with_one_line_and_exit_code_2(
+    words: list[str], expected: str, cli: Run, config: Path, tmp_path: Path
+) -> None:
+    assert expected in one_clear_line(cli(*words), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_corrupt_and_empty_data_end_with_one_line(cli: Run, config: Path, tmp_path: Path, make_image_folder) -> None:  # type: ignore[no-untyped-def]
+    root = make_image_folder({"train/a": 20, "train/b": 20, "test/a": 20})
+    words = ["run", "tiny.yaml", "--out", "o", "--set", f"data.dataset=imagefolder:{root}"]
+    (root / "train/a/0003.png").write_bytes(b"broken")
+    assert "0003.png cannot be read" in one_clear_line(cli(*words), 2)
+    (root / "train/c").mkdir()
+    (root / "train/a/0003.png").unlink()
+    assert "holds no images" in one_clear_line(cli(*words), 2)
+    assert not (tmp_path / "o").exists()
+
+
+def test_failed_training_is_exit_code_3_and_writes_nothing(cli: Run, config: Path, tmp_path: Path) -> None:
+    result = cli("run", "tiny.yaml", "--out", "o", "--set", "training.learning_rate=1e30")
+    assert "training diverged" in one_clear_line(result, 3)
+    debug = cli("run", "tiny.yaml", "--out", "o", "--debug", "--set", "training.learning_rate=1e30")
+    assert debug.returncode == 3 and "Traceback" in debug.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(cli: Run, config: Path, tmp_path: Path) -> None:
+    """A limit on file size is the closest to a full disk that a test may make: writes fail in the kernel."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    result = cli("run", "tiny.yaml", "--out", "o", preexec_fn=limit, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert "could not be written" in one_clear_line(result, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing(signal_number: int, config: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mocosfl_priv.cli", "run", "tiny.yaml", "--out", "o", "--set", "training.epochs=500"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "train none" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_listings_and_help_show_what_there_is(cli: Run) -> None:
+    for kind, names in {
+        "attacks": ["decoder", "rmle", "floor"],
+        "defenses": ["none", "taressfl", "gaussian", "bottleneck"],
+        "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
+        "models": ["resnet8", "resnet10", "resnet18"],
+        "configs": ["demo"],
+    }.items():
+        listed = cli("ls", kind)
+        assert listed.returncode == 0
+        assert set(names) <= {line.split(" ")[0] for line in listed.stdout.splitlines() if line.strip()}
+    text = cli("--help").stdout
+    for command in ("demo", "run", "report", "validate", "ls", "Exit codes"):
+        assert command in text
+
+
+def test_validate_counts_without_training(cli: Run) -> None:
+    result = cli("validate", "demo")
+    assert result.returncode == 0 and "valid: 4 systems" in result.stdout and "12 result rows" in result.stdout

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from mocosfl_priv import AttackerView, Attack, Budget, Capability, Defense, Experiment
+from mocosfl_priv.api import RunResult
+from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
+from mocosfl_priv.experiment import attack_system, grant_view, train_system
+from mocosfl_priv.plugins import ATTACKS
+from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.results import CELL_KEYS
+
+TIMES = ["attack_seconds", "training_seconds"]
+
+
+def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
+    table = tiny_run.table()
+    assert table[CELL_KEYS].values.tolist() == [["none", "floor", 1, 0.0, 0], ["none", "rmle", 1, 0.0, 0]]
+    assert table["mse_floor"].nunique() == 1
+    floor, rmle = table.iloc[0], table.iloc[1]
+    assert abs(floor["leak_ratio"]) < 0.05
+    assert rmle["leak_ratio"] > 0.5
+    assert rmle["attack_steps"] == 60
+    assert table["lpips"].isna().all() or (table["lpips"] >= 0).all()
+    for column in ("knn_accuracy", "linear_accuracy", "knn_raw_pixels", "linear_untrained"):
+        assert table[column].between(0, 1).all()
+
+
+def test_the_same_experiment_gives_the_same_numbers(tiny: dict[str, Any], tiny_run: RunResult) -> None:
+    again = Experiment.from_dict(tiny).run()
+    pd.testing.assert_frame_equal(again.table().drop(columns=TIMES), tiny_run.table().drop(columns=TIMES))
+    pd.testing.assert_frame_equal(again.record.per_image, tiny_run.record.per_image)
+
+
+def test_another_seed_gives_other_numbers_on_the_same_victims(tiny: dict[str, Any], tiny_run: RunResult) -> None:
+    other = Experiment.from_dict({**tiny, "seeds": [1]}).run()
+    assert other.record.info["roles"] == tiny_run.record.info["roles"]
+    assert other.table()["mse"][1] != tiny_run.table()["mse"][1]
+    assert other.table()["mse_floor"][1] == tiny_run.table()["mse_floor"][1]
+
+
+def test_the_grid_runs_target_fractions_only_where_they_matter(tiny: dict[str, Any]) -> None:
+    plan = Experiment.from_dict(
+        {**tiny, "defenses": ["none", "taressfl"], "target_fractions": [0.0, 0.02], "cut_layers": [1, 2], "seeds": [0, 1]}
+    ).plan()
+    points = [(s.defense.label, s.cut_layer, s.target_fraction, s.seed) for s in plan.systems]
+    assert len(points) == len(set(points)) == 2 * 2 * (1 + 2)
+    assert {p[2] for p in points if p[0] == "none"} == {0.0}
+    assert plan.cells == 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"threat": {"grants": ["query"]}}, ThreatModelError, "attack 'rmle' needs client_weights"),
+        ({"cut_layers": [9]}, ConfigurationError, "cut layer 9 is impossible"),
+        ({"defenses": ["nonne"]}, ConfigurationError, "did you mean 'none'"),
+        ({"attacks": [{"name": "rmle", "iterations": 0}]}, ConfigurationError, "iterations"),
+        ({"training": {"clients": 10_000}}, ConfigurationError, "clients but only"),
+        (
+            {"training": {"clients": 100, "partition": "classes_per_client", "classes_per_client": 50}},
+            ConfigurationError,
+            "5000 shards",
+        ),
+        ({"data": {"dataset": "imagefolder:/nowhere"}}, ConfigurationError, "no folder"),
+        ({"data": {"source": "photos"}}, ConfigurationError, "overlap"),
+        ({"model": {"backbone": "resnet8", "bottleneck": "C4S64"}}, ConfigurationError, "does not"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_training(
+    changes: dict[str, Any], error: type[Exception], message: str, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(error, match=message):
+        Experiment.from_dict({**tiny, **changes}).plan()
+
+
+def test_diverging_training_fails_with_the_system_named(tiny: dict[str, Any]) -> None:
+    tiny["training"]["learning_rate"] = 1e30
+    with pytest.raises(RunFailedError, match="none, cut 1, seed 0: training diverged"):
+        Experiment.from_dict(tiny).run()
+
+
+class Spy(Attack):
+    """Keeps its view, and returns grey."""
+
+    needs = frozenset({Capability.CLIENT_WEIGHTS, Capability.AUXILIARY_DATA})
+    views: list[AttackerView] = []
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        Spy.views.append(view)
+        return torch.full((len(view.smashed), *view.image_shape), 0.5)
+
+
+class Faulty(Attack):
+    """Breaks its contract in the way it is told."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        good = torch.zeros(len(view.smashed), *view.image_shape)
+        if self.how == "raise":
+            raise IndexError("out of luck")
+        if self.how == "reach":
+            return view.query(good)
+        bad = {"nan": good + float("nan"), "shape": good[:1], "type": None}
+        return bad[self.how]  # type: ignore[return-value]
+
+
+class Shouting(Defense):
+    """Sends everything times ten; the attacker's queries must show it."""
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        return 10 * smashed
+
+
+def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) -> None:
+    plan = Experiment.from_dict(
+        {**tiny, "defenses": ["tests.test_experiment:Shouting"], "attacks": ["tests.test_experiment:Spy"]}
+    ).plan()
+    lab = plan.laboratory
+    trained = train_system(lab, plan.systems[0])
+    attack_system(lab, trained, plan.attacks[0])
+    view = Spy.views.pop()
+    victims = lab.victims
+    with torch.no_grad():
+        plain = trained.model.client(victims)
+    torch.testing.assert_close(view.smashed, 10 * plain)
+    torch.testing.assert_close(view.query(victims), 10 * plain)
+    torch.testing.assert_close(view.protect(plain), 10 * plain)
+    # the victims' pixels do not lie in what the view holds
+    assert not bool((view.auxiliary.images[:, None] == victims[None]).all(dim=(2, 3, 4)).any())
+    # poisoning the victims after the view was built changes nothing the attack can see
+    before = view.smashed.clone()
+    view = grant_view(lab, trained, plan.attacks[0])
+    lab.victims.fill_(0.123)
+    assert torch.equal(view.smashed, before)
+
+
+def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any]) -> None:
+    plan = Experiment.from_dict(
+        {
+            **tiny,
+            "defenses": ["tests.test_experiment:Shouting"],
+            "attacks": ["tests.test_experiment:Spy"],
+            "threat": {"adaptive": False},
+        }
+    ).plan()
+    trained = train_system(plan.laboratory, plan.systems[0])
+    view = grant_view(plan.laboratory, trained, plan.attacks[0])
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(view.query(images), trained.model.client(images))
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("nan", RunFailedError, "not finite"),
+        ("shape", RunFailedError, "returned shape"),
+        ("type", RunFailedError, "NoneType"),
+        ("raise", RunFailedError, "IndexError: out of luck"),
+        ("reach", ThreatModelError, "reached for query"),
+    ],
+)
+def test_faulty_attacks_are_named(how: str, error: type[Exception], message: str, tiny: dict[str, Any]) -> None:
+    plan = Experiment.from_dict(tiny).plan()
+    trained = train_system(plan.laboratory, plan.systems[0])
+    faulty = ATTACKS.create(PluginSpec(name="tests.test_experiment:Faulty", how=how))  # type: ignore[call-arg]
+    with pytest.raises(error, match=message):
+        attack_system(plan.laboratory, trained, faulty)
+
+
+def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
+    page = tiny_run.report(tmp_path / "run")
+    folder = page.parent
+    assert {path.name for path in folder.iterdir()} == {
+        "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "run.json", "config.yaml",
+        "images.safetensors", "checkpoints", "report.html", "summary.csv", "figures",
+    }  # fmt: skip
+    row = pd.read_csv(folder / "results.csv").iloc[0]
+    weights = load_file(folder / row["checkpoint"])
+    assert "client.0.conv1.weight" in weights and weights["client.0.conv1.weight"].shape == (8, 3, 3, 3)
+    info = json.loads((folder / "run.json").read_text())
+    assert {"roles", "versions", "seeds", "config", "config_sha256", "plugins", "compute"} <= set(info)
+    assert all(len(role["content_sha256"]) == 64 for role in info["roles"].values())
+    assert Experiment.from_yaml(folder / "config.yaml").config == Experiment.from_dict(info["config"]).config
+    assert np.isfinite(pd.read_csv(folder / "summary.csv")["leak_ratio"]).all()
+
+
+def test_a_run_is_not_lost_when_its_page_fails(
+    tiny_run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import reports
+
+    def broken(record: object, folder: Path) -> Path:
+        raise ZeroDivisionError("no page")
+
+    monkeypatch.setattr(reports, "write_report", broken)
+    with pytest.raises(RunFailedError, match="results are kept in .*no page"):
+        tiny_run.report(tmp_path / "run")
+    assert (tmp_path / "run/results.csv").is_file()
+
+
+@pytest.mark.parametrize("partition", ["iid", "classes_per_client"])
+def test_real_images_run_through_the_whole_path(partition: str, shared: Path, tiny: dict[str, Any]) -> None:
+    data = shared / "data"
+    tiny["data"] = {
+        "dataset": f"imagefolder:{data / 'cifar10'}",
+        "source": f"imagefolder:{data / 'cifar100'}",
+        "train_limit": 400,
+        "test_limit": 200,
+        "victims": 16,
+    }
+    tiny["training"] |= {"partition": partition, "clients": 8, "sync_period": 2}
+    taressfl = {"name": "taressfl", "epochs": 1, "batch_size": 64, "decoder": "res_normN0C8"}
+    tiny |= {"defenses": [taressfl if partition == "iid" else "none"], "target_fractions": [0.01]}
+    table = Experiment.from_dict(tiny).run().table()
+    assert len(table) == 2 and table["mse"].between(0, 1).all()

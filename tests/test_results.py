@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mocosfl_priv.api import RunResult
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.results import CELL_KEYS, COLUMNS, Destination, image_key, read_record, write_record
+
+
+def test_columns_of_the_issue_are_there() -> None:
+    wanted = (
+        "defense, attack, cut_layer, target_fraction, seed, checkpoint, victims, knn_accuracy, linear_accuracy, mse, "
+        "psnr, ssim, ssim_zeropad, lpips, mse_floor, leak_ratio, attack_seconds"
+    )
+    assert set(wanted.split(", ")) <= set(COLUMNS)
+
+
+def test_a_record_reads_back_equal(tiny_run: RunResult, tmp_path: Path) -> None:
+    record = tiny_run.record
+    write_record(record, tmp_path)
+    again = read_record(tmp_path)
+    pd.testing.assert_frame_equal(again.cells, record.cells, check_dtype=False)
+    pd.testing.assert_frame_equal(again.per_image, record.per_image, check_dtype=False)
+    pd.testing.assert_frame_equal(again.probe, record.probe, check_dtype=False)
+    assert again.info == json.loads(json.dumps(record.info))
+    assert again.images.keys() == record.images.keys()
+    assert all(np.array_equal(again.images[key], record.images[key]) for key in again.images)
+
+
+def test_rows_agree_with_their_per_image_values(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    means = record.per_image.groupby(CELL_KEYS, sort=False)[["mse", "psnr", "ssim", "ssim_zeropad", "mse_floor"]].mean()
+    for _, row in record.cells.iterrows():
+        mean = means.loc[tuple(row[CELL_KEYS])]
+        for name in mean.index:
+            assert row[name] == pytest.approx(mean[name], rel=1e-5)
+        assert row["leak_ratio"] == pytest.approx(1 - mean["mse"] / mean["mse_floor"], abs=1e-5)
+        assert image_key(dict(row[CELL_KEYS])) in record.images
+
+
+@pytest.mark.parametrize("damage", ["run.json", "per_image.parquet", "images.safetensors"])
+def test_damaged_or_foreign_folders_are_refused(damage: str, tiny_run: RunResult, tmp_path: Path) -> None:
+    write_record(tiny_run.record, tmp_path)
+    (tmp_path / damage).write_bytes(b"{damaged")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_record(tmp_path)
+    (tmp_path / damage).unlink()
+    with pytest.raises(ConfigurationError, match="is not a run directory|cannot be read"):
+        read_record(tmp_path)
+
+
+def test_other_schema_versions_are_refused(tiny_run: RunResult, tmp_path: Path) -> None:
+    write_record(tiny_run.record, tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**info, "schema_version": 99}))
+    with pytest.raises(ConfigurationError, match="schema 99"):
+        read_record(tmp_path)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_destination_appears_as_a_whole(tmp_path: Path) -> None:
+    with Destination(tmp_path / "run") as destination:
+        assert not (tmp_path / "run").exists()
+        destination.commit(lambda folder: (folder / "run.json").write_text("{}") and None)
+    assert leftovers(tmp_path) == ["run"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    def full_disk(folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunFailedError, match="No space left on device"), Destination(tmp_path / "run") as destination:
+        destination.commit(full_disk)
+    assert leftovers(tmp_path) == []
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Destination(tmp_path / "run"):
+        raise KeyboardInterrupt
+    assert leftovers(tmp_path) == []
+
+
+def test_earlier_results_survive_a_failed_overwrite_and_are_replaced_by_a_good_one(tmp_path: Path) -> None:
+    def old(folder: Path) -> None:
+        (folder / "run.json").write_text("old")
+
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    def new(folder: Path) -> None:
+        (folder / "run.json").write_text("new")
+
+    with Destination(tmp_path / "run") as destination:
+        destination.commit(old)
+    with pytest.raises(RunFailedError), Destination(tmp_path / "run", overwrite=True) as destination:
+        destination.commit(fail)
+    assert (tmp_path / "run/run.json").read_text() == "old"
+    with Destination(tmp_path / "run", overwrite=True) as destination:
+        destination.commit(new)
+    assert (tmp_path / "run/run.json").read_text() == "new"
+    assert leftovers(tmp_path) == ["run"]
+
+
+def test_occupied_destinations_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/precious").write_text("x")
+    with pytest.raises(ConfigurationError, match="is a file"):
+        Destination(tmp_path / "file")
+    with pytest.raises(ConfigurationError, match="is not empty"):
+        Destination(tmp_path / "folder")
+    with pytest.raises(ConfigurationError, match="not overwritten"):
+        Destination(tmp_path / "folder", overwrite=True)
+    with pytest.raises(ConfigurationError, match="cannot be written"), Destination(tmp_path / "file" / "below"):
+        pass

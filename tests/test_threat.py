@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import gc
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import ThreatConfig
+from mocosfl_priv.errors import ConfigurationError, ThreatModelError
+from mocosfl_priv.threat import DESCRIPTIONS, AttackerView, AuxiliaryData, Budget, Capability, ThreatModel
+
+C = Capability
+
+
+def view(compute: Compute, *visible: Capability) -> AttackerView:
+    return AttackerView(
+        smashed=torch.zeros(2, 4, 8, 8),
+        image_shape=(3, 8, 8),
+        compute=compute,
+        visible=frozenset(visible),
+        client=nn.Conv2d(3, 4, 3, padding=1),
+        protect=lambda z: z + 1,
+        auxiliary=AuxiliaryData(torch.rand(5, 3, 8, 8), torch.ones(5, dtype=torch.bool)),
+    )
+
+
+def test_white_box_implies_query_and_architecture() -> None:
+    model = ThreatModel.of(["client_weights"])
+    assert model.grants == {C.CLIENT_WEIGHTS, C.QUERY, C.ARCHITECTURE}
+    model.require(frozenset({C.QUERY}), "x")
+
+
+def test_missing_capability_is_named() -> None:
+    with pytest.raises(ThreatModelError, match="'decoder' needs auxiliary_data, which this threat model"):
+        ThreatModel.of(["query"]).require(frozenset({C.QUERY, C.AUXILIARY_DATA}), "decoder")
+
+
+def test_unknown_capability() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean 'client_weights'"):
+        ThreatModel.of(["client_weight"])
+
+
+def test_defaults_grant_known_capabilities() -> None:
+    ThreatModel.of(ThreatConfig().grants)
+    assert set(DESCRIPTIONS) == set(Capability)
+
+
+@pytest.mark.parametrize(
+    ("capability", "reach"),
+    [
+        (C.CLIENT_WEIGHTS, lambda v: v.client),
+        (C.CLIENT_WEIGHTS, lambda v: v.protect(v.smashed)),
+        (C.QUERY, lambda v: v.query(torch.zeros(1, 3, 8, 8))),
+        (C.AUXILIARY_DATA, lambda v: v.auxiliary),
+    ],
+)
+def test_only_what_is_visible_can_be_reached(compute: Compute, capability: Capability, reach) -> None:  # type: ignore[no-untyped-def]
+    reach(view(compute, capability))
+    with pytest.raises(ThreatModelError, match=capability.value):
+        reach(view(compute, *(set(Capability) - {capability})))
+
+
+def test_what_is_not_visible_is_not_held(compute: Compute) -> None:
+    blind = view(compute)
+    held = [value for value in vars(blind).values() if isinstance(value, nn.Module | AuxiliaryData)]
+    assert held == []
+
+
+def test_queries_are_counted_defended_and_without_gradient(compute: Compute) -> None:
+    v = view(compute, C.QUERY, C.CLIENT_WEIGHTS)
+    images = torch.rand(3, 3, 8, 8)
+    answer = v.query(images)
+    torch.testing.assert_close(answer, v.client(images).detach() + 1)
+    assert v.queries == 3 and not answer.requires_grad
+
+
+def test_view_does_not_reach_other_tensors(compute: Compute) -> None:
+    """Everything reachable from a view, followed by the garbage collector, holds no victim images."""
+    victims = torch.rand(2, 3, 8, 8)
+    v = view(compute, *Capability)
+    v.smashed = nn.Conv2d(3, 4, 3, padding=1)(victims).detach()
+    seen: set[int] = set()
+    frontier: list[object] = [vars(v)]
+    while frontier:
+        thing = frontier.pop()
+        if id(thing) in seen or isinstance(thing, type) or type(thing).__name__ in ("module", "function"):
+            continue
+        seen.add(id(thing))
+        assert thing is not victims
+        frontier += gc.get_referents(thing)
+
+
+def test_budget_counts_steps_and_ends_in_time() -> None:
+    budget = Budget()
+    assert list(budget.iterate(5)) == [0, 1, 2, 3, 4]
+    assert budget.steps == 5
+    limited = Budget(seconds=0.05)
+    for _ in limited.iterate(10_000):
+        time.sleep(0.01)
+    assert limited.exhausted and 1 <= limited.steps < 100
+    assert list(limited.iterate(5)) == []

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import ModelConfig, TrainingConfig
+from mocosfl_priv.data.partitions import iid
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters
+from mocosfl_priv.seeding import generator
+from mocosfl_priv.training.hooks import NoHooks
+from mocosfl_priv.training.mocosfl import TrainedModel, cosine_rate, train_mocosfl
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
+from mocosfl_priv.training.server import info_nce
+
+IMAGES = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def model(bottleneck: str = "none") -> SplitModel:
+    torch.manual_seed(0)
+    config = ModelConfig(backbone="resnet8", width=4, bottleneck=bottleneck, projector_hidden=8, projector_out=8)
+    return build_split_model(config, 1, 16, [0.5] * 3, [0.25] * 3)
+
+
+def train(split: SplitModel, compute: Compute, steps: int = 6, **options: object) -> TrainedModel:
+    settings = {"clients": 3, "server_batch": 6, "queue_size": 16, "sync_period": 2, "epochs": 2, "monitor_every": 1}
+    settings |= {k: options.pop(k) for k in list(options) if k in TrainingConfig.model_fields}
+    training = TrainingConfig(**settings)  # type: ignore[arg-type]
+    shape = PoolShape.of(training)
+    batches = PooledClients(IMAGES, iid(60, training.clients, generator(0, "p")), shape, generator(0, "b"))
+    return train_mocosfl(split, batches, training, steps=steps, compute=compute, seed=0, **options)  # type: ignore[arg-type]
+
+
+def state(split: SplitModel) -> list[Tensor]:
+    return [p.detach().clone() for part in (split.client, split.trunk, split.projector) for p in part.parameters()]
+
+
+def test_same_seed_same_model(compute: Compute) -> None:
+    first, second = model(), model()
+    train(first, compute)
+    train(second, compute)
+    assert all(torch.equal(a, b) for a, b in zip(state(first), state(second), strict=True))
+
+
+def test_training_lowers_the_loss_on_a_fixed_task(compute: Compute) -> None:
+    # a memory of two keys and strong learning: the positives must win
+    outcome = train(model(), compute, steps=60, epochs=6, queue_size=2, temperature=1.0)
+    assert outcome.history[-1]["loss"] < 2 * math.log(3)
+    losses = [entry["loss"] for entry in outcome.history]
+    assert losses[-1] < losses[0] or len(losses) == 1
+
+
+def test_frozen_means_frozen(compute: Compute) -> None:
+    split = model("C4S2")
+    client = [p.detach().clone() for p in split.client.parameters()]
+    trunk = [p.detach().clone() for p in split.trunk.parameters()]
+
+    class NoGradientMayArrive(NoHooks):
+        def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+            raise AssertionError("a frozen client received a gradient")
+
+        def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
+            raise AssertionError("a frozen client was asked for a loss")
+
+    outcome = train(split, compute, frozen_client=True, hooks=NoGradientMayArrive())
+    assert all(torch.equal(a, b) for a, b in zip(client, split.client.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(trunk, split.trunk.parameters(), strict=True))
+    assert outcome.traffic.gradient_down == outcome.traffic.weights_up == outcome.traffic.weights_down == 0
+    assert outcome.traffic.smashed_up > 0
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_traffic_is_three_vectors_per_view_and_weights_at_syncs(compute: Compute, symmetric: bool) -> None:
+    split = model()
+    outcome = train(split, compute, steps=6, symmetric=symmetric)
+    per_view = 4 * math.prod(split.smashed_shape) * 6 * 6 * (2 if symmetric else 1)  # 6 steps of 6 images
+    assert outcome.traffic.smashed_up == 2 * per_view
+    assert outcome.traffic.gradient_down == per_view
+    assert outcome.traffic.weights_up == outcome.traffic.weights_down == 3 * 3 * 4 * count_parameters(split.client)
+
+
+def test_checkpoint_with_the_best_validation_is_kept(compute: Compute) -> None:
+    scores = iter([0.2, 0.9, 0.1, 0.3])
+    seen: list[list[Tensor]] = []
+
+    def validate(split: SplitModel) -> float:
+        seen.append(state(split))
+        return next(scores)
+
+    split = model()
+    outcome = train(split, compute, steps=8, epochs=4, validate=validate)
+    assert len(outcome.history) == 4
+    assert outcome.selected_step == 4
+    assert all(torch.equal(a, b) for a, b in zip(state(split), seen[1], strict=True))
+
+
+def test_diverging_training_says_so(compute: Compute) -> None:
+    with pytest.raises(RunFailedError, match="training diverged"):
+        train(model(), compute, learning_rate=1e30)
+
+
+def test_hooks_sit_where_they_should(compute: Compute) -> None:
+    calls: list[str] = []
+
+    class Recorder(NoHooks):
+        def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+            calls.append("protect" if smashed.requires_grad else "protect keys")
+            return 2 * smashed
+
+        def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+            calls.append("gradient")
+            return torch.zeros_like(gradient)
+
+        def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
+            calls.append("loss")
+            assert 0 <= float(images.min()) and float(images.max()) <= 1
+            assert len(images) == len(smashed)
+            return 0 * smashed.sum()
+
+    split = model()
+    before = [p.detach().clone() for p in split.client.parameters()]
+    train(split, compute, steps=1, hooks=Recorder(), weight_decay=0.0)
+    assert calls == ["protect", "protect keys", "gradient", "loss"]
+    # the filter removed the server's gradient and the loss is flat: the client has not moved
+    for a, b in zip(before, split.client.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pool", "micro_batch"),
+    [
+        ({"clients": 5}, 5, 20),
+        ({"clients": 20}, 20, 5),
+        ({"clients": 100}, 100, 1),
+        ({"clients": 150}, 150, 1),
+        ({"clients": 1000}, 100, 1),
+        ({"clients": 1000, "pool": 10}, 10, 10),
+        ({"clients": 4, "micro_batch": 3}, 4, 3),
+    ],
+)
+def test_server_batch_is_made_up_as_in_the_paper(settings: dict[str, int], pool: int, micro_batch: int) -> None:
+    shape = PoolShape.of(TrainingConfig(**settings))  # type: ignore[arg-type]
+    assert (shape.pool, shape.micro_batch) == (pool, micro_batch)
+
+
+def test_clients_draw_their_own_images_and_all_of_them() -> None:
+    images = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).expand(30, 3, 2, 2).contiguous()
+    partition = iid(30, 3, generator(0, "p"))
+    batches = PooledClients(images, partition, PoolShape(3, 2), generator(0, "b"))
+    drawn: list[set[int]] = [set(), set(), set()]
+    for _ in range(5):  # 5 steps of 2 images: one pass over 10 images each
+        batch = batches.next()
+        for client in range(3):
+            drawn[client] |= set(batch.images[client, :, 0, 0, 0].tolist())
+    assert drawn == [set(part.tolist()) for part in partition]
+
+
+def test_pools_are_redrawn_each_round() -> None:
+    partition = iid(40, 20, generator(0, "p"))
+    batches = PooledClients(IMAGES[:40], partition, PoolShape(4, 1), generator(0, "b"))
+    pools = [tuple(batches.next().pool.tolist()) for _ in range(20)]
+    assert all(len(set(pool)) == 4 for pool in pools)
+    assert pools[0] == pools[1]  # two images per client: a round has two steps
+    assert len(set(pools)) > 5
+
+
+def test_a_client_without_images_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="got no image"):
+        PooledClients(IMAGES, [torch.arange(3), torch.empty(0, dtype=torch.long)], PoolShape(2, 1), generator(0))
+
+
+def test_cosine_rate_ends() -> None:
+    assert cosine_rate(0.1, 0, 10) == pytest.approx(0.1)
+    assert cosine_rate(0.1, 5, 10) == pytest.approx(0.05)
+    assert 0 < cosine_rate(0.1, 9, 10) < 0.01
+    assert total_steps(10, 100, 1) == 1
+
+
+def test_info_nce_by_hand() -> None:
+    q = torch.nn.functional.normalize(torch.randn(4, 5, dtype=torch.float64), dim=1)
+    k = torch.nn.functional.normalize(torch.randn(4, 5, dtype=torch.float64), dim=1)
+    memory = torch.nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=1)
+    expected = 0.0
+    for row in range(4):
+        positive = math.exp(float(q[row] @ k[row]) / 0.2)
+        negatives = sum(math.exp(float(q[row] @ m) / 0.2) for m in memory)
+        expected -= math.log(positive / (positive + negatives)) / 4
+    assert float(info_nce(q, k, memory, 0.2)) == pytest.approx(expected, rel=1e-12)
