@@ -23,7 +23,7 @@ from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, unknown_na
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment, RunResult
 
-EXIT_UNUSABLE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_UNUSABLE, EXIT_FAILED = 2, 3
 
 app = typer.Typer(
     name="mocosfl-priv",
@@ -254,15 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # OpenMP threads that spin for long starve each other beside a busy neighbour; ones that sleep at once cost a
     # quarter of the speed. Must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
     except MocosflPrivError as error:
         if "--debug" in words:
             traceback.print_exc()
@@ -275,8 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"unexpected {type(error).__name__}: {error} (add --debug for the traceback)", EXIT_FAILED)
 
 
-def _terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+class _Interrupted(MocosflPrivError):
+    """Ctrl-C or SIGTERM; unlike KeyboardInterrupt it reaches :func:`main` through typer."""
+
+    exit_code = 130
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise _Interrupted("interrupted; nothing was written")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -85,7 +85,8 @@ class TerminalProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def plan(self, segments: list[Segment]) -> None:
         """See :class:`mocosfl_priv.progress.Progress`."""

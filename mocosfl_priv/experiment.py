@@ -36,7 +36,7 @@ from mocosfl_priv.plugins import Attack, Defense, DefenderContext, Loaded, Prepa
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import CELL_KEYS, METRICS
 from mocosfl_priv.seeding import derive_seed, generator, global_seed
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, ThreatModel
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, ThreatModel, with_implied
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
@@ -340,7 +340,7 @@ def grant_view(lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack]) 
         smashed=smashed,
         image_shape=trained.model.image_shape,
         compute=lab.compute,
-        visible=(plugin.needs | plugin.optional) & lab.threat.grants,
+        visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
         client=client,
         protect=(lambda z: defense.protect(z, attacker_rng)) if lab.threat.adaptive else None,
         auxiliary=lab.auxiliary,

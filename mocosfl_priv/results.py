@@ -56,6 +56,17 @@ COLUMNS = [
 ]
 
 
+RECORD_FILES = (
+    "run.json",
+    "results.csv",
+    "per_image.parquet",
+    "probe.parquet",
+    "training.csv",
+    "config.yaml",
+    "images.safetensors",
+)
+
+
 @dataclass
 class RunRecord:
     """A finished run in memory.
@@ -98,6 +109,9 @@ def write_record(record: RunRecord, folder: Path) -> None:
 
 def read_record(folder: Path) -> RunRecord:
     """Read a run directory, without its checkpoints; ConfigurationError if it is none or of another version."""
+    for name in RECORD_FILES:
+        if not (folder / name).is_file():
+            raise ConfigurationError(f"{folder} is not a run directory: {name} is missing")
     try:
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if info.get("schema_version") != SCHEMA_VERSION:
@@ -113,8 +127,6 @@ def read_record(folder: Path) -> RunRecord:
             info=info,
             config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),
         )
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{folder} is not a run directory: {Path(error.filename).name} is missing") from error
     except ConfigurationError:
         raise
     except Exception as error:  # damaged files fail in as many ways as there are readers
@@ -158,10 +170,9 @@ class Destination:
             write(self._staging)
             self._flush()
             self._replace()
-        except OSError as error:
-            raise RunFailedError(
-                f"results could not be written to {self.folder}: {error.strerror or error}; nothing was kept"
-            ) from error
+        except Exception as error:  # a full disk is an OSError to Python, but an error of their own to the writers
+            reason = getattr(error, "strerror", None) or error
+            raise RunFailedError(f"results could not be written to {self.folder}: {reason}; nothing was kept") from error
         return self.folder
 
     def _flush(self) -> None:

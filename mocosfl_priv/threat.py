@@ -40,10 +40,17 @@ DESCRIPTIONS = {
 }
 
 
+def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
+    """Who has the client's weights can also query it, and knows its architecture."""
+    closed = frozenset(capabilities)
+    if Capability.CLIENT_WEIGHTS in closed:
+        closed |= {Capability.QUERY, Capability.ARCHITECTURE}
+    return closed
+
+
 @dataclass(frozen=True)
 class ThreatModel:
-    """The capabilities an experiment grants, with what they imply: who has the weights can query, and knows the
-    architecture.
+    """The capabilities an experiment grants, with what they imply.
 
     adaptive: the attacker knows the defense (Kerckhoffs) and may train through it.
     """
@@ -60,9 +67,7 @@ class ThreatModel:
                 grants.add(Capability(name))
             except ValueError:
                 raise unknown_name("capability in threat.grants", name, [c.value for c in Capability]) from None
-        if Capability.CLIENT_WEIGHTS in grants:
-            grants |= {Capability.QUERY, Capability.ARCHITECTURE}
-        return cls(frozenset(grants), adaptive)
+        return cls(with_implied(grants), adaptive)
 
     def require(self, needs: frozenset[Capability], who: str) -> None:
         """Raise ThreatModelError unless all of `needs` are granted."""
