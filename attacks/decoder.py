@@ -74,16 +74,16 @@ class DecoderAttack(Attack):
             images = flip_and_shift(train[chosen.to(train.device)], self.shift, rng)
             loss = self._loss(view, network, images)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             if position == steps_per_epoch - 1:
-                error = float(mse(decode(view, network, view.query(validation)), validation).mean())
+                error = float(mse(decode(network, view.query(validation)), validation).mean())
                 if error < best_error:
                     best_error, best_state = error, copy.deepcopy(network.state_dict())
         if best_state is not None:
             network.load_state_dict(best_state)
-        return decode(view, network, view.smashed)
+        return decode(network, view.smashed)
 
     def _split(self, view: AttackerView, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Auxiliary images for training and for choosing the epoch."""
@@ -129,7 +129,7 @@ class Standardise(nn.Module):
 
 
 @torch.no_grad()
-def decode(view: AttackerView, network: nn.Module, smashed: Tensor) -> Tensor:
+def decode(network: nn.Module, smashed: Tensor) -> Tensor:
     """Images for `smashed`, in evaluation mode and full precision."""
     network.eval()
     decoded = torch.cat([network(batch) for batch in smashed.split(BATCH_FOR_INFERENCE)])

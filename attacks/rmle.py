@@ -95,7 +95,7 @@ class RmleAttack(Attack):
         for _, _step in zip(range(self.iterations), steps, strict=False):
             optimiser.zero_grad(set_to_none=True)
             images = free.sigmoid() if sigmoid else free
-            self._objective(view, images, smashed, tv).sum().backward()  # type: ignore[no-untyped-call]
+            self._objective(view, images, smashed, tv).sum().backward()
             optimiser.step()
             schedule.step()
             if not sigmoid:

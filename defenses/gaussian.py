@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-
 from mocosfl_priv import Defense
 
 

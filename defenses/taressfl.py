@@ -68,9 +68,7 @@ class TAResSFL(Defense):
         return model.model_copy(update={"bottleneck": self.layer})
 
     def planned_steps(self, context: DefenderContext) -> int:
-        return total_steps(
-            len(context.source_images) + len(context.target_images), self.batch_size, self.epochs
-        )
+        return total_steps(len(context.source_images) + len(context.target_images), self.batch_size, self.epochs)
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
         """Pre-train the expert; its client side is then frozen."""
@@ -113,9 +111,7 @@ class HalfTargetBatches:
 
     def next(self) -> ClientBatch:
         """The next batch, drawn with replacement: a one-percent target share is repeated within a batch."""
-        chosen = [
-            images[torch.randint(len(images), (count,), generator=self._rng)] for images, count in self._parts
-        ]
+        chosen = [images[torch.randint(len(images), (count,), generator=self._rng)] for images, count in self._parts]
         return ClientBatch(torch.zeros(1, dtype=torch.long), torch.cat(chosen).unsqueeze(0))
 
 
@@ -145,7 +141,7 @@ class SimulatedAttacker(NoHooks):
         """One Adam step of the decoder on -SSIM, then alpha * max(0, SSIM - threshold) for the client."""
         self.decoder.requires_grad_(True)
         self._optimiser.zero_grad(set_to_none=True)
-        (-self._similarity(images, smashed.detach())).backward()  # type: ignore[no-untyped-call]
+        (-self._similarity(images, smashed.detach())).backward()
         self._optimiser.step()
         self._schedule.step()
         self.decoder.requires_grad_(False)  # the client's gradient passes through the decoder, not into it

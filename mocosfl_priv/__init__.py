@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mocosfl_priv.errors import RunFailedError as RunFailedError
     from mocosfl_priv.errors import ThreatModelError as ThreatModelError
     from mocosfl_priv.plugins import Attack as Attack
-    from mocosfl_priv.plugins import Defense as Defense
     from mocosfl_priv.plugins import DefenderContext as DefenderContext
+    from mocosfl_priv.plugins import Defense as Defense
     from mocosfl_priv.plugins import PreparedModel as PreparedModel
     from mocosfl_priv.threat import AttackerView as AttackerView
     from mocosfl_priv.threat import AuxiliaryData as AuxiliaryData

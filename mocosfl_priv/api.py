@@ -1,9 +1,9 @@
 """The Python face of the toolkit: an experiment in a few lines.
 
-    from mocosfl_priv import Experiment
-    run = Experiment.from_yaml("configs/demo.yaml", {"defenses": ["none", "my_defense.py:Mine"]}).run()
-    run.table()          # a pandas frame
-    run.report("out/")   # results.csv, per_image.parquet, report.html, figures/
+from mocosfl_priv import Experiment
+run = Experiment.from_yaml("configs/demo.yaml", {"defenses": ["none", "my_defense.py:Mine"]}).run()
+run.table()          # a pandas frame
+run.report("out/")   # results.csv, per_image.parquet, report.html, figures/
 """
 
 from __future__ import annotations

@@ -179,9 +179,7 @@ def _shipped_configs() -> dict[str, Path]:
     """Configurations by name: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
-    }
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def _experiment(
@@ -274,14 +272,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"unexpected {type(error).__name__}: {error} (add --debug for the traceback)", EXIT_FAILED)
 
 
-class _Interrupted(MocosflPrivError):
+class _InterruptedError(MocosflPrivError):
     """Ctrl-C or SIGTERM; unlike KeyboardInterrupt it reaches :func:`main` through typer."""
 
     exit_code = 130
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
-    raise _Interrupted("interrupted; nothing was written")
+    raise _InterruptedError("interrupted; nothing was written")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -57,7 +58,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def _cpu_flags() -> set[str]:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as cpuinfo:
             return next((set(line.split()) for line in cpuinfo if line.startswith("flags")), set())
     except OSError:
         return set()

@@ -96,9 +96,7 @@ def parse_bottleneck(text: str) -> Bottleneck | None:
         raise ValueError(f"bottleneck {text!r}: the stride must be a power of two")
     if kernel is not None and int(kernel) % 2 == 0:
         raise ValueError(f"bottleneck {text!r}: the kernel must be odd")
-    return Bottleneck(
-        channels=int(channels), stride=int(stride), kernel=int(kernel or 3), relu=no_relu is None
-    )
+    return Bottleneck(channels=int(channels), stride=int(stride), kernel=int(kernel or 3), relu=no_relu is None)
 
 
 class TrainingConfig(Section):
@@ -299,10 +297,7 @@ def parse_config(
 ) -> ExperimentConfig:
     """Validate an already loaded document; see :func:`load_config`."""
     document = dict(raw)
-    if isinstance(overrides, Mapping):
-        pairs = list(overrides.items())
-    else:
-        pairs = [_split_override(text) for text in overrides]
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
     for key, value in pairs:
         document = _with_value(document, key.split("."), value, key)
     try:
@@ -364,9 +359,7 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     return list(model.model_fields)
 
 
-def with_added_plugins(
-    config: ExperimentConfig, defenses: Sequence[str], attacks: Sequence[str]
-) -> ExperimentConfig:
+def with_added_plugins(config: ExperimentConfig, defenses: Sequence[str], attacks: Sequence[str]) -> ExperimentConfig:
     """`config` with more defenses and attacks, each by name or reference, after its own."""
     if not defenses and not attacks:
         return config

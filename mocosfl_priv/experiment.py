@@ -32,7 +32,7 @@ from mocosfl_priv.evaluation.utility import (
     validation_knn,
 )
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
-from mocosfl_priv.plugins import Attack, Defense, DefenderContext, Loaded, PreparedModel
+from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import CELL_KEYS, METRICS
 from mocosfl_priv.seeding import derive_seed, generator, global_seed
@@ -92,9 +92,7 @@ class Laboratory:
     @cached_property
     def probe_data(self) -> ProbeData:
         """The probe roles."""
-        return ProbeData(
-            self.roles[Role.PROBE_TRAIN], self.roles[Role.PROBE_VALIDATION], self.roles[Role.PROBE_TEST]
-        )
+        return ProbeData(self.roles[Role.PROBE_TRAIN], self.roles[Role.PROBE_VALIDATION], self.roles[Role.PROBE_TEST])
 
     @cached_property
     def victims(self) -> Tensor:
@@ -219,9 +217,7 @@ def train_system(lab: Laboratory, system: System, progress: Progress | None = No
             hooks=defense,
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
-            validate=lambda model: validation_knn(
-                model, lab.probe_data, defense, config.evaluation, lab.compute, seed
-            ),
+            validate=lambda model: validation_knn(model, lab.probe_data, defense, config.evaluation, lab.compute, seed),
             progress=progress,
         )
     except RunFailedError as error:
@@ -254,9 +250,7 @@ def train_system(lab: Laboratory, system: System, progress: Progress | None = No
     return TrainedSystem(system, trained, utility, untrained, cost, prepared.frozen_client)
 
 
-def defender_context(
-    lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress
-) -> DefenderContext:
+def defender_context(lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress) -> DefenderContext:
     """What the defense of `system` may use before training."""
     expert_seed = derive_seed(system.seed, "defender")
     return DefenderContext(
@@ -321,7 +315,9 @@ def attack_system(
         "linear_untrained": float(trained.untrained.mean()),
         **trained.cost,
     }
-    per_image = pd.DataFrame({**{k: [keys[k]] * len(victims) for k in CELL_KEYS}, "image": range(len(victims)), **values})
+    per_image = pd.DataFrame(
+        {**{k: [keys[k]] * len(victims) for k in CELL_KEYS}, "image": range(len(victims)), **values}
+    )
     return CellResult(row, per_image, (reconstruction * 255).round().byte().numpy())
 
 

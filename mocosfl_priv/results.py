@@ -115,8 +115,9 @@ def read_record(folder: Path) -> RunRecord:
     try:
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if info.get("schema_version") != SCHEMA_VERSION:
+            found = info.get("schema_version")
             raise ConfigurationError(
-                f"{folder}: written with result schema {info.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+                f"{folder}: written with result schema {found}, this version reads {SCHEMA_VERSION}"
             )
         return RunRecord(
             cells=pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""]),
@@ -172,7 +173,9 @@ class Destination:
             self._replace()
         except Exception as error:  # a full disk is an OSError to Python, but an error of their own to the writers
             reason = getattr(error, "strerror", None) or error
-            raise RunFailedError(f"results could not be written to {self.folder}: {reason}; nothing was kept") from error
+            raise RunFailedError(
+                f"results could not be written to {self.folder}: {reason}; nothing was kept"
+            ) from error
         return self.folder
 
     def _flush(self) -> None:

@@ -135,7 +135,8 @@ class AttackerView:
 
     def protect(self, smashed: Tensor) -> Tensor:
         """CLIENT_WEIGHTS: the defense's transformation with fresh randomness, differentiable; the identity for an
-        attacker that is not adaptive."""
+        attacker that is not adaptive.
+        """
         self._require(Capability.CLIENT_WEIGHTS)
         return self._protect(smashed)
 

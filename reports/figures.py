@@ -24,6 +24,10 @@ STRIP_SCALE = 2
 STRIP_GAP = 2
 
 
+def _palette(name: str, count: int) -> list[tuple[float, float, float]]:
+    return list(sns.color_palette(name, count))
+
+
 def tradeoff(rows: list[SummaryRow]) -> bytes:
     """Linear-probe accuracy against R, MSE and SSIM, with intervals both ways; one point per system and attack."""
     panels = [
@@ -35,7 +39,7 @@ def tradeoff(rows: list[SummaryRow]) -> bytes:
     axes = figure.subplots(1, 3, sharey=True)
     systems = list(dict.fromkeys(row.system for row in rows))
     attacks = list(dict.fromkeys(row.attack for row in rows))
-    colours = dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
+    colours = dict(zip(systems, _palette("colorblind", len(systems)), strict=True))
     markers = dict(zip(attacks, "osD^vPX*<>ph" * (1 + len(attacks) // 12), strict=False))
     for axis, (label, pick) in zip(axes, panels, strict=True):
         points = pd.DataFrame(
@@ -64,7 +68,12 @@ def tradeoff(rows: list[SummaryRow]) -> bytes:
         axis.set_ylabel("linear probe accuracy (%)")
     axes[0].axvline(0, color="0.45", linestyle=":", linewidth=1)
     axes[0].text(
-        0.02, 0.02, "dashed: linear probe on the untrained network", transform=axes[0].transAxes, fontsize=9, color="0.3"
+        0.02,
+        0.02,
+        "dashed: linear probe on the untrained network",
+        transform=axes[0].transAxes,
+        fontsize=9,
+        color="0.3",
     )
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return _png(figure)
@@ -77,7 +86,7 @@ def leak_ladder(rows: list[SummaryRow]) -> bytes:
     figure = Figure(figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained")
     axis = figure.subplots()
     frame = pd.DataFrame({"R": row.leak_ratio.value, "system": row.system, "attack": row.attack} for row in rows)
-    palette = dict(zip(attacks, sns.color_palette("viridis", len(attacks)), strict=True))
+    palette = dict(zip(attacks, _palette("viridis", len(attacks)), strict=True))
     sns.barplot(frame, y="system", x="R", hue="attack", order=systems, hue_order=attacks, palette=palette, ax=axis)
     height = 0.8 / len(attacks)
     for row in rows:
@@ -94,13 +103,11 @@ def leak_ladder(rows: list[SummaryRow]) -> bytes:
 def training_curves(training: pd.DataFrame) -> bytes:
     """Loss and validation kNN over training, per system."""
     frame = training.assign(
-        system=[
-            f"{row.defense}, cut {row.cut_layer}, target {row.target_fraction:g}" for row in training.itertuples()
-        ]
+        system=[f"{row.defense}, cut {row.cut_layer}, target {row.target_fraction:g}" for row in training.itertuples()]
     )
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    palette = sns.color_palette("colorblind", frame["system"].nunique())
+    palette = _palette("colorblind", frame["system"].nunique())
     for axis, column, label in ((left, "loss", "contrastive loss"), (right, "validation_knn", "kNN, validation")):
         sns.lineplot(
             frame, x="epoch", y=column, hue="system", units="seed", estimator=None, marker="o", ax=axis,
@@ -138,7 +145,7 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
     pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
     seed = record.info["seeds"][0]
     for row in rows:
-        if row.is_worst_case or row.attack == BLIND_ATTACK and row is not _first_blind(rows):
+        if row.is_worst_case or (row.attack == BLIND_ATTACK and row is not _first_blind(rows)):
             continue
         key = (
             f"defense={row.defense}/attack={row.attack}/cut_layer={row.cut_layer}"

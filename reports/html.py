@@ -33,7 +33,7 @@ def write_report(record: RunRecord, folder: Path) -> Path:
         config=record.config_yaml,
         rows=rows,
         headlines=headline_rows(rows),
-        sentences=sentences(record, rows),
+        sentences=sentences(rows),
         caveats=caveats(record, rows),
         figures={stem: _data_uri(png) for stem, png in figures.items()},
         strips=pictures,

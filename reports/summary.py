@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,13 +64,12 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
     settings = record.info["config"]["evaluation"]
     options = {"samples": settings["bootstrap_samples"], "confidence": settings["confidence"]}
     rows = []
-    for key, system in record.per_image.groupby(GROUP, sort=False):
+    for group, system in record.per_image.groupby(GROUP, sort=False):
+        key: tuple[Any, ...] = tuple(group)
         probe = _matching(record.probe, key)
         cells = _matching(record.cells, key)
-        accuracy = {
-            name: mean_interval(_per_seed(probe, name), **options) for name in ("knn", "linear")
-        }
-        shared = {
+        accuracy = {name: mean_interval(_per_seed(probe, name), **options) for name in ("knn", "linear")}
+        shared: dict[str, Any] = {
             "defense": str(key[0]),
             "cut_layer": int(key[1]),
             "target_fraction": float(key[2]),
@@ -103,9 +103,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 SummaryRow(
                     **shared,
                     attack=attack,
-                    leak_ratio=leak_ratio_interval(
-                        _per_seed(values, "mse"), _per_seed(values, "mse_floor"), **options
-                    ),
+                    leak_ratio=leak_ratio_interval(_per_seed(values, "mse"), _per_seed(values, "mse_floor"), **options),
                     metrics={
                         name: mean_interval(_per_seed(values, name), **options)
                         for name in METRICS
@@ -129,7 +127,12 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             "attack": row.attack,
             "seeds": row.seeds,
         }
-        intervals = {"leak_ratio": row.leak_ratio, **row.metrics, "knn_accuracy": row.knn, "linear_accuracy": row.linear}
+        intervals = {
+            "leak_ratio": row.leak_ratio,
+            **row.metrics,
+            "knn_accuracy": row.knn,
+            "linear_accuracy": row.linear,
+        }
         for name, interval in intervals.items():
             entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         entry |= {
@@ -151,7 +154,7 @@ def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
     return list(headlines.values())
 
 
-def sentences(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+def sentences(rows: list[SummaryRow]) -> list[str]:
     """The findings in plain words."""
     said = []
     for row in headline_rows(rows):
@@ -183,9 +186,11 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
     if not any(row.defense == "none" for row in rows):
         found.append("No undefended control: whether the attacks are strong enough is not shown.")
-    for row in headline_rows(rows):
-        if row.defense == "none" and row.leak_ratio.high < NO_LEAK_MARGIN:
-            found.append(f"{row.system}: the attacks stay at the floor without any defense, so they prove nothing.")
+    found += [
+        f"{row.system}: the attacks stay at the floor without any defense, so they prove nothing."
+        for row in headline_rows(rows)
+        if row.defense == "none" and row.leak_ratio.high < NO_LEAK_MARGIN
+    ]
     if not record.info["threat_model"]["adaptive"]:
         found.append("The attacker was not adaptive: it did not know the defense. Defended numbers are optimistic.")
     if record.info["lpips"].startswith("LPIPS not measured"):
@@ -196,7 +201,7 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
 def _against_floor(row: SummaryRow) -> list[str]:
     texts = []
     for name, interval, floor, what in (
-        ("linear probe", row.linear, row.linear_untrained, "the untrained network"),
+        ("Linear probe", row.linear, row.linear_untrained, "the untrained network"),
         ("kNN", row.knn, row.knn_raw_pixels, "raw pixels"),
     ):
         if interval.low > floor:
@@ -213,7 +218,7 @@ def _percent(interval: Interval) -> str:
     return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
-def _matching(frame: pd.DataFrame, key: tuple[object, ...]) -> pd.DataFrame:
+def _matching(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
     mask = np.ones(len(frame), dtype=bool)
     for column, value in zip(GROUP, key, strict=True):
         mask &= (frame[column] == value).to_numpy()
@@ -222,6 +227,4 @@ def _matching(frame: pd.DataFrame, key: tuple[object, ...]) -> pd.DataFrame:
 
 def _per_seed(frame: pd.DataFrame, column: str) -> list[np.ndarray]:
     """One array per seed, in image order."""
-    return [
-        group.sort_values("image")[column].to_numpy(dtype=float) for _, group in frame.groupby("seed", sort=True)
-    ]
+    return [group.sort_values("image")[column].to_numpy(dtype=float) for _, group in frame.groupby("seed", sort=True)]

@@ -10,7 +10,12 @@ from mocosfl_priv.progress import Segment
 
 
 def test_time_left_learns_from_finished_segments() -> None:
-    segments = [Segment("a", "train", 10), Segment("b", "attack", 5), Segment("c", "train", 10), Segment("d", "attack", 5)]
+    segments = [
+        Segment("a", "train", 10),
+        Segment("b", "attack", 5),
+        Segment("c", "train", 10),
+        Segment("d", "attack", 5),
+    ]
     time = TimeLeft(segments)
     assert time.left(0, 0) == 30
     assert time.left(10, 0.5) < 30

@@ -99,9 +99,9 @@ def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path, text: str) -
 )
 def test_parameters_are_checked_by_annotation(parameters: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        DEFENSES.create(PluginSpec(name="tests.test_plugins:Ranged", **parameters))  # type: ignore[arg-type]
+        DEFENSES.create(PluginSpec(name="tests.test_plugins:Ranged", **parameters))
 
 
 def test_parameters_are_converted() -> None:
-    created = DEFENSES.create(PluginSpec(name="tests.test_plugins:Ranged", sigma="0.5"))  # type: ignore[call-arg]
+    created = DEFENSES.create(PluginSpec(name="tests.test_plugins:Ranged", sigma="0.5"))
     assert created.plugin.sigma == 0.5  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Data sets, data roles, client partitions and batched augmentation."""

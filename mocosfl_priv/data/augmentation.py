@@ -82,9 +82,7 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     x = _source_positions(width, w, left, images)
     grid_y = (2 * y + 1) / height - 1
     grid_x = (2 * x + 1) / width - 1
-    grid = torch.stack(
-        [grid_x[:, None, :].expand(-1, height, -1), grid_y[:, :, None].expand(-1, -1, width)], dim=3
-    )
+    grid = torch.stack([grid_x[:, None, :].expand(-1, height, -1), grid_y[:, :, None].expand(-1, -1, width)], dim=3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -163,7 +161,7 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with its own sigma (n,), in pixels, cut off at `BLUR_RADIUS`; edges are reflected."""
-    n, channels, height, width = images.shape
+    n, channels, height, _ = images.shape
     if n == 0:
         return images
     radius = BLUR_RADIUS

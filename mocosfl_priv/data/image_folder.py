@@ -36,9 +36,7 @@ def load(root: Path, split: str, image_size: int) -> ImageSet:
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        found = sorted(
-            path for path in (folder / class_name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-        )
+        found = sorted(path for path in (folder / class_name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise ConfigurationError(f"imagefolder: the class folder {folder / class_name} holds no images")
         if divide:

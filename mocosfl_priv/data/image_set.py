@@ -46,9 +46,7 @@ class ImageSet:
 
     def select(self, indices: Tensor) -> ImageSet:
         """The images at `indices`, in that order."""
-        return ImageSet(
-            self.name, self.images[indices], self.labels[indices], self.class_names, self.groups[indices]
-        )
+        return ImageSet(self.name, self.images[indices], self.labels[indices], self.class_names, self.groups[indices])
 
     def digests(self) -> np.ndarray:
         """One 16-byte content hash per image: equal exactly when the pixels are equal."""
@@ -75,6 +73,4 @@ class ImageSet:
 def require_images(image_set: ImageSet, wanted: int, purpose: str) -> None:
     """Raise ConfigurationError unless `image_set` holds at least `wanted` images."""
     if len(image_set) < wanted:
-        raise ConfigurationError(
-            f"{image_set.name} has {len(image_set)} images, but {purpose} needs at least {wanted}"
-        )
+        raise ConfigurationError(f"{image_set.name} has {len(image_set)} images, but {purpose} needs at least {wanted}")

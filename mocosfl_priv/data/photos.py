@@ -97,7 +97,7 @@ def _patches(photograph: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray
     """All patches of `split` with enough contrast, and the tile each was cut from."""
     grey = photograph.mean(axis=2)
     patches, tiles = [], []
-    for tile, (top, left) in enumerate(tile_corners(*grey.shape, split)):
+    for tile, (top, left) in enumerate(tile_corners(grey.shape[0], grey.shape[1], split)):
         for y in range(top, top + TILE - PATCH + 1, STRIDE):
             for x in range(left, left + TILE - PATCH + 1, STRIDE):
                 if grey[y : y + PATCH, x : x + PATCH].std() >= MINIMUM_CONTRAST:

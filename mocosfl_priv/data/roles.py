@@ -165,9 +165,7 @@ def _without_duplicates(images: ImageSet, seen: set[bytes]) -> ImageSet:
     return images if len(kept) == len(images) else images.select(torch.tensor(kept, dtype=torch.long))
 
 
-def _deal_groups(
-    groups: Tensor, wanted: Mapping[Role, int], rng: torch.Generator
-) -> tuple[dict[Role, Tensor], Tensor]:
+def _deal_groups(groups: Tensor, wanted: Mapping[Role, int], rng: torch.Generator) -> tuple[dict[Role, Tensor], Tensor]:
     """Give each role whole groups, in random order, until it has what it wants; the rest comes second.
 
     A role takes no more than it wants: what is left of its last group belongs to nobody, since it shares pixels

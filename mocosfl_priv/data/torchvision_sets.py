@@ -46,7 +46,10 @@ def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
     labels = torch.as_tensor(np.asarray(data.targets if hasattr(data, "targets") else data.labels)).long()
     names = tuple(getattr(data, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)])
     return ImageSet.ungrouped(
-        f"{name}/{split}", torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous(), labels, names
+        f"{name}/{split}",
+        torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous(),
+        labels,
+        names,
     )
 
 

@@ -1,0 +1,1 @@
+"""Utility, image metrics, floors and statistics."""

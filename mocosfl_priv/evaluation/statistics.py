@@ -41,9 +41,9 @@ def hierarchical_bootstrap(
     rng = np.random.default_rng(seed)
     estimates = np.empty(samples)
     for sample in range(samples):
-        drawn_seeds = rng.integers(seeds, size=seeds)
+        drawn_seeds = rng.integers(seeds, size=(seeds,))
         drawn_images = rng.integers(images, size=(seeds, images))
-        means = np.stack([data[s, drawn_images[row]].mean(0) for row, s in enumerate(drawn_seeds)]).mean(0)
+        means = np.stack([data[s, i].mean(0) for s, i in zip(drawn_seeds, drawn_images, strict=True)]).mean(0)
         estimates[sample] = statistic(means)
     tail = (1 - confidence) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])

@@ -53,9 +53,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(
-    model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Compute, rng: torch.Generator
-) -> Tensor:
+def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Compute, rng: torch.Generator) -> Tensor:
     """Trunk features of uint8 images (n, 3, h, w): float32 (n, feature_dim), on the run's device.
 
     A randomised defense is drawn once per image, as it would be for a message.
@@ -73,7 +71,7 @@ def features(
 def validation_knn(
     model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
 ) -> float:
-    """kNN accuracy on the validation role, against the probe train role: what checkpoints are selected by."""
+    """KNN accuracy on the validation role, against the probe train role: what checkpoints are selected by."""
     rng = generator(seed, "monitor", device=compute.device)
     bank = features(model, data.train.images, hooks, compute, rng)
     queries = features(model, data.validation.images, hooks, compute, rng)
@@ -87,7 +85,7 @@ def validation_knn(
 def measure_utility(
     model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
 ) -> Utility:
-    """kNN and linear probe on the probe test role."""
+    """KNN and linear probe on the probe test role."""
     rng = generator(seed, "probe", device=compute.device)
     train, validation, test = (
         (features(model, split.images, hooks, compute, rng), split.labels)
@@ -120,7 +118,5 @@ def raw_pixel_knn(data: ProbeData, config: EvaluationConfig) -> np.ndarray:
             neighbours=neighbours, temperature=config.knn_temperature,
         )  # fmt: skip
 
-    best = max(
-        RAW_PIXEL_NEIGHBOURS, key=lambda k: float(correct(validation, data.validation.labels, k).float().mean())
-    )
+    best = max(RAW_PIXEL_NEIGHBOURS, key=lambda k: float(correct(validation, data.validation.labels, k).float().mean()))
     return correct(test, data.test.labels, best).numpy()

@@ -1,0 +1,1 @@
+"""Backbones split at a cut layer, bottlenecks, and inversion decoders."""

@@ -113,17 +113,16 @@ class _Compress(nn.Conv2d):
 def _compress(bottleneck: Bottleneck, channels: int) -> nn.Module:
     """The client's end: one convolution per halving, at least one, all to the bottleneck's channels."""
     halvings = bottleneck.stride.bit_length() - 1
-    layers = []
-    for index in range(max(1, halvings)):
-        layers.append(
-            _Compress(
-                channels if index == 0 else bottleneck.channels,
-                bottleneck.channels,
-                bottleneck.kernel,
-                2 if halvings else 1,
-                bottleneck.relu,
-            )
+    layers = [
+        _Compress(
+            channels if index == 0 else bottleneck.channels,
+            bottleneck.channels,
+            bottleneck.kernel,
+            2 if halvings else 1,
+            bottleneck.relu,
         )
+        for index in range(max(1, halvings))
+    ]
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 

@@ -1,0 +1,1 @@
+"""From one configuration to a grid of cells, and running them."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mocosfl_priv.data.roles import Role
 from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import CELL_KEYS, COLUMNS, SCHEMA_VERSION, RunRecord, image_key
-from mocosfl_priv.data.roles import Role
 from mocosfl_priv.sweep.grid import Plan
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")

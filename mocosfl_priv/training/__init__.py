@@ -1,0 +1,1 @@
+"""MocoSFL: clients, server, and the loop between them."""

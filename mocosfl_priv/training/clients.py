@@ -96,7 +96,7 @@ class ClientBank:
         """See :class:`Clients`. Momentum models are averaged too where the settings ask for it (MonAcoSFL)."""
         stacks = [self.online, self.key] if self._training.average_momentum_models else [self.online]
         for stack in stacks:
-            for name, stacked in stack.items():
+            for stacked in stack.values():
                 stacked.copy_(stacked[pool].mean(0, keepdim=True).expand_as(stacked))
 
     @torch.no_grad()

@@ -150,9 +150,7 @@ def _train_step(
     """One step of every client of the pool and of the server; returns the server's loss."""
     participants, micro_batch = images.shape[:2]
     flat = images.flatten(0, 1)
-    first, second = (
-        moco_v2_view(flat, views_rng).unflatten(0, (participants, micro_batch)) for _ in range(2)
-    )
+    first, second = (moco_v2_view(flat, views_rng).unflatten(0, (participants, micro_batch)) for _ in range(2))
     query_views = torch.cat([first, second], dim=1) if symmetric else first
     key_views = torch.cat([second, first], dim=1) if symmetric else second
     with compute.autocast():

@@ -91,6 +91,4 @@ class MocoServer:
 
     @torch.no_grad()
     def _update_key_model(self) -> None:
-        torch._foreach_lerp_(
-            list(self.key.parameters()), list(self.online.parameters()), 1 - self._training.ema
-        )
+        torch._foreach_lerp_(list(self.key.parameters()), list(self.online.parameters()), 1 - self._training.ema)

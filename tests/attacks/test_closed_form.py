@@ -47,9 +47,14 @@ def test_invertible_client_is_inverted_beyond_40_db(attack: Attack, compute: Com
 
 @pytest.mark.parametrize(
     "attack",
-    [RmleAttack(iterations=60), RmleAttack(iterations=60, tv=0.1, starts=2), DecoderAttack("res_normN0C16", epochs=6), Floor()],
+    [
+        RmleAttack(iterations=60),
+        RmleAttack(iterations=60, tv=0.1, starts=2),
+        DecoderAttack("res_normN0C16", epochs=6),
+        Floor(),
+    ],
     ids=["rmle", "rmle-starts", "decoder", "floor"],
-)  # fmt: skip
+)
 def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, compute: Compute) -> None:
     """Would catch any leak from victims to the attacker that does not pass through the smashed data."""
     victims, known = photo_patches(64, "test"), photo_patches(600)

@@ -21,7 +21,7 @@ NAMES = sorted(ATTACKS.origins())
 
 def create(name: str) -> Attack:
     accepted = inspect.signature(ATTACKS.load(name)).parameters
-    return ATTACKS.create(PluginSpec(name=name, **{k: v for k, v in SMALL.items() if k in accepted})).plugin  # type: ignore[arg-type]
+    return ATTACKS.create(PluginSpec(name=name, **{k: v for k, v in SMALL.items() if k in accepted})).plugin
 
 
 def view_for(attack: Attack, compute: Compute, visible: frozenset[Capability] | None = None) -> AttackerView:

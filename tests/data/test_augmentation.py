@@ -37,9 +37,10 @@ def test_jitter_applies_each_image_its_own_order(images: torch.Tensor, rng: torc
     references = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     expected = []
     for image, its_factors, its_order in zip(images, factors, order, strict=True):
+        jittered = image[None]
         for index in its_order.tolist():
-            image = references[index](image[None], float(its_factors[index]))[0]
-        expected.append(image)
+            jittered = references[index](jittered, float(its_factors[index]))
+        expected.append(jittered[0])
     torch.testing.assert_close(ours.color_jitter(images, factors, order), torch.stack(expected), atol=1e-5, rtol=0)
 
 
@@ -64,7 +65,9 @@ def test_crop_boxes_are_distributed_as_torchvisions(rng: torch.Generator) -> Non
     torch.manual_seed(0)
     n = 2000
     image = torch.zeros(3, 32, 32)
-    reference = np.array([v2.RandomResizedCrop(32, scale=(0.08, 1)).make_params([image])[k] for _ in range(n) for k in ("top", "left", "height", "width")]).reshape(n, 4)  # fmt: skip
+    crop = v2.RandomResizedCrop(32, scale=(0.08, 1))
+    draws = [crop.make_params([image]) for _ in range(n)]
+    reference = np.array([[draw[key] for key in ("top", "left", "height", "width")] for draw in draws])
     boxes = ours.sample_crops(n, 32, 32, rng).numpy()
     for column in range(4):
         assert ks_2samp(boxes[:, column], reference[:, column]).pvalue > 0.001

@@ -104,7 +104,7 @@ def test_truncated_image_is_named(make_image_folder: MakeFolder) -> None:
     root = make_image_folder({"train/a": 1, "test/a": 1})
     path = root / "train/a/0000.png"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ConfigurationError, match="0000.png cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"0000\.png cannot be read"):
         load_split(f"imagefolder:{root}", "train", 32)
 
 

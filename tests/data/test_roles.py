@@ -66,7 +66,7 @@ def test_roles_do_not_depend_on_anything_but_their_seed(roles: DataRoles) -> Non
 
 def test_victims_stay_the_same_for_every_defender(roles: DataRoles) -> None:
     other = assign_roles(DataConfig(auxiliary_target_fraction=0.3), 0.01)
-    assert other.records[Role.VICTIMS] .content_sha256 == roles.records[Role.VICTIMS].content_sha256
+    assert other.records[Role.VICTIMS].content_sha256 == roles.records[Role.VICTIMS].content_sha256
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_victims_stay_the_same_for_every_defender(roles: DataRoles) -> None:
 )
 def test_overlapping_or_impossible_wishes_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        assign_roles(DataConfig(**changes), 0.01)  # type: ignore[arg-type]
+        assign_roles(DataConfig(**changes), 0.01)
 
 
 def test_overlap_names_the_roles() -> None:

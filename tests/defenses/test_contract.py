@@ -10,7 +10,7 @@ import torch
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.models.split import build_split_model
-from mocosfl_priv.plugins import DEFENSES, Defense, DefenderContext, PreparedModel, summary
+from mocosfl_priv.plugins import DEFENSES, DefenderContext, Defense, PreparedModel, summary
 from mocosfl_priv.seeding import global_seed
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
@@ -22,7 +22,7 @@ IMAGES = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=tor
 
 def create(name: str) -> Defense:
     accepted = inspect.signature(DEFENSES.load(name)).parameters
-    return DEFENSES.create(PluginSpec(name=name, **{k: v for k, v in SMALL.items() if k in accepted})).plugin  # type: ignore[arg-type]
+    return DEFENSES.create(PluginSpec(name=name, **{k: v for k, v in SMALL.items() if k in accepted})).plugin
 
 
 def context(defense: Defense, compute: Compute) -> DefenderContext:

@@ -46,9 +46,7 @@ def test_zero_padded_ssim_equals_a_slow_loop() -> None:
                     mp, mq = (window * p).sum(), (window * q).sum()
                     vp, vq = (window * p * p).sum() - mp**2, (window * q * q).sum() - mq**2
                     cov = (window * p * q).sum() - mp * mq
-                    values.append(
-                        (2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4))
-                    )
+                    values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
         assert float(ssim_zeropad(a, b)[image]) == pytest.approx(np.mean(values), abs=1e-10)
 
 

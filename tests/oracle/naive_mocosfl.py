@@ -27,9 +27,8 @@ class NaiveMocoSFL:
         self.client_keys = [copy.deepcopy(model.client) for _ in range(training.clients)]
         self.server = nn.Sequential(copy.deepcopy(model.trunk), copy.deepcopy(model.projector))
         self.server_key = copy.deepcopy(self.server)
-        options = {"lr": training.learning_rate, "momentum": training.momentum, "weight_decay": training.weight_decay}
-        self.client_optimisers = [torch.optim.SGD(client.parameters(), **options) for client in self.clients]
-        self.server_optimiser = torch.optim.SGD(self.server.parameters(), **options)
+        self.client_optimisers = [self._optimiser(client) for client in self.clients]
+        self.server_optimiser = self._optimiser(self.server)
         self.memory = [row.clone() for row in memory]
         self.oldest = 0
         self.step_count = 0
@@ -71,6 +70,12 @@ class NaiveMocoSFL:
             if self.settings.average_momentum_models:
                 self._average(self.client_keys, pool)
         return float(loss.detach())
+
+    def _optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        settings = self.settings
+        return torch.optim.SGD(
+            model.parameters(), lr=1.0, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
 
     def _follow(self, slow: nn.Module, fast: nn.Module) -> None:
         with torch.no_grad():

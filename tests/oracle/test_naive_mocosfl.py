@@ -15,8 +15,8 @@ from mocosfl_priv.models.split import build_split_model
 from mocosfl_priv.seeding import generator
 from mocosfl_priv.training import mocosfl
 from mocosfl_priv.training.clients import ClientBank
-from mocosfl_priv.training.server import FeatureMemory, MocoServer
 from mocosfl_priv.training.hooks import NoHooks
+from mocosfl_priv.training.server import FeatureMemory, MocoServer
 from tests.oracle.naive_mocosfl import NaiveMocoSFL
 
 STEPS = 5
@@ -88,5 +88,3 @@ def test_feature_memory_keeps_the_newest_keys(size: int, batches: list[int]) -> 
         memory.enqueue(torch.tensor(fresh).view(-1, 1))
         seen += fresh
     assert sorted(memory.keys.flatten().tolist()) == sorted(seen[-size:])
-
-

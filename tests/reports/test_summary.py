@@ -39,5 +39,5 @@ def test_words_warn_of_what_is_missing(tiny_run: RunResult) -> None:
     rows = summarise(tiny_run.record)
     assert any("1 training seed" in text for text in caveats(tiny_run.record, rows))
     assert any("Fewer than two attacks" in text for text in caveats(tiny_run.record, rows))
-    said = sentences(tiny_run.record, rows)
+    said = sentences(rows)
     assert len(said) == 1 and "none (cut 1)" in said[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,13 +27,20 @@ def model(bottleneck: str = "none") -> SplitModel:
     return build_split_model(config, 1, 16, [0.5] * 3, [0.25] * 3)
 
 
-def train(split: SplitModel, compute: Compute, steps: int = 6, **options: object) -> TrainedModel:
-    settings = {"clients": 3, "server_batch": 6, "queue_size": 16, "sync_period": 2, "epochs": 2, "monitor_every": 1}
+def train(split: SplitModel, compute: Compute, steps: int = 6, **options: Any) -> TrainedModel:
+    settings: dict[str, Any] = {
+        "clients": 3,
+        "server_batch": 6,
+        "queue_size": 16,
+        "sync_period": 2,
+        "epochs": 2,
+        "monitor_every": 1,
+    }
     settings |= {k: options.pop(k) for k in list(options) if k in TrainingConfig.model_fields}
-    training = TrainingConfig(**settings)  # type: ignore[arg-type]
+    training = TrainingConfig(**settings)
     shape = PoolShape.of(training)
     batches = PooledClients(IMAGES, iid(60, training.clients, generator(0, "p")), shape, generator(0, "b"))
-    return train_mocosfl(split, batches, training, steps=steps, compute=compute, seed=0, **options)  # type: ignore[arg-type]
+    return train_mocosfl(split, batches, training, steps=steps, compute=compute, seed=0, **options)
 
 
 def state(split: SplitModel) -> list[Tensor]:
@@ -117,7 +125,7 @@ def test_hooks_sit_where_they_should(compute: Compute) -> None:
 
         def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
             calls.append("loss")
-            assert 0 <= float(images.min()) and float(images.max()) <= 1
+            assert float(images.min()) >= 0 and float(images.max()) <= 1
             assert len(images) == len(smashed)
             return 0 * smashed.sum()
 
@@ -143,7 +151,7 @@ def test_hooks_sit_where_they_should(compute: Compute) -> None:
     ],
 )
 def test_server_batch_is_made_up_as_in_the_paper(settings: dict[str, int], pool: int, micro_batch: int) -> None:
-    shape = PoolShape.of(TrainingConfig(**settings))  # type: ignore[arg-type]
+    shape = PoolShape.of(TrainingConfig(**settings))
     assert (shape.pool, shape.micro_batch) == (pool, micro_batch)
 
 
