@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -30,7 +31,7 @@ def _palette(name: str, count: int) -> list[tuple[float, float, float]]:
 
 def tradeoff(rows: list[SummaryRow]) -> bytes:
     """Linear-probe accuracy against R, MSE and SSIM, with intervals both ways; one point per system and attack."""
-    panels = [
+    panels: list[tuple[str, Callable[[SummaryRow], Interval]]] = [
         ("leak ratio R  (1: perfect reconstruction, 0: blind guess)", lambda row: row.leak_ratio),
         ("MSE of the reconstruction  (lower leaks more)", lambda row: row.metrics["mse"]),
         ("SSIM of the reconstruction", lambda row: row.metrics.get("ssim", row.metrics["ssim_zeropad"])),

@@ -53,7 +53,7 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
     )
 
 
-SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.15, 0.4, 15.0  # first guesses, soon replaced
+SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.2, 0.2, 6.0  # first guesses, soon replaced
 
 
 def _segments(plan: Plan) -> list[Segment]:
