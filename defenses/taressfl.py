@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import DefenderContext, Defense, ModelConfig, PreparedModel, RunFailedError
+from mocosfl_priv import ConfigurationError, DefenderContext, Defense, ModelConfig, PreparedModel, RunFailedError
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import parse_bottleneck
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
@@ -68,6 +68,8 @@ class TAResSFL(Defense):
         return model.model_copy(update={"bottleneck": self.layer})
 
     def planned_steps(self, context: DefenderContext) -> int:
+        if len(context.source_images) + len(context.target_images) == 0:
+            raise ConfigurationError("taressfl: the defender has neither source nor target images to pre-train on")
         return total_steps(len(context.source_images) + len(context.target_images), self.batch_size, self.epochs)
 
     def prepare(self, context: DefenderContext) -> PreparedModel:

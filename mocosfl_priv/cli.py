@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, unknown_name
+from mocosfl_priv.errors import MocosflPrivError, unknown_name
 
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment, RunResult
@@ -82,14 +82,12 @@ def report(
     debug: DebugOption = False,
 ) -> None:
     """Write the report of a stored run again."""
-    from mocosfl_priv.results import read_record
+    from mocosfl_priv.results import read_record, replace_files
     from reports import write_report
 
-    try:
-        page = write_report(read_record(folder), folder)
-    except OSError as error:
-        raise ConfigurationError(f"the report cannot be written to {folder}: {error.strerror}") from error
-    print(page)
+    record = read_record(folder)
+    replace_files(folder, lambda staging: write_report(record, staging))
+    print(folder / "report.html")
 
 
 @app.command()
@@ -211,9 +209,10 @@ def _run(
     from mocosfl_priv.results import Destination
 
     console = Console(stderr=True)
+    experiment = _experiment(config, overrides, defenses, attacks)
     with Destination(out, overwrite) as destination:
-        with console.status("reading data") if console.is_terminal else console.capture():
-            plan = _experiment(config, overrides, defenses, attacks).plan()
+        with console.status("reading data"):
+            plan = experiment.plan()
         with TerminalProgress(console) as progress:
             result = run_planned(plan, progress)
         page = result.report_to(destination)

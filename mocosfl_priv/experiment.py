@@ -220,8 +220,8 @@ def train_system(lab: Laboratory, system: System, progress: Progress | None = No
             validate=lambda model: validation_knn(model, lab.probe_data, defense, config.evaluation, lab.compute, seed),
             progress=progress,
         )
-    except RunFailedError as error:
-        raise RunFailedError(f"{system.title}: {error}") from error
+    except Exception as error:
+        raise _failure(system, error) from error
     finally:
         progress.end()
     seconds = time.monotonic() - started
@@ -268,9 +268,18 @@ def _prepare(lab: Laboratory, system: System, model_config: ModelConfig, progres
     context = defender_context(lab, system, model_config, progress)
     try:
         prepared = system.defense.plugin.prepare(context)
-    except RunFailedError as error:
-        raise RunFailedError(f"{system.title}: {error}") from error
+    except Exception as error:
+        raise _failure(system, error) from error
     return prepared or PreparedModel(context.build_model())
+
+
+def _failure(system: System, error: Exception) -> MocosflPrivError:
+    """What a failed training is reported as; a user's defense can fail in any way."""
+    if isinstance(error, RunFailedError):
+        return RunFailedError(f"{system.title}: {error}")
+    if isinstance(error, MocosflPrivError):
+        return error
+    return RunFailedError(f"training {system.title} failed: {type(error).__name__}: {error}")
 
 
 def attack_system(

@@ -201,3 +201,23 @@ class Destination:
             raise
         if retired is not None:
             shutil.rmtree(retired, ignore_errors=True)
+
+
+def replace_files(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `folder`, then move what it wrote into `folder`, file by file.
+
+    Raises RunFailedError when it cannot be written; `folder` then holds what it held.
+    """
+    staging = folder.parent / f".{folder.resolve().name}.partial-{uuid.uuid4().hex[:8]}"
+    try:
+        staging.mkdir()
+        write(staging)
+        for path in sorted(staging.rglob("*")):
+            if path.is_file():
+                place = folder / path.relative_to(staging)
+                place.parent.mkdir(exist_ok=True)
+                path.replace(place)
+    except OSError as error:
+        raise RunFailedError(f"the report could not be written to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

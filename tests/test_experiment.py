@@ -77,6 +77,11 @@ def test_the_grid_runs_target_fractions_only_where_they_matter(tiny: dict[str, A
             ConfigurationError,
             "5000 shards",
         ),
+        (
+            {"attacks": ["decoder"], "data": {"auxiliary_target_fraction": 0, "auxiliary_source_fraction": 0}},
+            ThreatModelError,
+            "leave the attacker no image",
+        ),
         ({"data": {"dataset": "imagefolder:/nowhere"}}, ConfigurationError, "no folder"),
         ({"data": {"source": "photos"}}, ConfigurationError, "overlap"),
         ({"model": {"backbone": "resnet8", "bottleneck": "C4S64"}}, ConfigurationError, "does not"),
@@ -93,6 +98,18 @@ def test_diverging_training_fails_with_the_system_named(tiny: dict[str, Any]) ->
     tiny["training"]["learning_rate"] = 1e30
     with pytest.raises(RunFailedError, match="none, cut 1, seed 0: training diverged"):
         Experiment.from_dict(tiny).run()
+
+
+class Crashing(Defense):
+    """Fails in the middle of training."""
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        raise KeyError("oops")
+
+
+def test_a_crashing_defense_is_named(tiny: dict[str, Any]) -> None:
+    with pytest.raises(RunFailedError, match=r"training Crashing, cut 1, seed 0 failed: KeyError"):
+        Experiment.from_dict({**tiny, "defenses": ["tests.test_experiment:Crashing"]}).run()
 
 
 class Spy(Attack):

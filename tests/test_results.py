@@ -9,7 +9,7 @@ import pytest
 
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.results import CELL_KEYS, COLUMNS, Destination, image_key, read_record, write_record
+from mocosfl_priv.results import CELL_KEYS, COLUMNS, Destination, image_key, read_record, replace_files, write_record
 
 
 def test_columns_of_the_issue_are_there() -> None:
@@ -122,3 +122,27 @@ def test_occupied_destinations_are_refused(tmp_path: Path) -> None:
         Destination(tmp_path / "folder", overwrite=True)
     with pytest.raises(ConfigurationError, match="cannot be written"), Destination(tmp_path / "file" / "below"):
         pass
+
+
+def test_replaced_files_keep_the_rest_and_fail_clean(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "results.csv").write_text("kept")
+    (folder / "report.html").write_text("old")
+
+    def write(staging: Path) -> None:
+        (staging / "figures").mkdir()
+        (staging / "figures/a.png").write_text("new")
+        (staging / "report.html").write_text("new")
+
+    def fail(staging: Path) -> None:
+        write(staging)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunFailedError, match="No space left"):
+        replace_files(folder, fail)
+    assert (folder / "report.html").read_text() == "old"
+    replace_files(folder, write)
+    assert (folder / "report.html").read_text() == (folder / "figures/a.png").read_text() == "new"
+    assert (folder / "results.csv").read_text() == "kept"
+    assert leftovers(tmp_path) == ["run"]

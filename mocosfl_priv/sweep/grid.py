@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig
-from mocosfl_priv.data.roles import assign_roles
-from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.data.roles import Role, assign_roles
+from mocosfl_priv.errors import ConfigurationError, ThreatModelError
 from mocosfl_priv.experiment import Laboratory, System, defender_context, planned_training_steps
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
 from mocosfl_priv.progress import Silent
-from mocosfl_priv.threat import ThreatModel
+from mocosfl_priv.threat import Capability, ThreatModel
 from mocosfl_priv.training.sampling import PoolShape
 
 
@@ -68,14 +69,13 @@ def plan(config: ExperimentConfig) -> Plan:
         for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
     )
     _check_partition(laboratory)
+    _check_auxiliary_data(laboratory, attacks)
     for system in systems:  # a bottleneck that does not fit is found by building
         laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
     return Plan(config, systems, attacks, laboratory)
 
 
 def _check_partition(lab: Laboratory) -> None:
-    from mocosfl_priv.data.roles import Role
-
     training = lab.config.training
     private = len(lab.roles[Role.CLIENT_PRIVATE])
     parts = training.clients
@@ -87,3 +87,15 @@ def _check_partition(lab: Laboratory) -> None:
     if PoolShape.of(training).images > private:
         raise ConfigurationError(f"training.server_batch: a step needs {PoolShape.of(training).images} images, "
                                  f"but there are only {private} private ones")  # fmt: skip
+
+
+def _check_auxiliary_data(lab: Laboratory, attacks: Sequence[Loaded[Attack]]) -> None:
+    """A threat model may grant auxiliary data of which there is none."""
+    if len(lab.roles[Role.AUXILIARY_TARGET]) + len(lab.roles[Role.AUXILIARY_SOURCE]) > 0:
+        return
+    for attack in attacks:
+        if Capability.AUXILIARY_DATA in attack.plugin.needs:
+            raise ThreatModelError(
+                f"attack {attack.label!r} needs auxiliary_data, but data.auxiliary_target_fraction and "
+                "data.auxiliary_source_fraction leave the attacker no image"
+            )

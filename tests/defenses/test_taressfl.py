@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
 import torch
 
 from defenses.taressfl import HalfTargetBatches, SimulatedAttacker, TAResSFL
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.datasets import load_split
+from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DefenderContext
@@ -94,3 +97,10 @@ def test_the_expert_is_frozen_and_the_server_start_is_as_asked(compute: Compute)
     assert any(
         not torch.equal(a, b) for a, b in zip(first.model.trunk.parameters(), fresh.trunk.parameters(), strict=True)
     )
+
+
+def test_a_defender_without_images_is_refused(compute: Compute) -> None:
+    defense = TAResSFL()
+    empty = replace(context(compute, defense, target=0), source_images=torch.empty(0, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ConfigurationError, match="neither source nor target"):
+        defense.prepare(empty)
