@@ -14,7 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.seeding import derive_seed
 
-TV_LADDER = (1e-3, 1e-2, 1e-1)
+TV_LADDER = (1e-3, 1e-2, 1e-1, 1.0)
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
 TRIAL_IMAGES = 32
 

@@ -23,7 +23,7 @@ from mocosfl_priv.errors import MocosflPrivError, unknown_name
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment, RunResult
 
-EXIT_UNUSABLE, EXIT_FAILED = 2, 3
+EXIT_UNUSABLE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
     name="mocosfl-priv",
@@ -257,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except (_Interrupted, KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except MocosflPrivError as error:
@@ -271,14 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"unexpected {type(error).__name__}: {error} (add --debug for the traceback)", EXIT_FAILED)
 
 
-class _InterruptedError(MocosflPrivError):
+class _Interrupted(BaseException):
     """Ctrl-C or SIGTERM; unlike KeyboardInterrupt it reaches :func:`main` through typer."""
-
-    exit_code = 130
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
-    raise _InterruptedError("interrupted; nothing was written")
+    raise _Interrupted
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -349,4 +349,7 @@ def grant_view(lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack]) 
         client=client,
         protect=(lambda z: defense.protect(z, attacker_rng)) if lab.threat.adaptive else None,
         auxiliary=lab.auxiliary,
+        build_client=lambda: lab.build_model(
+            defense.architecture(lab.config.model), system.cut_layer, derive_seed(system.seed, "attacker's clone")
+        ).client.to(device),
     )

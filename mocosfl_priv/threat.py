@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.errors import ThreatModelError, unknown_name
+from mocosfl_priv.errors import ConfigurationError, ThreatModelError, unknown_name
 from mocosfl_priv.progress import Progress, Silent
 
 
@@ -38,6 +38,10 @@ DESCRIPTIONS = {
     Capability.GRADIENT_CHANNEL: "malicious server: chooses the gradients that clients receive",
     Capability.TRAINING_STREAM: "sees every message of training, not one snapshot",
 }
+
+
+# Attacks run on a finished training, so far: what would have to happen during training cannot be granted.
+NOT_YET_GRANTABLE = frozenset({Capability.GRADIENT_CHANNEL, Capability.TRAINING_STREAM})
 
 
 def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
@@ -67,6 +71,9 @@ class ThreatModel:
                 grants.add(Capability(name))
             except ValueError:
                 raise unknown_name("capability in threat.grants", name, [c.value for c in Capability]) from None
+        if grants & NOT_YET_GRANTABLE:
+            names = ", ".join(sorted(grants & NOT_YET_GRANTABLE))
+            raise ConfigurationError(f"threat.grants: {names} cannot be granted: attacks run after training only")
         return cls(with_implied(grants), adaptive)
 
     def require(self, needs: frozenset[Capability], who: str) -> None:
@@ -112,6 +119,7 @@ class AttackerView:
         client: nn.Module | None = None,
         protect: Callable[[Tensor], Tensor] | None = None,
         auxiliary: AuxiliaryData | None = None,
+        build_client: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.smashed = smashed
         self.image_shape = image_shape
@@ -120,6 +128,7 @@ class AttackerView:
         self._visible = visible
         self._client = client if visible & {Capability.CLIENT_WEIGHTS, Capability.QUERY} else None
         self._protect = protect if protect is not None else _identity
+        self._build_client = build_client if Capability.ARCHITECTURE in visible else None
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
 
     def has(self, capability: Capability) -> bool:
@@ -147,6 +156,12 @@ class AttackerView:
         assert self._client is not None
         self.queries += len(images)
         return self._protect(self._client(images))
+
+    def untrained_client(self) -> nn.Module:
+        """ARCHITECTURE: a client with the same layers and freshly drawn weights, for the attack to train."""
+        self._require(Capability.ARCHITECTURE)
+        assert self._build_client is not None
+        return self._build_client()
 
     @property
     def auxiliary(self) -> AuxiliaryData:

@@ -160,6 +160,10 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
     torch.testing.assert_close(view.smashed, 10 * plain)
     torch.testing.assert_close(view.query(victims), 10 * plain)
     torch.testing.assert_close(view.protect(plain), 10 * plain)
+    # who has the weights knows the architecture; the untrained client is another model of the same shape
+    clone = view.untrained_client()
+    assert {n: p.shape for n, p in clone.named_parameters()} == {n: p.shape for n, p in view.client.named_parameters()}
+    assert not torch.equal(next(clone.parameters()), next(view.client.parameters()))
     # the victims' pixels do not lie in what the view holds
     assert not bool((view.auxiliary.images[:, None] == victims[None]).all(dim=(2, 3, 4)).any())
     # poisoning the victims after the view was built changes nothing the attack can see

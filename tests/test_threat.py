@@ -24,6 +24,7 @@ def view(compute: Compute, *visible: Capability) -> AttackerView:
         client=nn.Conv2d(3, 4, 3, padding=1),
         protect=lambda z: z + 1,
         auxiliary=AuxiliaryData(torch.rand(5, 3, 8, 8), torch.ones(5, dtype=torch.bool)),
+        build_client=lambda: nn.Conv2d(3, 4, 3, padding=1),
     )
 
 
@@ -36,6 +37,11 @@ def test_white_box_implies_query_and_architecture() -> None:
 def test_missing_capability_is_named() -> None:
     with pytest.raises(ThreatModelError, match="'decoder' needs auxiliary_data, which this threat model"):
         ThreatModel.of(["query"]).require(frozenset({C.QUERY, C.AUXILIARY_DATA}), "decoder")
+
+
+def test_what_would_have_to_happen_during_training_is_not_granted() -> None:
+    with pytest.raises(ConfigurationError, match="training_stream cannot be granted"):
+        ThreatModel.of(["training_stream"])
 
 
 def test_unknown_capability() -> None:
@@ -55,6 +61,7 @@ def test_defaults_grant_known_capabilities() -> None:
         (C.CLIENT_WEIGHTS, lambda v: v.protect(v.smashed)),
         (C.QUERY, lambda v: v.query(torch.zeros(1, 3, 8, 8))),
         (C.AUXILIARY_DATA, lambda v: v.auxiliary),
+        (C.ARCHITECTURE, lambda v: v.untrained_client()),
     ],
 )
 def test_only_what_is_visible_can_be_reached(compute: Compute, capability: Capability, reach) -> None:  # type: ignore[no-untyped-def]

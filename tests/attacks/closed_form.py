@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +62,7 @@ def make_view(
         client=client,
         protect=protect,
         auxiliary=AuxiliaryData(auxiliary, torch.ones(len(auxiliary), dtype=torch.bool)),
+        build_client=lambda: copy.deepcopy(client),
     )
 
 

@@ -4,10 +4,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
 from mocosfl_priv.api import RunResult
+from mocosfl_priv.results import RunRecord, image_key
 from reports import write_report
 from reports.figures import shown_victims
 
@@ -74,3 +76,31 @@ def test_names_from_outside_are_escaped(tiny_run: RunResult, tmp_path: Path) -> 
 def test_shown_victims_are_evenly_spaced() -> None:
     assert shown_victims(3) == [0, 1, 2]
     assert shown_victims(128)[0] == 0 and shown_victims(128)[-1] == 127 and len(shown_victims(128)) == 10
+
+
+def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tmp_path: Path) -> None:
+    """A run of three seeds at two cuts, made from one run by shifting its values."""
+    record = tiny_run.record
+    tables: dict[str, list[pd.DataFrame]] = {"cells": [], "per_image": [], "probe": [], "training": []}
+    images = {"victims": record.images["victims"]}
+    for seed in range(3):
+        for cut in (1, 2):
+            for name, frames in tables.items():
+                frame = getattr(record, name).assign(seed=seed, cut_layer=cut)
+                if name == "per_image":
+                    frame["mse"] = frame["mse"] * (1 + 0.2 * seed) / cut
+                frames.append(frame)
+            for attack in ("floor", "rmle"):
+                cell = {"defense": "none", "attack": attack, "cut_layer": cut, "target_fraction": 0.0, "seed": seed}
+                images[image_key(cell)] = record.images[image_key({**cell, "cut_layer": 1, "seed": 0})]
+    merged = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+    wide = RunRecord(**{**vars(record), **merged, "images": images, "info": {**record.info, "seeds": [0, 1, 2]}})
+    text = write_report(wide, tmp_path).read_text()
+    assert "none (cut 1)" in text and "none (cut 2)" in text
+    assert "training seed" not in text
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    assert summary["seeds"].eq(3).all() and len(summary) == 2 * 3
+    rmle = summary[(summary["attack"] == "rmle") & (summary["cut_layer"] == 1)].iloc[0]
+    single = pd.DataFrame(record.per_image).query("attack == 'rmle'")
+    spread = single["mse"].mean() * 0.2 / single["mse_floor"].mean()
+    assert rmle["leak_ratio_high"] - rmle["leak_ratio_low"] > spread  # seeds differ, and the interval shows it
