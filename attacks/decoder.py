@@ -16,6 +16,7 @@ from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
 from mocosfl_priv.seeding import derive_seed
 
 BATCH_FOR_INFERENCE = 128
+STATISTICS_IMAGES = 1024
 
 
 class DecoderAttack(Attack):
@@ -56,7 +57,9 @@ class DecoderAttack(Attack):
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "decoder"))
         train, validation = self._split(view, rng)
-        standardise = Standardise(view.query(train))
+        # statistics from a sample: the smashed data of a whole data set need not fit into memory
+        sample = torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES]
+        standardise = Standardise(view.query(train[sample.to(train.device)]))
         decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         network = nn.Sequential(standardise, decoder).to(view.compute.device)
         steps_per_epoch = -(-len(train) // self.batch_size)

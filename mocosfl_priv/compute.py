@@ -29,7 +29,7 @@ class Compute:
         use_cuda = config.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if use_cuda else "cpu")
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _has_bfloat16(device))
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or _usable_cores()
         torch.set_num_threads(threads)
         return cls(device, bfloat16, threads)
 
@@ -62,3 +62,10 @@ def _cpu_flags() -> set[str]:
             return next((set(line.split()) for line in cpuinfo if line.startswith("flags")), set())
     except OSError:
         return set()
+
+
+def _usable_cores() -> int:
+    """Cores this process may run on; all of them where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

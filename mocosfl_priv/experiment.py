@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, ModelConfig
@@ -23,6 +24,7 @@ from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import (
+    BATCH,
     ProbeData,
     Utility,
     features,
@@ -36,7 +38,7 @@ from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, Prepa
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import CELL_KEYS, METRICS
 from mocosfl_priv.seeding import derive_seed, generator, global_seed
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, ThreatModel, with_implied
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, ThreatModel, with_implied
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
@@ -320,12 +322,18 @@ def attack_system(
         "attack_seconds": seconds,
         "attack_steps": budget.steps,
         "attack_queries": view.queries,
+        "attack_out_of_time": budget.exhausted,
         "knn_raw_pixels": float(lab.raw_pixels.mean()),
         "linear_untrained": float(trained.untrained.mean()),
         **trained.cost,
     }
     per_image = pd.DataFrame(
-        {**{k: [keys[k]] * len(victims) for k in CELL_KEYS}, "image": range(len(victims)), **values}
+        {
+            **{key: [keys[key]] * len(victims) for key in CELL_KEYS},
+            "image": range(len(victims)),
+            "group": lab.roles[Role.VICTIMS].groups.numpy(),
+            **values,
+        }
     )
     return CellResult(row, per_image, (reconstruction * 255).round().byte().numpy())
 
@@ -335,21 +343,49 @@ def grant_view(lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack]) 
     plugin = attack.plugin
     lab.threat.require(plugin.needs, attack.label)
     system, device = trained.system, lab.compute.device
-    client = trained.model.client.to(device).eval().requires_grad_(False)
+    # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
+    client = copy.deepcopy(trained.model.client).to(device).eval().requires_grad_(False)
+    auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
     defense = system.defense.plugin
     with torch.no_grad():
-        smashed = client(lab.victims.to(device))
+        smashed = torch.cat([client(batch.to(device)) for batch in lab.victims.split(BATCH)])
         smashed = defense.protect(smashed, generator(system.seed, "victims' messages", device=device))
     attacker_rng = generator(system.seed, "attacker's queries", attack.label, device=device)
+    clone_seed = derive_seed(system.seed, "attacker's clone")
     return AttackerView(
         smashed=smashed,
         image_shape=trained.model.image_shape,
         compute=lab.compute,
         visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
         client=client,
-        protect=(lambda z: defense.protect(z, attacker_rng)) if lab.threat.adaptive else None,
-        auxiliary=lab.auxiliary,
-        build_client=lambda: lab.build_model(
-            defense.architecture(lab.config.model), system.cut_layer, derive_seed(system.seed, "attacker's clone")
-        ).client.to(device),
+        protect=partial(_protect, defense, attacker_rng),
+        knows_defense=lab.threat.adaptive,
+        simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
+        auxiliary=auxiliary,
+        # bound to settings only: a closure over the laboratory would carry the victims along
+        build_client=partial(
+            _untrained_client,
+            defense.architecture(lab.config.model),
+            system.cut_layer,
+            lab.config.data.image_size,
+            lab.colour_statistics,
+            clone_seed,
+            device,
+        ),
     )
+
+
+def _protect(defense: Defense, rng: torch.Generator, smashed: Tensor) -> Tensor:
+    return defense.protect(smashed, rng)
+
+
+def _untrained_client(
+    model: ModelConfig,
+    cut_layer: int,
+    image_size: int,
+    colour_statistics: tuple[list[float], list[float]],
+    seed: int,
+    device: torch.device,
+) -> nn.Module:
+    with global_seed(seed, "initialisation"):
+        return build_split_model(model, cut_layer, image_size, *colour_statistics).client.to(device)

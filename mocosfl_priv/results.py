@@ -45,6 +45,7 @@ COLUMNS = [
     "attack_seconds",
     "attack_steps",
     "attack_queries",
+    "attack_out_of_time",
     "knn_raw_pixels",
     "linear_untrained",
     "client_parameters",
@@ -71,8 +72,8 @@ RECORD_FILES = (
 class RunRecord:
     """A finished run in memory.
 
-    cells: one row per cell, `COLUMNS`. per_image: `CELL_KEYS`, image, metrics, mse_floor.
-    probe: `SYSTEM_KEYS`, image, knn, linear, knn_raw_pixels, linear_untrained (booleans).
+    cells: one row per cell, `COLUMNS`. per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
+    probe: `SYSTEM_KEYS`, image, group, knn, linear, knn_raw_pixels, linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn.
     images: ``victims`` and one array per cell, named by :func:`image_key`; uint8 (n, 3, h, w).
     checkpoints: file name to named arrays. info: everything else, as JSON.
@@ -142,7 +143,8 @@ class Destination:
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()
+        self.shown = Path(folder)
         self._overwrite = overwrite
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {self.folder} is a file")
@@ -150,7 +152,9 @@ class Destination:
             raise ConfigurationError(f"--out {self.folder} is not empty; choose another folder or add --overwrite")
         if overwrite and self.folder.exists() and any(self.folder.iterdir()) and not self._is_run():
             raise ConfigurationError(f"--out {self.folder} holds other files than a run; it is not overwritten")
-        self._staging = self.folder.parent / f".{self.folder.name}.partial-{uuid.uuid4().hex[:8]}"
+        unique = uuid.uuid4().hex[:8]
+        self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
+        self._retired = self.folder.parent / f".{self.folder.name}.replaced-{unique}"
 
     def _is_run(self) -> bool:
         return (self.folder / "run.json").is_file()
@@ -160,12 +164,21 @@ class Destination:
             self._staging.mkdir(parents=True)
         except OSError as error:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        if self.folder.exists():
+            try:  # a mount point cannot be replaced; better to know now than after training
+                self.folder.rename(self._retired)
+                self._retired.rename(self.folder)
+            except OSError as error:
+                shutil.rmtree(self._staging, ignore_errors=True)
+                raise ConfigurationError(
+                    f"--out {self.folder} cannot be replaced ({error.strerror}); choose a new folder below it"
+                ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._staging, ignore_errors=True)
 
-    def commit(self, write: Callable[[Path], None]) -> Path:
+    def commit(self, write: Callable[[Path], object]) -> Path:
         """Let `write` fill the staging folder, then put it in place. RunFailedError if that cannot be done."""
         try:
             write(self._staging)
@@ -176,7 +189,7 @@ class Destination:
             raise RunFailedError(
                 f"results could not be written to {self.folder}: {reason}; nothing was kept"
             ) from error
-        return self.folder
+        return self.shown
 
     def _flush(self) -> None:
         """Have the files on the disk before they get their name; a delayed write error surfaces here."""
@@ -189,18 +202,15 @@ class Destination:
                     os.close(descriptor)
 
     def _replace(self) -> None:
-        retired = None
         if self.folder.exists():
-            retired = self.folder.parent / f".{self.folder.name}.replaced-{uuid.uuid4().hex[:8]}"
-            self.folder.rename(retired)
+            self.folder.rename(self._retired)
         try:
             self._staging.rename(self.folder)
-        except OSError:
-            if retired is not None:
-                retired.rename(self.folder)
+        except BaseException:  # an interruption, too, must not leave the old run under a hidden name
+            if self._retired.exists() and not self.folder.exists():
+                self._retired.rename(self.folder)
             raise
-        if retired is not None:
-            shutil.rmtree(retired, ignore_errors=True)
+        shutil.rmtree(self._retired, ignore_errors=True)
 
 
 def replace_files(folder: Path, write: Callable[[Path], object]) -> None:

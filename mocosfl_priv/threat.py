@@ -18,6 +18,8 @@ from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError, unknown_name
 from mocosfl_priv.progress import Progress, Silent
 
+QUERY_BATCH = 256
+
 
 class Capability(StrEnum):
     """What an attacker may have beyond the victims' smashed data."""
@@ -118,6 +120,8 @@ class AttackerView:
         visible: frozenset[Capability],
         client: nn.Module | None = None,
         protect: Callable[[Tensor], Tensor] | None = None,
+        knows_defense: bool = True,
+        simulates_queries: bool = True,
         auxiliary: AuxiliaryData | None = None,
         build_client: Callable[[], nn.Module] | None = None,
     ) -> None:
@@ -127,7 +131,11 @@ class AttackerView:
         self.queries = 0
         self._visible = visible
         self._client = client if visible & {Capability.CLIENT_WEIGHTS, Capability.QUERY} else None
-        self._protect = protect if protect is not None else _identity
+        applied = protect if protect is not None else _identity
+        self._protect = applied if knows_defense else _identity
+        # A real query passes the defense whether or not the attacker knows of it. One who holds the weights runs
+        # the client at home, and adds the defense only if it knows it.
+        self._answer = applied if knows_defense or not simulates_queries else _identity
         self._build_client = build_client if Capability.ARCHITECTURE in visible else None
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
 
@@ -151,11 +159,14 @@ class AttackerView:
 
     @torch.no_grad()
     def query(self, images: Tensor) -> Tensor:
-        """QUERY: what the client would send for images (n, 3, h, w) in [0, 1], defense included; no gradient."""
+        """QUERY: what the client would send for images (n, 3, h, w) in [0, 1]; no gradient.
+
+        The defense is included, except for an attacker that holds the weights and does not know the defense.
+        """
         self._require(Capability.QUERY)
         assert self._client is not None
         self.queries += len(images)
-        return self._protect(self._client(images))
+        return torch.cat([self._answer(self._client(batch)) for batch in images.split(QUERY_BATCH)])
 
     def untrained_client(self) -> nn.Module:
         """ARCHITECTURE: a client with the same layers and freshly drawn weights, for the attack to train."""

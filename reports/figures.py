@@ -15,7 +15,7 @@ from PIL import Image
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord
-from reports.summary import BLIND_ATTACK, WORST_CASE, SummaryRow, headline_rows
+from reports.summary import SummaryRow, headline_rows
 
 matplotlib.use("Agg")
 sns.set_theme(style="whitegrid", context="notebook")
@@ -143,7 +143,7 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
     pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
     seed = record.info["seeds"][0]
     for row in rows:
-        if row.is_worst_case or (row.attack == BLIND_ATTACK and row is not _first_blind(rows)):
+        if row.is_worst_case or (row.blind and row is not _first_blind(rows)):
             continue
         key = (
             f"defense={row.defense}/attack={row.attack}/cut_layer={row.cut_layer}"
@@ -151,7 +151,7 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
         )
         pictures.append(
             {
-                "defense": row.system if row.attack != BLIND_ATTACK else "any defense",
+                "defense": row.system if not row.blind else "any defense",
                 "attack": row.attack,
                 "leak_ratio": row.leak_ratio,
                 "png": strip(record.images[key], indices),
@@ -161,7 +161,7 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
 
 
 def _first_blind(rows: list[SummaryRow]) -> SummaryRow | None:
-    return next((row for row in rows if row.attack == BLIND_ATTACK), None)
+    return next((row for row in rows if row.blind), None)
 
 
 def _whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
@@ -179,9 +179,9 @@ def _png(figure: Figure) -> bytes:
 
 def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, bytes]:
     """Every chart by file stem."""
-    informed = [row for row in rows if row.attack not in (BLIND_ATTACK, WORST_CASE)] or headline_rows(rows)
+    informed = [row for row in rows if not row.blind] or headline_rows(rows)
     return {
-        "tradeoff": tradeoff(informed + [row for row in rows if row.is_worst_case]),
+        "tradeoff": tradeoff(informed),
         "leak_ladder": leak_ladder(rows),
         "training": training_curves(record.training),
     }

@@ -13,7 +13,6 @@ from mocosfl_priv.results import METRICS, RunRecord
 
 GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
-BLIND_ATTACK = "floor"
 NO_LEAK_MARGIN = 0.02
 
 
@@ -21,7 +20,9 @@ NO_LEAK_MARGIN = 0.02
 class SummaryRow:
     """One defense at one cut layer and target fraction, under one attack, over all seeds.
 
-    `metrics` holds an interval per image metric that was measured; `cost` the mean cost columns.
+    `metrics` holds an interval per image metric that was measured; `cost` the mean cost columns. The gains are paired
+    differences to the utility floors, `linear_against_none` the one to the undefended system at the same cut layer.
+    `blind` marks attacks that need nothing and so ignore the smashed data.
     """
 
     defense: str
@@ -36,6 +37,10 @@ class SummaryRow:
     linear: Interval
     knn_raw_pixels: float
     linear_untrained: float
+    knn_gain: Interval
+    linear_gain: Interval
+    linear_against_none: Interval | None
+    blind: bool
     cost: dict[str, float]
 
     @property
@@ -58,17 +63,21 @@ def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
 def summarise(record: RunRecord) -> list[SummaryRow]:
     """All rows in the order of the results; each system ends with its worst case over attacks.
 
-    The worst case takes, for every victim, the attack that came closest by MSE. Looking at the victims for that
-    makes it an upper bound on what one attacker reaches with these attacks: the number a defense must answer for.
+    The worst case takes, for every victim, the attack that came closest by MSE; blind attacks do not take part, since
+    picking among guesses would look like a leak. Looking at the victims for the choice makes it an upper bound on
+    what one attacker reaches with these attacks: the number a defense must answer for.
     """
     settings = record.info["config"]["evaluation"]
     options = {"samples": settings["bootstrap_samples"], "confidence": settings["confidence"]}
+    blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     rows = []
     for group, system in record.per_image.groupby(GROUP, sort=False):
         key: tuple[Any, ...] = tuple(group)
         probe = _matching(record.probe, key)
         cells = _matching(record.cells, key)
-        accuracy = {name: mean_interval(_per_seed(probe, name), **options) for name in ("knn", "linear")}
+        places = _groups(probe)
+        accuracy = {name: mean_interval(_per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
+        undefended = _matching(record.probe, ("none", key[1], 0.0))
         shared: dict[str, Any] = {
             "defense": str(key[0]),
             "cut_layer": int(key[1]),
@@ -78,11 +87,22 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             "linear": accuracy["linear"],
             "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
             "linear_untrained": float(probe["linear_untrained"].mean()),
+            "knn_gain": mean_interval(_differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
+            "linear_gain": mean_interval(
+                _differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
+            ),
+            "linear_against_none": (
+                mean_interval(_differences(probe, "linear", undefended, "linear"), groups=places, **options)
+                if len(undefended) == len(probe) and key[0] != "none"
+                else None
+            ),
         }
         attacks = [str(name) for name in system["attack"].unique()]
         candidates = {name: system[system["attack"] == name] for name in attacks}
-        if len(attacks) > 1:
-            best = system.sort_values("mse", kind="stable").groupby(["seed", "image"], as_index=False).first()
+        informed = [name for name in attacks if name not in blind]
+        if len(informed) > 1:
+            able = system[system["attack"].isin(informed)]
+            best = able.sort_values("mse", kind="stable").groupby(["seed", "image"], as_index=False).first()
             candidates[WORST_CASE] = best.sort_values(["seed", "image"])
         for attack, values in candidates.items():
             mine = cells[cells["attack"] == attack] if attack != WORST_CASE else cells
@@ -103,9 +123,12 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 SummaryRow(
                     **shared,
                     attack=attack,
-                    leak_ratio=leak_ratio_interval(_per_seed(values, "mse"), _per_seed(values, "mse_floor"), **options),
+                    blind=attack in blind,
+                    leak_ratio=leak_ratio_interval(
+                        _per_seed(values, "mse"), _per_seed(values, "mse_floor"), groups=_groups(values), **options
+                    ),
                     metrics={
-                        name: mean_interval(_per_seed(values, name), **options)
+                        name: mean_interval(_per_seed(values, name), groups=_groups(values), **options)
                         for name in METRICS
                         if not bool(values[name].isna().any())
                     },
@@ -146,28 +169,44 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
 
 
 def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
-    """One row per system: its worst case, or its only attack."""
+    """One row per system: its worst case, or its only attack that is not blind, or else its first."""
     headlines: dict[str, SummaryRow] = {}
     for row in rows:
-        if row.is_worst_case or row.system not in headlines:
+        known = headlines.get(row.system)
+        if known is None or row.is_worst_case or (known.blind and not row.blind):
             headlines[row.system] = row
     return list(headlines.values())
+
+
+def leaks(rows: list[SummaryRow], system: str) -> bool:
+    """Whether any single attack on `system` does better than a blind guess; not judged by the best-of choice."""
+    return any(
+        row.leak_ratio.high >= NO_LEAK_MARGIN
+        for row in rows
+        if row.system == system and not row.blind and not row.is_worst_case
+    )
 
 
 def sentences(rows: list[SummaryRow]) -> list[str]:
     """The findings in plain words."""
     said = []
     for row in headline_rows(rows):
-        if row.leak_ratio.high < NO_LEAK_MARGIN:
-            leak = "nothing measurable leaks to these attacks"
+        if not leaks(rows, row.system):
+            leak = "no attack does better than a blind guess"
         else:
             similarity = row.metrics.get("ssim", row.metrics["ssim_zeropad"])
             leak = (
-                f"{_percent(row.leak_ratio)} of what a blind guess leaves open is recovered, at a mean SSIM of "
+                f"the attacks remove {_percent(row.leak_ratio)} of a blind guess's error, and reach a mean SSIM of "
                 f"{similarity.value:.2f}"
             )
-        cost = "; ".join(_against_floor(row))
-        said.append(f"{row.system}: {leak}. {cost}.")
+        parts = [
+            leak,
+            _against(row.linear, "Linear probe", row.linear_gain, "the untrained network", row.linear_untrained),
+            _against(row.knn, "kNN", row.knn_gain, "raw pixels", row.knn_raw_pixels),
+        ]
+        if row.linear_against_none is not None:
+            parts.append(f"Against no defense the linear probe changes by {_points(row.linear_against_none)}")
+        said.append(f"{row.system}: {'. '.join(parts)}.")
     return said
 
 
@@ -181,7 +220,7 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
             f"{', and training only poorly' if seeds > 1 else ' but not the variation of training'}. A published "
             "number needs at least three."
         )
-    informed = {row.attack for row in rows} - {BLIND_ATTACK, WORST_CASE}
+    informed = {row.attack for row in rows if not row.blind and not row.is_worst_case}
     if len(informed) < 2:
         found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
     if not any(row.defense == "none" for row in rows):
@@ -189,8 +228,10 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     found += [
         f"{row.system}: the attacks stay at the floor without any defense, so they prove nothing."
         for row in headline_rows(rows)
-        if row.defense == "none" and row.leak_ratio.high < NO_LEAK_MARGIN
+        if row.defense == "none" and not leaks(rows, row.system)
     ]
+    if bool(record.cells["attack_out_of_time"].any()):
+        found.append("An attack ran out of its time limit: with more time it may reconstruct more.")
     if not record.info["threat_model"]["adaptive"]:
         found.append("The attacker was not adaptive: it did not know the defense. Defended numbers are optimistic.")
     if record.info["lpips"].startswith("LPIPS not measured"):
@@ -198,20 +239,15 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     return found
 
 
-def _against_floor(row: SummaryRow) -> list[str]:
-    texts = []
-    for name, interval, floor, what in (
-        ("Linear probe", row.linear, row.linear_untrained, "the untrained network"),
-        ("kNN", row.knn, row.knn_raw_pixels, "raw pixels"),
-    ):
-        if interval.low > floor:
-            relation = "above"
-        elif interval.high < floor:
-            relation = "below"
-        else:
-            relation = "not shown to differ from"
-        texts.append(f"{name} {100 * interval.value:.1f} %, {relation} {what} ({100 * floor:.1f} %)")
-    return texts
+def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:
+    """How an accuracy stands to its floor, judged by the paired difference."""
+    relation = "above" if gain.low > 0 else "below" if gain.high < 0 else "not shown to differ from"
+    return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
+
+
+def _points(difference: Interval) -> str:
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def _percent(interval: Interval) -> str:
@@ -228,3 +264,15 @@ def _matching(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
 def _per_seed(frame: pd.DataFrame, column: str) -> list[np.ndarray]:
     """One array per seed, in image order."""
     return [group.sort_values("image")[column].to_numpy(dtype=float) for _, group in frame.groupby("seed", sort=True)]
+
+
+def _differences(ours: pd.DataFrame, column: str, theirs: pd.DataFrame, their_column: str) -> list[np.ndarray]:
+    """Per seed and image, one column minus another: paired by seed and image."""
+    pairs = zip(_per_seed(ours, column), _per_seed(theirs, their_column), strict=True)
+    return [first - second for first, second in pairs]
+
+
+def _groups(frame: pd.DataFrame) -> np.ndarray:
+    """The group of every image, in image order; the same for all seeds."""
+    first = frame[frame["seed"] == frame["seed"].iloc[0]]
+    return first.sort_values("image")["group"].to_numpy()

@@ -63,7 +63,7 @@ def test_a_defense_from_the_readme_runs_and_appears_in_the_report(cli: Run, conf
     result = cli("run", "tiny.yaml", "--out", "out", "--defense", f"my_defense.py:{class_name}")
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "out/results.csv")
-    assert table["defense"].tolist() == ["none", "none", class_name, class_name]
+    assert table["defense"].tolist() == ["none"] * 3 + [class_name] * 3
     assert class_name in (tmp_path / "out/report.html").read_text()
     assert "leak R" in result.stdout and "out/report.html" in result.stdout
     assert "left" in result.stderr  # the progress lines
@@ -103,7 +103,7 @@ def test_unusable_requests_end_with_one_line_and_exit_code_2(
 
 
 def test_corrupt_and_empty_data_end_with_one_line(cli: Run, config: Path, tmp_path: Path, make_image_folder) -> None:  # type: ignore[no-untyped-def]
-    root = make_image_folder({"train/a": 20, "train/b": 20, "test/a": 20})
+    root = make_image_folder({"train/a": 20, "train/b": 20, "test/a": 20, "test/b": 20})
     words = ["run", "tiny.yaml", "--out", "o", "--set", f"data.dataset=imagefolder:{root}"]
     (root / "train/a/0003.png").write_bytes(b"broken")
     assert "0003.png cannot be read" in one_clear_line(cli(*words), 2)

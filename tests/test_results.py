@@ -146,3 +146,42 @@ def test_replaced_files_keep_the_rest_and_fail_clean(tmp_path: Path) -> None:
     assert (folder / "report.html").read_text() == (folder / "figures/a.png").read_text() == "new"
     assert (folder / "results.csv").read_text() == "kept"
     assert leftovers(tmp_path) == ["run"]
+
+
+def test_the_current_folder_may_be_the_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with Destination(Path()) as destination:
+        destination.commit(lambda folder: (folder / "run.json").touch())
+    assert (tmp_path / "here/run.json").exists() and leftovers(tmp_path) == ["here"]
+
+
+def test_a_place_that_cannot_be_replaced_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mount").mkdir()
+
+    def busy(self: Path, target: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", busy)  # what a mount point answers; a test may not mount
+    with pytest.raises(ConfigurationError, match="choose a new folder below it"), Destination(tmp_path / "mount"):
+        pass
+    assert leftovers(tmp_path) == ["mount"]
+
+
+def test_an_interruption_between_the_renames_restores_the_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Destination(tmp_path / "run") as destination:
+        destination.commit(lambda folder: (folder / "run.json").write_text("old"))
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with pytest.raises(KeyboardInterrupt), Destination(tmp_path / "run", overwrite=True) as destination:
+        monkeypatch.setattr(Path, "rename", interrupted)
+        destination.commit(lambda folder: (folder / "run.json").write_text("new"))
+    assert (tmp_path / "run/run.json").read_text() == "old"
+    assert leftovers(tmp_path) == ["run"]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import time
 
 import pytest
@@ -84,20 +83,11 @@ def test_queries_are_counted_defended_and_without_gradient(compute: Compute) -> 
     assert v.queries == 3 and not answer.requires_grad
 
 
-def test_view_does_not_reach_other_tensors(compute: Compute) -> None:
-    """Everything reachable from a view, followed by the garbage collector, holds no victim images."""
-    victims = torch.rand(2, 3, 8, 8)
-    v = view(compute, *Capability)
-    v.smashed = nn.Conv2d(3, 4, 3, padding=1)(victims).detach()
-    seen: set[int] = set()
-    frontier: list[object] = [vars(v)]
-    while frontier:
-        thing = frontier.pop()
-        if id(thing) in seen or isinstance(thing, type) or type(thing).__name__ in ("module", "function"):
-            continue
-        seen.add(id(thing))
-        assert thing is not victims
-        frontier += gc.get_referents(thing)
+def test_many_queries_are_answered_in_pieces_and_in_order(compute: Compute) -> None:
+    v = view(compute, C.QUERY, C.CLIENT_WEIGHTS)
+    images = torch.rand(600, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(v.query(images), v.client(images) + 1)
 
 
 def test_budget_counts_steps_and_ends_in_time() -> None:

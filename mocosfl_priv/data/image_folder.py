@@ -30,9 +30,14 @@ def load(root: Path, split: str, image_size: int) -> ImageSet:
     if not root.is_dir():
         raise ConfigurationError(f"imagefolder: there is no folder {root}")
     folder, divide = _split_folder(root, split)
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = _class_folders(folder)
     if not classes:
         raise ConfigurationError(f"imagefolder: {folder} has no class folders")
+    if folder != root and (root / "train").is_dir() and classes != (trained := _class_folders(root / "train")):
+        differing = ", ".join(sorted(set(classes) ^ set(trained)))
+        raise ConfigurationError(
+            f"imagefolder: {folder} and {root / 'train'} have different class folders: {differing}"
+        )
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -58,6 +63,10 @@ def is_class_tree(path: Path) -> bool:
     """True if `path` looks like the tree that :func:`load` reads with its splits laid out."""
     train = path / "train"
     return train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, bool]:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
             f"data: the roles {parts} overlap: together they ask for {sum(wanted.values())} of {n} training images "
             "and leave none private; lower validation_fraction, auxiliary_target_fraction or target_fractions"
         )
-    from_train, private = _deal_groups(train.groups, wanted, rng)
+    from_train, private = _deal_groups(train, wanted, rng)
     if len(private) == 0:
         raise ConfigurationError("data: no private training image is left; the training set has too few groups")
     if config.victims >= len(test):
@@ -115,7 +115,7 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
         )
     test_order = torch.randperm(len(test), generator=rng)
     from_source, defender_source = _deal_groups(
-        source.groups, {Role.AUXILIARY_SOURCE: _share(config.auxiliary_source_fraction, len(source))}, rng
+        source, {Role.AUXILIARY_SOURCE: _share(config.auxiliary_source_fraction, len(source))}, rng
     )
     chosen: dict[Role, tuple[ImageSet, Tensor]] = {
         **{role: (train, index) for role, index in from_train.items()},
@@ -165,29 +165,41 @@ def _without_duplicates(images: ImageSet, seen: set[bytes]) -> ImageSet:
     return images if len(kept) == len(images) else images.select(torch.tensor(kept, dtype=torch.long))
 
 
-def _deal_groups(groups: Tensor, wanted: Mapping[Role, int], rng: torch.Generator) -> tuple[dict[Role, Tensor], Tensor]:
-    """Give each role whole groups, in random order, until it has what it wants; the rest comes second.
+def _deal_groups(
+    images: ImageSet, wanted: Mapping[Role, int], rng: torch.Generator
+) -> tuple[dict[Role, Tensor], Tensor]:
+    """Give each role groups, always of the class it has least of, at random within a class; the rest comes second.
 
-    A role takes no more than it wants: what is left of its last group belongs to nobody, since it shares pixels
-    with the role.
+    No group is shared. A role takes from one group at most its share of a class, so that a small role still sees
+    every class it has images for; what is left of the group belongs to nobody, since it shares pixels with the role.
     """
-    names, inverse = torch.unique(groups, return_inverse=True)
-    order = torch.randperm(len(names), generator=rng)
-    position = torch.empty_like(order)
-    position[order] = torch.arange(len(names))
-    by_group = torch.argsort(position[inverse], stable=True)
-    sizes = torch.bincount(position[inverse], minlength=len(names))
-    ends = sizes.cumsum(0)
+    names, inverse = torch.unique(images.groups, return_inverse=True)
+    shuffled = torch.randperm(len(names), generator=rng)
+    members = [torch.empty(0, dtype=torch.long)] * len(names)
+    for part in torch.argsort(inverse, stable=True).split(torch.bincount(inverse, minlength=len(names)).tolist()):
+        members[int(inverse[part[0]])] = part
+    queues: dict[int, list[int]] = {}
+    for group in shuffled.tolist():
+        queues.setdefault(int(images.labels[members[group][0]]), []).append(group)
     dealt: dict[Role, Tensor] = {}
-    start = 0
     for role, count in wanted.items():
-        dealt[role] = by_group[start : start + count]
-        if count:
-            group = int(torch.searchsorted(ends, min(start + count, len(groups))))
-            start = int(ends[min(group, len(ends) - 1)])
-        if len(dealt[role]) < count:
-            raise ConfigurationError(f"data: role {role} asks for {count} images, but too few groups are left")
-    return dealt, by_group[start:].sort().values
+        most = -(-count // max(1, len(queues)))
+        taken: list[Tensor] = []
+        given = dict.fromkeys(queues, 0)
+        missing = count
+        while missing > 0:
+            waiting = [label for label, queue in queues.items() if queue]
+            if not waiting:
+                raise ConfigurationError(f"data: role {role} asks for {count} images, but too few groups are left")
+            label = min(waiting, key=lambda name: given[name])
+            taken.append(members[queues[label].pop()][: min(most, missing)])
+            given[label] += len(taken[-1])
+            missing -= len(taken[-1])
+        # one image of each group in turn, so that the first images of a role are as varied as it is
+        turns = [int(image) for images_in_turn in zip_longest(*taken) for image in images_in_turn if image is not None]
+        dealt[role] = torch.tensor(turns, dtype=torch.long)
+    rest = [members[group] for queue in queues.values() for group in queue]
+    return dealt, torch.cat(rest).sort().values if rest else torch.empty(0, dtype=torch.long)
 
 
 def _record(images: ImageSet, indices: Tensor, digests: np.ndarray) -> RoleRecord:

@@ -36,12 +36,16 @@ class Floor:
 
 
 def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
-    """The floor for `victims` from images of the same distribution; both float (n, 3, h, w) in [0, 1]."""
-    floors = [
-        Floor(kind, guess, mse(guess.expand_as(victims), victims))
-        for kind, guess in (("constant colour", constant_colour(known)), ("mean image", mean_image(known)))
-    ]
-    return min(floors, key=lambda floor: float(floor.mse.mean()))
+    """The floor for `victims` from images of the same distribution; both float (n, 3, h, w) in [0, 1].
+
+    Which of the two guesses is better is decided on `known` as well: each is estimated on the even images and
+    compared on the odd ones. The guess itself then uses them all.
+    """
+    estimate, compare = known[::2], known[1::2] if len(known) > 1 else known
+    guesses = {"constant colour": constant_colour, "mean image": mean_image}
+    kind = min(guesses, key=lambda k: float(mse(guesses[k](estimate).expand_as(compare), compare).mean()))
+    guess = guesses[kind](known)
+    return Floor(kind, guess, mse(guess.expand_as(victims), victims))
 
 
 def leak_ratio(error: np.ndarray | Tensor, floor: np.ndarray | Tensor) -> float:

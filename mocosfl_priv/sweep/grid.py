@@ -72,7 +72,10 @@ def plan(config: ExperimentConfig) -> Plan:
     _check_auxiliary_data(laboratory, attacks)
     for system in systems:  # a bottleneck that does not fit is found by building
         laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
-    return Plan(config, systems, attacks, laboratory)
+    checked = Plan(config, systems, attacks, laboratory)
+    for system in systems:  # a defense refuses here what it cannot prepare with
+        checked.expert_steps(system)
+    return checked
 
 
 def _check_partition(lab: Laboratory) -> None:

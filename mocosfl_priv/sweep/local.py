@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.data.roles import Role
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import CELL_KEYS, COLUMNS, SCHEMA_VERSION, RunRecord, image_key
@@ -29,13 +30,16 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
     trained_systems: list[TrainedSystem] = []
     cells: list[CellResult] = []
     progress.plan(_segments(plan))
-    for system in plan.systems:
-        progress.segment()
-        trained = train_system(lab, system, progress)
-        trained_systems.append(trained)
-        for attack in plan.attacks:
+    try:
+        for system in plan.systems:
             progress.segment()
-            cells.append(attack_system(lab, trained, attack, progress))
+            trained = train_system(lab, system, progress)
+            trained_systems.append(trained)
+            for attack in plan.attacks:
+                progress.segment()
+                cells.append(attack_system(lab, trained, attack, progress))
+    except ConfigurationError as error:  # found too late to be called a request that was refused
+        raise RunFailedError(str(error)) from error
     return RunRecord(
         cells=pd.DataFrame([cell.row for cell in cells], columns=COLUMNS),
         per_image=pd.concat([cell.per_image for cell in cells], ignore_index=True),
@@ -77,6 +81,7 @@ def _probe_frame(plan: Plan, trained: TrainedSystem) -> pd.DataFrame:
         {
             **{key: [value] * count for key, value in trained.system.keys.items()},
             "image": np.arange(count),
+            "group": plan.laboratory.probe_data.test.groups.numpy(),
             "knn": trained.utility.knn,
             "linear": trained.utility.linear,
             "knn_raw_pixels": plan.laboratory.raw_pixels,
@@ -105,7 +110,10 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
         "lpips": lab.lpips_note,
         "compute": lab.compute.describe(),
         "plugins": {
-            "attacks": [_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)) for a in plan.attacks],
+            "attacks": [
+                {**_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)), "blind": not a.plugin.needs}
+                for a in plan.attacks
+            ],
             "defenses": [
                 _plugin_info(d, ["randomised"] if d.plugin.randomised else [])
                 for d in {s.defense.label: s.defense for s in plan.systems}.values()

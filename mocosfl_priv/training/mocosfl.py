@@ -110,7 +110,7 @@ def train_mocosfl(
         losses.append(loss)
         if step % LOSS_CHECK_EVERY == 0 or step == steps:
             _require_finite(losses, step)
-        if clients.trainable and step % training.sync_period == 0:
+        if clients.trainable and (step % training.sync_period == 0 or batch.pool_changes):
             clients.average(batch.pool.to(device))
             models = 2 if training.average_momentum_models else 1
             outcome.traffic.weights_up += models * len(batch.pool) * client_bytes

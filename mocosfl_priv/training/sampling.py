@@ -15,10 +15,14 @@ from mocosfl_priv.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """One step's images: `pool` (P,) client indices, `images` uint8 (P, micro-batch, 3, h, w)."""
+    """One step's images: `pool` (P,) client indices, `images` uint8 (P, micro-batch, 3, h, w).
+
+    pool_changes: the next step has another pool, so this one's models must be averaged now or are lost.
+    """
 
     pool: Tensor
     images: Tensor
+    pool_changes: bool = False
 
 
 class Batches(Protocol):
@@ -86,7 +90,8 @@ class PooledClients:
             self._pool = order[: self._shape.pool].sort().values
         self._step += 1
         chosen = torch.stack([self._draw(client) for client in self._pool.tolist()])
-        return ClientBatch(self._pool, self._images[chosen])
+        changes = self._shape.pool < self.clients and self._step % self._steps_per_round == 0
+        return ClientBatch(self._pool, self._images[chosen], changes)
 
     def _draw(self, client: int) -> Tensor:
         part = self._partition[client]

@@ -83,7 +83,11 @@ def test_path_may_hold_a_class_tree_of_a_known_set(make_image_folder: MakeFolder
 
 @pytest.mark.parametrize(
     ("counts", "message"),
-    [({"train/a": 2, "train/b": 0, "test/a": 1}, "holds no images"), ({"train/a": 2}, "none of test/")],
+    [
+        ({"train/a": 2, "train/b": 0, "test/a": 1, "test/b": 1}, "holds no images"),
+        ({"train/a": 2}, "none of test/"),
+        ({"train/a": 2, "train/b": 2, "train/c": 2, "test/a": 1, "test/c": 1}, "different class folders: b"),
+    ],
 )
 def test_incomplete_trees_are_named(counts: dict[str, int], message: str, make_image_folder: MakeFolder) -> None:
     root = make_image_folder(counts)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mocosfl_priv.config import DataConfig
+from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.roles import (
     MAY_OVERLAP,
     DataRoles,
@@ -109,9 +110,10 @@ def test_duplicated_pixels_are_dropped_from_training_not_from_test(make_image_fo
 )
 def test_dealt_groups_are_never_shared(groups: list[int], first: int, second: int, seed: int) -> None:
     tensor = torch.tensor(groups)
+    images = ImageSet("x", torch.zeros(len(groups), 3, 1, 1, dtype=torch.uint8), tensor % 3, ("a", "b", "c"), tensor)
     wanted = {Role.PROBE_VALIDATION: first, Role.AUXILIARY_TARGET: second}
     try:
-        dealt, rest = _deal_groups(tensor, wanted, torch.Generator().manual_seed(seed))
+        dealt, rest = _deal_groups(images, wanted, torch.Generator().manual_seed(seed))
     except ConfigurationError:
         return
     parts = [*dealt.values(), rest]
@@ -121,3 +123,10 @@ def test_dealt_groups_are_never_shared(groups: list[int], first: int, second: in
     owners = [set(tensor[part].tolist()) for part in parts]
     for a, b in combinations(owners, 2):
         assert not a & b
+
+
+def test_every_role_knows_every_class(roles: DataRoles) -> None:
+    for role in (Role.AUXILIARY_TARGET, Role.PROBE_VALIDATION, Role.CLIENT_PRIVATE, Role.DEFENDER_TARGET):
+        counts = roles[role].labels.bincount(minlength=6)
+        assert counts.min() > 0.5 * counts.max(), (role, counts)
+    assert len(roles.defender_target(0.01).labels.unique()) >= 4

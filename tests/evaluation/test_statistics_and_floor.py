@@ -37,6 +37,17 @@ def test_intervals_of_images_are_calibrated() -> None:
     assert 0.83 <= hits / 200 <= 0.96
 
 
+def test_images_of_one_place_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    places = np.repeat(np.arange(30), 12)
+    values = rng.normal(size=30)[places]  # twelve copies of thirty values: thirty observations, not 360
+    naive = mean_interval([values], samples=2000, confidence=0.95)
+    honest = mean_interval([values], groups=places, samples=2000, confidence=0.95)
+    thirty = mean_interval([values[::12]], samples=2000, confidence=0.95)
+    assert honest.high - honest.low == pytest.approx(thirty.high - thirty.low, rel=0.1)
+    assert honest.high - honest.low > 2.5 * (naive.high - naive.low)
+
+
 def test_leak_ratio_is_a_ratio_of_means() -> None:
     error, floor = np.array([0.0, 0.1]), np.array([0.1, 0.3])
     assert leak_ratio(error, floor) == pytest.approx(1 - 0.05 / 0.2)

@@ -60,7 +60,7 @@ def test_page_shows_configuration_hashes_versions_and_seeds(page: Path, tiny_run
 def test_figures_are_pictures(page: Path) -> None:
     names = {path.name for path in (page.parent / "figures").iterdir()}
     assert {"tradeoff.png", "leak_ladder.png", "training.png"} <= names
-    assert sum(name.startswith("strip_") for name in names) == 3  # originals, floor, rmle
+    assert sum(name.startswith("strip_") for name in names) == 4  # originals, floor, rmle, decoder
     for path in (page.parent / "figures").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 100 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
@@ -90,7 +90,7 @@ def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tm
                 if name == "per_image":
                     frame["mse"] = frame["mse"] * (1 + 0.2 * seed) / cut
                 frames.append(frame)
-            for attack in ("floor", "rmle"):
+            for attack in ("floor", "rmle", "decoder"):
                 cell = {"defense": "none", "attack": attack, "cut_layer": cut, "target_fraction": 0.0, "seed": seed}
                 images[image_key(cell)] = record.images[image_key({**cell, "cut_layer": 1, "seed": 0})]
     merged = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
@@ -99,7 +99,7 @@ def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tm
     assert "none (cut 1)" in text and "none (cut 2)" in text
     assert "training seed" not in text
     summary = pd.read_csv(tmp_path / "summary.csv")
-    assert summary["seeds"].eq(3).all() and len(summary) == 2 * 3
+    assert summary["seeds"].eq(3).all() and len(summary) == 2 * 4
     rmle = summary[(summary["attack"] == "rmle") & (summary["cut_layer"] == 1)].iloc[0]
     single = pd.DataFrame(record.per_image).query("attack == 'rmle'")
     spread = single["mse"].mean() * 0.2 / single["mse_floor"].mean()

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from mocosfl_priv.api import RunResult
-from reports.summary import WORST_CASE, as_frame, caveats, headline_rows, sentences, summarise
+from reports.summary import WORST_CASE, as_frame, caveats, headline_rows, leaks, sentences, summarise
 
 
 def test_worst_case_is_the_best_attack_for_every_victim(tiny_run: RunResult) -> None:
     rows = {row.attack: row for row in summarise(tiny_run.record)}
     per_image = tiny_run.record.per_image
-    best = per_image.pivot(index="image", columns="attack", values="mse").min(axis=1)
+    best = per_image.pivot(index="image", columns="attack", values="mse")[["rmle", "decoder"]].min(axis=1)
     assert rows[WORST_CASE].metrics["mse"].value == pytest.approx(best.mean())
     floor = per_image.groupby("image")["mse_floor"].first()
     assert rows[WORST_CASE].leak_ratio.value == pytest.approx(1 - best.mean() / floor.mean())
-    assert rows[WORST_CASE].leak_ratio.value >= max(rows["floor"].leak_ratio.value, rows["rmle"].leak_ratio.value)
+    assert rows[WORST_CASE].leak_ratio.value >= max(rows["decoder"].leak_ratio.value, rows["rmle"].leak_ratio.value)
+    assert [rows[name].blind for name in ("floor", "rmle", WORST_CASE)] == [True, False, False]
     assert [row.attack for row in headline_rows(list(rows.values()))] == [WORST_CASE]
 
 
@@ -32,12 +36,47 @@ def test_means_agree_with_the_results_table(tiny_run: RunResult) -> None:
             assert row.leak_ratio.value == pytest.approx(cells.loc[row.attack, "leak_ratio"], abs=1e-5)
             assert row.linear.value == pytest.approx(cells.loc[row.attack, "linear_accuracy"])
     frame = as_frame(summarise(tiny_run.record))
-    assert len(frame) == 3 and np.isfinite(frame["leak_ratio_low"]).all()
+    assert len(frame) == 4 and np.isfinite(frame["leak_ratio_low"]).all()
 
 
 def test_words_warn_of_what_is_missing(tiny_run: RunResult) -> None:
     rows = summarise(tiny_run.record)
     assert any("1 training seed" in text for text in caveats(tiny_run.record, rows))
-    assert any("Fewer than two attacks" in text for text in caveats(tiny_run.record, rows))
+    alone = [row for row in rows if row.attack in ("floor", "rmle")]
+    assert any("Fewer than two attacks" in text for text in caveats(tiny_run.record, alone))
+    assert not any("Fewer than two attacks" in text for text in caveats(tiny_run.record, rows))
     said = sentences(rows)
     assert len(said) == 1 and "none (cut 1)" in said[0]
+
+
+def test_guesses_alone_are_never_called_a_leak(tiny_run: RunResult) -> None:
+    """Best-of over attacks that ignore the smashed data beats any one guess, and still is no leak."""
+    record = tiny_run.record
+    guesses = record.per_image.assign(
+        attack=record.per_image["attack"].map({"floor": "a", "rmle": "b", "decoder": "c"})
+    )
+    # each guess is lucky on another third of the victims and bad on the rest: alone worse than the floor
+    lucky = guesses["image"] % 3 == guesses["attack"].map({"a": 0, "b": 1, "c": 2})
+    guesses["mse"] = guesses["mse_floor"] * np.where(lucky, 0.75, 1.5)
+    cells = record.cells.assign(attack=["a", "b", "c"])
+    rows = summarise(replace(record, per_image=guesses, cells=cells))
+    worst = next(row for row in rows if row.is_worst_case)
+    assert worst.leak_ratio.low > 0.02
+    assert not leaks(rows, worst.system)
+    assert "no attack does better than a blind guess" in sentences(rows)[0]
+
+
+def test_cost_in_accuracy_is_paired_with_the_undefended_system(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    worse = record.probe.assign(defense="mine", linear=False)
+    both = replace(
+        record,
+        probe=pd.concat([record.probe, worse], ignore_index=True),
+        per_image=pd.concat([record.per_image, record.per_image.assign(defense="mine")], ignore_index=True),
+        cells=pd.concat([record.cells, record.cells.assign(defense="mine")], ignore_index=True),
+    )
+    rows = [row for row in summarise(both) if row.is_worst_case]
+    assert rows[0].linear_against_none is None
+    change = rows[1].linear_against_none
+    assert change is not None and change.value == pytest.approx(-record.probe["linear"].mean())
+    assert "Against no defense the linear probe changes by -" in sentences(rows)[1]

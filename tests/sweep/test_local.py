@@ -37,7 +37,7 @@ def test_progress_is_what_was_planned(tiny: dict[str, Any]) -> None:
     counter = Counter()
     checked = plan(Experiment.from_dict(tiny).config)
     run_plan(checked, counter)
-    assert counter.started == len(counter.planned) == 2 * (1 + 2)
+    assert counter.started == len(counter.planned) == 2 * (1 + 3)
     assert counter.steps["training"] == counter.announced["training"] == 2 * checked.training_steps
     assert counter.steps["expert"] == counter.announced["expert"] == checked.expert_steps(checked.systems[1])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -174,6 +175,26 @@ def test_pools_are_redrawn_each_round() -> None:
     assert all(len(set(pool)) == 4 for pool in pools)
     assert pools[0] == pools[1]  # two images per client: a round has two steps
     assert len(set(pools)) > 5
+
+
+def test_a_pool_is_averaged_before_another_takes_over() -> None:
+    partition = iid(40, 20, generator(0, "p"))
+    batches = PooledClients(IMAGES[:40], partition, PoolShape(4, 1), generator(0, "b"))
+    drawn = [batches.next() for _ in range(12)]
+    for now, following in pairwise(drawn):
+        assert now.pool_changes or torch.equal(now.pool, following.pool)
+    everybody = PooledClients(IMAGES[:40], partition, PoolShape(20, 1), generator(0, "b"))
+    assert not any(everybody.next().pool_changes for _ in range(12))
+
+
+def test_what_a_sampled_pool_learned_survives_the_next_pool(compute: Compute) -> None:
+    """Two images per client, pools of two: without averaging at the change every update would be overwritten."""
+    split = model()
+    before = [p.detach().clone() for p in split.client.parameters()]
+    outcome = train(split, compute, steps=8, clients=30, pool=2, micro_batch=1, sync_period=10_000, weight_decay=0.0)
+    assert outcome.traffic.weights_up == 4 * 2 * 4 * count_parameters(split.client)  # four rounds of two steps
+    assert outcome.traffic.weights_down == 4 * 30 * 4 * count_parameters(split.client)
+    assert any(not torch.equal(a, b) for a, b in zip(before, split.client.parameters(), strict=True))
 
 
 def test_a_client_without_images_is_refused() -> None:

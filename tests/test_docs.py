@@ -1,0 +1,49 @@
+"""The code that the guides show is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.plugins import ATTACKS
+from mocosfl_priv.threat import Budget
+from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
+
+ROOT = Path(__file__).parents[1]
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_shown_code_passes_the_linter(name: str, tmp_path: Path) -> None:
+    for index, block in enumerate(python_blocks(name)):
+        path = tmp_path / "attacks" / f"block{index}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block)
+        command = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml")]
+        result = subprocess.run(
+            [*command, "--ignore", "D100,D102,ARG002,D104,INP", str(path)], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout
+
+
+def test_the_attack_of_the_contributing_guide_works(tmp_path: Path, compute: Compute) -> None:
+    block = next(block for block in python_blocks("CONTRIBUTING.md") if "(Attack)" in block)
+    path = tmp_path / "nearest.py"
+    path.write_text(block)
+    attack = ATTACKS.create(PluginSpec(name=f"{path}:NearestNeighbours")).plugin
+    victims = photo_patches(6, "test")
+    view = make_view(ColourMixClient(), victims, photo_patches(300), compute, visible=attack.needs)
+    images = attack.reconstruct(view, Budget(), 0)
+    assert images.shape == victims.shape
+    guess = photo_patches(300).mean(0).expand_as(victims)
+    assert torch.nn.functional.mse_loss(images, victims) < torch.nn.functional.mse_loss(guess, victims)
