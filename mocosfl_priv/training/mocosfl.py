@@ -96,7 +96,7 @@ def train_mocosfl(
         model.trunk, model.projector, training, compute, generator(seed, "feature memory", device=device)
     )
     base_rate = training.learning_rate if learning_rate is None else learning_rate
-    monitor_steps = max(1, training.monitor_every * steps // max(1, training.epochs))
+    monitor_steps = -(-training.monitor_every * steps // training.epochs)  # rounded up: the last one is the end
     client_bytes = 4 * count_parameters(model.client)
     outcome = TrainedModel(model, steps, steps, Traffic())
     best_score, best_state = -math.inf, None
