@@ -108,7 +108,7 @@ def validate(
 
 @app.command("ls")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs}")],
+    kind: Annotated[str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs|capabilities}")],
     debug: DebugOption = False,
 ) -> None:
     """List what can be named in a configuration."""
@@ -118,6 +118,7 @@ def list_(
         "datasets": _list_datasets,
         "models": _list_models,
         "configs": _list_configs,
+        "capabilities": _list_capabilities,
     }
     if kind not in listings:
         raise unknown_name("kind", kind, listings)
@@ -170,6 +171,15 @@ def _list_configs() -> Listing:
 
     return ["name", "what it shows"], [
         [name, load_config(path).description] for name, path in _shipped_configs().items()
+    ]
+
+
+def _list_capabilities() -> Listing:
+    from mocosfl_priv.threat import DESCRIPTIONS, NOT_YET_GRANTABLE
+
+    return ["name", "what it grants an attacker", "may stand in threat.grants"], [
+        [capability.value, text, "no: attacks run after training" if capability in NOT_YET_GRANTABLE else "yes"]
+        for capability, text in DESCRIPTIONS.items()
     ]
 
 

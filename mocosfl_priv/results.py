@@ -32,6 +32,14 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 SCHEMA_VERSION = 1
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed"]
+COSTS = [
+    "client_parameters",
+    "client_flops",
+    "smashed_bytes_per_image",
+    "training_megabytes",
+    "paper_megabytes_per_client",
+    "training_seconds",
+]
 METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips"]
 COLUMNS = [
     *CELL_KEYS,
@@ -48,12 +56,7 @@ COLUMNS = [
     "attack_out_of_time",
     "knn_raw_pixels",
     "linear_untrained",
-    "client_parameters",
-    "client_flops",
-    "smashed_bytes_per_image",
-    "training_megabytes",
-    "paper_megabytes_per_client",
-    "training_seconds",
+    *COSTS,
 ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
-from mocosfl_priv.results import METRICS, RunRecord
+from mocosfl_priv.results import COSTS, METRICS, RunRecord
 
 GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
@@ -106,17 +106,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             candidates[WORST_CASE] = best.sort_values(["seed", "image"])
         for attack, values in candidates.items():
             mine = cells[cells["attack"] == attack] if attack != WORST_CASE else cells
-            cost = {
-                name: float(mine[name].mean())
-                for name in (
-                    "client_parameters",
-                    "client_flops",
-                    "smashed_bytes_per_image",
-                    "training_megabytes",
-                    "paper_megabytes_per_client",
-                    "training_seconds",
-                )
-            }
+            cost = {name: float(mine[name].mean()) for name in COSTS}
             total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
             cost |= {str(name): float(value) for name, value in total.items()}
             rows.append(

@@ -156,6 +156,7 @@ def test_listings_and_help_show_what_there_is(cli: Run) -> None:
         "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
         "models": ["resnet8", "resnet10", "resnet18"],
         "configs": ["demo"],
+        "capabilities": ["client_weights", "query", "auxiliary_data"],
     }.items():
         listed = cli("ls", kind)
         assert listed.returncode == 0

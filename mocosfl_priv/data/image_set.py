@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mocosfl_priv.errors import ConfigurationError
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -68,9 +66,3 @@ class ImageSet:
             seen[label] += 1
         chosen = order[torch.argsort(rank[order], stable=True)][:limit]
         return self.select(chosen.sort().values)
-
-
-def require_images(image_set: ImageSet, wanted: int, purpose: str) -> None:
-    """Raise ConfigurationError unless `image_set` holds at least `wanted` images."""
-    if len(image_set) < wanted:
-        raise ConfigurationError(f"{image_set.name} has {len(image_set)} images, but {purpose} needs at least {wanted}")
