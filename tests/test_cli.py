@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+
+from mocosfl_priv.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -32,6 +34,23 @@ def cli(tmp_path: Path) -> Run:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The same without the seconds that a new process needs to import torch; for requests that train nothing."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(ended.value.code or 0), printed.out, printed.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -96,9 +115,9 @@ def test_a_defense_from_the_readme_runs_and_appears_in_the_report(cli: Run, conf
     ],
 )
 def test_unusable_requests_end_with_one_line_and_exit_code_2(
-    words: list[str], expected: str, cli: Run, config: Path, tmp_path: Path
+    words: list[str], expected: str, in_process: Run, config: Path, tmp_path: Path
 ) -> None:
-    assert expected in one_clear_line(cli(*words), 2)
+    assert expected in one_clear_line(in_process(*words), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
@@ -149,7 +168,7 @@ def test_interruption_leaves_nothing(signal_number: int, config: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-def test_listings_and_help_show_what_there_is(cli: Run) -> None:
+def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
     for kind, names in {
         "attacks": ["decoder", "rmle", "floor"],
         "defenses": ["none", "taressfl", "gaussian", "bottleneck"],
@@ -158,10 +177,10 @@ def test_listings_and_help_show_what_there_is(cli: Run) -> None:
         "configs": ["demo"],
         "capabilities": ["client_weights", "query", "auxiliary_data"],
     }.items():
-        listed = cli("ls", kind)
+        listed = in_process("ls", kind)
         assert listed.returncode == 0
         assert set(names) <= {line.split(" ")[0] for line in listed.stdout.splitlines() if line.strip()}
-    text = cli("--help").stdout
+    text = in_process("--help").stdout
     for command in ("demo", "run", "report", "validate", "ls", "Exit codes"):
         assert command in text
 
