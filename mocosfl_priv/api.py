@@ -70,13 +70,13 @@ class RunResult:
 
     def report_to(self, destination: Destination) -> Path:
         """The same to a destination that was opened before the run."""
-        from reports import write_report  # results flow into reports; only this façade and the CLI look up
-
         failure: list[Exception] = []
 
         def write(folder: Path) -> None:
             write_record(self.record, folder)
             try:
+                from reports import write_report  # results flow into reports; only this façade and the CLI look up
+
                 write_report(self.record, folder)
             except OSError:
                 raise
