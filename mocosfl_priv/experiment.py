@@ -128,8 +128,7 @@ class Laboratory:
 
     def build_model(self, model: ModelConfig, cut_layer: int, seed: int) -> SplitModel:
         """A fresh model; equal for equal seeds whatever the defense, so that defenses can be compared in pairs."""
-        with global_seed(seed, "initialisation"):
-            return build_split_model(model, cut_layer, self.config.data.image_size, *self.colour_statistics)
+        return _fresh_model(model, cut_layer, self.config.data.image_size, self.colour_statistics, seed)
 
     def untrained_probe(self, model: ModelConfig, cut_layer: int, seed: int) -> np.ndarray:
         """Utility floor: correctness of a linear probe on the same network before training."""
@@ -387,5 +386,11 @@ def _untrained_client(
     seed: int,
     device: torch.device,
 ) -> nn.Module:
+    return _fresh_model(model, cut_layer, image_size, colour_statistics, seed).client.to(device)
+
+
+def _fresh_model(
+    model: ModelConfig, cut_layer: int, image_size: int, colour_statistics: tuple[list[float], list[float]], seed: int
+) -> SplitModel:
     with global_seed(seed, "initialisation"):
-        return build_split_model(model, cut_layer, image_size, *colour_statistics).client.to(device)
+        return build_split_model(model, cut_layer, image_size, *colour_statistics)
