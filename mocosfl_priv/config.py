@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mocosfl_priv.errors import ConfigurationError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -103,8 +104,11 @@ class TrainingConfig(Section):
     """MocoSFL (Li et al., ICLR 2023), with the paper's values as defaults."""
 
     clients: Count = 100
-    partition: Literal["iid", "classes_per_client"] = "iid"
+    partition: Literal["iid", "classes_per_client", "dirichlet"] = "iid"
     classes_per_client: Count = Field(2, description="label-sorted shards per client; used by that partition only")
+    dirichlet_alpha: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        0.5, description="concentration of the dirichlet partition: the smaller, the fewer classes a client sees"
+    )
     server_batch: Annotated[int, Field(ge=2)] = Field(100, description="images per step, over all clients")
     micro_batch: Count | None = Field(None, description="images per client and step; server_batch // clients if unset")
     pool: Count | None = Field(
@@ -132,6 +136,14 @@ class EvaluationConfig(Section):
     knn_temperature: Positive = 0.1
     linear_probe_penalties: tuple[Positive, ...] = Field(
         (0.01, 0.1, 1.0, 10.0), min_length=1, description="inverse L2 strengths; chosen on the validation role"
+    )
+    label_fractions: tuple[PositiveFraction, ...] = Field(
+        (0.1, 0.01), description="shares of the probe training labels for the semi-supervised evaluation; may be empty"
+    )
+    probe_selection: Literal["validation", "test"] = Field(
+        "validation",
+        description="role on which probe penalty and semi-supervised epoch are chosen; test is optimistic, and only "
+        "there to repeat published protocols",
     )
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -241,6 +253,7 @@ class ExperimentConfig(Section):
         object.__setattr__(self, "attacks", _labelled(self.attacks, "attacks"))
         for where in ("seeds", "cut_layers", "target_fractions"):
             _distinct(getattr(self, where), where)
+        _distinct(self.evaluation.label_fractions, "evaluation.label_fractions")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +56,18 @@ class ImageSet:
 
     def balanced(self, limit: int, seed_generator: torch.Generator) -> ImageSet:
         """At most `limit` images, as evenly over the classes as the classes allow; order is kept."""
-        if limit >= len(self):
-            return self
-        rank = torch.empty(len(self), dtype=torch.long)
-        order = torch.randperm(len(self), generator=seed_generator)
-        seen = [0] * len(self.class_names)
-        for index in order.tolist():  # the r-th drawn image of its class has rank r
-            label = int(self.labels[index])
-            rank[index] = seen[label]
-            seen[label] += 1
-        chosen = order[torch.argsort(rank[order], stable=True)][:limit]
-        return self.select(chosen.sort().values)
+        return self if limit >= len(self) else self.select(balanced_subset(self.labels, limit, seed_generator))
+
+
+def balanced_subset(labels: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """At most `limit` indices into labels int64 (n,), as evenly over the classes as the classes allow, ascending.
+
+    For equal generators a smaller subset is part of a larger one.
+    """
+    rank = torch.empty(len(labels), dtype=torch.long)
+    order = torch.randperm(len(labels), generator=generator)
+    seen: Counter[int] = Counter()
+    for index, label in zip(order.tolist(), labels[order].tolist(), strict=True):
+        rank[index] = seen[label]  # the r-th drawn image of its class has rank r
+        seen[label] += 1
+    return order[torch.argsort(rank[order], stable=True)][:limit].sort().values

@@ -2,33 +2,129 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
 
 
-def iid(n: int, clients: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffle `n` indices and deal them out; sizes differ by at most one."""
+def make_partition(
+    labels: Tensor, training: TrainingConfig, weights: Sequence[float] | None, generator: torch.Generator
+) -> list[Tensor]:
+    """The partition that `training.partition` names: the indices of every client, int64, disjoint and complete.
+
+    labels: int64 (n,), the classes of the private images.
+    weights: every client's relative share of the data, each above 0; None for equal shares.
+    Raises ConfigurationError when there are too few images.
+    """
+    if training.partition == "iid":
+        return iid(len(labels), training.clients, generator, weights)
+    if training.partition == "classes_per_client":
+        return classes_per_client(labels, training.clients, training.classes_per_client, generator, weights)
+    return dirichlet(labels, training.clients, training.dirichlet_alpha, generator, weights)
+
+
+def iid(n: int, clients: int, generator: torch.Generator, weights: Sequence[float] | None = None) -> list[Tensor]:
+    """Shuffle `n` indices and deal them out in shares of `weights`; equal shares differ by at most one image."""
     _require(n, clients, "clients")
-    return list(torch.randperm(n, generator=generator).tensor_split(clients))
+    sizes = _sizes(n, _shares(weights, clients))
+    return list(torch.randperm(n, generator=generator).split(sizes))
 
 
-def classes_per_client(labels: Tensor, clients: int, shards_each: int, generator: torch.Generator) -> list[Tensor]:
-    """Label-sorted shards (McMahan et al., 2017): `clients * shards_each` equal shards, dealt without replacement.
+def classes_per_client(
+    labels: Tensor,
+    clients: int,
+    shards_each: int,
+    generator: torch.Generator,
+    weights: Sequence[float] | None = None,
+) -> list[Tensor]:
+    """Label-sorted shards (McMahan et al., 2017): `shards_each` per client, dealt at random without replacement.
 
-    With as many shards per class as clients allow, a client sees about `shards_each` classes. Images that do
-    not fill a last equal shard stay with the last shards, so that nothing is dropped.
+    A client's shards have the same length, up to one image; without `weights` all shards do, up to one. With as
+    many shards per class as clients allow, a client then sees about `shards_each` classes. A client with a large
+    weight has long shards, which reach over more classes; one with fewer images than shards fills as many as it can.
     """
     shards = clients * shards_each
     _require(len(labels), shards, f"shards ({clients} clients x {shards_each})")
+    sizes = _sizes(len(labels), _shares(weights, clients))
     shuffled = torch.randperm(len(labels), generator=generator)  # ties within a class in random order
     by_label = shuffled[torch.argsort(labels[shuffled], stable=True)]
-    pieces = by_label.tensor_split(shards)
     deal = torch.randperm(shards, generator=generator).view(clients, shards_each)
+    lengths = torch.empty(shards, dtype=torch.long)
+    for hand, size in zip(deal, sizes, strict=True):
+        lengths[hand] = torch.tensor(_sizes(size, [1.0] * shards_each, least=0))
+    pieces = by_label.split(lengths.tolist())
     return [torch.cat([pieces[int(i)] for i in hand]) for hand in deal]
+
+
+def dirichlet(
+    labels: Tensor,
+    clients: int,
+    alpha: float,
+    generator: torch.Generator,
+    weights: Sequence[float] | None = None,
+) -> list[Tensor]:
+    """Dirichlet label skew (Hsu et al., 2019; drawn per class over clients as Yurochkin et al., ICML 2019, do).
+
+    The images of a class are dealt in shares drawn from Dir(alpha): nearly equal ones for a large `alpha`, almost
+    all to one client for a small one. How many images a client holds is part of the draw; with `weights` w the
+    shares come from Dir(alpha * clients * w / sum(w)), so that a client's expected number is in proportion to its w.
+    A client that the draw leaves empty, lowest index first, is given the last image of the client that then holds
+    most (lowest index among equals), so that everybody has at least one.
+    """
+    _require(len(labels), clients, "clients")
+    concentration = alpha * clients * np.array(_shares(weights, clients))
+    # numpy's sampler, seeded by ours: torch's takes a generator only under a private name
+    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    hands: list[list[int]] = [[] for _ in range(clients)]
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        sizes = _sizes(len(members), rng.dirichlet(concentration).tolist(), least=0)
+        for client, part in enumerate(members.split(sizes)):
+            hands[client] += part.tolist()
+    for hand in hands:
+        if not hand:
+            hand.append(max(hands, key=len).pop())
+    return [torch.tensor(hand) for hand in hands]
+
+
+def _shares(weights: Sequence[float] | None, clients: int) -> list[float]:
+    """`weights` scaled to sum 1; equal shares for None."""
+    if weights is None:
+        weights = [1.0] * clients
+    if len(weights) != clients:
+        raise ConfigurationError(f"training.clients: {len(weights)} data shares for {clients} clients")
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ConfigurationError("training.clients: every client's share of the data must be a number above 0")
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def _sizes(n: int, weights: Sequence[float], least: int = 1) -> list[int]:
+    """`n` dealt in proportion to `weights` by largest remainder, lowest index first among equals; sums to `n`.
+
+    Whoever then has less than `least` (0 or 1) is given one by whoever has most.
+    """
+    total = math.fsum(weights)
+    quotas = [n * weight / total for weight in weights]
+    sizes = [int(quota) for quota in quotas]
+    # rounded, so that equal remainders stay equal whatever the last bits of the division say
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-round(quotas[i] - sizes[i], 9), i))
+    for i in by_remainder[: n - sum(sizes)]:
+        sizes[i] += 1
+    for i, size in enumerate(sizes):
+        if size < least:
+            sizes[sizes.index(max(sizes))] -= 1
+            sizes[i] += 1
+    return sizes
 
 
 def _require(samples: int, parts: int, what: str) -> None:
     if parts > samples:
-        raise ConfigurationError(f"training.partition: {parts} {what} but only {samples} private images")
+        raise ConfigurationError(f"training.clients: {parts} {what} but only {samples} private images")
