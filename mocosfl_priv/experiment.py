@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, ModelConfig
-from mocosfl_priv.data import partitions
+from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import DataRoles, Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError
@@ -27,8 +27,8 @@ from mocosfl_priv.evaluation.utility import (
     BATCH,
     ProbeData,
     Utility,
-    features,
     measure_utility,
+    probe_features,
     raw_pixel_knn,
     to_unit_range,
     validation_knn,
@@ -36,7 +36,7 @@ from mocosfl_priv.evaluation.utility import (
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
 from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.results import CELL_KEYS, METRICS
+from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
 from mocosfl_priv.seeding import derive_seed, generator, global_seed
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, ThreatModel, with_implied
 from mocosfl_priv.training.hooks import NoHooks
@@ -135,13 +135,9 @@ class Laboratory:
         key = (model.model_dump_json(), cut_layer, seed)
         if key not in self._untrained:
             network = self.build_model(model, cut_layer, seed).to(self.compute.device)
-            data, rng = self.probe_data, generator(seed, "untrained", device=self.compute.device)
-            train, validation, test = (
-                (features(network, split.images, NoHooks(), self.compute, rng), split.labels)
-                for split in (data.train, data.validation, data.test)
-            )
-            penalties = self.config.evaluation.linear_probe_penalties
-            self._untrained[key] = linear_probe(train, validation, test, penalties).correct
+            evaluation, rng = self.config.evaluation, generator(seed, "untrained", device=self.compute.device)
+            train, selection, test = probe_features(network, self.probe_data, NoHooks(), evaluation, self.compute, rng)
+            self._untrained[key] = linear_probe(train, selection, test, evaluation.linear_probe_penalties).correct
         return self._untrained[key]
 
 
@@ -197,13 +193,7 @@ def train_system(lab: Laboratory, system: System, progress: Progress | None = No
 
     private = lab.roles[Role.CLIENT_PRIVATE]
     shape = PoolShape.of(training)
-    partition_rng = generator(seed, "partition")
-    if training.partition == "iid":
-        partition = partitions.iid(len(private), training.clients, partition_rng)
-    else:
-        partition = partitions.classes_per_client(
-            private.labels, training.clients, training.classes_per_client, partition_rng
-        )
+    partition = make_partition(private.labels, training, None, generator(seed, "partition"))
     batches = PooledClients(private.images, partition, shape, generator(seed, "client batches"))
     steps = planned_training_steps(lab)
     progress.begin("training", steps)
@@ -315,6 +305,10 @@ def attack_system(
         "victims": "test",
         "knn_accuracy": float(trained.utility.knn.mean()),
         "linear_accuracy": float(trained.utility.linear.mean()),
+        **{
+            f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
+            for fraction, result in trained.utility.semi_supervised.items()
+        },
         **{name: float(values[name].mean()) for name in METRICS},
         "mse_floor": float(values["mse_floor"].mean()),
         "leak_ratio": leak_ratio(values["mse"], values["mse_floor"]),
@@ -324,6 +318,7 @@ def attack_system(
         "attack_out_of_time": budget.exhausted,
         "knn_raw_pixels": float(lab.raw_pixels.mean()),
         "linear_untrained": float(trained.untrained.mean()),
+        "probe_selection": lab.config.evaluation.probe_selection,
         **trained.cost,
     }
     per_image = pd.DataFrame(

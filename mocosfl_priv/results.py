@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed"]
 COSTS = [
@@ -56,8 +56,20 @@ COLUMNS = [
     "attack_out_of_time",
     "knn_raw_pixels",
     "linear_untrained",
+    "probe_selection",
     *COSTS,
 ]
+
+
+def semi_column(fraction: float) -> str:
+    """The name of the semi-supervised results with this fraction of the labels, in (0, 1]: ``semi_10`` for 0.1."""
+    return f"semi_{100 * fraction:.12g}"  # 0.07 is semi_7, whatever the last bits of the product say
+
+
+def cell_columns(label_fractions: Sequence[float]) -> list[str]:
+    """The columns of results.csv: `COLUMNS` with one accuracy per label fraction after the linear probe's."""
+    place = COLUMNS.index("linear_accuracy") + 1
+    return [*COLUMNS[:place], *(f"{semi_column(f)}_accuracy" for f in label_fractions), *COLUMNS[place:]]
 
 
 RECORD_FILES = (
@@ -75,8 +87,9 @@ RECORD_FILES = (
 class RunRecord:
     """A finished run in memory.
 
-    cells: one row per cell, `COLUMNS`. per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
-    probe: `SYSTEM_KEYS`, image, group, knn, linear, knn_raw_pixels, linear_untrained (booleans).
+    cells: one row per cell, :func:`cell_columns`. per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
+    probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
+        linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn.
     images: ``victims`` and one array per cell, named by :func:`image_key`; uint8 (n, 3, h, w).
     checkpoints: file name to named arrays. info: everything else, as JSON.

@@ -41,6 +41,8 @@ def write_report(record: RunRecord, folder: Path) -> Path:
         victims=len(record.images["victims"]),
         plugins=json.dumps(record.info["plugins"], indent=2),
         systems=record.info["systems"],
+        # all systems use equally many
+        few_label_counts=[used["labels"] for used in record.info["systems"][0]["semi_supervised"].values()],
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")

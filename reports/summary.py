@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
-from mocosfl_priv.results import COSTS, METRICS, RunRecord
+from mocosfl_priv.results import COSTS, METRICS, RunRecord, semi_column
 
 GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
@@ -22,7 +22,8 @@ class SummaryRow:
 
     `metrics` holds an interval per image metric that was measured; `cost` the mean cost columns. The gains are paired
     differences to the utility floors, `linear_against_none` the one to the undefended system at the same cut layer.
-    `blind` marks attacks that need nothing and so ignore the smashed data.
+    `semi_supervised` holds the accuracy by fraction of the labels. `blind` marks attacks that need nothing and so
+    ignore the smashed data.
     """
 
     defense: str
@@ -40,6 +41,7 @@ class SummaryRow:
     knn_gain: Interval
     linear_gain: Interval
     linear_against_none: Interval | None
+    semi_supervised: dict[float, Interval]
     blind: bool
     cost: dict[str, float]
 
@@ -77,6 +79,10 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
         cells = _matching(record.cells, key)
         places = _groups(probe)
         accuracy = {name: mean_interval(_per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
+        few_labels = {
+            fraction: mean_interval(_per_seed(probe, semi_column(fraction)), groups=places, **options)
+            for fraction in settings["label_fractions"]
+        }
         undefended = _matching(record.probe, ("none", key[1], 0.0))
         shared: dict[str, Any] = {
             "defense": str(key[0]),
@@ -85,6 +91,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             "seeds": int(system["seed"].nunique()),
             "knn": accuracy["knn"],
             "linear": accuracy["linear"],
+            "semi_supervised": few_labels,
             "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
             "linear_untrained": float(probe["linear_untrained"].mean()),
             "knn_gain": mean_interval(_differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
@@ -145,6 +152,7 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             **row.metrics,
             "knn_accuracy": row.knn,
             "linear_accuracy": row.linear,
+            **{f"{semi_column(fraction)}_accuracy": interval for fraction, interval in row.semi_supervised.items()},
         }
         for name, interval in intervals.items():
             entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -224,6 +232,11 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         found.append("An attack ran out of its time limit: with more time it may reconstruct more.")
     if not record.info["threat_model"]["adaptive"]:
         found.append("The attacker was not adaptive: it did not know the defense. Defended numbers are optimistic.")
+    if record.info["config"]["evaluation"]["probe_selection"] == "test":
+        found.append(
+            "Probes were selected on the test images (probe_selection: test), as some published protocols do: "
+            "linear-probe and semi-supervised accuracies are optimistic."
+        )
     if record.info["lpips"].startswith("LPIPS not measured"):
         found.append(record.info["lpips"] + ".")
     return found

@@ -9,7 +9,17 @@ import pytest
 
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.results import CELL_KEYS, COLUMNS, Destination, image_key, read_record, replace_files, write_record
+from mocosfl_priv.results import (
+    CELL_KEYS,
+    COLUMNS,
+    Destination,
+    cell_columns,
+    image_key,
+    read_record,
+    replace_files,
+    semi_column,
+    write_record,
+)
 
 
 def test_columns_of_the_issue_are_there() -> None:
@@ -18,6 +28,24 @@ def test_columns_of_the_issue_are_there() -> None:
         "psnr, ssim, ssim_zeropad, lpips, mse_floor, leak_ratio, attack_seconds"
     )
     assert set(wanted.split(", ")) <= set(COLUMNS)
+
+
+def test_label_fractions_name_their_columns() -> None:
+    assert [semi_column(fraction) for fraction in (1.0, 0.1, 0.07, 0.01, 0.005)] == [
+        "semi_100", "semi_10", "semi_7", "semi_1", "semi_0.5",
+    ]  # fmt: skip
+    columns = cell_columns([0.1, 0.01])
+    assert columns[columns.index("linear_accuracy") + 1 :][:2] == ["semi_10_accuracy", "semi_1_accuracy"]
+    assert [name for name in columns if not name.startswith("semi_")] == cell_columns([]) == COLUMNS
+
+
+def test_semi_supervised_results_stand_beside_the_linear_probe(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    assert record.probe["semi_10"].dtype == bool
+    assert (record.cells["semi_10_accuracy"] == pytest.approx(record.probe["semi_10"].mean())).all()
+    assert (record.cells["probe_selection"] == "validation").all()
+    used = record.info["systems"][0]["semi_supervised"]["semi_10"]
+    assert used["labels"] == round(0.1 * record.info["roles"]["probe_train"]["images"]) and 1 <= used["epoch"] <= 100
 
 
 def test_a_record_reads_back_equal(tiny_run: RunResult, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Utility of a split model: kNN monitor and linear probe, beside the floors they must clear.
+"""Utility of a split model: kNN monitor, linear probe and semi-supervised head, beside the floors to clear.
 
 Features are computed once per split, from un-augmented images, through client, defense and trunk: what a user of
 the defended system would get.
@@ -6,6 +6,7 @@ the defended system would get.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,14 @@ from mocosfl_priv.config import EvaluationConfig
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.evaluation.knn import weighted_knn
 from mocosfl_priv.evaluation.linear_probe import linear_probe
+from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult, semi_supervised
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.seeding import generator
 from mocosfl_priv.training.hooks import ClientHooks
 
 BATCH = 256
+
+LabelledFeatures = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class Utility:
-    """Per-image correctness on the probe test role, bool (m,) each."""
+    """Per-image correctness on the probe test role, bool (m,) each; `semi_supervised` by label fraction."""
 
     knn: np.ndarray
     linear: np.ndarray
     linear_penalty: float
+    semi_supervised: Mapping[float, SemiSupervisedResult]
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -82,21 +87,42 @@ def validation_knn(
     return float((predicted.cpu() == data.validation.labels).float().mean())
 
 
-def measure_utility(
-    model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
-) -> Utility:
-    """KNN and linear probe on the probe test role."""
-    rng = generator(seed, "probe", device=compute.device)
+def probe_features(
+    model: SplitModel,
+    data: ProbeData,
+    hooks: ClientHooks,
+    config: EvaluationConfig,
+    compute: Compute,
+    rng: torch.Generator,
+) -> tuple[LabelledFeatures, LabelledFeatures, LabelledFeatures]:
+    """What a probe is trained, selected and scored on: (features float32 (n, d), labels int64 (n,)) three times.
+
+    Probes are selected on the validation role; on the test role only where the configuration asks to repeat a
+    published protocol that does so.
+    """
     train, validation, test = (
         (features(model, split.images, hooks, compute, rng), split.labels)
         for split in (data.train, data.validation, data.test)
     )
+    return train, test if config.probe_selection == "test" else validation, test
+
+
+def measure_utility(
+    model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
+) -> Utility:
+    """KNN, linear probe and semi-supervised heads on the probe test role, all from the same features."""
+    rng = generator(seed, "probe", device=compute.device)
+    train, selection, test = probe_features(model, data, hooks, config, compute, rng)
     predicted = weighted_knn(
         train[0], train[1].to(train[0].device), test[0], classes=data.classes,
         neighbours=config.knn_neighbours, temperature=config.knn_temperature,
     )  # fmt: skip
-    probe = linear_probe(train, validation, test, config.linear_probe_penalties)
-    return Utility((predicted.cpu() == data.test.labels).numpy(), probe.correct, probe.penalty)
+    probe = linear_probe(train, selection, test, config.linear_probe_penalties)
+    few_labels = {
+        fraction: semi_supervised(train, selection, test, classes=data.classes, fraction=fraction, seed=seed)
+        for fraction in config.label_fractions
+    }
+    return Utility((predicted.cpu() == data.test.labels).numpy(), probe.correct, probe.penalty, few_labels)
 
 
 RAW_PIXEL_NEIGHBOURS = (1, 5, 20, 200)

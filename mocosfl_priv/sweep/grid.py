@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig
+from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
 from mocosfl_priv.experiment import Laboratory, System, defender_context, planned_training_steps
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
 from mocosfl_priv.progress import Silent
+from mocosfl_priv.seeding import generator
 from mocosfl_priv.threat import Capability, ThreatModel
 from mocosfl_priv.training.sampling import PoolShape
 
@@ -79,17 +81,12 @@ def plan(config: ExperimentConfig) -> Plan:
 
 
 def _check_partition(lab: Laboratory) -> None:
-    training = lab.config.training
-    private = len(lab.roles[Role.CLIENT_PRIVATE])
-    parts = training.clients
-    if training.partition == "classes_per_client":
-        parts *= training.classes_per_client
-    if parts > private:
-        what = "clients" if training.partition == "iid" else "shards (clients x classes_per_client)"
-        raise ConfigurationError(f"training.clients: {parts} {what} but only {private} private images")
-    if PoolShape.of(training).images > private:
+    """Make one as training will: whether it is possible depends on the numbers of clients and images, not on seeds."""
+    training, private = lab.config.training, lab.roles[Role.CLIENT_PRIVATE]
+    make_partition(private.labels, training, None, generator(lab.config.seeds[0], "partition"))
+    if PoolShape.of(training).images > len(private):
         raise ConfigurationError(f"training.server_batch: a step needs {PoolShape.of(training).images} images, "
-                                 f"but there are only {private} private ones")  # fmt: skip
+                                 f"but there are only {len(private)} private ones")  # fmt: skip
 
 
 def _check_auxiliary_data(lab: Laboratory, attacks: Sequence[Loaded[Attack]]) -> None:

@@ -16,7 +16,7 @@ from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
-from mocosfl_priv.results import CELL_KEYS, COLUMNS, SCHEMA_VERSION, RunRecord, image_key
+from mocosfl_priv.results import CELL_KEYS, SCHEMA_VERSION, RunRecord, cell_columns, image_key, semi_column
 from mocosfl_priv.sweep.grid import Plan
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
@@ -41,7 +41,7 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     return RunRecord(
-        cells=pd.DataFrame([cell.row for cell in cells], columns=COLUMNS),
+        cells=pd.DataFrame([cell.row for cell in cells], columns=cell_columns(plan.config.evaluation.label_fractions)),
         per_image=pd.concat([cell.per_image for cell in cells], ignore_index=True),
         probe=pd.concat([_probe_frame(plan, trained) for trained in trained_systems], ignore_index=True),
         training=pd.DataFrame(
@@ -84,6 +84,7 @@ def _probe_frame(plan: Plan, trained: TrainedSystem) -> pd.DataFrame:
             "group": plan.laboratory.probe_data.test.groups.numpy(),
             "knn": trained.utility.knn,
             "linear": trained.utility.linear,
+            **{semi_column(fraction): result.correct for fraction, result in trained.utility.semi_supervised.items()},
             "knn_raw_pixels": plan.laboratory.raw_pixels,
             "linear_untrained": trained.untrained,
         }
@@ -127,6 +128,10 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
                 "frozen_client": trained.frozen,
                 "smashed_shape": list(trained.model.smashed_shape),
                 "linear_probe_penalty": trained.utility.linear_penalty,
+                "semi_supervised": {
+                    semi_column(fraction): {"labels": result.labels, "epoch": result.epoch}
+                    for fraction, result in trained.utility.semi_supervised.items()
+                },
                 "traffic_bytes": vars(trained.trained.traffic),
             }
             for trained in trained_systems

@@ -43,7 +43,7 @@ def test_probe_selects_on_validation_and_never_sees_test_labels() -> None:
     penalties = [1e-4, 1e-2, 1.0, 100.0]
     chosen = linear_probe(train, validation, test, penalties)
     single = {p: linear_probe(train, validation, test, [p]) for p in penalties}
-    assert chosen.validation_accuracy == max(result.validation_accuracy for result in single.values())
+    assert chosen.selection_accuracy == max(result.selection_accuracy for result in single.values())
     np.testing.assert_array_equal(chosen.correct, single[chosen.penalty].correct)
     shuffled = (test[0], test[1].flip(0))
     assert linear_probe(train, validation, shuffled, penalties).penalty == chosen.penalty
