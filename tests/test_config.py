@@ -43,6 +43,11 @@ def test_every_problem_is_named_in_one_line() -> None:
         ({"model": {"bottleneck": "4S2"}}, "not of the form"),
         ({"defenses": ["none", "none"]}, "two entries are called 'none'"),
         ({"attacks": [{"sigma": 1}]}, "attacks.0.name"),
+        ({"training": {"dirichlet_alpha": 0}}, "training.dirichlet_alpha"),
+        ({"training": {"partition": "dirichlett"}}, "training.partition"),
+        ({"evaluation": {"label_fractions": [0.1, 0]}}, "evaluation.label_fractions.1"),
+        ({"evaluation": {"label_fractions": [0.1, 0.1]}}, "evaluation.label_fractions: a value stands twice"),
+        ({"evaluation": {"probe_selection": "train"}}, "evaluation.probe_selection"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
     ],
 )

@@ -79,6 +79,7 @@ def test_the_grid_runs_target_fractions_only_where_they_matter(tiny: dict[str, A
         ({"defenses": ["nonne"]}, ConfigurationError, "did you mean 'none'"),
         ({"attacks": [{"name": "rmle", "iterations": 0}]}, ConfigurationError, "iterations"),
         ({"training": {"clients": 10_000}}, ConfigurationError, "clients but only"),
+        ({"training": {"clients": 10_000, "partition": "dirichlet"}}, ConfigurationError, "clients but only"),
         (
             {"training": {"clients": 100, "partition": "classes_per_client", "classes_per_client": 50}},
             ConfigurationError,
@@ -325,7 +326,7 @@ def test_a_run_is_not_lost_when_its_page_fails(
     assert (tmp_path / "run/results.csv").is_file()
 
 
-@pytest.mark.parametrize("partition", ["iid", "classes_per_client"])
+@pytest.mark.parametrize("partition", ["iid", "classes_per_client", "dirichlet"])
 def test_real_images_run_through_the_whole_path(partition: str, shared: Path, tiny: dict[str, Any]) -> None:
     data = shared / "data"
     tiny["data"] = {
@@ -338,5 +339,10 @@ def test_real_images_run_through_the_whole_path(partition: str, shared: Path, ti
     tiny["training"] |= {"partition": partition, "clients": 8, "sync_period": 2}
     taressfl = {"name": "taressfl", "epochs": 1, "batch_size": 64, "decoder": "res_normN0C8"}
     tiny |= {"defenses": [taressfl if partition == "iid" else "none"], "target_fractions": [0.01]}
+    # the published protocol: probes selected on test images; and no evaluation with few labels
+    published = {"probe_selection": "test", "label_fractions": []} if partition == "dirichlet" else {}
+    tiny["evaluation"] |= published
     table = Experiment.from_dict(tiny).run().table()
     assert len(table) == 3 and table["mse"].between(0, 1).all()
+    assert ("semi_10_accuracy" in table) is not bool(published)
+    assert table["probe_selection"].unique().tolist() == ["test" if published else "validation"]

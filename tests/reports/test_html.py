@@ -57,6 +57,17 @@ def test_page_shows_configuration_hashes_versions_and_seeds(page: Path, tiny_run
     assert "worst case" in text and "LPIPS" in text
 
 
+def test_few_labels_have_a_table_where_they_were_measured(page: Path, tiny_run: RunResult, tmp_path: Path) -> None:
+    text, record = page.read_text(encoding="utf-8"), tiny_run.record
+    used = record.info["systems"][0]["semi_supervised"]["semi_10"]["labels"]
+    assert "10 % of the labels" in text and f"({used} of {record.info['roles']['probe_train']['images']})" in text
+    evaluation = {**record.info["config"]["evaluation"], "label_fractions": []}
+    systems = [{**system, "semi_supervised": {}} for system in record.info["systems"]]
+    info = {**record.info, "config": {**record.info["config"], "evaluation": evaluation}, "systems": systems}
+    without = write_report(type(record)(**{**vars(record), "info": info}), tmp_path).read_text(encoding="utf-8")
+    assert "of the labels" not in without
+
+
 def test_figures_are_pictures(page: Path) -> None:
     names = {path.name for path in (page.parent / "figures").iterdir()}
     assert {"tradeoff.png", "leak_ladder.png", "training.png"} <= names

@@ -49,6 +49,24 @@ def test_words_warn_of_what_is_missing(tiny_run: RunResult) -> None:
     assert len(said) == 1 and "none (cut 1)" in said[0]
 
 
+def test_probes_selected_on_test_images_are_called_optimistic(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    evaluation = {**record.info["config"]["evaluation"], "probe_selection": "test"}
+    info = {**record.info, "config": {**record.info["config"], "evaluation": evaluation}}
+    rows = summarise(record)
+    assert not any("optimistic" in text and "Probes" in text for text in caveats(record, rows))
+    assert any("Probes were selected on the test images" in text for text in caveats(replace(record, info=info), rows))
+
+
+def test_few_labels_have_intervals_like_the_linear_probe(tiny_run: RunResult) -> None:
+    rows = summarise(tiny_run.record)
+    interval = rows[0].semi_supervised[0.1]
+    assert list(rows[0].semi_supervised) == [0.1]
+    assert interval.value == pytest.approx(tiny_run.record.probe["semi_10"].mean())
+    assert interval.low < interval.value < interval.high
+    assert {"semi_10_accuracy", "semi_10_accuracy_low", "semi_10_accuracy_high"} <= set(as_frame(rows).columns)
+
+
 def test_guesses_alone_are_never_called_a_leak(tiny_run: RunResult) -> None:
     """Best-of over attacks that ignore the smashed data beats any one guess, and still is no leak."""
     record = tiny_run.record
