@@ -22,6 +22,9 @@ DECODER_LEARNING_RATE = 1e-3
 SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
 DECODER_DECAY = 0.2
 DECODER_MILESTONES = (0.3, 0.6, 0.8)  # of the pre-training: epochs 60, 120, 160 of 200
+# The expert is trained by one party: what concerns many clients and their traffic has no meaning for it.
+ONE_CLIENT = {"clients": 1, "pool": None, "heterogeneity": None, "client_learning_rate": None, "replay": None,
+              "divergence_aware": None}  # fmt: skip
 
 
 class TAResSFL(Defense):
@@ -80,12 +83,13 @@ class TAResSFL(Defense):
             context.target_images, context.source_images, self.batch_size, generator(context.seed, "expert batches")
         )
         attacker = SimulatedAttacker(self, expert.smashed_shape, expert.image_shape, steps, context)
-        settings = context.training.model_copy(update={"clients": 1, "epochs": self.epochs})
+        settings = context.training.model_copy(update={**ONE_CLIENT, "epochs": self.epochs})
         context.progress.begin("expert", steps)
         try:
-            train_mocosfl(
+            trained = train_mocosfl(
                 expert, batches, settings, steps=steps, compute=context.compute, seed=context.seed,
-                hooks=attacker, learning_rate=self.learning_rate, progress=context.progress,
+                hooks=attacker, learning_rate=self.learning_rate, checkpoints=context.checkpoints,
+                progress=context.progress,
             )  # fmt: skip
         except RunFailedError as error:
             raise RunFailedError(f"TAResSFL's expert: {error}") from error
@@ -94,7 +98,12 @@ class TAResSFL(Defense):
         if self.server_start == "scratch":
             fresh = context.build_model()
             expert.trunk, expert.projector = fresh.trunk, fresh.projector
-        return PreparedModel(expert, frozen_client=True, learning_rate=self.transfer_learning_rate)
+        return PreparedModel(
+            expert,
+            frozen_client=True,
+            learning_rate=self.transfer_learning_rate,
+            earlier_seconds=trained.earlier_seconds,
+        )
 
 
 class HalfTargetBatches:
@@ -114,7 +123,16 @@ class HalfTargetBatches:
     def next(self) -> ClientBatch:
         """The next batch, drawn with replacement: a one-percent target share is repeated within a batch."""
         chosen = [images[torch.randint(len(images), (count,), generator=self._rng)] for images, count in self._parts]
-        return ClientBatch(torch.zeros(1, dtype=torch.long), torch.cat(chosen).unsqueeze(0))
+        images = torch.cat(chosen)
+        return ClientBatch(torch.zeros(1, dtype=torch.long), (len(images),), images)
+
+    def state(self) -> dict[str, Tensor]:
+        """The generator's state; nothing else decides about the next batch."""
+        return {"generator": self._rng.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._rng.set_state(state["generator"])
 
 
 class SimulatedAttacker(NoHooks):
@@ -148,6 +166,28 @@ class SimulatedAttacker(NoHooks):
         self._schedule.step()
         self.decoder.requires_grad_(False)  # the client's gradient passes through the decoder, not into it
         return self._alpha * (self._similarity(images, smashed) - self._threshold).clamp(min=0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Decoder and Adam's moments; the schedule follows from the number of steps."""
+        moments = {
+            f"adam.{index}.{name}": value
+            for index, parameter in enumerate(self.decoder.parameters())
+            for name, value in self._optimiser.state.get(parameter, {}).items()
+        }
+        steps = torch.tensor(self._schedule.last_epoch)
+        return {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()} | moments | {"steps": steps}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
+        parameters = list(self.decoder.parameters())
+        for name, value in state.items():
+            if name.startswith("adam."):
+                _, index, moment = name.split(".")
+                place = torch.device("cpu") if moment == "step" else parameters[int(index)].device
+                self._optimiser.state[parameters[int(index)]][moment] = value.clone().to(place)
+        for _ in range(int(state["steps"])):
+            self._schedule.step()
 
     def _similarity(self, images: Tensor, smashed: Tensor) -> Tensor:
         with self._compute.autocast():

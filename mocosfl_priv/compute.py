@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,6 +24,8 @@ class Compute:
     device: torch.device
     bfloat16: bool
     threads: int
+    rows_per_pass: int = 256
+    client_kernel: Literal["auto", "measure", "grouped", "matmul", "loop"] = "auto"
 
     @classmethod
     def resolve(cls, config: ComputeConfig) -> Compute:
@@ -31,7 +37,8 @@ class Compute:
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _has_bfloat16(device))
         threads = config.threads or _usable_cores()
         torch.set_num_threads(threads)
-        return cls(device, bfloat16, threads)
+        _keep_freed_memory()
+        return cls(device, bfloat16, threads, config.rows_per_pass, config.client_kernel)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision for network passes, where this run uses it."""
@@ -47,6 +54,23 @@ class Compute:
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
             "threads": self.threads,
         }
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+HEAP_STEP = 64 << 20
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks instead of returning each to the system.
+
+    A step allocates the same activations again and again; page faults for them cost a quarter of its time. Other C
+    libraries keep their own ways.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, HEAP_STEP)):
+            mallopt(parameter, value)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

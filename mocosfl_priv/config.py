@@ -100,6 +100,25 @@ def parse_bottleneck(text: str) -> Bottleneck | None:
     return Bottleneck(channels=int(channels), stride=int(stride), kernel=int(kernel or 3), relu=no_relu is None)
 
 
+class Heterogeneity(Section):
+    """Two kinds of clients: the first ones are rich in memory and data (Li et al., ICLR 2023, appendix)."""
+
+    clients: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of the clients that are rich")
+    data: Annotated[float, Field(gt=0, lt=1)] = Field(0.8, description="share of the data that they hold together")
+    micro_batch: Count = Field(16, description="images of a rich client in a step")
+
+    def rich(self, clients: int) -> int:
+        """How many of `clients` are rich: at least one, and not all."""
+        return min(max(1, int(self.clients * clients)), max(1, clients - 1))
+
+
+class ReplayConfig(Section):
+    """Communication saved by replaying stored smashed data when the loss no longer falls."""
+
+    threshold: Positive = Field(description="fall of an epoch's mean loss below which clients are asked for less")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(10, description="first epochs, which always run in full")
+
+
 class TrainingConfig(Section):
     """MocoSFL (Li et al., ICLR 2023), with the paper's values as defaults."""
 
@@ -114,19 +133,52 @@ class TrainingConfig(Section):
     pool: Count | None = Field(
         None, description="clients that take part in a round; all below 200 clients, else server_batch"
     )
+    heterogeneity: Heterogeneity | None = Field(None, description="rich and poor clients; all alike if unset")
+    partial_batches: Literal["carry", "drop"] = Field(
+        "carry", description="what happens to the last images of a client's pass that fill no micro-batch"
+    )
     epochs: Count = Field(200, description="passes over the clients' private data")
     learning_rate: Positive = 0.06
+    client_learning_rate: Positive | None = Field(None, description="of the clients; learning_rate if unset")
+    server_schedule: Literal["per_step", "per_epoch"] = Field(
+        "per_step", description="when the server's cosine rate changes"
+    )
+    client_schedule: Literal["cosine", "oscillating"] = Field(
+        "cosine", description="oscillating: a cosine whose period is as many steps as there are epochs (research code)"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     temperature: Positive = 0.1
-    queue_size: Count = Field(6000, description="keys in the shared feature memory")
+    queue_size: Count = Field(6000, description="keys in the feature memory, over all clients")
+    feature_memory: Literal["shared", "per_client"] = Field(
+        "shared", description="negatives from all clients, or from the client's own keys only"
+    )
     ema: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="momentum encoders, on both sides")
-    symmetric: bool = Field(True, description="(q1,k2) + (q2,k1); both gradient terms reach the clients")
+    ema_update: Literal["after_step", "before_encoding"] = Field(
+        "after_step", description="before_encoding: momentum models follow at the next encoding, after a sync"
+    )
+    symmetric: bool = Field(True, description="(q1,k2) + (q2,k1)")
+    paper_gradient: Literal["both", "one_sided"] = Field(
+        "both",
+        description="which terms of a symmetric loss reach the clients; one_sided (research code): each view is "
+        "encoded and sent once, and only the first one's gradient returns",
+    )
     sync_period: Count = Field(50, description="steps between two FedAvg synchronisations")
+    average_base: Literal["pool", "client_0"] = Field(
+        "pool", description="client_0: the average takes client 0 for the pool's first client (research code)"
+    )
     average_momentum_models: bool = Field(
         False, description="average the clients' momentum models too (MonAcoSFL, ECML 2024)"
     )
+    divergence_aware: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of its own model that a client keeps at its first sync, later as it diverges (FedEMA)"
+    )
+    replay: ReplayConfig | None = Field(None, description="loss-threshold replay; off if unset")
     monitor_every: Count = Field(10, description="epochs between two kNN validations")
+    select_on: Literal["validation", "test"] = Field(
+        "validation", description="what the kept checkpoint is chosen by; test (research code) is not honest"
+    )
+    checkpoint_every: Count = Field(1, description="epochs between two checkpoints, where a run keeps them")
 
 
 class EvaluationConfig(Section):
@@ -169,6 +221,12 @@ class ComputeConfig(Section):
         "auto", description="bfloat16 autocast where the hardware has it, else float32"
     )
     threads: Count | None = Field(None, description="torch threads; all usable cores if unset")
+    rows_per_pass: Count = Field(
+        256, description="views that go through the networks at once; bounds memory, whatever the number of clients"
+    )
+    client_kernel: Literal["auto", "measure", "grouped", "matmul", "loop"] = Field(
+        "auto", description="how different clients are computed at once; measure times them at the start"
+    )
 
 
 class PluginSpec(BaseModel):
@@ -195,6 +253,34 @@ def _plugin_from_text(value: object) -> object:
 
 
 PluginEntry = Annotated[PluginSpec, BeforeValidator(_plugin_from_text)]
+
+
+class LeakageConfig(Section):
+    """Attacks on the model while it trains: the leakage curve."""
+
+    every: Annotated[int, Field(ge=0)] = Field(0, description="epochs between two points of the curve; 0 for no curve")
+    attacks: tuple[PluginEntry, ...] = Field((), description="attacks of the curve; those of the experiment if empty")
+
+    @model_validator(mode="after")
+    def _labels(self) -> LeakageConfig:
+        object.__setattr__(self, "attacks", _labelled(self.attacks, "leakage.attacks"))
+        return self
+
+
+# What MocoSFL's research code does, where it differs from `protocol: strict`, which is what a careful reader of the
+# paper would do. Each is a field of its own, and one that is written out in a configuration wins.
+PAPER_PROTOCOL: dict[str, dict[str, Any]] = {
+    "training": {
+        "paper_gradient": "one_sided",
+        "client_schedule": "oscillating",
+        "server_schedule": "per_epoch",
+        "ema_update": "before_encoding",
+        "average_base": "client_0",
+        "partial_batches": "drop",
+        "select_on": "test",
+    },
+    "evaluation": {"probe_selection": "test"},
+}
 
 
 def _labelled(specs: Sequence[PluginSpec], where: str) -> tuple[PluginSpec, ...]:
@@ -225,6 +311,9 @@ class ExperimentConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
     description: str = ""
+    protocol: Literal["strict", "paper"] = Field(
+        "strict", description="paper: repeat the choices of MocoSFL's research code, pitfalls included"
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     cut_layers: tuple[Count, ...] = Field((1,), min_length=1)
     target_fractions: tuple[Fraction, ...] = Field(
@@ -237,6 +326,7 @@ class ExperimentConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     threat: ThreatConfig = ThreatConfig()
+    leakage: LeakageConfig = LeakageConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="before")
@@ -246,6 +336,19 @@ class ExperimentConfig(Section):
         if isinstance(raw, dict):
             return {key: value for key, value in raw.items() if value is not None}
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protocol(cls, raw: object) -> object:
+        """``protocol: paper`` changes the defaults of `PAPER_PROTOCOL`."""
+        if not isinstance(raw, dict) or raw.get("protocol") != "paper":
+            return raw
+        filled = dict(raw)
+        for section, choices in PAPER_PROTOCOL.items():
+            given = raw.get(section) or {}
+            if isinstance(given, dict):
+                filled[section] = {**choices, **given}
+        return filled
 
     @model_validator(mode="after")
     def _labels_and_duplicates(self) -> ExperimentConfig:

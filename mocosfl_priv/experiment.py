@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +33,8 @@ from mocosfl_priv.evaluation.utility import (
     measure_utility,
     probe_features,
     raw_pixel_knn,
+    selection_knn,
     to_unit_range,
-    validation_knn,
 )
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
@@ -39,9 +42,10 @@ from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
 from mocosfl_priv.seeding import derive_seed, generator, global_seed
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, ThreatModel, with_implied
+from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Laboratory:
     roles: DataRoles
     compute: Compute
     threat: ThreatModel
+    curve_attacks: tuple[Loaded[Attack], ...] = ()
     lpips: Lpips | None = field(init=False)
     lpips_note: str = field(init=False)
     _untrained: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
@@ -182,19 +187,27 @@ def planned_training_steps(lab: Laboratory) -> int:
     return total_steps(len(lab.roles[Role.CLIENT_PRIVATE]), PoolShape.of(training).images, training.epochs)
 
 
-def train_system(lab: Laboratory, system: System, progress: Progress | None = None) -> TrainedSystem:
-    """Train one system, select its checkpoint on validation data, and measure its utility and cost."""
+def train_system(
+    lab: Laboratory, system: System, progress: Progress | None = None, checkpoints: Path | None = None
+) -> TrainedSystem:
+    """Train one system, select its checkpoint on validation data, and measure its utility and cost.
+
+    checkpoints: folder in which the training keeps its state, and from which it goes on.
+    """
     progress = progress or Silent()
     config, defense, seed = lab.config, system.defense.plugin, system.seed
     training = config.training
     model_config = defense.architecture(config.model)
     started = time.monotonic()
-    prepared = _prepare(lab, system, model_config, progress)
+    kept = Checkpoints(checkpoints / system.file_stem, _identity(lab, system, model_config)) if checkpoints else None
+    prepared = _prepare(lab, system, model_config, progress, kept)
 
     private = lab.roles[Role.CLIENT_PRIVATE]
     shape = PoolShape.of(training)
-    partition = make_partition(private.labels, training, None, generator(seed, "partition"))
-    batches = PooledClients(private.images, partition, shape, generator(seed, "client batches"))
+    partition = make_partition(private.labels, training, data_weights(training), generator(seed, "partition"))
+    batches = PooledClients(
+        private.images, partition, shape, generator(seed, "client batches"), training.partial_batches == "drop"
+    )
     steps = planned_training_steps(lab)
     progress.begin("training", steps)
     try:
@@ -208,14 +221,19 @@ def train_system(lab: Laboratory, system: System, progress: Progress | None = No
             hooks=defense,
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
-            validate=lambda model: validation_knn(model, lab.probe_data, defense, config.evaluation, lab.compute, seed),
+            validate=lambda model: selection_knn(
+                model, lab.probe_data, defense, config.evaluation, lab.compute, seed, on=training.select_on
+            ),
+            observe=lambda model, step, epoch: _leakage(lab, system, model, step, epoch),
+            observe_every=config.leakage.every,
+            checkpoints=kept,
             progress=progress,
         )
     except Exception as error:
         raise _failure(system, error) from error
     finally:
         progress.end()
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started + prepared.earlier_seconds + trained.earlier_seconds
 
     progress.begin("utility", 1)
     utility = measure_utility(trained.model, lab.probe_data, defense, config.evaluation, lab.compute, seed)
@@ -241,7 +259,29 @@ def train_system(lab: Laboratory, system: System, progress: Progress | None = No
     return TrainedSystem(system, trained, utility, untrained, cost, prepared.frozen_client)
 
 
-def defender_context(lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress) -> DefenderContext:
+def _identity(lab: Laboratory, system: System, model_config: ModelConfig) -> str:
+    """Everything that decides how a system's training runs, as a digest: what its checkpoints are recognised by."""
+    config, defense = lab.config, system.defense
+    document = {
+        "system": system.keys,
+        "model": model_config.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "leakage": config.leakage.model_dump(mode="json"),
+        "compute": lab.compute.describe(),
+        "roles": {role: record.content_sha256 for role, record in lab.roles.records.items()},
+        "defense": [defense.origin, defense.code_sha256, defense.parameters],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def defender_context(
+    lab: Laboratory,
+    system: System,
+    model_config: ModelConfig,
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
+) -> DefenderContext:
     """What the defense of `system` may use before training."""
     expert_seed = derive_seed(system.seed, "defender")
     return DefenderContext(
@@ -252,11 +292,14 @@ def defender_context(lab: Laboratory, system: System, model_config: ModelConfig,
         compute=lab.compute,
         seed=expert_seed,
         progress=progress,
+        checkpoints=checkpoints.below("defender") if checkpoints else None,
     )
 
 
-def _prepare(lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress) -> PreparedModel:
-    context = defender_context(lab, system, model_config, progress)
+def _prepare(
+    lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress, checkpoints: Checkpoints | None
+) -> PreparedModel:
+    context = defender_context(lab, system, model_config, progress, checkpoints)
     try:
         prepared = system.defense.plugin.prepare(context)
     except Exception as error:
@@ -282,22 +325,8 @@ def attack_system(
     it was granted.
     """
     system = trained.system
-    seed = derive_seed(system.seed, "attack", attack.label)
-    view = grant_view(lab, trained, attack)
-    victims = lab.victims
-    budget = Budget(lab.config.threat.seconds, progress)
-    try:
-        with global_seed(seed, "global"):
-            returned = attack.plugin.reconstruct(view, budget, seed)
-    except MocosflPrivError:
-        raise
-    except Exception as error:  # a user's attack can fail in any way
-        raise RunFailedError(
-            f"attack {attack.label!r} on {system.title} failed: {type(error).__name__}: {error}"
-        ) from error
-    seconds = budget.elapsed
-    reconstruction = check_reconstruction(returned, tuple(victims.shape), attack.label)
-    values = {name: value.numpy() for name, value in score(reconstruction, victims, lab.floor, lab.lpips).items()}
+    outcome = _attack(lab, system, trained.model, attack, derive_seed(system.seed, "attack", attack.label), progress)
+    values, victims = outcome.values, lab.victims
     keys = {**system.keys, "attack": attack.label}
     row: dict[str, Any] = {
         **{key: keys[key] for key in CELL_KEYS},
@@ -312,10 +341,10 @@ def attack_system(
         **{name: float(values[name].mean()) for name in METRICS},
         "mse_floor": float(values["mse_floor"].mean()),
         "leak_ratio": leak_ratio(values["mse"], values["mse_floor"]),
-        "attack_seconds": seconds,
-        "attack_steps": budget.steps,
-        "attack_queries": view.queries,
-        "attack_out_of_time": budget.exhausted,
+        "attack_seconds": outcome.seconds,
+        "attack_steps": outcome.steps,
+        "attack_queries": outcome.queries,
+        "attack_out_of_time": outcome.out_of_time,
         "knn_raw_pixels": float(lab.raw_pixels.mean()),
         "linear_untrained": float(trained.untrained.mean()),
         "probe_selection": lab.config.evaluation.probe_selection,
@@ -329,16 +358,72 @@ def attack_system(
             **values,
         }
     )
-    return CellResult(row, per_image, (reconstruction * 255).round().byte().numpy())
+    return CellResult(row, per_image, (outcome.reconstruction * 255).round().byte().numpy())
 
 
-def grant_view(lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack]) -> AttackerView:
+@dataclass(frozen=True)
+class _Outcome:
+    """What one attack returned, how it scored per victim, and what it used."""
+
+    reconstruction: Tensor
+    values: dict[str, np.ndarray]
+    seconds: float
+    steps: int
+    queries: int
+    out_of_time: bool
+
+
+def _attack(
+    lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack], seed: int, progress: Progress | None
+) -> _Outcome:
+    view = grant_view(lab, system, model, attack)
+    budget = Budget(lab.config.threat.seconds, progress)
+    try:
+        with global_seed(seed, "global"):
+            returned = attack.plugin.reconstruct(view, budget, seed)
+    except MocosflPrivError:
+        raise
+    except Exception as error:  # a user's attack can fail in any way
+        raise RunFailedError(
+            f"attack {attack.label!r} on {system.title} failed: {type(error).__name__}: {error}"
+        ) from error
+    seconds = budget.elapsed
+    reconstruction = check_reconstruction(returned, tuple(lab.victims.shape), attack.label)
+    scores = score(reconstruction, lab.victims, lab.floor, lab.lpips)
+    values = {name: value.numpy() for name, value in scores.items()}
+    return _Outcome(reconstruction, values, seconds, budget.steps, view.queries, budget.exhausted)
+
+
+def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoch: float) -> list[dict[str, Any]]:
+    """A point of the training-time leakage curve: every curve attack on the live model. It leaves training alone.
+
+    The attacks start afresh at every point, with the seed they have against the finished model.
+    """
+    rows = []
+    for attack in lab.curve_attacks:
+        outcome = _attack(lab, system, model, attack, derive_seed(system.seed, "attack", attack.label), None)
+        values = outcome.values
+        rows.append(
+            {
+                "attack": attack.label,
+                "step": step,
+                "epoch": epoch,
+                **{name: float(values[name].mean()) for name in METRICS},
+                "mse_floor": float(values["mse_floor"].mean()),
+                "leak_ratio": leak_ratio(values["mse"], values["mse_floor"]),
+                "attack_seconds": outcome.seconds,
+            }
+        )
+    return rows
+
+
+def grant_view(lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack]) -> AttackerView:
     """The view of one attack: what it declared, as far as the threat model grants it, and nothing else."""
     plugin = attack.plugin
     lab.threat.require(plugin.needs, attack.label)
-    system, device = trained.system, lab.compute.device
+    device = lab.compute.device
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    client = copy.deepcopy(trained.model.client).to(device).eval().requires_grad_(False)
+    client = copy.deepcopy(model.client).to(device).eval().requires_grad_(False)
     auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
     defense = system.defense.plugin
     with torch.no_grad():
@@ -348,7 +433,7 @@ def grant_view(lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack]) 
     clone_seed = derive_seed(system.seed, "attacker's clone")
     return AttackerView(
         smashed=smashed,
-        image_shape=trained.model.image_shape,
+        image_shape=model.image_shape,
         compute=lab.compute,
         visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
         client=client,

@@ -32,6 +32,7 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.threat import AttackerView, Budget, Capability
+from mocosfl_priv.training.checkpoints import Checkpoints
 
 
 class Attack(ABC):
@@ -62,6 +63,7 @@ class DefenderContext:
     target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
     build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
     training: the experiment's training settings.
+    checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
     """
 
     target_images: Tensor
@@ -71,6 +73,7 @@ class DefenderContext:
     compute: Compute
     seed: int
     progress: Progress = field(default_factory=Silent)
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ class PreparedModel:
     """What a defense hands to training: a model to start from.
 
     frozen_client: clients keep it as it is; only the server learns, with `learning_rate` if given.
+    earlier_seconds: what pre-training took before it was interrupted and resumed.
     """
 
     model: SplitModel
     frozen_client: bool = False
     learning_rate: float | None = None
+    earlier_seconds: float = 0.0
 
 
 class Defense(ABC):  # noqa: B024 - every hook has a default; a defense overrides those it uses
@@ -127,6 +132,13 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """The server's gradient (n, *smashed_shape) on its way in; same shape."""
         return gradient
 
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken; a resumed training must continue exactly."""
+
 
 PluginT = TypeVar("PluginT", Attack, Defense)
 
@@ -139,6 +151,7 @@ class Loaded(Generic[PluginT]):
     plugin: PluginT
     origin: str
     code_sha256: str
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 class Registry(Generic[PluginT]):
@@ -195,6 +208,7 @@ class Registry(Generic[PluginT]):
             plugin=plugin,
             origin=f"{cls.__module__}:{cls.__qualname__}",
             code_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+            parameters=spec.parameters,
         )
 
     def _class_in(self, module: Any, name: str, reference: str) -> type[PluginT]:

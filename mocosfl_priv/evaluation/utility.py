@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -73,18 +74,28 @@ def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Com
     return torch.cat(out)
 
 
-def validation_knn(
-    model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
+def selection_knn(
+    model: SplitModel,
+    data: ProbeData,
+    hooks: ClientHooks,
+    config: EvaluationConfig,
+    compute: Compute,
+    seed: int,
+    on: Literal["validation", "test"] = "validation",
 ) -> float:
-    """KNN accuracy on the validation role, against the probe train role: what checkpoints are selected by."""
+    """KNN accuracy against the probe train role: what checkpoints are selected by.
+
+    It is measured on the validation role; on the test role only to repeat a published protocol.
+    """
+    chosen = data.validation if on == "validation" else data.test
     rng = generator(seed, "monitor", device=compute.device)
     bank = features(model, data.train.images, hooks, compute, rng)
-    queries = features(model, data.validation.images, hooks, compute, rng)
+    queries = features(model, chosen.images, hooks, compute, rng)
     predicted = weighted_knn(
         bank, data.train.labels.to(bank.device), queries, classes=data.classes,
         neighbours=config.knn_neighbours, temperature=config.knn_temperature,
     )  # fmt: skip
-    return float((predicted.cpu() == data.validation.labels).float().mean())
+    return float((predicted.cpu() == chosen.labels).float().mean())
 
 
 def probe_features(

@@ -8,17 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mocosfl_priv.models.convolution import convolve, standardise
+
 CHANNELS_PER_GROUP = 4
-STANDARDISATION_EPSILON = 1e-5
 
 
 class WeightStandardisedConv2d(nn.Conv2d):
-    """A convolution whose filters have zero mean and unit (unbiased) deviation (Qiao et al., 2019)."""
+    """A convolution without bias whose filters have zero mean and unit (unbiased) deviation (Qiao et al., 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.weight.mean((1, 2, 3), keepdim=True)
-        deviation = self.weight.std((1, 2, 3), keepdim=True) + STANDARDISATION_EPSILON
-        return self._conv_forward(x, (self.weight - mean) / deviation, self.bias)
+        return convolve(x, standardise(self.weight), self.stride[0], int(self.padding[0]), self.groups)
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> WeightStandardisedConv2d:
@@ -26,9 +25,12 @@ def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) 
     return WeightStandardisedConv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
 
+from mocosfl_priv.models.normalisation import GroupNorm
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with four channels a group."""
-    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
+    return GroupNorm(channels // CHANNELS_PER_GROUP, channels)
 
 
 class Normalise(nn.Module):

@@ -62,7 +62,10 @@ def plan(config: ExperimentConfig) -> Plan:
             validate_cut(defense.plugin.architecture(config.model), cut_layer)
     used = config.target_fractions if any(d.plugin.uses_target_data for d in defenses) else (0.0,)
     roles = assign_roles(config.data, max(used))
-    laboratory = Laboratory(config, roles, compute, threat)
+    curve = tuple(ATTACKS.create(spec) for spec in config.leakage.attacks) or attacks
+    for attack in curve:
+        threat.require(attack.plugin.needs, attack.label)
+    laboratory = Laboratory(config, roles, compute, threat, curve)
     systems = tuple(
         System(defense, cut_layer, fraction, seed)
         for seed in config.seeds

@@ -1,108 +1,257 @@
-"""The client side of a step, for all clients of the pool at once."""
+"""The client side of a step, for many clients at once."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mocosfl_priv.config import TrainingConfig
+from mocosfl_priv.models.convolution import as_matrix_product
+from mocosfl_priv.training.server import State, within
 
-StateDict = dict[str, Tensor]
+Kernel = Literal["loop", "grouped", "matmul"]
+KERNELS: tuple[Kernel, ...] = ("grouped", "matmul", "loop")
 
 
 class Clients(Protocol):
     """N clients that can encode, learn from returned gradients, and be averaged.
 
-    Images are (P, b, 3, h, w) for the P clients of `pool`; smashed data is (P, b, *smashed_shape).
+    Images and smashed data are (rows, ...), client by client in the order of `pool`; `rows` says how many of them
+    belong to each client.
     """
 
     trainable: bool
+    steps_taken: Tensor
 
-    def encode_queries(self, pool: Tensor, images: Tensor) -> Tensor:
+    def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
         """Online models; keeps the graph that a backward pass of the result will use."""
 
-    def encode_keys(self, pool: Tensor, images: Tensor) -> Tensor:
+    def encode_keys(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
         """Momentum models, without gradient."""
 
-    def step(self, pool: Tensor, learning_rate: float) -> None:
-        """One SGD step with the gradients that have arrived, then the momentum models' moving average."""
+    def learn(self, pool: Tensor, rates: Tensor) -> None:
+        """One SGD step of these clients with the gradients that have arrived, at `rates` (P,); then their EMA."""
+
+    def end_step(self) -> None:
+        """All clients of this step have learned."""
 
     def average(self, pool: Tensor) -> None:
         """FedAvg: the mean of the pool's models becomes everybody's."""
 
-    def consensus(self, pool: Tensor) -> StateDict:
+    def consensus(self, pool: Tensor) -> State:
         """What :meth:`average` would hand out, without handing it out."""
+
+    def state(self) -> State:
+        """Everything but the configuration, by name."""
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
 
 
 class ClientBank:
     """N trainable clients as stacked tensors: parameter ``name`` has shape (N, *shape).
 
-    The pool's clients run in one vectorised pass, each with its own parameters, optimiser momentum and momentum
-    model. Optimiser momentum stays with its client across synchronisations.
+    The pool's clients run in one pass, each with its own parameters, optimiser momentum, momentum model and schedule
+    counter. Optimiser momentum stays with its client across synchronisations.
+
+    kernel: how a pass over different clients is computed: one after the other, as grouped convolutions (vmap), or as
+    batched matrix products. All give the same numbers up to rounding; :func:`fastest_kernel` measures.
     """
 
     trainable = True
 
-    def __init__(self, client: nn.Module, clients: int, training: TrainingConfig) -> None:
+    def __init__(self, client: nn.Module, clients: int, training: TrainingConfig, kernel: Kernel = "grouped") -> None:
         self._module = client
         self._training = training
-        self.online: StateDict = {
+        self.kernel = kernel
+        self.online: State = {
             name: parameter.detach().unsqueeze(0).repeat(clients, *[1] * parameter.dim())
             for name, parameter in client.named_parameters()
         }
-        self.key: StateDict = {name: stacked.clone() for name, stacked in self.online.items()}
-        self.velocity: StateDict = {name: torch.zeros_like(stacked) for name, stacked in self.online.items()}
-        self._leaves: StateDict = {}
+        self.key: State = {name: stacked.clone() for name, stacked in self.online.items()}
+        self.velocity: State = {name: torch.zeros_like(stacked) for name, stacked in self.online.items()}
+        self.steps_taken = torch.zeros(clients, dtype=torch.long)
+        device = next(iter(self.online.values())).device if self.online else torch.device("cpu")
+        self.keep_per_divergence = torch.full((clients,), torch.nan, dtype=torch.float64, device=device)
+        self._leaves: State = {}
 
-    def encode_queries(self, pool: Tensor, images: Tensor) -> Tensor:
+    def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
         """See :class:`Clients`."""
         self._leaves = {name: stacked[pool].requires_grad_() for name, stacked in self.online.items()}
-        return self._encode(self._leaves, images)
+        return self._encode(self._leaves, rows, images)
 
     @torch.no_grad()
-    def encode_keys(self, pool: Tensor, images: Tensor) -> Tensor:
+    def encode_keys(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
         """See :class:`Clients`."""
-        return self._encode({name: stacked[pool] for name, stacked in self.key.items()}, images)
+        if self._training.ema_update == "before_encoding":
+            self._follow(pool, {name: stacked[pool] for name, stacked in self.online.items()})
+        return self._encode({name: stacked[pool] for name, stacked in self.key.items()}, rows, images)
 
-    def _encode(self, parameters: StateDict, images: Tensor) -> Tensor:
-        def one_client(its_parameters: StateDict, its_images: Tensor) -> Tensor:
-            encoded: Tensor = functional_call(self._module, its_parameters, (its_images,))
-            return encoded
-
-        if len(images) == 1:  # vectorising over one client costs more than it saves
-            return one_client({k: v[0] for k, v in parameters.items()}, images[0]).unsqueeze(0)
-        encoded: Tensor = vmap(one_client)(parameters, images)
-        return encoded
+    def _encode(self, parameters: State, rows: Sequence[int], images: Tensor) -> Tensor:
+        """Clients with equally many images go together."""
+        sizes = sorted(set(rows))
+        if len(sizes) == 1:
+            encoded = encode_stacked(self._module, parameters, images.unflatten(0, (len(rows), -1)), self.kernel)
+            return encoded.flatten(0, 1)
+        size_of = torch.tensor(rows, device=images.device)
+        client_of = torch.arange(len(rows), device=images.device).repeat_interleave(size_of)
+        parts, places = [], []
+        for size in sizes:
+            members = (size_of == size).nonzero().squeeze(1)
+            place = (size_of[client_of] == size).nonzero().squeeze(1)
+            theirs = {name: value[members] for name, value in parameters.items()}
+            stacked = images[place].unflatten(0, (len(members), size))
+            parts.append(encode_stacked(self._module, theirs, stacked, self.kernel).flatten(0, 1))
+            places.append(place)
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
     @torch.no_grad()
-    def step(self, pool: Tensor, learning_rate: float) -> None:
+    def learn(self, pool: Tensor, rates: Tensor) -> None:
         """See :class:`Clients`."""
         settings = self._training
+        updated: State = {}
         for name, leaf in self._leaves.items():
-            assert leaf.grad is not None, "step() before the gradient came back"
+            assert leaf.grad is not None, "learn() before the gradient came back"
             gradient = leaf.grad.add(leaf, alpha=settings.weight_decay)
             velocity = self.velocity[name][pool].mul_(settings.momentum).add_(gradient)
-            updated = leaf.detach().sub(velocity, alpha=learning_rate)
+            rate = rates.to(leaf).view(-1, *[1] * (leaf.dim() - 1))
+            updated[name] = leaf.detach() - rate * velocity
             self.velocity[name][pool] = velocity
-            self.online[name][pool] = updated
-            self.key[name][pool] = self.key[name][pool].lerp_(updated, 1 - settings.ema)
+            self.online[name][pool] = updated[name]
+        if settings.ema_update == "after_step":
+            self._follow(pool, updated)
+        self.steps_taken[pool.cpu()] += 1
         self._leaves = {}
+
+    def _follow(self, pool: Tensor, online: State) -> None:
+        for name, fast in online.items():
+            self.key[name][pool] = self.key[name][pool].lerp_(fast, 1 - self._training.ema)
+
+    def end_step(self) -> None:
+        """Each client has learned for itself."""
 
     @torch.no_grad()
     def average(self, pool: Tensor) -> None:
-        """See :class:`Clients`. Momentum models are averaged too where the settings ask for it (MonAcoSFL)."""
-        stacks = [self.online, self.key] if self._training.average_momentum_models else [self.online]
-        for stack in stacks:
-            for stacked in stack.values():
-                stacked.copy_(stacked[pool].mean(0, keepdim=True).expand_as(stacked))
+        """See :class:`Clients`.
+
+        Momentum models are averaged too where the settings ask for it (MonAcoSFL). With `divergence_aware`, a client
+        of the pool keeps the share mu of its own model: mu is that value at its first synchronisation, and from then
+        on grows and falls with its distance from the mean (FedEMA, Zhuang et al., 2022), at most 1.
+        """
+        mean = self.consensus(pool)
+        kept = self._kept_share(pool, mean)
+        for name, stacked in self.online.items():
+            own = stacked[pool] if kept is not None else None
+            stacked.copy_(mean[name].expand_as(stacked))
+            if kept is not None and own is not None:
+                share = kept.to(own).view(-1, *[1] * (own.dim() - 1))
+                stacked[pool] = share * own + (1 - share) * mean[name]
+        if self._training.average_momentum_models:
+            for stacked in self.key.values():
+                stacked.copy_(stacked[self._averaged(pool)].mean(0, keepdim=True).expand_as(stacked))
+
+    def _kept_share(self, pool: Tensor, mean: State) -> Tensor | None:
+        """mu of every client of the pool, float64 (P,); None without divergence awareness."""
+        first_share = self._training.divergence_aware
+        if first_share is None:
+            return None
+        squares = [
+            (stacked[pool] - mean[name]).double().flatten(1).square().sum(1) for name, stacked in self.online.items()
+        ]
+        divergence = torch.stack(squares).sum(0).sqrt()
+        scale = self.keep_per_divergence[pool]
+        scale = torch.where(scale.isnan() & (divergence > 0), first_share / divergence, scale)
+        self.keep_per_divergence[pool] = scale
+        return (scale.nan_to_num(0.0) * divergence).clamp_(max=1.0)
+
+    def _averaged(self, pool: Tensor) -> Tensor:
+        """Whose models the mean is taken of; the research code starts with client 0 whoever the pool's first is."""
+        if self._training.average_base == "client_0":
+            return torch.cat([torch.zeros_like(pool[:1]), pool[1:]])
+        return pool
 
     @torch.no_grad()
-    def consensus(self, pool: Tensor) -> StateDict:
+    def consensus(self, pool: Tensor) -> State:
         """See :class:`Clients`."""
-        return {name: stacked[pool].mean(0) for name, stacked in self.online.items()}
+        averaged = self._averaged(pool)
+        return {name: stacked[averaged].mean(0) for name, stacked in self.online.items()}
+
+    def state(self) -> State:
+        """See :class:`Clients`."""
+        stacks = {"online": self.online, "key": self.key, "velocity": self.velocity}
+        return {
+            **{f"{kind}.{name}": value for kind, stack in stacks.items() for name, value in stack.items()},
+            "steps_taken": self.steps_taken,
+            "keep_per_divergence": self.keep_per_divergence,
+        }
+
+    def load_state(self, state: State) -> None:
+        """See :class:`Clients`."""
+        for kind, stack in (("online", self.online), ("key", self.key), ("velocity", self.velocity)):
+            for name, value in within(state, kind).items():
+                stack[name].copy_(value)
+        self.steps_taken.copy_(state["steps_taken"])
+        self.keep_per_divergence.copy_(state["keep_per_divergence"])
+
+
+class EqualClients(ClientBank):
+    """N trainable clients that can never differ, computed as one; see :meth:`fits`.
+
+    What each client does is linear in its gradient, so the mean of N updates is the update with the mean gradient.
+    """
+
+    def __init__(self, client: nn.Module, clients: int, training: TrainingConfig) -> None:
+        super().__init__(client, 1, training)
+        self._clients = clients
+        self.steps_taken = torch.zeros(clients, dtype=torch.long)
+        self._rate = torch.zeros(1)
+
+    @staticmethod
+    def fits(training: TrainingConfig, pool: int) -> bool:
+        """Everybody takes part and everything is averaged after every step, momentum models included."""
+        return (
+            pool == training.clients
+            and training.sync_period == 1
+            and training.average_momentum_models
+            and training.ema_update == "after_step"
+            and training.divergence_aware is None
+        )
+
+    def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
+        """See :class:`Clients`; gradients of all parts of the batch gather in the same leaves."""
+        if not self._leaves:
+            self._leaves = {name: stacked.clone().requires_grad_() for name, stacked in self.online.items()}
+        return self._encode(self._leaves, [sum(rows)], images)
+
+    @torch.no_grad()
+    def encode_keys(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
+        """See :class:`Clients`."""
+        return self._encode(self.key, [sum(rows)], images)
+
+    def learn(self, pool: Tensor, rates: Tensor) -> None:
+        """The mean is taken when all parts are there."""
+        self._rate = rates[:1]
+
+    def end_step(self) -> None:
+        """One update with the mean gradient."""
+        for leaf in self._leaves.values():
+            assert leaf.grad is not None, "end_step() before the gradient came back"
+            leaf.grad.div_(self._clients)
+        steps_taken, self.steps_taken = self.steps_taken, torch.zeros(1, dtype=torch.long)
+        super().learn(torch.zeros(1, dtype=torch.long), self._rate)
+        self.steps_taken = steps_taken + 1
+
+    def average(self, pool: Tensor) -> None:
+        """Equal already."""
+
+    def consensus(self, pool: Tensor) -> State:
+        """See :class:`Clients`."""
+        return {name: stacked[0].clone() for name, stacked in self.online.items()}
 
 
 class FrozenClients:
@@ -110,23 +259,76 @@ class FrozenClients:
 
     trainable = False
 
-    def __init__(self, client: nn.Module) -> None:
+    def __init__(self, client: nn.Module, clients: int) -> None:
         self._module = client
+        self.steps_taken = torch.zeros(clients, dtype=torch.long)
 
     @torch.no_grad()
-    def encode_queries(self, pool: Tensor, images: Tensor) -> Tensor:
+    def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
         """See :class:`Clients`."""
-        encoded: Tensor = self._module(images.flatten(0, 1))
-        return encoded.unflatten(0, images.shape[:2])
+        encoded: Tensor = self._module(images)
+        return encoded
 
     encode_keys = encode_queries
 
-    def step(self, pool: Tensor, learning_rate: float) -> None:
+    def learn(self, pool: Tensor, rates: Tensor) -> None:
+        """Frozen means frozen."""
+
+    def end_step(self) -> None:
         """Frozen means frozen."""
 
     def average(self, pool: Tensor) -> None:
         """All clients are equal already."""
 
-    def consensus(self, pool: Tensor) -> StateDict:
+    def consensus(self, pool: Tensor) -> State:
         """See :class:`Clients`."""
         return {name: parameter.detach().clone() for name, parameter in self._module.named_parameters()}
+
+    def state(self) -> State:
+        """The model all share."""
+        return self.consensus(torch.empty(0))
+
+    def load_state(self, state: State) -> None:
+        """See :class:`Clients`."""
+        self._module.load_state_dict(state)
+
+
+def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel: Kernel) -> Tensor:
+    """Run P versions of `module`: parameters (P, *shape) each, images (P, b, ...); returns (P, b, ...)."""
+
+    def one_client(its_parameters: State, its_images: Tensor) -> Tensor:
+        encoded: Tensor = functional_call(module, its_parameters, (its_images,))
+        return encoded
+
+    clients = len(images)
+    if kernel == "loop" or clients == 1:  # vectorising over one client costs more than it saves
+        singles = [one_client({k: v[i] for k, v in parameters.items()}, images[i]) for i in range(clients)]
+        return singles[0].unsqueeze(0) if clients == 1 else torch.stack(singles)
+    if kernel == "matmul":
+        with as_matrix_product():
+            return vmap(one_client)(parameters, images)
+    return vmap(one_client)(parameters, images)
+
+
+MEASURED_PASSES = 3
+
+
+def fastest_kernel(client: nn.Module, clients: int, rows: int, image_shape: Sequence[int]) -> Kernel:
+    """Time forward and backward passes of every kernel on the client's device, and name the fastest."""
+    parameters = {
+        name: p.detach().unsqueeze(0).repeat(clients, *[1] * p.dim()).requires_grad_()
+        for name, p in client.named_parameters()
+    }
+    device = next(iter(parameters.values())).device
+    images = torch.rand(clients, rows, *image_shape, device=device)
+    seconds: dict[Kernel, float] = {}
+    for kernel in KERNELS:
+        best = float("inf")
+        for _ in range(MEASURED_PASSES):
+            started = time.perf_counter()
+            encode_stacked(client, parameters, images, kernel).sum().backward()  # type: ignore[no-untyped-call]
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - started)
+        seconds[kernel] = best
+    return min(KERNELS, key=lambda kernel: seconds[kernel])

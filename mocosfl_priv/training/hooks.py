@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ClientHooks(Protocol):
-    """The three places, in the order in which a step meets them."""
+    """The three places, in the order in which a step meets them, and what a checkpoint keeps."""
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """A scalar, averaged over the batch, that is added to the clients' loss; None for none."""
@@ -19,6 +19,12 @@ class ClientHooks(Protocol):
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """The server's gradient on its way in, same shape."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What changes while training goes on, for a checkpoint."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
 
 
 class NoHooks:
@@ -35,3 +41,10 @@ class NoHooks:
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """Unchanged."""
         return gradient
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing changes."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing changes."""

@@ -6,8 +6,11 @@ One image goes data -> client -> defense -> message -> server trunk -> loss, and
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +22,13 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.models.split import SplitModel, count_parameters
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.seeding import generator
-from mocosfl_priv.training.clients import ClientBank, Clients, FrozenClients
+from mocosfl_priv.training.checkpoints import Checkpoints
+from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
 from mocosfl_priv.training.hooks import ClientHooks, NoHooks
-from mocosfl_priv.training.sampling import Batches
-from mocosfl_priv.training.server import MocoServer
+from mocosfl_priv.training.replay import Replay
+from mocosfl_priv.training.sampling import Batches, ClientBatch
+from mocosfl_priv.training.schedule import client_rates, server_rate
+from mocosfl_priv.training.server import MocoServer, State, within
 
 LOSS_CHECK_EVERY = 10  # steps; reading the loss more often would stall an accelerator
 
@@ -47,18 +53,232 @@ class TrainedModel:
     """The outcome: the checkpoint with the best validation, and how training went.
 
     history: one entry per validation: step, epoch, loss (mean since the last one), validation score.
+    observations: what `observe` returned, in order. kernel: how client passes were computed.
+    replay_epochs: epochs in each state of loss-threshold replay, empty without it.
+    earlier_seconds: time spent by processes before this one, where a training was resumed.
     """
 
     model: SplitModel
     selected_step: int
     steps: int
     traffic: Traffic
+    kernel: str
     history: list[dict[str, float]] = field(default_factory=list)
+    observations: list[dict[str, Any]] = field(default_factory=list)
+    replay_epochs: dict[str, int] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
 
 
-def cosine_rate(base: float, step: int, steps: int) -> float:
-    """Cosine decay from `base` to zero over `steps`, the same for clients and server, without warm-up."""
-    return 0.5 * base * (1 + math.cos(math.pi * step / steps))
+class MocoSFL:
+    """A training in progress: clients, server, and everything that decides about the next step."""
+
+    def __init__(
+        self,
+        model: SplitModel,
+        batches: Batches,
+        training: TrainingConfig,
+        *,
+        steps: int,
+        compute: Compute,
+        seed: int,
+        hooks: ClientHooks | None = None,
+        frozen_client: bool = False,
+        learning_rate: float | None = None,
+        replay_folder: Path | None = None,
+    ) -> None:
+        self.model = model.to(compute.device)
+        self.training = training
+        self.steps = steps
+        self.step_count = 0
+        self.traffic = Traffic()
+        self._batches = batches
+        self._compute = compute
+        self._hooks = hooks or NoHooks()
+        self._rate = training.learning_rate if learning_rate is None else learning_rate
+        self._views_rng = generator(seed, "augmentation", device=compute.device)
+        self._noise_rng = generator(seed, "defense", device=compute.device)
+        self._replay_rng = generator(seed, "replay")
+        self.clients = self._make_clients(frozen_client)
+        self.server = MocoServer(
+            model.trunk, model.projector, training, compute, generator(seed, "feature memory", device=compute.device)
+        )
+        settings = training.replay
+        self.replay = Replay(settings.threshold, settings.warmup_epochs, replay_folder) if settings else None
+        self._replay_order: list[int] = []
+        self._epoch_losses: list[Tensor] = []
+        self._pool = torch.arange(batches.clients)
+        self._client_bytes = 4 * count_parameters(model.client)
+
+    def _make_clients(self, frozen: bool) -> Clients:
+        if frozen:
+            return FrozenClients(self.model.client, self._batches.clients)
+        if self.training.clients == self._batches.clients and EqualClients.fits(
+            self.training, min(self.training.pool or self.training.clients, self.training.clients)
+        ):
+            return EqualClients(self.model.client, self._batches.clients, self.training)
+        kernel: Kernel = "grouped"
+        if self._compute.client_kernel == "measure":
+            most = max(1, self._compute.rows_per_pass // 2)
+            kernel = fastest_kernel(self.model.client, min(self._batches.clients, most), 2, self.model.image_shape)
+        elif self._compute.client_kernel != "auto":
+            kernel = self._compute.client_kernel
+        return ClientBank(self.model.client, self._batches.clients, self.training, kernel)
+
+    @property
+    def kernel(self) -> str:
+        """How client passes are computed."""
+        return self.clients.kernel if isinstance(self.clients, ClientBank) else "shared"
+
+    def step(self) -> Tensor:
+        """One step of every client of the pool and of the server; returns the server's loss, detached."""
+        replay = self.replay
+        if replay is not None and replay.status == "C" and replay.available:
+            loss = self._replayed_step(replay)
+        else:
+            loss = self._full_step()
+        self.step_count += 1
+        self._end_epoch(loss)
+        return loss
+
+    def _full_step(self) -> Tensor:
+        batch = self._batches.next()
+        self._pool = batch.pool
+        learning = self.clients.trainable and (self.replay is None or self.replay.status == "A")
+        parts: list[State] = []
+        losses = []
+        for part in batch.chunks(max(1, self._compute.rows_per_pass // self._views)):
+            losses.append(self._exchange(part, len(batch.images), learning, parts))
+        if learning:
+            self.clients.end_step()
+        self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
+        if self.replay is not None and self.replay.status == "B":
+            self.replay.store(parts)
+        if self.clients.trainable and ((self.step_count + 1) % self.training.sync_period == 0 or batch.pool_changes):
+            self._synchronise(batch)
+        return torch.stack(losses).sum()
+
+    @property
+    def _views(self) -> int:
+        return 2 if self.training.symmetric else 1
+
+    def _exchange(self, part: ClientBatch, batch_images: int, learning: bool, parts: list[State]) -> Tensor:
+        """Some clients' share of a step, from their images to their update; returns their share of the loss."""
+        images = part.images.to(self._compute.device)
+        first, second = moco_v2_view(images, self._views_rng), moco_v2_view(images, self._views_rng)
+        order = _client_by_client(part.sizes, images.device) if self.training.symmetric else None
+        # One-sided, and for frozen clients whose two models are one, a single encoding of each view serves as query
+        # and as key; else each view is encoded by both models.
+        single = self.training.paper_gradient == "one_sided" or not self.clients.trainable
+        if single or order is None:
+            rows, query_views, key_views = list(part.sizes), first, second
+        else:
+            rows = [2 * size for size in part.sizes]
+            query_views, key_views = torch.cat([first, second])[order], torch.cat([second, first])[order]
+        with self._compute.autocast():
+            smashed = self.clients.encode_queries(part.pool, rows, query_views)
+            key_smashed = self.clients.encode_keys(part.pool, rows, key_views)
+        smashed, key_smashed = smashed.to(first.dtype), key_smashed.to(first.dtype)
+        sent = self._hooks.protect(smashed, self._noise_rng)
+        with torch.no_grad():
+            sent_keys = self._hooks.protect(key_smashed, self._noise_rng)
+        self.traffic.smashed_up += (sent.numel() + sent_keys.numel()) * sent.element_size()
+
+        queries, keys, own = sent.detach(), sent_keys, None
+        if single and order is not None:
+            queries, keys = torch.cat([queries, keys])[order], torch.cat([keys, queries])[order]
+            own = order < len(images)  # the queries that a client's online model made
+        views = len(queries) // len(images)
+        owners = part.pool.repeat_interleave(views * torch.tensor(part.sizes)).to(images.device)
+        if self.replay is not None and self.replay.status == "B":
+            scale = torch.tensor(1 / batch_images, dtype=torch.float64)
+            parts.append({"queries": queries, "keys": keys, "owners": owners, "scale": scale})
+        loss, gradient = self.server.score(queries, keys, owners, 1 / batch_images, learning)
+        if learning:
+            assert gradient is not None
+            returned = gradient if own is None else gradient[own]
+            self.traffic.gradient_down += returned.numel() * returned.element_size()
+            returned = self._hooks.filter_gradient(returned, self._noise_rng)
+            outputs, gradients = [sent], [returned]
+            extra = self._hooks.client_loss(query_views, smashed)
+            if extra is not None:  # a mean over this part of the batch
+                outputs.append(extra)
+                gradients.append(torch.full_like(extra, len(images) / batch_images))
+            torch.autograd.backward(outputs, gradients)
+            taken = self.clients.steps_taken[part.pool]
+            self.clients.learn(part.pool, client_rates(self.training, self._rate, self.step_count, self.steps, taken))
+        return loss
+
+    def _replayed_step(self, replay: Replay) -> Tensor:
+        """The server learns from what was sent in an earlier epoch; no client takes part."""
+        if not self._replay_order:
+            self._replay_order = replay.order(self._replay_rng)
+        losses = []
+        for part in replay.load(self._replay_order.pop(), self._compute.device):
+            loss, _ = self.server.score(part["queries"], part["keys"], part["owners"], float(part["scale"]), False)
+            losses.append(loss)
+        self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
+        return torch.stack(losses).sum()
+
+    def _synchronise(self, batch: ClientBatch) -> None:
+        self.clients.average(batch.pool)
+        models = 2 if self.training.average_momentum_models else 1
+        self.traffic.weights_up += models * len(batch.pool) * self._client_bytes
+        self.traffic.weights_down += models * self._batches.clients * self._client_bytes
+
+    def _end_epoch(self, loss: Tensor) -> None:
+        if self.replay is None:
+            return
+        self._epoch_losses.append(loss)
+        epoch = self.step_count * self.training.epochs // self.steps
+        if epoch > (self.step_count - 1) * self.training.epochs // self.steps:
+            self.replay.end_epoch(epoch, float(torch.stack(self._epoch_losses).mean()))
+            self._epoch_losses = []
+            self._replay_order = []
+
+    def assemble(self) -> SplitModel:
+        """The model as it stands: the server's trunk behind the mean of the clients that took part last."""
+        if self.clients.trainable:
+            self.model.client.load_state_dict(self.clients.consensus(self._pool))
+        return self.model
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        """Tensors and JSON facts from which :meth:`load_state` goes on exactly."""
+        tensors = {
+            **{f"clients.{name}": value for name, value in self.clients.state().items()},
+            **{f"server.{name}": value for name, value in self.server.state().items()},
+            **{f"batches.{name}": value for name, value in self._batches.state().items()},
+            **{f"hooks.{name}": value for name, value in self._hooks.state().items()},
+            "pool": self._pool,
+            "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
+            "rng.views": self._views_rng.get_state(),
+            "rng.noise": self._noise_rng.get_state(),
+            "rng.replay": self._replay_rng.get_state(),
+        }
+        facts = {
+            "traffic": vars(self.traffic).copy(),
+            "replay": self.replay.state() if self.replay else None,
+            "replay_order": self._replay_order,
+            "kernel": self.kernel,
+        }
+        return tensors, facts
+
+    def load_state(self, step: int, tensors: State, facts: dict[str, Any]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.step_count = step
+        self.clients.load_state(within(tensors, "clients"))
+        self.server.load_state(within(tensors, "server"))
+        self._batches.load_state(within(tensors, "batches"))
+        self._hooks.load_state(within(tensors, "hooks"))
+        self._pool = tensors["pool"]
+        self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
+        for rng, name in ((self._views_rng, "views"), (self._noise_rng, "noise"), (self._replay_rng, "replay")):
+            rng.set_state(tensors[f"rng.{name}"])
+        self.traffic = Traffic(**facts["traffic"])
+        self._replay_order = facts["replay_order"]
+        if self.replay is not None:
+            self.replay.load_state(facts["replay"])
+        if isinstance(self.clients, ClientBank) and not isinstance(self.clients, EqualClients):
+            self.clients.kernel = facts["kernel"]
 
 
 def train_mocosfl(
@@ -73,6 +293,9 @@ def train_mocosfl(
     frozen_client: bool = False,
     learning_rate: float | None = None,
     validate: Callable[[SplitModel], float] | None = None,
+    observe: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None = None,
+    observe_every: int = 0,
+    checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> TrainedModel:
     """Train `model` (in place) on `batches` and return the validated best of its states.
@@ -81,126 +304,129 @@ def train_mocosfl(
     learning_rate: replaces `training.learning_rate`.
     validate: scores a model, higher is better, on data that is neither test nor victims; called every
         `training.monitor_every` epochs and at the end. Without it the last state is returned.
+    observe: called with (model, step, epoch) every `observe_every` epochs, and at the end; must not change the model.
+    checkpoints: where the state is kept every `training.checkpoint_every` epochs and at the end, and from where a
+        training that was interrupted goes on, exactly as if it had not been.
     Raises RunFailedError when the loss is no longer finite.
     """
-    hooks = hooks or NoHooks()
     progress = progress or Silent()
-    device = compute.device
-    model.to(device)
-    views_rng = generator(seed, "augmentation", device=device)
-    noise_rng = generator(seed, "defense", device=device)
-    clients: Clients = (
-        FrozenClients(model.client) if frozen_client else ClientBank(model.client, batches.clients, training)
-    )
-    server = MocoServer(
-        model.trunk, model.projector, training, compute, generator(seed, "feature memory", device=device)
-    )
-    base_rate = training.learning_rate if learning_rate is None else learning_rate
-    monitor_steps = -(-training.monitor_every * steps // training.epochs)  # rounded up: the last one is the end
-    client_bytes = 4 * count_parameters(model.client)
-    outcome = TrainedModel(model, steps, steps, Traffic())
-    best_score, best_state = -math.inf, None
-    losses: list[Tensor] = []
+    started = time.monotonic()
+    run = MocoSFL(
+        model, batches, training, steps=steps, compute=compute, seed=seed, hooks=hooks, frozen_client=frozen_client,
+        learning_rate=learning_rate, replay_folder=checkpoints.folder / "replay" if checkpoints else None,
+    )  # fmt: skip
+    outcome = TrainedModel(model, steps, steps, run.traffic, run.kernel)
+    record = _Record(outcome)
+    if checkpoints is not None and (found := checkpoints.latest()) is not None:
+        step, tensors, facts = found
+        run.load_state(step, within(tensors, "run"), facts["run"])
+        record.load_state(within(tensors, "record"), facts["record"])
+        outcome.earlier_seconds = facts["seconds"]
+        progress.advance(step)
 
-    for step in range(1, steps + 1):
-        batch = batches.next()
-        rate = cosine_rate(base_rate, step - 1, steps)
-        loss = _train_step(batch.pool.to(device), batch.images.to(device), clients, server, hooks, rate,
-                           training.symmetric, compute, views_rng, noise_rng, outcome.traffic)  # fmt: skip
-        losses.append(loss)
+    def due(epochs: int) -> bool:
+        """Every so many epochs, rounded up to whole steps, and at the end."""
+        return run.step_count == steps or run.step_count % -(-epochs * steps // training.epochs) == 0
+
+    while run.step_count < steps:
+        record.losses.append(run.step())
+        step = run.step_count
         if step % LOSS_CHECK_EVERY == 0 or step == steps:
-            _require_finite(losses, step)
-        if clients.trainable and (step % training.sync_period == 0 or batch.pool_changes):
-            clients.average(batch.pool.to(device))
-            models = 2 if training.average_momentum_models else 1
-            outcome.traffic.weights_up += models * len(batch.pool) * client_bytes
-            outcome.traffic.weights_down += models * batches.clients * client_bytes
-        if step == steps or (validate is not None and step % monitor_steps == 0):
-            if clients.trainable:
-                model.client.load_state_dict(clients.consensus(batch.pool.to(device)))
-            entry = {"step": step, "epoch": step * training.epochs / steps, "loss": float(torch.stack(losses).mean())}
-            losses = []
-            if validate is not None:
-                entry["validation_knn"] = score = validate(model)
-                if score > best_score:
-                    best_score, outcome.selected_step = score, step
-                    best_state = _snapshot(model)
-            outcome.history.append(entry)
+            _require_finite(record.losses, step)
+        epoch = step * training.epochs / steps
+        if step == steps or (validate is not None and due(training.monitor_every)):
+            record.validated(step, epoch, run.assemble(), validate)
+        if observe is not None and observe_every and due(observe_every):
+            outcome.observations += observe(run.assemble(), step, epoch)
+        if checkpoints is not None and due(training.checkpoint_every):
+            tensors, facts = run.state()
+            kept, noted = record.state()
+            checkpoints.save(
+                step,
+                {f"run.{k}": v for k, v in tensors.items()} | {f"record.{k}": v for k, v in kept.items()},
+                {"run": facts, "record": noted, "seconds": outcome.earlier_seconds + time.monotonic() - started},
+            )
+            if run.replay is not None:
+                run.replay.forget_old()
         progress.advance()
 
-    if best_state is not None:
-        for part, state in zip((model.client, model.trunk, model.projector), best_state, strict=True):
-            part.load_state_dict(state)
+    run.assemble()
+    record.restore_best()
+    outcome.traffic, outcome.kernel = run.traffic, run.kernel
+    outcome.replay_epochs = {str(k): v for k, v in run.replay.epochs.items()} if run.replay else {}
     return outcome
 
 
-def _train_step(
-    pool: Tensor,
-    images: Tensor,
-    clients: Clients,
-    server: MocoServer,
-    hooks: ClientHooks,
-    rate: float,
-    symmetric: bool,
-    compute: Compute,
-    views_rng: torch.Generator,
-    noise_rng: torch.Generator,
-    traffic: Traffic,
-) -> Tensor:
-    """One step of every client of the pool and of the server; returns the server's loss."""
-    participants, micro_batch = images.shape[:2]
-    flat = images.flatten(0, 1)
-    first, second = (moco_v2_view(flat, views_rng).unflatten(0, (participants, micro_batch)) for _ in range(2))
-    query_views = torch.cat([first, second], dim=1) if symmetric else first
-    key_views = torch.cat([second, first], dim=1) if symmetric else second
-    with compute.autocast():
-        smashed = clients.encode_queries(pool, query_views)
-        keys = clients.encode_keys(pool, key_views)
-    smashed, keys = smashed.flatten(0, 1).to(first.dtype), keys.flatten(0, 1).to(first.dtype)
-    sent = hooks.protect(smashed, noise_rng)
-    with torch.no_grad():
-        sent_keys = hooks.protect(keys, noise_rng)
-    traffic.smashed_up += (sent.numel() + sent_keys.numel()) * sent.element_size()
+class _Record:
+    """Losses since the last validation, history, and the best state so far."""
 
-    views = 2 if symmetric else 1
-    loss, gradient = server.step(
-        _views_first(sent, participants, views), _views_first(sent_keys, participants, views), rate, clients.trainable
-    )
-    if clients.trainable:
-        assert gradient is not None
-        returned = _clients_first(gradient, participants)
-        traffic.gradient_down += returned.numel() * returned.element_size()
-        returned = hooks.filter_gradient(returned, noise_rng)
-        extra = hooks.client_loss(query_views.flatten(0, 1), smashed)
-        outputs, gradients = [sent], [returned]
-        if extra is not None:
-            outputs.append(extra)
-            gradients.append(torch.ones_like(extra))
-        torch.autograd.backward(outputs, gradients)
-        clients.step(pool, rate)
-    return loss
+    def __init__(self, outcome: TrainedModel) -> None:
+        self.losses: list[Tensor] = []
+        self._outcome = outcome
+        self._best_score = -math.inf
+        self._best: State = {}
+
+    def validated(
+        self, step: int, epoch: float, model: SplitModel, validate: Callable[[SplitModel], float] | None
+    ) -> None:
+        entry = {"step": step, "epoch": epoch, "loss": float(torch.stack(self.losses).mean())}
+        self.losses = []
+        if validate is not None:
+            entry["validation_knn"] = score = validate(model)
+            if score > self._best_score:
+                self._best_score, self._outcome.selected_step = score, step
+                self._best = {name: value.detach().clone() for name, value in _named(model).items()}
+        self._outcome.history.append(entry)
+
+    def restore_best(self) -> None:
+        if self._best:
+            for name, value in _named(self._outcome.model).items():
+                value.copy_(self._best[name])
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
+        return {"losses": losses, **{f"best.{name}": value for name, value in self._best.items()}}, {
+            "best_score": None if self._best_score == -math.inf else self._best_score,
+            "selected_step": self._outcome.selected_step,
+            "history": self._outcome.history,
+            "observations": self._outcome.observations,
+        }
+
+    def load_state(self, tensors: State, facts: dict[str, Any]) -> None:
+        device = next(iter(_named(self._outcome.model).values())).device
+        self.losses = list(tensors["losses"].to(device).unbind())
+        self._best = {name: value.to(device) for name, value in within(tensors, "best").items()}
+        self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
+        self._outcome.selected_step = facts["selected_step"]
+        self._outcome.history = facts["history"]
+        self._outcome.observations = facts["observations"]
 
 
-def _views_first(smashed: Tensor, participants: int, views: int) -> Tensor:
-    """(P * V * b, ...) as the clients send it to (V, P * b, ...) as the server scores it."""
-    return smashed.unflatten(0, (participants, views, -1)).transpose(0, 1).flatten(1, 2)
+def _client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The order that puts each client's second views behind its first ones.
 
-
-def _clients_first(gradient: Tensor, participants: int) -> Tensor:
-    """The inverse of :func:`_views_first`."""
-    return gradient.unflatten(1, (participants, -1)).transpose(0, 1).flatten(0, 2)
+    Indices into cat([first, second]) of B images each; for cat([second, first]) the same order gives the other view.
+    """
+    images = sum(sizes)
+    if len(set(sizes)) == 1:
+        pairs = torch.arange(2 * images, device=device).view(2, len(sizes), -1)
+        return pairs.transpose(0, 1).flatten()
+    index, pieces, start = torch.arange(images, device=device), [], 0
+    for size in sizes:
+        mine = index[start : start + size]
+        pieces += [mine, mine + images]
+        start += size
+    return torch.cat(pieces)
 
 
 def _require_finite(losses: list[Tensor], step: int) -> None:
-    if not bool(torch.isfinite(torch.stack(losses[-LOSS_CHECK_EVERY:])).all()):
+    if losses and not bool(torch.isfinite(torch.stack(losses[-LOSS_CHECK_EVERY:])).all()):
         raise RunFailedError(
             f"training diverged: the loss was not finite at or shortly before step {step}; "
             "lower training.learning_rate or use compute.precision=float32"
         )
 
 
-def _snapshot(model: SplitModel) -> list[dict[str, Tensor]]:
-    return [
-        {name: value.detach().clone() for name, value in part.state_dict().items()}
-        for part in (model.client, model.trunk, model.projector)
-    ]
+def _named(model: SplitModel) -> State:
+    parts = {"client": model.client, "trunk": model.trunk, "projector": model.projector}
+    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}

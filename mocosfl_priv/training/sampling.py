@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,17 +12,31 @@ from torch import Tensor
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
 
+State = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """One step's images: `pool` (P,) client indices, `images` uint8 (P, micro-batch, 3, h, w).
+    """One step's images, client by client.
 
+    pool: int64 (P,), the clients; sizes: how many of `images` (B, 3, h, w) belong to each, in the same order.
     pool_changes: the next step has another pool, so this one's models must be averaged now or are lost.
     """
 
     pool: Tensor
+    sizes: tuple[int, ...]
     images: Tensor
     pool_changes: bool = False
+
+    def chunks(self, most_images: int) -> Iterator[ClientBatch]:
+        """The same batch in parts of whole clients, each of at most `most_images` images or one client."""
+        first, begin, end = 0, 0, 0
+        for position, size in enumerate(self.sizes):
+            if end > begin and end + size - begin > most_images:
+                yield ClientBatch(self.pool[first:position], self.sizes[first:position], self.images[begin:end])
+                first, begin = position, end
+            end += size
+        yield ClientBatch(self.pool[first:], self.sizes[first:], self.images[begin:end])
 
 
 class Batches(Protocol):
@@ -34,25 +48,62 @@ class Batches(Protocol):
     def next(self) -> ClientBatch:
         """The next step's images."""
 
+    def state(self) -> State:
+        """Everything that decides about the steps to come."""
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+
 
 @dataclass(frozen=True)
 class PoolShape:
-    """How the server batch is made up: `pool` clients with `micro_batch` images each."""
+    """How the server batch is made up: `pool` clients with `micro_batch` images each.
+
+    The first `rich` of all `clients` have the memory for `rich_micro_batch` images instead; none by default.
+    """
 
     pool: int
     micro_batch: int
+    rich: int = 0
+    rich_micro_batch: int = 0
+    clients: int = 0
 
     @classmethod
     def of(cls, training: TrainingConfig) -> PoolShape:
         """The paper's rule: all clients below 200, else a random pool of server_batch; at least one image each."""
         pool = training.pool or (training.clients if training.clients < 200 else training.server_batch)
         pool = min(pool, training.clients)
-        return cls(pool, training.micro_batch or max(1, training.server_batch // pool))
+        micro_batch = training.micro_batch or max(1, training.server_batch // pool)
+        mixed = training.heterogeneity
+        if mixed is None:
+            return cls(pool, micro_batch)
+        return cls(pool, micro_batch, mixed.rich(training.clients), mixed.micro_batch, training.clients)
+
+    def size_of(self, client: int) -> int:
+        """Images that `client` contributes to a step."""
+        return self.rich_micro_batch if client < self.rich else self.micro_batch
+
+    @property
+    def images_per_client(self) -> float:
+        """Images of an average client in a step."""
+        if self.rich == 0:
+            return self.micro_batch
+        return (self.rich * self.rich_micro_batch + (self.clients - self.rich) * self.micro_batch) / self.clients
 
     @property
     def images(self) -> int:
-        """Images per step."""
-        return self.pool * self.micro_batch
+        """Images of an average step."""
+        return round(self.pool * self.images_per_client)
+
+
+def data_weights(training: TrainingConfig) -> list[float] | None:
+    """Each client's relative share of the data, or None where all are alike."""
+    mixed = training.heterogeneity
+    if mixed is None:
+        return None
+    rich = mixed.rich(training.clients)
+    poor = training.clients - rich
+    return [mixed.data / rich] * rich + [(1 - mixed.data) / max(1, poor)] * poor
 
 
 def total_steps(images_per_epoch: int, images_per_step: int, epochs: int) -> int:
@@ -64,12 +115,14 @@ class PooledClients:
     """Every client walks through its own shuffled data, and starts again when it is through.
 
     A round is the time in which an average client sees its data once. Where fewer clients take part than there
-    are, each round draws a new random pool.
+    are, each round draws a new random pool. drop_partial: what is left of a client's data when it no longer fills
+    a micro-batch is skipped (the research code); else the next pass follows without a gap.
     """
 
     def __init__(
-        self, images: Tensor, partition: Sequence[Tensor], shape: PoolShape, generator: torch.Generator
-    ) -> None:
+        self, images: Tensor, partition: Sequence[Tensor], shape: PoolShape, generator: torch.Generator,
+        drop_partial: bool = False,
+    ) -> None:  # fmt: skip
         if min(len(part) for part in partition) == 0:
             raise ConfigurationError("training.clients: a client got no image; use fewer clients or more data")
         self.clients = len(partition)
@@ -78,8 +131,9 @@ class PooledClients:
         self._partition = partition
         self._shape = shape
         self._generator = generator
+        self._drop_partial = drop_partial
         self._queues = [torch.empty(0, dtype=torch.long) for _ in partition]
-        self._steps_per_round = max(1, self.images_per_epoch // self.clients // shape.micro_batch)
+        self._steps_per_round = max(1, int(self.images_per_epoch / self.clients / shape.images_per_client))
         self._step = 0
         self._pool = torch.arange(self.clients)
 
@@ -89,15 +143,34 @@ class PooledClients:
             order = torch.randperm(self.clients, generator=self._generator)
             self._pool = order[: self._shape.pool].sort().values
         self._step += 1
-        chosen = torch.stack([self._draw(client) for client in self._pool.tolist()])
+        drawn = [self._draw(client) for client in self._pool.tolist()]
         changes = self._shape.pool < self.clients and self._step % self._steps_per_round == 0
-        return ClientBatch(self._pool, self._images[chosen], changes)
+        return ClientBatch(self._pool, tuple(map(len, drawn)), self._images[torch.cat(drawn)], changes)
 
     def _draw(self, client: int) -> Tensor:
-        part = self._partition[client]
-        while len(self._queues[client]) < self._shape.micro_batch:
+        part, size = self._partition[client], self._shape.size_of(client)
+        while len(self._queues[client]) < size:
             fresh = part[torch.randperm(len(part), generator=self._generator)]
-            self._queues[client] = torch.cat([self._queues[client], fresh])
-        drawn = self._queues[client][: self._shape.micro_batch]
-        self._queues[client] = self._queues[client][self._shape.micro_batch :]
+            # a client with less data than a micro-batch must carry over, or it would never fill one
+            carried = self._queues[client] if not self._drop_partial or len(part) < size else fresh[:0]
+            self._queues[client] = torch.cat([carried, fresh])
+        drawn = self._queues[client][:size]
+        self._queues[client] = self._queues[client][size:]
         return drawn
+
+    def state(self) -> State:
+        """See :class:`Batches`."""
+        return {
+            "queues": torch.cat(self._queues),
+            "queue_lengths": torch.tensor([len(queue) for queue in self._queues]),
+            "pool": self._pool.clone(),
+            "step": torch.tensor(self._step),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state(self, state: State) -> None:
+        """See :class:`Batches`."""
+        self._queues = list(state["queues"].split(state["queue_lengths"].tolist()))
+        self._pool = state["pool"]
+        self._step = int(state["step"])
+        self._generator.set_state(state["generator"])

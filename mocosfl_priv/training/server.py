@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,43 +12,75 @@ from torch import Tensor, nn
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 
+State = dict[str, Tensor]
+
 
 class FeatureMemory:
-    """A ring of the last K keys, shared by all clients; it starts with random directions, as MoCo's does."""
+    """Rings of the last keys; they start with random directions, as MoCo's does.
 
-    def __init__(self, size: int, dim: int, generator: torch.Generator) -> None:
-        self.keys = F.normalize(torch.randn(size, dim, generator=generator, device=generator.device), dim=1)
-        self._next = 0
+    One ring for all clients (`rings` = 1), or one for each. keys: (rings, size, dim) of unit length.
+    """
 
-    def enqueue(self, keys: Tensor) -> None:
-        """Overwrite the oldest keys; keys (m, dim). Of more keys than fit, the last ones stay."""
-        keys = keys[-len(self.keys) :]
-        places = (self._next + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys[places] = keys
-        self._next = (self._next + len(keys)) % len(self.keys)
+    def __init__(self, rings: int, size: int, dim: int, generator: torch.Generator) -> None:
+        random = torch.randn(rings, size, dim, generator=generator, device=generator.device)
+        self.keys = F.normalize(random, dim=2)
+        self._next = torch.zeros(rings, dtype=torch.long, device=generator.device)
+
+    def of(self, owners: Tensor) -> Tensor:
+        """What queries of these clients are scored against: (size, dim) if shared, else (n, size, dim)."""
+        return self.keys[0] if len(self.keys) == 1 else self.keys[owners]
+
+    def enqueue(self, keys: Tensor, owners: Tensor) -> None:
+        """Overwrite the oldest keys; keys (m, dim), owners (m,) sorted so that a client's keys stand together.
+
+        Of more keys than fit into a ring, the last ones stay.
+        """
+        rings, size = self.keys.shape[:2]
+        owners = owners if rings > 1 else torch.zeros_like(owners)
+        ring, count = torch.unique_consecutive(owners, return_counts=True)
+        last = count.cumsum(0)
+        places = torch.arange(len(owners), device=owners.device)
+        rank = places - (last - count).repeat_interleave(count)
+        newest = rank >= (count - size).repeat_interleave(count)
+        slots = (self._next[owners] + rank) % size
+        self.keys[owners[newest], slots[newest]] = keys[newest]
+        self._next[ring] = (self._next[ring] + count) % size
+
+    def state(self) -> State:
+        """Keys and positions."""
+        return {"keys": self.keys, "next": self._next}
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.keys.copy_(state["keys"])
+        self._next.copy_(state["next"])
 
 
-def info_nce(queries: Tensor, keys: Tensor, memory: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of each query against its key and the memory, averaged over the batch.
+def info_nce(queries: Tensor, keys: Tensor, memory: Tensor, temperature: float,
+             reduction: Literal["mean", "sum"] = "mean") -> Tensor:  # fmt: skip
+    """InfoNCE of each query against its key and the memory, averaged (or summed) over the batch.
 
-    queries, keys: (n, d) of unit length; memory: (K, d) of unit length. Scalar >= 0.
+    queries, keys: (n, d) of unit length; memory: (K, d) for all, or (n, K, d). Scalar >= 0.
     """
     positive = (queries * keys).sum(1, keepdim=True)
-    logits = torch.cat([positive, queries @ memory.T], dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    negative = queries @ memory.T if memory.dim() == 2 else torch.einsum("nd,nkd->nk", queries, memory)
+    logits = torch.cat([positive, negative], dim=1) / temperature
+    target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, target, reduction=reduction)
 
 
 class MocoServer:
-    """Online and momentum trunk, one optimiser, one feature memory."""
+    """Online and momentum trunk, one optimiser, one feature memory.
+
+    A step is any number of :meth:`score` calls, one per part of the server batch, and then :meth:`learn`. A query is
+    scored against its own key and the memory only, and norms are per sample, so the parts add up to exactly the
+    step of the whole batch: memory does not grow with the number of clients.
+    """
 
     def __init__(
-        self,
-        trunk: nn.Module,
-        projector: nn.Module,
-        training: TrainingConfig,
-        compute: Compute,
+        self, trunk: nn.Module, projector: nn.Module, training: TrainingConfig, compute: Compute,
         generator: torch.Generator,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.online = nn.Sequential(trunk, projector)
         self.key = copy.deepcopy(self.online).requires_grad_(False)
         self._training = training
@@ -56,39 +89,78 @@ class MocoServer:
             self.online.parameters(), lr=1.0, momentum=training.momentum, weight_decay=training.weight_decay
         )
         dim = [m.out_features for m in projector.modules() if isinstance(m, nn.Linear)][-1]
-        self.memory = FeatureMemory(training.queue_size, dim, generator)
+        per_client = training.feature_memory == "per_client"
+        rings = training.clients if per_client else 1
+        size = max(1, training.queue_size // training.clients) if per_client else training.queue_size
+        self.memory = FeatureMemory(rings, size, dim, generator)
+        self._new_keys: list[tuple[Tensor, Tensor]] = []
 
-    def step(
-        self, queries: Tensor, keys: Tensor, learning_rate: float, want_gradient: bool
+    def score(
+        self, queries: Tensor, keys: Tensor, owners: Tensor, scale: float, want_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Train on one step's smashed data; return the loss and what goes back to the clients.
+        """Add a part of the batch to the step's gradients.
 
-        queries, keys: (V, B, *smashed_shape); keys[v] belongs to the other view of the images of queries[v]. The
-        loss is the sum over the V view pairs of the mean over the batch. Each query is scored against its own key
-        and the memory only, so the result does not depend on the order of clients in the batch.
+        queries, keys: (m, *smashed_shape), keys[i] belonging to the other view of queries[i]'s image; owners: int64
+        (m,), the clients they come from. The loss is `scale` times the sum over the m queries.
 
         Returns (loss, dL/dqueries or None if the clients do not want it).
         """
-        views, batch = queries.shape[:2]
-        received = queries.detach().flatten(0, 1).requires_grad_(want_gradient)
+        if self._training.ema_update == "before_encoding" and not self._new_keys:
+            self._update_key_model()
+        received = queries.detach().requires_grad_(want_gradient)
         with self._compute.autocast():
             q = self.online(received)
             with torch.no_grad():
-                k = self.key(keys.detach().flatten(0, 1))
+                k = self.key(keys.detach())
         q = F.normalize(q.to(received.dtype), dim=1)
         k = F.normalize(k.to(received.dtype), dim=1)
-        # the mean over all V * B rows, times V, is the sum over views of the batch means
-        loss = views * info_nce(q, k, self.memory.keys.to(q.dtype), self._training.temperature)
-        self._optimiser.zero_grad(set_to_none=True)
+        memory = self.memory.of(owners).to(q.dtype)
+        loss = scale * info_nce(q, k, memory, self._training.temperature, reduction="sum")
         loss.backward()
+        self._new_keys.append((k.to(self.memory.keys.dtype), owners))
+        return loss.detach(), received.grad
+
+    def learn(self, learning_rate: float) -> None:
+        """End the step: optimiser, momentum model, feature memory."""
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         self._optimiser.step()
-        self._update_key_model()
-        self.memory.enqueue(k.to(self.memory.keys.dtype))
-        gradient = received.grad.unflatten(0, (views, batch)) if received.grad is not None else None
-        return loss.detach(), gradient
+        self._optimiser.zero_grad(set_to_none=True)
+        if self._training.ema_update == "after_step":
+            self._update_key_model()
+        keys, owners = (torch.cat(column) for column in zip(*self._new_keys, strict=True))
+        self.memory.enqueue(keys, owners)
+        self._new_keys = []
 
     @torch.no_grad()
     def _update_key_model(self) -> None:
         torch._foreach_lerp_(list(self.key.parameters()), list(self.online.parameters()), 1 - self._training.ema)
+
+    def state(self) -> State:
+        """Everything but the configuration, by name."""
+        momentum = {
+            f"momentum.{index}": self._optimiser.state[parameter]["momentum_buffer"]
+            for index, parameter in enumerate(self.online.parameters())
+            if self._optimiser.state.get(parameter)
+        }
+        return {
+            **{f"online.{name}": value for name, value in self.online.state_dict().items()},
+            **{f"key.{name}": value for name, value in self.key.state_dict().items()},
+            **{f"memory.{name}": value for name, value in self.memory.state().items()},
+            **momentum,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.online.load_state_dict(within(state, "online"))
+        self.key.load_state_dict(within(state, "key"))
+        self.memory.load_state(within(state, "memory"))
+        momentum = within(state, "momentum")
+        for index, parameter in enumerate(self.online.parameters()):
+            if str(index) in momentum:
+                self._optimiser.state[parameter]["momentum_buffer"] = momentum[str(index)].clone().to(parameter.device)
+
+
+def within(state: State, prefix: str) -> State:
+    """The entries below `prefix`, without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,1 @@
+"""What takes how long, measured in pairs on the machine at hand. Never part of the tests."""

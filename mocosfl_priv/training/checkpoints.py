@@ -1,0 +1,92 @@
+"""Checkpoints of a running training: safetensors and JSON, complete or absent, continued exactly.
+
+A checkpoint is a folder ``step_<n>`` with ``state.safetensors`` and ``state.json``. It is written beside its place,
+flushed, and renamed, so a process that dies at any moment leaves the one before. The two newest are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+
+FORMAT = 1
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training in `folder`.
+
+    identity: what the training is (configuration, data, seed); a checkpoint of another one is refused.
+    """
+
+    folder: Path
+    identity: str
+
+    def below(self, name: str) -> Checkpoints:
+        """The checkpoints of a part of the same training, such as a defense's expert."""
+        return Checkpoints(self.folder / name, f"{self.identity}/{name}")
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write the checkpoint of `step`; raises RunFailedError when it cannot be written."""
+        place = self.folder / f"step_{step:09d}"
+        staging = self.folder / f".partial-{uuid.uuid4().hex[:8]}"
+        document = {"format": FORMAT, "identity": self.identity, "step": step, "facts": facts}
+        try:
+            staging.mkdir(parents=True)
+            save_file(
+                {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+                staging / "state.safetensors",
+            )
+            (staging / "state.json").write_text(json.dumps(document), encoding="utf-8")
+            for name in ("state.safetensors", "state.json"):
+                with (staging / name).open("rb") as written:
+                    os.fsync(written.fileno())
+            shutil.rmtree(place, ignore_errors=True)
+            staging.replace(place)
+            for old in self._steps()[:-KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise RunFailedError(f"checkpoint {place} cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """Step, tensors and facts of the newest checkpoint; None if there is none.
+
+        Raises ConfigurationError for a checkpoint that is damaged or belongs to another training.
+        """
+        steps = self._steps()
+        if not steps:
+            return None
+        place = steps[-1]
+        try:
+            document = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(place / "state.safetensors")
+            known = document["format"] == FORMAT
+            identity, step, facts = document["identity"], int(document["step"]), document["facts"]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ConfigurationError(f"checkpoint {place} is damaged ({error}); remove it to go on without") from error
+        if not known:
+            raise ConfigurationError(
+                f"checkpoint {place} is of format {document['format']}; this version reads {FORMAT}"
+            )
+        if identity != self.identity:
+            raise ConfigurationError(
+                f"checkpoint {place} belongs to another configuration, data or seed; choose another folder or remove it"
+            )
+        return step, tensors, facts
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*")) if self.folder.is_dir() else []
