@@ -74,7 +74,8 @@ class ClientBank:
 
         if len(images) == 1:  # vectorising over one client costs more than it saves
             return one_client({k: v[0] for k, v in parameters.items()}, images[0]).unsqueeze(0)
-        encoded: Tensor = vmap(one_client)(parameters, images)
+        # a user's Dropout draws anew for every client
+        encoded: Tensor = vmap(one_client, randomness="different")(parameters, images)
         return encoded
 
     @torch.no_grad()

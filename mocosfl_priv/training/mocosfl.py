@@ -117,7 +117,8 @@ def train_mocosfl(
             outcome.traffic.weights_down += models * batches.clients * client_bytes
         if step == steps or (validate is not None and step % monitor_steps == 0):
             if clients.trainable:
-                model.client.load_state_dict(clients.consensus(batch.pool.to(device)))
+                # not strict: constant buffers of a user's units are no part of the consensus
+                model.client.load_state_dict(clients.consensus(batch.pool.to(device)), strict=False)
             entry = {"step": step, "epoch": step * training.epochs / steps, "loss": float(torch.stack(losses).mean())}
             losses = []
             if validate is not None:
