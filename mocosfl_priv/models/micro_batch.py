@@ -7,11 +7,13 @@ Works on any ``nn.Module``. A micro-batch may be a single image, and the clients
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from mocosfl_priv.models.layers import CHANNELS_PER_GROUP
 
@@ -56,7 +58,9 @@ def mend(module: nn.Module) -> nn.Module:
     running statistics gets one. Affine parameters, epsilon, device and dtype are kept, running statistics are lost.
     """
     mended: dict[nn.Module, nn.Module] = {}
-    root = nn.Sequential(copy.deepcopy(module))  # so that the module itself can be replaced, too
+    # torch copies parameters of lazy modules, but not their buffers
+    lazy_buffers: dict[int, Any] = {id(b): UninitializedBuffer() for b in module.buffers() if is_lazy(b)}
+    root = nn.Sequential(copy.deepcopy(module, lazy_buffers))  # so that the module itself can be replaced, too
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm | _InstanceNorm) and _mendable(child):

@@ -19,6 +19,7 @@ from mocosfl_priv.references import one_line
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 IMAGE_SIZE = 32
+STEM_CHANNELS = 64
 STRIDE = 2  # of every published bottleneck (C4S2); a state dict does not tell it
 
 
@@ -31,22 +32,34 @@ def load_published_client(path: Path | str, cut_layer: int | None = None) -> nn.
 
     Raises ConfigurationError for a file that is not such a client.
     """
-    state = _read(Path(path))
-    found = max((int(name.split(".")[0]) + 1 for name in state if name.split(".")[0].isdecimal()), default=0)
-    units = RESNETS["resnet18"].build(None, IMAGE_SIZE, LayerOptions())
+    state = _with_named_bottleneck(_read(Path(path)))
+    found = max(_unit_numbers(state), default=-1) + 1
+    units = RESNETS["resnet18"].build(STEM_CHANNELS, IMAGE_SIZE, LayerOptions())
     if not 1 <= found <= len(units):
         raise ConfigurationError(f"{path}: not a published client: no parameter of a unit from 0 to {len(units) - 1}")
     if cut_layer not in (None, found):
         raise ConfigurationError(f"{path}: the client is cut after unit {found}, not after unit {cut_layer}")
     client = OrderedDict[str, nn.Module](normalise=Normalise(CIFAR_MEAN, CIFAR_STD))
     client.update((str(index), unit) for index, unit in enumerate(units[:found]))
-    bottleneck = _bottleneck(state)
-    if bottleneck is not None:
-        client["cut"] = compress(bottleneck, channels=64 * 2 ** (max(0, found - 2) // 2))
+    weight = state.get("cut.weight")
+    if weight is not None and weight.dim() == 4:
+        bottleneck = Bottleneck(channels=weight.shape[0], stride=STRIDE, kernel=weight.shape[2])
+        client["cut"] = compress(bottleneck, STEM_CHANNELS * 2 ** (max(0, found - 2) // 2))  # doubled every two blocks
     module = nn.Sequential(client)
     _require_fit(state, module.state_dict(), path)
     module.load_state_dict(state)
     return module
+
+
+def _unit_numbers(state: Mapping[str, Tensor]) -> set[int]:
+    return {int(name.split(".")[0]) for name in state if name.split(".")[0].isdecimal()}
+
+
+def _with_named_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the bottleneck called ``cut``: the files number it like one more unit (``2.weight``)."""
+    last = max(_unit_numbers(state), default=-1)
+    return {f"cut.{name.split('.')[1]}" if name in (f"{last}.weight", f"{last}.bias") else name: value
+            for name, value in state.items()}  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -61,13 +74,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     ):
         raise ConfigurationError(f"{path}: not a plain state dict, but a {type(state).__name__} of something else")
     return dict(state)
-
-
-def _bottleneck(state: Mapping[str, Tensor]) -> Bottleneck | None:
-    weight = state.get("cut.weight")
-    if weight is None or weight.dim() != 4:
-        return None
-    return Bottleneck(channels=weight.shape[0], stride=STRIDE, kernel=weight.shape[2])
 
 
 def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path | str) -> None:

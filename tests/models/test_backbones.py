@@ -12,6 +12,7 @@ from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.backbones import BACKBONES, build_units
 from mocosfl_priv.models.layers import Residual, WeightStandardisedConv2d
+from mocosfl_priv.models.resnet import BasicBlock
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.training.clients import ClientBank
 
@@ -125,7 +126,8 @@ def test_a_client_without_residuals_has_no_shortcut_and_the_server_keeps_its_own
 def test_a_block_without_shortcut_by_hand() -> None:
     client = build(2, backbone="resnet8", width=8, client_residuals=False).client
     image = torch.rand(1, 3, 32, 32)
-    stem, block = client[1], client[2]
+    stem, block = client.get_submodule("0"), client.get_submodule("1")
+    assert isinstance(block, BasicBlock)
     x = stem((image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
     y = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu())).relu()
     torch.testing.assert_close(client(image), y)

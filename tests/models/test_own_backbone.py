@@ -118,7 +118,12 @@ def test_batch_norm_is_refused_or_mended() -> None:
     ):
         build("with_batch_norm")
     mended = build("with_batch_norm", mend_norms=True)
-    assert [type(m).__name__ for m in mended.client[1]] == ["Conv2d", "GroupNorm", "ReLU", "MaxPool2d"]
+    assert [type(m).__name__ for m in mended.client.get_submodule("0").children()] == [
+        "Conv2d",
+        "GroupNorm",
+        "ReLU",
+        "MaxPool2d",
+    ]
 
 
 @pytest.mark.parametrize(

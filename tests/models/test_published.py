@@ -41,7 +41,7 @@ def by_hand(state: dict[str, Tensor], images: Tensor, cut: int) -> Tensor:
     for unit in range(1, cut):
         y = F.relu(norm(conv(x, f"{unit}.conv1"), f"{unit}.bn1"))
         x = F.relu(norm(conv(y, f"{unit}.conv2"), f"{unit}.bn2") + x)
-    return F.relu(F.conv2d(x, state["cut.weight"], state["cut.bias"], stride=2, padding=1))
+    return F.relu(F.conv2d(x, state[f"{cut}.weight"], state[f"{cut}.bias"], stride=2, padding=1))
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,9 @@ def test_published_clients_compute_what_the_release_did(cut: int, threshold: str
 
 
 def fake_state(cut: int) -> dict[str, Tensor]:
-    state = {
-        "0.conv1.weight": torch.randn(64, 3, 3, 3),
-        "cut.weight": torch.randn(4, 64, 3, 3),
-        "cut.bias": torch.ones(4),
-    }
-    state |= {"0.bn1.weight": torch.ones(64), "0.bn1.bias": torch.zeros(64)}
+    """Names and shapes as in the release, where the bottleneck is numbered like one more unit."""
+    state = {"0.conv1.weight": torch.randn(64, 3, 3, 3), f"{cut}.weight": torch.randn(4, 64, 3, 3) / 24}
+    state |= {"0.bn1.weight": torch.ones(64), "0.bn1.bias": torch.zeros(64), f"{cut}.bias": torch.ones(4)}
     for unit in range(1, cut):
         for layer in (1, 2):
             state[f"{unit}.conv{layer}.weight"] = torch.randn(64, 64, 3, 3)
@@ -77,13 +74,14 @@ def fake_state(cut: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_cut_and_bottleneck_are_inferred(cut: int, tmp_path: Path) -> None:
-    state, images = fake_state(cut), torch.rand(2, 3, 32, 32)
-    torch.save(state, tmp_path / "client.tar")
+    path, state, images = tmp_path / "client.tar", fake_state(cut), torch.rand(2, 3, 32, 32)
     expected = by_hand(state, images, cut)
-    torch.testing.assert_close(load_published_client(tmp_path / "client.tar")(images), expected, rtol=1e-4, atol=1e-4)
-    del state["cut.weight"], state["cut.bias"]
-    torch.save(state, tmp_path / "client.tar")
-    assert load_published_client(tmp_path / "client.tar")(images).shape == (2, 64, 32, 32)
+    names = {f"{cut}.weight": "cut.weight", f"{cut}.bias": "cut.bias"}
+    for written in (state, {names.get(name, name): value for name, value in state.items()}):
+        torch.save(written, path)
+        torch.testing.assert_close(load_published_client(path, cut)(images), expected, rtol=1e-4, atol=1e-5)
+    torch.save({name: v for name, v in state.items() if not name.startswith(f"{cut}.")}, path)
+    assert load_published_client(path)(images).shape == (2, 64, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,8 @@ def test_cut_and_bottleneck_are_inferred(cut: int, tmp_path: Path) -> None:
             {"0.conv1.weight": torch.zeros(32, 3, 3, 3)},
             r"0.conv1.weight has shape \(32, 3, 3, 3\), not \(64, 3, 3, 3\)",
         ),
-        ({"cut.weight": torch.zeros(4)}, "with an unexpected cut.bias"),
+        ({"1.weight": torch.zeros(4)}, "with an unexpected cut.bias"),
+        ({"1.weight": torch.zeros(4, 32, 3, 3)}, r"cut.weight has shape \(4, 32, 3, 3\), not \(4, 64, 3, 3\)"),
         ({"12.conv1.weight": torch.zeros(1)}, "no parameter of a unit from 0 to 8"),
         ({"epoch": 3}, "not a plain state dict"),
     ],
