@@ -165,7 +165,7 @@ def _list_models() -> Listing:
     own = [
         "FILE.py:FUNCTION",
         "1 to its units",
-        "your own: function(width, image_size) returns a list of torch modules",
+        "your own list of torch modules",
     ]
     return ["name", "cut layers", "what it is"], [*listed, own]
 

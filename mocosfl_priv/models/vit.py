@@ -150,4 +150,4 @@ def _over_tokens(module: nn.Module, x: Tensor) -> Tensor:
     return module(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
 
-TRANSFORMERS = {"vit_tiny": VisionTransformer(192, 12, "12 transformer blocks; smashed data is a map of tokens")}
+TRANSFORMERS = {"vit_tiny": VisionTransformer(192, 12, "transformer; tokens sent as a map")}

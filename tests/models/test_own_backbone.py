@@ -8,6 +8,7 @@ from torch import nn
 
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.models.layers import Residual
 from mocosfl_priv.models.split import SplitModel, build_split_model, validate_cut
 from mocosfl_priv.training.clients import ClientBank
 
@@ -29,6 +30,19 @@ def with_batch_norm(width: int | None, image_size: int) -> list[nn.Module]:
 
 def flat(width: int | None, image_size: int) -> list[nn.Module]:
     return [nn.Conv2d(3, 4, 3), nn.Flatten()]
+
+
+class Doubling(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.join(x, x)
+
+
+def residual(width: int | None, image_size: int) -> list[nn.Module]:
+    return [Doubling(), Doubling(), nn.Conv2d(3, 4, 1)]
 
 
 class Pair(nn.Module):
@@ -154,5 +168,9 @@ def test_cuts_and_options_that_do_not_fit() -> None:
         build("plain", 4)
     with pytest.raises(ConfigurationError, match="has no shortcut that can be taken away"):
         build("plain", client_residuals=False)
+    images = torch.rand(2, 3, 16, 16)
+    with_shortcuts, without = (build("residual", client_residuals=kept) for kept in (True, False))
+    torch.testing.assert_close(with_shortcuts.client(images), 2 * without.client(images))
+    torch.testing.assert_close(with_shortcuts.trunk(images), without.trunk(images))
     with pytest.raises(ConfigurationError, match=r"importing no\.such.module failed"):
         validate_cut(ModelConfig(backbone="no.such.module:net"), 1)
