@@ -94,17 +94,16 @@ def unit_shapes(units: Sequence[nn.Module], image_size: int, backbone: str) -> l
     x = torch.zeros(1, 3, image_size, image_size)
     for number, unit in enumerate(units, start=1):
         who = f"model.backbone: unit {number} ({type(unit).__name__}) of {backbone}"
-        taken = "x".join(str(side) for side in x.shape[1:])
         try:
             result = unit(x)
         except Exception as error:  # a user's unit can fail in any way
             raise ConfigurationError(
-                f"{who} cannot take {taken}, at data.image_size {image_size}: {one_line(error)}"
+                f"{who} cannot take {tuple(x.shape)}, at data.image_size {image_size}: {one_line(error)}"
             ) from error
         if not isinstance(result, Tensor) or result.dim() != 4 or len(result) != 1:
             raise ConfigurationError(
-                f"{who} maps (1, {taken.replace('x', ', ')}) to {_described(result)}; to be cut anywhere, every unit "
-                "maps (n, channels, h, w) to (n, channels, h, w)"
+                f"{who} maps {tuple(x.shape)} to {_described(result)}; to be cut anywhere, every unit maps "
+                "(n, channels, h, w) to (n, channels, h, w)"
             )
         x = result
         shapes.append((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))

@@ -163,7 +163,7 @@ def test_batch_norm_is_refused_with_its_reason_or_mended() -> None:
 @pytest.mark.parametrize(
     ("backbone", "image_size", "message"),
     [
-        ("vgg11", 16, r"unit 13 \(MaxPool2d\) of vgg11 cannot take 512x1x1, at data.image_size 16"),
+        ("vgg11", 16, r"unit 13 \(MaxPool2d\) of vgg11 cannot take \(1, 512, 1, 1\), at data.image_size 16"),
         ("vit_tiny", 50, "patches of 8 pixels do not tile images of 50"),
     ],
 )
