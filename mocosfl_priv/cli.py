@@ -159,11 +159,15 @@ def _list_datasets() -> Listing:
 
 
 def _list_models() -> Listing:
-    from mocosfl_priv.models.resnet import BACKBONES
+    from mocosfl_priv.models.backbones import BACKBONES
 
-    return ["name", "cut layers", "what it is"], [
-        [name, f"1 to {backbone.units - 1}", backbone.summary] for name, backbone in BACKBONES.items()
+    listed = [[name, f"1 to {backbone.units}", backbone.summary] for name, backbone in BACKBONES.items()]
+    own = [
+        "FILE.py:FUNCTION",
+        "1 to its units",
+        "your own list of torch modules",
     ]
+    return ["name", "cut layers", "what it is"], [*listed, own]
 
 
 def _list_configs() -> Listing:

@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+NormName = Literal["group", "layer", "instance", "batch"]
 
 
 class Section(BaseModel):
@@ -60,17 +61,42 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The backbone and what is put around it."""
 
-    backbone: str = Field("resnet18", description="a name from `ls models`")
+    backbone: str = Field(
+        "resnet18",
+        description="a name from `ls models`, or your own: path/to/file.py:function or package.module:function, "
+        "where function(width, image_size) returns a list of torch modules to cut between",
+    )
     width: Annotated[int, Field(ge=4, multiple_of=4)] | None = Field(
-        None, description="channels of the stem; the backbone's own when left out"
+        None, description="channels of the first unit, which scale all others; the backbone's own when left out"
+    )
+    norm: NormName = Field(
+        "group",
+        description="norm of convolutional backbones: group (4 channels a group), layer (one group), instance (one "
+        "channel a group), batch (needs mend_norms); vit_tiny always has a LayerNorm per token",
+    )
+    weight_standardisation: bool = Field(True, description="convolutions standardise their filters (not in vit_tiny)")
+    mend_norms: bool = Field(
+        False, description="replace every BatchNorm by a GroupNorm, instead of refusing a model that has one"
+    )
+    client_residuals: bool = Field(
+        True, description="false takes the shortcuts of residual blocks away on the client; the server keeps its own"
     )
     bottleneck: str = Field("none", description="none, or (noReLU)(K<kernel>)C<channels>S<stride>, as in C4S2")
-    projector_hidden: Count = 1024
-    projector_out: Count = 1024
+    head: Literal["v1", "v2", "large_v2"] = Field(
+        "v2", description="projector: v1 Linear(1024); v2 Linear(1024)-ReLU-Linear(1024); large_v2 with 4096 and 2048"
+    )
+    projector_hidden: Count | None = Field(None, description="replaces the head's hidden size; not for v1")
+    projector_out: Count | None = Field(None, description="replaces the head's output size")
 
     @model_validator(mode="after")
     def _bottleneck_grammar(self) -> ModelConfig:
         parse_bottleneck(self.bottleneck)
+        return self
+
+    @model_validator(mode="after")
+    def _head_has_what_is_set(self) -> ModelConfig:
+        if self.head == "v1" and self.projector_hidden is not None:
+            raise ValueError("projector_hidden: head v1 is a single linear layer and has no hidden size")
         return self
 
 

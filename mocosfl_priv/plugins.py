@@ -10,11 +10,9 @@ A plugin is addressed as
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import pkgutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.progress import Progress, Silent
+from mocosfl_priv.references import import_place
 from mocosfl_priv.threat import AttackerView, Budget, Capability
 from mocosfl_priv.training.checkpoints import Checkpoints
 
@@ -185,15 +184,14 @@ class Registry(Generic[PluginT]):
         """The class behind a name, ``module:Class`` or ``file.py:Class``; raises ConfigurationError."""
         if ":" in reference:
             place, class_name = reference.rsplit(":", 1)
-            module = _import_file(Path(place)) if place.endswith(".py") else _import(place, reference)
-            return self._class_in(module, class_name, reference)
+            return self._class_in(import_place(place, reference), class_name, reference)
         origins = self.origins()
         if reference not in origins:
             raise unknown_name(self.kind, reference, origins)
         origin = origins[reference]
         if ":" in origin:
             return self.load(origin)
-        return self._only_class_in(_import(origin, reference))
+        return self._only_class_in(import_place(origin, reference))
 
     def create(self, spec: PluginSpec) -> Loaded[PluginT]:
         """Load the class of `spec`, check its parameters against the constructor's annotations, and create it."""
@@ -249,33 +247,6 @@ def summary(cls: type) -> str:
     return (inspect.getdoc(cls) or "").split("\n", 1)[0]
 
 
-def _import(module: str, reference: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # a user's module can fail in any way while it is imported
-        raise ConfigurationError(f"{reference}: importing {module} failed: {_one_line(error)}") from error
-
-
-def _import_file(path: Path) -> Any:
-    """Import a single file under a name of its own, once per path."""
-    resolved = path.expanduser().resolve()
-    if not resolved.is_file():
-        raise ConfigurationError(f"plugin file {path} does not exist (paths are relative to the current folder)")
-    name = f"mocosfl_priv_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and typing look the module up while it runs
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ConfigurationError(f"plugin file {path} cannot be imported: {_one_line(error)}") from error
-    return module
-
-
 def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str, Any]:
     """`given` converted and checked by the constructor's annotations; ConfigurationError names the parameter."""
     signature = inspect.signature(cls)
@@ -302,7 +273,3 @@ def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str,
         )
         raise ConfigurationError(f"{who}: {problems}") from error
     return {name: getattr(checked, name) for name in given}
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

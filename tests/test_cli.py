@@ -173,7 +173,7 @@ def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
         "attacks": ["decoder", "rmle", "floor"],
         "defenses": ["none", "taressfl", "gaussian", "bottleneck"],
         "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
-        "models": ["resnet8", "resnet10", "resnet18"],
+        "models": ["resnet18", "resnet50", "vgg13", "mobilenetv2", "vit_tiny", "FILE.py:FUNCTION"],
         "configs": ["demo"],
         "capabilities": ["client_weights", "query", "auxiliary_data"],
     }.items():

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.config import ModelConfig, PluginSpec
+from mocosfl_priv.models.split import build_split_model
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
@@ -47,3 +48,12 @@ def test_the_attack_of_the_contributing_guide_works(tmp_path: Path, compute: Com
     assert images.shape == victims.shape
     guess = photo_patches(300).mean(0).expand_as(victims)
     assert torch.nn.functional.mse_loss(images, victims) < torch.nn.functional.mse_loss(guess, victims)
+
+
+def test_the_backbone_of_the_contributing_guide_cuts_anywhere(tmp_path: Path) -> None:
+    block = next(block for block in python_blocks("CONTRIBUTING.md") if "def net(" in block)
+    path = tmp_path / "my_net.py"
+    path.write_text(block)
+    for cut, shape in ((1, (8, 16, 16)), (2, (8, 8, 8)), (3, (16, 8, 8))):
+        model = build_split_model(ModelConfig(backbone=f"{path}:net", width=8), cut, 16, [0.5] * 3, [0.25] * 3)
+        assert model.smashed_shape == shape

@@ -36,7 +36,7 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float
     ) -> Tensor:
-        """x (n, c, h, w) with channels last in memory; weight, bias (c,)."""
+        """X (n, c, h, w) with channels last in memory; weight, bias (c,)."""
         n, channels, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
         count = height * width * channels // groups

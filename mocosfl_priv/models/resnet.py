@@ -1,6 +1,7 @@
 """ResNets as a list of units to cut between: the stem is unit 1, every residual block one more.
 
-Submodules are called as in the published client models (``0.conv1``, ``0.bn1``, ``1.conv2``, ...).
+Submodules are called as in the published client models (``0.conv1``, ``0.bn1``, ``1.conv2``, ...), whatever norm stands
+in a ``bn``.
 """
 
 from __future__ import annotations
@@ -11,38 +12,70 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocosfl_priv.models.layers import conv, group_norm
+from mocosfl_priv.models.layers import LayerOptions, Residual
 
 
 class Stem(nn.Module):
-    """Convolution, norm, ReLU. 3x3 stride 1 below 48 pixels, 3x3 stride 2 below 128, else 7x7 stride 2."""
+    """Convolution, norm, ReLU. 3x3 stride 1 below 48 pixels, 3x3 stride 2 below 128, else 7x7 stride 2; no pooling."""
 
-    def __init__(self, width: int, image_size: int) -> None:
+    def __init__(self, width: int, image_size: int, layers: LayerOptions) -> None:
         super().__init__()
         kernel, stride = (3, 1) if image_size < 48 else (3, 2) if image_size < 128 else (7, 2)
-        self.conv1 = conv(3, width, kernel, stride)
-        self.bn1 = group_norm(width)
+        self.conv1 = layers.conv(3, width, kernel, stride)
+        self.bn1 = layers.normalisation(width)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn1(self.conv1(x)))
 
 
-class BasicBlock(nn.Module):
+def _projection(in_channels: int, channels: int, stride: int, layers: LayerOptions) -> nn.Module:
+    """The shortcut: the input itself where the shapes agree, else a 1x1 convolution with a norm."""
+    if stride == 1 and in_channels == channels:
+        return nn.Identity()
+    return nn.Sequential(layers.conv(in_channels, channels, 1, stride), layers.normalisation(channels))
+
+
+class BasicBlock(Residual):
     """Two 3x3 convolutions and a shortcut (He et al., 2016)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, layers: LayerOptions) -> None:
         super().__init__()
-        self.conv1 = conv(in_channels, channels, 3, stride)
-        self.bn1 = group_norm(channels)
-        self.conv2 = conv(channels, channels)
-        self.bn2 = group_norm(channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(conv(in_channels, channels, 1, stride), group_norm(channels))
+        self.conv1 = layers.conv(in_channels, channels, 3, stride)
+        self.bn1 = layers.normalisation(channels)
+        self.conv2 = layers.conv(channels, channels)
+        self.bn2 = layers.normalisation(channels)
+        self.shortcut = _projection(in_channels, channels, stride, layers)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
+        return F.relu(self.join(y, x))
+
+
+class BottleneckBlock(Residual):
+    """1x1, 3x3 and 1x1 convolutions to four times the channels, and a shortcut (He et al., 2016).
+
+    The 3x3 convolution carries the stride, as is usual since ("ResNet v1.5").
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, layers: LayerOptions) -> None:
+        super().__init__()
+        out_channels = self.expansion * channels
+        self.conv1 = layers.conv(in_channels, channels, 1)
+        self.bn1 = layers.normalisation(channels)
+        self.conv2 = layers.conv(channels, channels, 3, stride)
+        self.bn2 = layers.normalisation(channels)
+        self.conv3 = layers.conv(channels, out_channels, 1)
+        self.bn3 = layers.normalisation(out_channels)
+        self.shortcut = _projection(in_channels, out_channels, stride, layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
+        return F.relu(self.join(y, x))
 
 
 @dataclass(frozen=True)
@@ -52,26 +85,30 @@ class ResNet:
     blocks: Sequence[int]
     width: int
     summary: str
+    block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
 
     @property
     def units(self) -> int:
         """Units of the backbone: the stem and every block."""
         return 1 + sum(self.blocks)
 
-    def build(self, width: int | None, image_size: int) -> list[nn.Module]:
+    def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:
         """The units in order; `width` replaces the stem's channels."""
-        channels = width or self.width
-        units: list[nn.Module] = [Stem(channels, image_size)]
+        stem_channels = width or self.width
+        units: list[nn.Module] = [Stem(stem_channels, image_size, layers)]
+        in_channels = stem_channels
         for stage, count in enumerate(self.blocks):
-            out_channels = (width or self.width) * 2**stage
-            for block in range(count):
-                units.append(BasicBlock(channels, out_channels, stride=2 if stage and not block else 1))
-                channels = out_channels
+            channels = stem_channels * 2**stage
+            for position in range(count):
+                units.append(self.block(in_channels, channels, 2 if stage and not position else 1, layers))
+                in_channels = channels * self.block.expansion
         return units
 
 
-BACKBONES = {
+RESNETS = {
     "resnet8": ResNet((1, 1, 1), 16, "narrow, three blocks: demos and tests"),
     "resnet10": ResNet((1, 1, 1, 1), 16, "narrow, four blocks: demos and tests"),
     "resnet18": ResNet((2, 2, 2, 2), 64, "the paper's backbone"),
+    "resnet34": ResNet((3, 4, 6, 3), 64, "deeper, basic blocks"),
+    "resnet50": ResNet((3, 4, 6, 3), 64, "deeper, bottleneck blocks", BottleneckBlock),
 }

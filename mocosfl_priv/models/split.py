@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mocosfl_priv.config import Bottleneck, ModelConfig, parse_bottleneck
-from mocosfl_priv.errors import ConfigurationError, unknown_name
-from mocosfl_priv.models.layers import GlobalAveragePool, Normalise
-from mocosfl_priv.models.resnet import BACKBONES
+from mocosfl_priv.config import ModelConfig, parse_bottleneck
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.models.backbones import build_units, find_backbone, unit_shapes
+from mocosfl_priv.models.bottleneck import compress, expand
+from mocosfl_priv.models.layers import GlobalAveragePool, Normalise, drop_shortcuts
+from mocosfl_priv.models.own_backbone import check_stackable, is_own, load_function
+from mocosfl_priv.models.projector import build_projector
 
 
 @dataclass
@@ -52,14 +55,21 @@ class SplitModel:
 
 
 def validate_cut(model: ModelConfig, cut_layer: int, where: str = "cut_layers") -> None:
-    """Raise ConfigurationError unless `model`'s backbone exists and leaves the server a unit after `cut_layer`."""
-    if model.backbone not in BACKBONES:
-        raise unknown_name("model", model.backbone, BACKBONES)
-    units = BACKBONES[model.backbone].units
-    if not 1 <= cut_layer < units:
+    """Raise ConfigurationError unless `model`'s backbone exists and can be cut after unit `cut_layer`.
+
+    The units of a user's own backbone are not known before it is built, so only :func:`build_split_model` counts them.
+    """
+    if is_own(model.backbone):
+        load_function(model.backbone)
+    else:
+        _require_unit(model.backbone, find_backbone(model.backbone).units, cut_layer, where)
+
+
+def _require_unit(backbone: str, units: int, cut_layer: int, where: str) -> None:
+    if not 1 <= cut_layer <= units:
         raise ConfigurationError(
-            f"{where}: cut layer {cut_layer} is impossible: {model.backbone} has {units} units (the stem and "
-            f"{units - 1} blocks), so it can be cut after unit 1 to {units - 1}"
+            f"{where}: cut layer {cut_layer} is impossible: {backbone} has {units} units, "
+            f"so it can be cut after unit 1 to {units}"
         )
 
 
@@ -68,88 +78,34 @@ def build_split_model(
 ) -> SplitModel:
     """Build and cut a freshly initialised model; initialisation draws from torch's global generator.
 
+    Cut after its last unit, the server keeps the pool and the projector only.
     mean, std: colour statistics that the client normalises with, for images in [0, 1].
+    Raises ConfigurationError where backbone, cut, image size or bottleneck do not fit together.
     """
-    validate_cut(model, cut_layer)
-    units = BACKBONES[model.backbone].build(model.width, image_size)
+    units = build_units(model, image_size)
+    _require_unit(model.backbone, len(units), cut_layer, "cut_layers")
+    shapes = unit_shapes(units, image_size, model.backbone)
     ours, theirs = units[:cut_layer], units[cut_layer:]
+    if is_own(model.backbone):
+        check_stackable(ours, image_size, model.backbone)
+    if not model.client_residuals:
+        drop_shortcuts(ours)
     client = OrderedDict[str, nn.Module](normalise=Normalise(mean, std))
     client.update((str(index), unit) for index, unit in enumerate(ours))
     trunk = OrderedDict[str, nn.Module]()
     bottleneck = parse_bottleneck(model.bottleneck)
     if bottleneck is not None:
-        probe = torch.zeros(1, 3, image_size, image_size)
-        with torch.no_grad():
-            channels, *size = nn.Sequential(client)(probe).shape[1:]
+        channels, *size = shapes[cut_layer - 1]
         if any(side % bottleneck.stride for side in size):
             raise ConfigurationError(
                 f"model.bottleneck: {model.bottleneck} does not fit: its stride does not divide {size[0]}x{size[1]}"
             )
-        client["cut"] = _compress(bottleneck, channels)
-        trunk["uncut"] = _expand(bottleneck, channels)
+        client["cut"] = compress(bottleneck, channels)
+        trunk["uncut"] = expand(bottleneck, channels)
     trunk.update((str(cut_layer + index), unit) for index, unit in enumerate(theirs))
     trunk["pool"] = GlobalAveragePool()
-    features = _last_channels(theirs)
-    projector = nn.Sequential(
-        nn.Linear(features, model.projector_hidden),
-        nn.ReLU(),
-        nn.Linear(model.projector_hidden, model.projector_out),
-    )
+    projector = build_projector(model, features=shapes[-1][0])
     return SplitModel(nn.Sequential(client), nn.Sequential(trunk), projector, (3, image_size, image_size))
-
-
-class _Compress(nn.Conv2d):
-    """One bottleneck convolution with its ReLU; a plain convolution with bias, as published (`cut.weight`)."""
-
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, relu: bool) -> None:
-        super().__init__(in_channels, channels, kernel, stride, kernel // 2)
-        self.relu = relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y.relu() if self.relu else y
-
-
-def _compress(bottleneck: Bottleneck, channels: int) -> nn.Module:
-    """The client's end: one convolution per halving, at least one, all to the bottleneck's channels."""
-    halvings = bottleneck.stride.bit_length() - 1
-    layers = [
-        _Compress(
-            channels if index == 0 else bottleneck.channels,
-            bottleneck.channels,
-            bottleneck.kernel,
-            2 if halvings else 1,
-            bottleneck.relu,
-        )
-        for index in range(max(1, halvings))
-    ]
-    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-
-
-def _expand(bottleneck: Bottleneck, channels: int) -> nn.Module:
-    """The server's mirror image: transposed convolutions back to the cut's channels and size."""
-    halvings = bottleneck.stride.bit_length() - 1
-    layers: list[nn.Module] = []
-    steps = max(1, halvings)
-    for index in range(steps):
-        layers.append(
-            nn.ConvTranspose2d(
-                bottleneck.channels,
-                channels if index == steps - 1 else bottleneck.channels,
-                bottleneck.kernel,
-                stride=2 if halvings else 1,
-                padding=bottleneck.kernel // 2,
-                output_padding=1 if halvings else 0,
-            )
-        )
-        if bottleneck.relu:
-            layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
-
-
-def _last_channels(units: Sequence[nn.Module]) -> int:
-    norms = [m for unit in units for m in unit.modules() if isinstance(m, nn.GroupNorm)]
-    return norms[-1].num_channels
 
 
 def count_parameters(module: nn.Module) -> int:

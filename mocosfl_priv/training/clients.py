@@ -156,7 +156,7 @@ class ClientBank:
                 stacked.copy_(stacked[self._averaged(pool)].mean(0, keepdim=True).expand_as(stacked))
 
     def _kept_share(self, pool: Tensor, mean: State) -> Tensor | None:
-        """mu of every client of the pool, float64 (P,); None without divergence awareness."""
+        """Share mu of every client of the pool, float64 (P,); None without divergence awareness."""
         first_share = self._training.divergence_aware
         if first_share is None:
             return None
@@ -290,7 +290,7 @@ class FrozenClients:
 
     def load_state(self, state: State) -> None:
         """See :class:`Clients`."""
-        self._module.load_state_dict(state)
+        self._module.load_state_dict(state, strict=False)  # buffers are constants of the architecture
 
 
 def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel: Kernel) -> Tensor:
@@ -304,10 +304,11 @@ def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel:
     if kernel == "loop" or clients == 1:  # vectorising over one client costs more than it saves
         singles = [one_client({k: v[i] for k, v in parameters.items()}, images[i]) for i in range(clients)]
         return singles[0].unsqueeze(0) if clients == 1 else torch.stack(singles)
+    all_clients = vmap(one_client, randomness="different")  # a user's Dropout draws anew for every client
     if kernel == "matmul":
         with as_matrix_product():
-            return vmap(one_client)(parameters, images)
-    return vmap(one_client)(parameters, images)
+            return all_clients(parameters, images)
+    return all_clients(parameters, images)
 
 
 MEASURED_PASSES = 3
@@ -326,7 +327,7 @@ def fastest_kernel(client: nn.Module, clients: int, rows: int, image_shape: Sequ
         best = float("inf")
         for _ in range(MEASURED_PASSES):
             started = time.perf_counter()
-            encode_stacked(client, parameters, images, kernel).sum().backward()  # type: ignore[no-untyped-call]
+            encode_stacked(client, parameters, images, kernel).sum().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - started)

@@ -145,9 +145,8 @@ class MocoSFL:
         self._pool = batch.pool
         learning = self.clients.trainable and (self.replay is None or self.replay.status == "A")
         parts: list[State] = []
-        losses = []
-        for part in batch.chunks(max(1, self._compute.rows_per_pass // self._views)):
-            losses.append(self._exchange(part, len(batch.images), learning, parts))
+        images_per_pass = max(1, self._compute.rows_per_pass // self._views)
+        losses = [self._exchange(part, len(batch.images), learning, parts) for part in batch.chunks(images_per_pass)]
         if learning:
             self.clients.end_step()
         self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
@@ -238,7 +237,8 @@ class MocoSFL:
     def assemble(self) -> SplitModel:
         """The model as it stands: the server's trunk behind the mean of the clients that took part last."""
         if self.clients.trainable:
-            self.model.client.load_state_dict(self.clients.consensus(self._pool))
+            # parameters only: buffers are constants of the architecture
+            self.model.client.load_state_dict(self.clients.consensus(self._pool), strict=False)
         return self.model
 
     def state(self) -> tuple[State, dict[str, Any]]:

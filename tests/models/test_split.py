@@ -6,7 +6,6 @@ from torch import nn
 
 from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.resnet import BACKBONES
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops, validate_cut
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -34,17 +33,6 @@ def test_resnet18_clients_have_the_papers_sizes(
     model = build(cut, backbone="resnet18", bottleneck=bottleneck)
     assert model.smashed_shape == shape
     assert count_parameters(model.client) == parameters
-
-
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_every_cut_computes_the_same_function(backbone: str) -> None:
-    images = torch.rand(2, 3, 32, 32)
-    outputs = []
-    for cut in range(1, BACKBONES[backbone].units):
-        model = build(cut, backbone=backbone, width=8)
-        outputs.append(model.projector(model.trunk(model.client(images))))
-    for output in outputs[1:]:
-        torch.testing.assert_close(output, outputs[0])
 
 
 def test_published_parameter_names() -> None:
@@ -83,18 +71,11 @@ def test_bottleneck_is_mirrored(bottleneck: str) -> None:
     assert (float(smashed.detach().min()) >= 0) == ("noReLU" not in bottleneck)
 
 
-def test_models_train_at_micro_batch_one() -> None:
-    model = build(2, backbone="resnet10", width=8)
-    model.projector(model.trunk(model.client(torch.rand(1, 3, 32, 32)))).sum().backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.trunk.parameters())
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in [*model.client.modules(), *model.trunk.modules()])
-
-
 @pytest.mark.parametrize(
     ("backbone", "cut", "message"),
     [
         ("resnet19", 1, "did you mean 'resnet18'"),
-        ("resnet8", 4, "cut layer 4 is impossible: resnet8 has 4 units"),
+        ("resnet8", 5, "cut layer 5 is impossible: resnet8 has 4 units, so it can be cut after unit 1 to 4"),
         ("resnet18", 0, "impossible"),
     ],
 )

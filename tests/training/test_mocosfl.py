@@ -15,7 +15,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters
 from mocosfl_priv.seeding import generator
 from mocosfl_priv.training.hooks import NoHooks
-from mocosfl_priv.training.mocosfl import TrainedModel, cosine_rate, train_mocosfl
+from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
 from mocosfl_priv.training.server import info_nce
 

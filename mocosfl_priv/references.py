@@ -1,0 +1,52 @@
+"""Code of a user's own, named in a configuration as ``package.module:name`` or ``path/to/file.py:name``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from mocosfl_priv.errors import ConfigurationError
+
+
+def import_place(place: str, reference: str) -> ModuleType:
+    """The module at `place`, the part of `reference` before its colon: a dotted name or the path of a ``.py`` file.
+
+    Paths are relative to the current folder. Raises ConfigurationError, in one line, whatever goes wrong.
+    """
+    return _import_file(Path(place)) if place.endswith(".py") else _import_module(place, reference)
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of `error` without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _import_module(module: str, reference: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a user's module can fail in any way while it is imported
+        raise ConfigurationError(f"{reference}: importing {module} failed: {one_line(error)}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a single file under a name of its own, once per path."""
+    resolved = path.expanduser().resolve()
+    if not resolved.is_file():
+        raise ConfigurationError(f"file {path} does not exist (paths are relative to the current folder)")
+    name = f"mocosfl_priv_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and typing look the module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigurationError(f"file {path} cannot be imported: {one_line(error)}") from error
+    return module
