@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +49,12 @@ class TwoViews(Dataset[tuple[Tensor, Tensor]]):
 class NaiveClient:
     """One client: loader, online and momentum model, optimiser, scheduler."""
 
-    def __init__(self, module: nn.Module, images: Tensor, micro_batch: int, training: TrainingConfig) -> None:
-        self.online = copy.deepcopy(module)
-        self.key = copy.deepcopy(module).requires_grad_(False)
+    def __init__(
+        self, module: nn.Module, images: Tensor, micro_batch: int, training: TrainingConfig, device: str
+    ) -> None:
+        self.device = device
+        self.online = copy.deepcopy(module).to(device)
+        self.key = copy.deepcopy(module).to(device).requires_grad_(False)
         self.optimiser = torch.optim.SGD(
             self.online.parameters(), lr=training.learning_rate, momentum=training.momentum,
             weight_decay=training.weight_decay,
@@ -99,37 +102,44 @@ class NaiveMocoSFL:
     """Clients in a list, one server; :meth:`step` is one real training step including augmentation."""
 
     def __init__(
-        self, model: SplitModel, images: Tensor, clients: int, micro_batch: int, training: TrainingConfig
-    ) -> None:
+        self, model: SplitModel, images: Tensor, clients: int, micro_batch: int, training: TrainingConfig,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self._training = training
-        self.clients = [NaiveClient(model.client, part, micro_batch, training) for part in images.tensor_split(clients)]
-        self.server = nn.Sequential(copy.deepcopy(model.trunk), copy.deepcopy(model.projector))
+        self.clients = [
+            NaiveClient(model.client, part, micro_batch, training, device) for part in images.tensor_split(clients)
+        ]
+        self.server = nn.Sequential(copy.deepcopy(model.trunk), copy.deepcopy(model.projector)).to(device)
         self.server_key = copy.deepcopy(self.server).requires_grad_(False)
         self._optimiser = torch.optim.SGD(
             self.server.parameters(), lr=training.learning_rate, momentum=training.momentum,
             weight_decay=training.weight_decay,
         )  # fmt: skip
         dim = [m.out_features for m in model.projector.modules() if isinstance(m, nn.Linear)][-1]
-        self._queue = F.normalize(torch.randn(dim, training.queue_size), dim=0)
+        self._queue = F.normalize(torch.randn(dim, training.queue_size, device=device), dim=0)
         self._oldest = 0
         self._steps = 0
 
     def step(self) -> None:
         """Augment, encode, score both directions, learn; synchronise when it is time."""
-        self.client_step(self.server_gradients)
+        self.client_step(self.server_gradients, [client.views() for client in self.clients])
         self._steps += 1
         gc.collect()
         if self._steps % self._training.sync_period == 0:
             self.average()
 
-    def client_step(self, server: object) -> None:
+    def client_step(
+        self, server: Callable[[list[tuple[Tensor, Tensor]]], list[Tensor]], views: list[list[Tensor]]
+    ) -> None:
         """The clients' side; `server` turns two directions of (queries, keys) into two gradients."""
-        views = [client.views() for client in self.clients]
         directions = []
         for q, k in ((0, 1), (1, 0)):
-            pairs = [client.forward(v[q], v[k]) for client, v in zip(self.clients, views, strict=True)]
+            pairs = [
+                client.forward(v[q].to(client.device), v[k].to(client.device))
+                for client, v in zip(self.clients, views, strict=True)
+            ]
             directions.append((torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])))
-        gradients = server(directions)  # type: ignore[operator]
+        gradients = server(directions)
         size = len(gradients[0]) // len(self.clients)
         for index, client in enumerate(self.clients):
             client.backward([gradient[index * size : (index + 1) * size] for gradient in gradients])
@@ -137,7 +147,7 @@ class NaiveMocoSFL:
     def server_gradients(self, directions: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The server's step; returns dL/dz for the queries of each direction."""
         self._optimiser.zero_grad()
-        gradients, keys, loss = [], [], torch.zeros(())
+        gradients, keys, loss = [], [], torch.zeros((), device=self._queue.device)
         received = [queries.requires_grad_() for queries, _ in directions]
         for queries, (_, key_smashed) in zip(received, directions, strict=True):
             q = F.normalize(self.server(queries), dim=1)
@@ -146,7 +156,7 @@ class NaiveMocoSFL:
             positive = torch.einsum("nc,nc->n", q, k).unsqueeze(1)
             negative = torch.einsum("nc,ck->nk", q, self._queue.clone())
             logits = torch.cat([positive, negative], dim=1) / self._training.temperature
-            loss = loss + F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+            loss = loss + F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
             keys.append(k)
         loss.backward()
         for queries in received:
@@ -154,9 +164,10 @@ class NaiveMocoSFL:
             gradients.append(queries.grad.detach().clone())
         self._optimiser.step()
         follow(self.server_key, self.server, self._training.ema)
-        for key in torch.cat(keys):
-            self._queue[:, self._oldest] = key
-            self._oldest = (self._oldest + 1) % self._queue.shape[1]
+        new = torch.cat(keys)
+        places = (self._oldest + torch.arange(len(new), device=new.device)) % self._queue.shape[1]
+        self._queue[:, places] = new.T
+        self._oldest = (self._oldest + len(new)) % self._queue.shape[1]
         float(loss.detach())
         return gradients
 

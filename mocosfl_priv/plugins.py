@@ -135,7 +135,7 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints."""
         return {}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most defenses have no state
         """Go on where :meth:`state` was taken; a resumed training must continue exactly."""
 
 

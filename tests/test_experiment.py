@@ -203,7 +203,7 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     plan = Experiment.from_dict({**tiny, "attacks": ["tests.test_experiment:Spy"]}).plan()
     lab = plan.laboratory
     trained = train_system(lab, plan.systems[0])
-    view = grant_view(lab, trained, plan.attacks[0])
+    view = grant_view(lab, plan.systems[0], trained.model, plan.attacks[0])
     things = reachable(view)
     assert any(thing is view.client for thing in things) and any(
         thing is plan.systems[0].defense.plugin for thing in things
@@ -248,7 +248,7 @@ def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any])
         }
     ).plan()
     trained = train_system(plan.laboratory, plan.systems[0])
-    view = grant_view(plan.laboratory, trained, plan.attacks[0])
+    view = grant_view(plan.laboratory, plan.systems[0], trained.model, plan.attacks[0])
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(view.query(images), trained.model.client(images))
@@ -265,7 +265,7 @@ def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(t
         }
     ).plan()
     trained = train_system(plan.laboratory, plan.systems[0])
-    view = grant_view(plan.laboratory, trained, plan.attacks[0])
+    view = grant_view(plan.laboratory, plan.systems[0], trained.model, plan.attacks[0])
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(view.query(images), 10 * trained.model.client(images))

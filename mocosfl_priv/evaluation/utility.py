@@ -70,7 +70,7 @@ def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Com
             smashed = model.client(to_unit_range(batch.to(compute.device)))
         smashed = hooks.protect(smashed.float(), rng)
         with compute.autocast():
-            out.append(model.trunk(smashed).float())
+            out.append(model.trunk(compute.fast_layout(smashed)).float())
     return torch.cat(out)
 
 

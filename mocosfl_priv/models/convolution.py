@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 STANDARDISATION_EPSILON = 1e-5
-MATMUL_LARGEST_SIDE = 4  # output pixels per side up to which oneDNN's bfloat16 backward loses to a matrix product
+SMALL_SIDE = 4  # output pixels; up to here bfloat16 is faster as a matrix product, float32 with contiguous maps
 MATMUL_SMALLEST_CHANNELS = 128
 
-_as_matrix_product = ContextVar("as_matrix_product", default=False)
+_longest_patch = ContextVar("longest_patch", default=0.0)
 
 
 def standardise(weight: Tensor) -> Tensor:
@@ -30,13 +31,17 @@ def standardise(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def as_matrix_product() -> Iterator[None]:
-    """Compute convolutions in this context as batched matrix products: for many clients with filters of their own."""
-    token = _as_matrix_product.set(True)
+def matrix_products(longest_patch: float) -> Iterator[None]:
+    """Compute convolutions over patches of at most so many numbers as products with unfolded patches.
+
+    For many clients with filters of their own: a batched product has no per-group overhead, but unfolding costs
+    memory in proportion to the patch.
+    """
+    token = _longest_patch.set(longest_patch)
     try:
         yield
     finally:
-        _as_matrix_product.reset(token)
+        _longest_patch.reset(token)
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
@@ -45,20 +50,27 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) 
         with torch.autocast(x.device.type, enabled=False):  # the cast is done here, once
             y: Tensor = MatmulConvolution.apply(x.bfloat16(), weight.bfloat16(), stride, padding)
         return y
-    if _as_matrix_product.get() and groups == 1:
-        patches = F.unfold(x, weight.shape[-1], padding=padding, stride=stride)
-        side = (x.shape[-1] + 2 * padding - weight.shape[-1]) // stride + 1
-        return (weight.flatten(1) @ patches).unflatten(2, (-1, side))
+    if weight.shape[1] * weight.shape[2] * weight.shape[3] <= _longest_patch.get() and groups == 1:
+        kernel = weight.shape[-1]
+        padded = F.pad(x, (padding, padding, padding, padding))
+        windows = padded.unfold(2, kernel, stride).unfold(3, kernel, stride)  # (n, in, h, w, k, k)
+        patches = windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+        return (weight.flatten(1) @ patches).unflatten(2, windows.shape[2:4])
+    if x.dtype == torch.float32 and _output_side(x, weight, stride, padding) <= SMALL_SIDE and x.device.type == "cpu":
+        x = x.contiguous()
     return F.conv2d(x, weight, None, stride, padding, 1, groups)
 
 
+def _output_side(x: Tensor, weight: Tensor, stride: int, padding: int) -> int:
+    return (max(x.shape[-2:]) + 2 * padding - weight.shape[-1]) // stride + 1
+
+
 def _matmul_is_faster(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
-    side = (max(x.shape[-2:]) + 2 * padding - weight.shape[-1]) // stride + 1
     return (
         x.device.type == "cpu"
         and groups == 1
         and weight.shape[-1] > 1
-        and side <= MATMUL_LARGEST_SIDE
+        and _output_side(x, weight, stride, padding) <= SMALL_SIDE
         and min(weight.shape[:2]) >= MATMUL_SMALLEST_CHANNELS
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -78,17 +90,16 @@ class MatmulConvolution(torch.autograd.Function):
         return rows.view(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, int, int],
-                      output: Tensor) -> None:  # fmt: skip
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:  # noqa: ARG004
         """Keep the input; its patches are cheaper to unfold again than to hold."""
-        x, weight, ctx.stride, ctx.padding = inputs  # type: ignore[attr-defined]
+        x, weight, ctx.stride, ctx.padding = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Two more matrix products, and the patches' gradient added up where patches overlap."""
-        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        stride, padding = ctx.stride, ctx.padding  # type: ignore[attr-defined]
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
         out, channels, kernel, _ = weight.shape
         patches, height, width = _patches(x, kernel, stride, padding)
         rows = gradients[0].permute(0, 2, 3, 1).reshape(-1, out)

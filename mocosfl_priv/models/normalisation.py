@@ -6,10 +6,16 @@ layout is what makes that usable. Sums over pixels are products with a row of on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_stacked = ContextVar("stacked", default=False)
 PARTIAL_SUM = 32  # pixels summed in the input's own precision before float32 takes over
 
 
@@ -17,49 +23,89 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm (Wu and He, 2018) that is fast in either memory layout; x (n, c, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            x.dtype == torch.bfloat16
-            and x.dim() == 4
-            and x.stride(1) == 1
-            and x.shape[1] > 1
-            and x.shape[2] * x.shape[3] > 1
-        ):
+        if _stacked.get():
+            z: Tensor = StackedGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+            return z
+        if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1:
             y: Tensor = ChannelsLastGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
             return y
         return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+@contextmanager
+def stacked_parameters() -> Iterator[None]:
+    """Within this context networks run under `vmap`, every entry with its own parameters."""
+    token = _stacked.set(True)
+    try:
+        yield
+    finally:
+        _stacked.reset(token)
+
+
+class StackedGroupNorm(torch.autograd.Function):
+    """GroupNorm under `vmap`: P x b images with P sets of parameters as one image with P * b * c channels.
+
+    That is one fused kernel, where `vmap` alone would normalise, multiply and add in separate passes. Autograd
+    records the kernel itself, below `vmap`.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
+        """The plain function; x (b, c, h, w), weight, bias (c,)."""
+        return F.group_norm(x, groups, weight, bias, epsilon)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+        """Nothing to keep."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor, groups: int,
+        epsilon: float,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """The same for a stack of clients."""
+        stack = info.batch_size
+        x, weight, bias = (
+            value.expand(stack, *value.shape) if place is None else value.movedim(place, 0)
+            for value, place in zip((x, weight, bias), in_dims, strict=False)
+        )
+        images, channels = x.shape[1:3]
+        scale, shift = (
+            value.to(x.dtype).unsqueeze(1).expand(stack, images, channels).flatten() for value in (weight, bias)
+        )
+        flat = x.reshape(1, stack * images * channels, *x.shape[3:])
+        return F.group_norm(flat, stack * images * groups, scale, shift, epsilon).view(x.shape), 0
 
 
 class ChannelsLastGroupNorm(torch.autograd.Function):
     """The same function with statistics in float32 and a backward pass of its own."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float
-    ) -> Tensor:
-        """X (n, c, h, w) with channels last in memory; weight, bias (c,)."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
+        """The input x (n, c, h, w) has channels last in memory; weight, bias (c,)."""
         n, channels, height, width = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        rows = _rows(x)
         count = height * width * channels // groups
         mean = _per_group(_pixel_sum(rows), groups).div_(count)
         square = _per_group(_pixel_sum(rows * rows), groups).div_(count)
         deviation_inverse = (square - mean * mean).clamp_(min=0).add_(epsilon).rsqrt_()
         scale = _per_channel(deviation_inverse, channels) * weight
         shift = bias - _per_channel(mean, channels) * scale
-        y = torch.addcmul(shift.to(x.dtype).unsqueeze(1), rows, scale.to(x.dtype).unsqueeze(1))
+        # written into a tensor of its own, not returned as a view, so that a following ReLU may work in place
+        y = torch.empty((n, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last, device=x.device)
+        torch.addcmul(shift.to(x.dtype).unsqueeze(1), rows, scale.to(x.dtype).unsqueeze(1), out=_rows(y))
         ctx.save_for_backward(x, weight, mean, deviation_inverse)
-        ctx.groups = groups  # type: ignore[attr-defined]
-        return y.view(n, height, width, channels).permute(0, 3, 1, 2)
+        ctx.groups = groups
+        return y
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """The textbook derivative, as one affine map of gradient and input per channel."""
-        x, weight, mean, deviation_inverse = ctx.saved_tensors  # type: ignore[attr-defined]
-        groups = ctx.groups  # type: ignore[attr-defined]
+        x, weight, mean, deviation_inverse = ctx.saved_tensors
+        groups = ctx.groups
         n, channels, height, width = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
-        gradient = gradients[0].permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        rows = _rows(x)
+        gradient = _rows(gradients[0])
         count = height * width * channels // groups
         gradient_sum = _pixel_sum(gradient)
         product_sum = _pixel_sum(gradient * rows)
@@ -79,6 +125,11 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(n, c, h, w) as (n, pixels, c); a view where channels are last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _pixel_sum(rows: Tensor) -> Tensor:

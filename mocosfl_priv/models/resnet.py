@@ -25,7 +25,7 @@ class Stem(nn.Module):
         self.bn1 = layers.normalisation(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn1(self.conv1(x)), inplace=True)
 
 
 def _projection(in_channels: int, channels: int, stride: int, layers: LayerOptions) -> nn.Module:
@@ -49,8 +49,8 @@ class BasicBlock(Residual):
         self.shortcut = _projection(in_channels, channels, stride, layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(self.join(y, x))
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        return F.relu(self.join(y, x), inplace=True)
 
 
 class BottleneckBlock(Residual):
@@ -73,9 +73,9 @@ class BottleneckBlock(Residual):
         self.shortcut = _projection(in_channels, out_channels, stride, layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
-        return F.relu(self.join(y, x))
+        return F.relu(self.join(y, x), inplace=True)
 
 
 @dataclass(frozen=True)

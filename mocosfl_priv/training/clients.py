@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mocosfl_priv.config import TrainingConfig
-from mocosfl_priv.models.convolution import as_matrix_product
+from mocosfl_priv.models.convolution import matrix_products
+from mocosfl_priv.models.normalisation import stacked_parameters
 from mocosfl_priv.training.server import State, within
 
-Kernel = Literal["loop", "grouped", "matmul"]
-KERNELS: tuple[Kernel, ...] = ("grouped", "matmul", "loop")
+Kernel = Literal["auto", "grouped", "matmul", "loop"]
+KERNELS: tuple[Kernel, ...] = ("auto", "grouped", "matmul", "loop")
+# Patches up to which a convolution is unfolded: of a 3x3 convolution over colours, the product is the faster kernel,
+# over 64 channels the grouped convolution is (docs/PERFORMANCE.md).
+LONGEST_PATCH: dict[Kernel, float] = {"auto": 64, "grouped": 0, "matmul": float("inf"), "loop": 0}
 
 
 class Clients(Protocol):
@@ -59,13 +63,14 @@ class ClientBank:
     The pool's clients run in one pass, each with its own parameters, optimiser momentum, momentum model and schedule
     counter. Optimiser momentum stays with its client across synchronisations.
 
-    kernel: how a pass over different clients is computed: one after the other, as grouped convolutions (vmap), or as
-    batched matrix products. All give the same numbers up to rounding; :func:`fastest_kernel` measures.
+    kernel: how a pass over different clients is computed: one after the other (loop), as grouped convolutions, as
+    batched matrix products, or as either, by the length of a convolution's patch (auto). All give the same numbers up
+    to rounding; :func:`fastest_kernel` measures.
     """
 
     trainable = True
 
-    def __init__(self, client: nn.Module, clients: int, training: TrainingConfig, kernel: Kernel = "grouped") -> None:
+    def __init__(self, client: nn.Module, clients: int, training: TrainingConfig, kernel: Kernel = "auto") -> None:
         self._module = client
         self._training = training
         self.kernel = kernel
@@ -305,10 +310,8 @@ def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel:
         singles = [one_client({k: v[i] for k, v in parameters.items()}, images[i]) for i in range(clients)]
         return singles[0].unsqueeze(0) if clients == 1 else torch.stack(singles)
     all_clients = vmap(one_client, randomness="different")  # a user's Dropout draws anew for every client
-    if kernel == "matmul":
-        with as_matrix_product():
-            return all_clients(parameters, images)
-    return all_clients(parameters, images)
+    with stacked_parameters(), matrix_products(LONGEST_PATCH[kernel]):
+        return all_clients(parameters, images)
 
 
 MEASURED_PASSES = 3

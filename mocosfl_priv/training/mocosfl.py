@@ -116,11 +116,11 @@ class MocoSFL:
             self.training, min(self.training.pool or self.training.clients, self.training.clients)
         ):
             return EqualClients(self.model.client, self._batches.clients, self.training)
-        kernel: Kernel = "grouped"
+        kernel: Kernel
         if self._compute.client_kernel == "measure":
             most = max(1, self._compute.rows_per_pass // 2)
             kernel = fastest_kernel(self.model.client, min(self._batches.clients, most), 2, self.model.image_shape)
-        elif self._compute.client_kernel != "auto":
+        else:
             kernel = self._compute.client_kernel
         return ClientBank(self.model.client, self._batches.clients, self.training, kernel)
 

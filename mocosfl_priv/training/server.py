@@ -107,11 +107,11 @@ class MocoServer:
         """
         if self._training.ema_update == "before_encoding" and not self._new_keys:
             self._update_key_model()
-        received = queries.detach().requires_grad_(want_gradient)
+        received = self._compute.fast_layout(queries.detach()).requires_grad_(want_gradient)
         with self._compute.autocast():
             q = self.online(received)
             with torch.no_grad():
-                k = self.key(keys.detach())
+                k = self.key(self._compute.fast_layout(keys.detach()))
         q = F.normalize(q.to(received.dtype), dim=1)
         k = F.normalize(k.to(received.dtype), dim=1)
         memory = self.memory.of(owners).to(q.dtype)

@@ -32,8 +32,8 @@ def context(compute: Compute, defense: TAResSFL, target: int = 20, size: int = 3
 def test_batches_are_half_target() -> None:
     target, source = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.ones(50, 3, 8, 8, dtype=torch.uint8)
     batch = HalfTargetBatches(target, source, 16, torch.Generator().manual_seed(0)).next()
-    assert batch.images.shape == (1, 16, 3, 8, 8)
-    assert batch.images[0, :, 0, 0, 0].tolist() == [1] * 8 + [0] * 8
+    assert batch.images.shape == (16, 3, 8, 8) and batch.sizes == (16,)
+    assert batch.images[:, 0, 0, 0].tolist() == [1] * 8 + [0] * 8
     none = HalfTargetBatches(target[:0], source, 16, torch.Generator().manual_seed(0)).next()
     assert none.images.min() == 1
 

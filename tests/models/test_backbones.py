@@ -54,10 +54,10 @@ def test_every_client_trains_in_the_bank_as_it_does_alone(backbone: str) -> None
             parameter.data += 0.05 * torch.randn_like(parameter)
             bank.online[name][index] = parameter.data
     images = torch.rand(3, 1, 3, 32, 32, dtype=torch.float64)
-    smashed = bank.encode_queries(torch.arange(3), images)
+    smashed = bank.encode_queries(torch.arange(3), [1, 1, 1], images.flatten(0, 1)).unflatten(0, (3, 1))
     returned = torch.randn_like(smashed)
     smashed.backward(returned)
-    bank.step(torch.arange(3), 0.1)
+    bank.learn(torch.arange(3), torch.full((3,), 0.1, dtype=torch.float64))
     for index, module in enumerate(alone):
         optimiser = torch.optim.SGD(
             module.parameters(), lr=0.1, momentum=settings.momentum, weight_decay=settings.weight_decay

@@ -111,9 +111,9 @@ def test_a_users_backbone_cuts_anywhere_and_trains_in_the_bank(cut: int) -> None
     assert model.smashed_shape == [(4, 16, 16), (4, 16, 16), (8, 8, 8)][cut - 1]
     assert model.feature_dim == 8
     bank = ClientBank(model.client, 2, TrainingConfig(clients=2))
-    smashed = bank.encode_queries(torch.arange(2), torch.rand(2, 1, 3, 16, 16))
+    smashed = bank.encode_queries(torch.arange(2), [1, 1], torch.rand(2, 3, 16, 16))
     smashed.sum().backward()
-    bank.step(torch.arange(2), 0.1)
+    bank.learn(torch.arange(2), torch.full((2,), 0.1))
     assert bool(torch.stack([stacked.isfinite().all() for stacked in bank.online.values()]).all())
 
 
