@@ -43,14 +43,17 @@ class Experiment:
         """Check everything that can be checked before training; raises ConfigurationError."""
         return plan(self.config)
 
-    def run(self, progress: Progress | None = None) -> RunResult:
-        """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs."""
-        return run_planned(self.plan(), progress)
+    def run(self, progress: Progress | None = None, checkpoints: Path | str | None = None) -> RunResult:
+        """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs.
+
+        checkpoints: folder in which trainings keep their state; after an interruption the same call goes on from it.
+        """
+        return run_planned(self.plan(), progress, Path(checkpoints) if checkpoints is not None else None)
 
 
-def run_planned(checked: Plan, progress: Progress | None = None) -> RunResult:
+def run_planned(checked: Plan, progress: Progress | None = None, checkpoints: Path | None = None) -> RunResult:
     """Run a plan that was made before, so that its data is not read twice."""
-    return RunResult(run_plan(checked, progress))
+    return RunResult(run_plan(checked, progress, checkpoints))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ AttackOption = Annotated[
     typer.Option("--attack", metavar="NAME|FILE.py:CLASS", help="Add an attack to the configuration. Repeatable."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep the state of trainings here; after an interruption, go on from it."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once done.")]
 
 
@@ -69,11 +73,12 @@ def run(
     set_: SetOption = None,
     defense: DefenseOption = None,
     attack: AttackOption = None,
+    checkpoints: CheckpointsOption = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run an experiment and write its results and report to a directory, as a whole or not at all."""
-    _run(config, out, set_, defense, attack, overwrite)
+    _run(config, out, set_, defense, attack, overwrite, checkpoints)
 
 
 @app.command()
@@ -217,6 +222,7 @@ def _run(
     defenses: Sequence[str] | None,
     attacks: Sequence[str] | None,
     overwrite: bool,
+    checkpoints: Path | None = None,
 ) -> None:
     from mocosfl_priv.api import run_planned
     from mocosfl_priv.display import TerminalProgress
@@ -228,7 +234,7 @@ def _run(
         with console.status("reading data"):
             plan = experiment.plan()
         with TerminalProgress(console) as progress:
-            result = run_planned(plan, progress)
+            result = run_planned(plan, progress, checkpoints)
         page = result.report_to(destination)
     _print_table(result)
     print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")

@@ -25,7 +25,7 @@ class Compute:
     device: torch.device
     bfloat16: bool
     threads: int
-    rows_per_pass: int = 256
+    rows_per_pass: int = 200
     client_kernel: Literal["auto", "measure", "grouped", "matmul", "loop"] = "auto"
 
     @classmethod

@@ -248,7 +248,7 @@ class ComputeConfig(Section):
     )
     threads: Count | None = Field(None, description="torch threads; all usable cores if unset")
     rows_per_pass: Count = Field(
-        256, description="views that go through the networks at once; bounds memory, whatever the number of clients"
+        200, description="views that go through the networks at once; bounds memory, whatever the number of clients"
     )
     client_kernel: Literal["auto", "measure", "grouped", "matmul", "loop"] = Field(
         "auto", description="how different clients are computed at once; measure times them at the start"

@@ -199,7 +199,7 @@ def train_system(
     training = config.training
     model_config = defense.architecture(config.model)
     started = time.monotonic()
-    kept = Checkpoints(checkpoints / system.file_stem, _identity(lab, system, model_config)) if checkpoints else None
+    kept = checkpoints_of(lab, system, checkpoints)
     prepared = _prepare(lab, system, model_config, progress, kept)
 
     private = lab.roles[Role.CLIENT_PRIVATE]
@@ -257,6 +257,15 @@ def train_system(
         "training_seconds": seconds,
     }
     return TrainedSystem(system, trained, utility, untrained, cost, prepared.frozen_client)
+
+
+def checkpoints_of(lab: Laboratory, system: System, folder: Path | None) -> Checkpoints | None:
+    """Where `system` keeps the state of its training below `folder`; None for nowhere."""
+    if folder is None:
+        return None
+    return Checkpoints(
+        folder / system.file_stem, _identity(lab, system, system.defense.plugin.architecture(lab.config.model))
+    )
 
 
 def _identity(lab: Laboratory, system: System, model_config: ModelConfig) -> str:

@@ -5,6 +5,7 @@ A run directory holds
     per_image.parquet     the metrics of every victim, same keys
     probe.parquet         correctness of every probe test image, per trained system
     training.csv          loss and validation score over training
+    leakage.csv           what the curve's attacks got from the model while it trained; empty without a curve
     run.json              configuration, data-role hashes, versions, seeds, floors, plugin code hashes
     config.yaml           the configuration with every default written out; runs again as it is
     images.safetensors    victims and reconstructions, uint8
@@ -72,12 +73,22 @@ def cell_columns(label_fractions: Sequence[float]) -> list[str]:
     return [*COLUMNS[:place], *(f"{semi_column(f)}_accuracy" for f in label_fractions), *COLUMNS[place:]]
 
 
+LEAKAGE_COLUMNS = [
+    *CELL_KEYS,
+    "step",
+    "epoch",
+    *METRICS,
+    "mse_floor",
+    "leak_ratio",
+    "attack_seconds",
+]
 RECORD_FILES = (
     "run.json",
     "results.csv",
     "per_image.parquet",
     "probe.parquet",
     "training.csv",
+    "leakage.csv",
     "config.yaml",
     "images.safetensors",
 )
@@ -90,7 +101,7 @@ class RunRecord:
     cells: one row per cell, :func:`cell_columns`. per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
-    training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn.
+    training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
     images: ``victims`` and one array per cell, named by :func:`image_key`; uint8 (n, 3, h, w).
     checkpoints: file name to named arrays. info: everything else, as JSON.
     """
@@ -99,6 +110,7 @@ class RunRecord:
     per_image: pd.DataFrame
     probe: pd.DataFrame
     training: pd.DataFrame
+    leakage: pd.DataFrame
     images: dict[str, np.ndarray]
     info: dict[str, Any]
     config_yaml: str
@@ -116,6 +128,7 @@ def write_record(record: RunRecord, folder: Path) -> None:
     record.per_image.to_parquet(folder / "per_image.parquet", index=False)
     record.probe.to_parquet(folder / "probe.parquet", index=False)
     record.training.to_csv(folder / "training.csv", index=False)
+    record.leakage.to_csv(folder / "leakage.csv", index=False)
     (folder / "run.json").write_text(json.dumps(record.info, indent=2) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text(record.config_yaml, encoding="utf-8")
     save_file(record.images, folder / "images.safetensors")
@@ -141,6 +154,7 @@ def read_record(folder: Path) -> RunRecord:
             per_image=pd.read_parquet(folder / "per_image.parquet"),
             probe=pd.read_parquet(folder / "probe.parquet"),
             training=pd.read_csv(folder / "training.csv", keep_default_na=False, na_values=[""]),
+            leakage=pd.read_csv(folder / "leakage.csv", keep_default_na=False, na_values=[""]),
             images=load_file(folder / "images.safetensors"),
             info=info,
             config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),

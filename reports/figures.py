@@ -116,6 +116,24 @@ def training_curves(training: pd.DataFrame) -> bytes:
     return _png(figure)
 
 
+def leakage_curves(leakage: pd.DataFrame) -> bytes:
+    """Leak ratio over training, per system and attack."""
+    frame = leakage.assign(
+        system=[f"{row.defense}, cut {row.cut_layer}, target {row.target_fraction:g}" for row in leakage.itertuples()]
+    )
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axis = figure.subplots()
+    sns.lineplot(
+        frame, x="epoch", y="leak_ratio", hue="system", style="attack", units="seed", estimator=None, markers=True,
+        ax=axis, palette=_palette("colorblind", frame["system"].nunique()),
+    )  # fmt: skip
+    axis.axhline(0, color="0.3", linewidth=1)
+    axis.set_ylim(max(LOWEST_SHOWN_LEAK, min(-0.1, float(frame["leak_ratio"].min()) - 0.05)), 1.02)
+    axis.set_ylabel("leak ratio R")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return _png(figure)
+
+
 def shown_victims(count: int) -> list[int]:
     """Which victims the strips show: evenly spaced, so that nobody chose them."""
     return [int(i) for i in np.unique(np.linspace(0, count - 1, min(STRIP_IMAGES, count)).round())]
@@ -180,8 +198,11 @@ def _png(figure: Figure) -> bytes:
 def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, bytes]:
     """Every chart by file stem."""
     informed = [row for row in rows if not row.blind] or headline_rows(rows)
-    return {
+    charts = {
         "tradeoff": tradeoff(informed),
         "leak_ladder": leak_ladder(rows),
         "training": training_curves(record.training),
     }
+    if len(record.leakage):
+        charts["leakage"] = leakage_curves(record.leakage)
+    return charts

@@ -237,6 +237,11 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
             "Probes were selected on the test images (probe_selection: test), as some published protocols do: "
             "linear-probe and semi-supervised accuracies are optimistic."
         )
+    if record.info["config"]["training"]["select_on"] == "test":
+        found.append(
+            "The kept checkpoint was selected on the test images (select_on: test), as MocoSFL's research code does: "
+            "all accuracies are optimistic."
+        )
     if record.info["lpips"].startswith("LPIPS not measured"):
         found.append(record.info["lpips"] + ".")
     return found

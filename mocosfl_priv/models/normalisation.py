@@ -55,7 +55,7 @@ class StackedGroupNorm(torch.autograd.Function):
         return F.group_norm(x, groups, weight, bias, epsilon)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Nothing to keep."""
 
     @staticmethod

@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,26 +15,41 @@ import pandas as pd
 
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, train_system
+from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
-from mocosfl_priv.results import CELL_KEYS, SCHEMA_VERSION, RunRecord, cell_columns, image_key, semi_column
+from mocosfl_priv.results import (
+    CELL_KEYS,
+    LEAKAGE_COLUMNS,
+    SCHEMA_VERSION,
+    RunRecord,
+    cell_columns,
+    image_key,
+    semi_column,
+)
 from mocosfl_priv.sweep.grid import Plan
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
 
 
-def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
-    """Train every system, attack it with every attack, and gather the record. Errors propagate; nothing is written."""
+def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | None = None) -> RunRecord:
+    """Train every system, attack it with every attack, and gather the record.
+
+    checkpoints: folder in which trainings keep their state and from which they go on; nothing else is written.
+    Errors propagate.
+    """
     progress = progress or Silent()
     lab = plan.laboratory
     started = time.monotonic()
     trained_systems: list[TrainedSystem] = []
     cells: list[CellResult] = []
+    for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
+        if (kept := checkpoints_of(lab, system, checkpoints)) is not None:
+            kept.verify()
     progress.plan(_segments(plan))
     try:
         for system in plan.systems:
             progress.segment()
-            trained = train_system(lab, system, progress)
+            trained = train_system(lab, system, progress, checkpoints)
             trained_systems.append(trained)
             for attack in plan.attacks:
                 progress.segment()
@@ -46,6 +62,10 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> RunRecord:
         probe=pd.concat([_probe_frame(plan, trained) for trained in trained_systems], ignore_index=True),
         training=pd.DataFrame(
             [{**trained.system.keys, **entry} for trained in trained_systems for entry in trained.trained.history]
+        ),
+        leakage=pd.DataFrame(
+            [{**trained.system.keys, **row} for trained in trained_systems for row in trained.trained.observations],
+            columns=LEAKAGE_COLUMNS,
         ),
         images={
             "victims": lab.roles[Role.VICTIMS].images.numpy(),
@@ -133,6 +153,8 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
                     for fraction, result in trained.utility.semi_supervised.items()
                 },
                 "traffic_bytes": vars(trained.trained.traffic),
+                "client_kernel": trained.trained.kernel,
+                "replay_epochs": trained.trained.replay_epochs,
             }
             for trained in trained_systems
         ],

@@ -62,22 +62,29 @@ class Checkpoints:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """Step, tensors and facts of the newest checkpoint; None if there is none.
+    def verify(self) -> None:
+        """Raise ConfigurationError if the newest checkpoint is damaged or belongs to another training."""
+        if steps := self._steps():
+            self._document(steps[-1])
 
-        Raises ConfigurationError for a checkpoint that is damaged or belongs to another training.
-        """
+    def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """Step, tensors and facts of the newest checkpoint; None if there is none. Raises as :meth:`verify` does."""
         steps = self._steps()
         if not steps:
             return None
-        place = steps[-1]
+        document = self._document(steps[-1])
         try:
-            document = json.loads((place / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(place / "state.safetensors")
-            known = document["format"] == FORMAT
-            identity, step, facts = document["identity"], int(document["step"]), document["facts"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ConfigurationError(f"checkpoint {place} is damaged ({error}); remove it to go on without") from error
+            tensors = load_file(steps[-1] / "state.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise _damaged(steps[-1], error) from error
+        return int(document["step"]), tensors, document["facts"]
+
+    def _document(self, place: Path) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            known, identity = document["format"] == FORMAT, document["identity"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(place, error) from error
         if not known:
             raise ConfigurationError(
                 f"checkpoint {place} is of format {document['format']}; this version reads {FORMAT}"
@@ -86,7 +93,11 @@ class Checkpoints:
             raise ConfigurationError(
                 f"checkpoint {place} belongs to another configuration, data or seed; choose another folder or remove it"
             )
-        return step, tensors, facts
+        return document
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step_*")) if self.folder.is_dir() else []
+
+
+def _damaged(place: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"checkpoint {place} is damaged ({error}); remove it to go on without it")
