@@ -226,7 +226,7 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
 
     def trunk() -> None:
         """The server alone, as far as its networks and optimiser go."""
-        run.server.score(smashed, smashed, pool.repeat_interleave(2).to(compute.device), 0.01, True)
+        run.server.score(smashed, smashed, pool.repeat_interleave(2), 0.01, True)
         run.server.learn(0.01)
 
     return {

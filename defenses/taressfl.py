@@ -186,8 +186,10 @@ class SimulatedAttacker(NoHooks):
                 _, index, moment = name.split(".")
                 place = torch.device("cpu") if moment == "step" else parameters[int(index)].device
                 self._optimiser.state[parameters[int(index)]][moment] = value.clone().to(place)
-        for _ in range(int(state["steps"])):
-            self._schedule.step()
+        steps = int(state["steps"])
+        passed = sum(1 for milestone in self._schedule.milestones.elements() if milestone <= steps)
+        self._schedule.last_epoch = steps
+        self._optimiser.param_groups[0]["lr"] = DECODER_LEARNING_RATE * DECODER_DECAY**passed
 
     def _similarity(self, images: Tensor, smashed: Tensor) -> Tensor:
         with self._compute.autocast():

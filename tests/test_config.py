@@ -7,7 +7,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocosfl_priv.config import ExperimentConfig, load_config, parse_bottleneck, parse_config, with_added_plugins
+from mocosfl_priv.config import (
+    PAPER_PROTOCOL,
+    ExperimentConfig,
+    load_config,
+    parse_bottleneck,
+    parse_config,
+    with_added_plugins,
+)
 from mocosfl_priv.errors import ConfigurationError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -135,3 +142,16 @@ def test_bottleneck_grammar(text: str, channels: int, stride: int, kernel: int, 
     assert parsed is not None
     assert (parsed.channels, parsed.stride, parsed.kernel, parsed.relu) == (channels, stride, kernel, relu)
     assert parse_bottleneck("none") is None
+
+
+def test_paper_protocol_changes_defaults_and_nothing_that_is_written_out() -> None:
+    strict, paper = parse_config({}), parse_config({"protocol": "paper"})
+    for section, choices in PAPER_PROTOCOL.items():
+        for name, value in choices.items():
+            assert getattr(getattr(paper, section), name) == value
+            assert getattr(getattr(strict, section), name) != value
+    mixed = parse_config({"protocol": "paper", "training": {"select_on": "validation"}})
+    assert mixed.training.select_on == "validation"
+    assert mixed.training.paper_gradient == "one_sided"
+    # what was resolved is written out, so that a stored configuration says the same without the protocol's help
+    assert parse_config(yaml.safe_load(paper.to_yaml())) == paper

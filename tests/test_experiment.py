@@ -20,6 +20,7 @@ from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment import attack_system, grant_view, train_system
 from mocosfl_priv.plugins import ATTACKS
+from mocosfl_priv.progress import Silent
 from mocosfl_priv.results import CELL_KEYS
 
 TIMES = ["attack_seconds", "training_seconds"]
@@ -299,7 +300,7 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     page = tiny_run.report(tmp_path / "run")
     folder = page.parent
     assert {path.name for path in folder.iterdir()} == {
-        "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "run.json", "config.yaml",
+        "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "leakage.csv", "run.json", "config.yaml",
         "images.safetensors", "checkpoints", "report.html", "summary.csv", "figures",
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
@@ -346,3 +347,75 @@ def test_real_images_run_through_the_whole_path(partition: str, shared: Path, ti
     assert len(table) == 3 and table["mse"].between(0, 1).all()
     assert ("semi_10_accuracy" in table) is not bool(published)
     assert table["probe_selection"].unique().tolist() == ["test" if published else "validation"]
+
+
+def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, Any], tiny_run: RunResult) -> None:
+    curve = {"every": 1, "attacks": ["floor", {"name": "rmle", "iterations": 20, "tv": 0.01}]}
+    training = {**tiny["training"], "epochs": 2, "monitor_every": 2}
+    plain = Experiment.from_dict({**tiny, "training": training}).run()
+    watched = Experiment.from_dict({**tiny, "training": training, "leakage": curve}).run()
+    pd.testing.assert_frame_equal(watched.table().drop(columns=TIMES), plain.table().drop(columns=TIMES))
+    pd.testing.assert_frame_equal(watched.record.training, plain.record.training)
+    leakage = watched.record.leakage
+    assert leakage["attack"].tolist() == ["floor", "rmle"] * 2
+    assert leakage["epoch"].round().tolist() == [1, 1, 2, 2]
+    assert (leakage["leak_ratio"][leakage["attack"] == "rmle"] > 0.1).all()
+    assert plain.record.leakage.empty
+
+
+def test_an_interrupted_experiment_goes_on_from_its_checkpoints(tiny: dict[str, Any], tmp_path: Path) -> None:
+    expert = {"name": "taressfl", "epochs": 2, "decoder": "res_normN0C8", "batch_size": 64}
+    document = {**tiny, "defenses": [expert], "attacks": ["floor"], "training": {**tiny["training"], "epochs": 2}}
+    whole = Experiment.from_dict(document).run()
+
+    class Interruption(Silent):
+        """Ctrl-C after so many steps."""
+
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
+
+        def advance(self, steps: int = 1) -> None:
+            self.steps -= steps
+            if self.steps < 0:
+                raise KeyboardInterrupt
+
+    experiment = Experiment.from_dict(document)
+    expert_steps = experiment.plan().expert_steps(experiment.plan().systems[0])
+    for steps in (expert_steps // 2 + 2, expert_steps + 14):  # within the expert, and within the training after it
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(Interruption(steps), tmp_path)
+    assert (tmp_path / "taressfl_cut1_target0.01_seed0" / "defender").is_dir()
+    resumed = experiment.run(checkpoints=tmp_path)
+    pd.testing.assert_frame_equal(resumed.table().drop(columns=TIMES), whole.table().drop(columns=TIMES))
+    pd.testing.assert_frame_equal(resumed.record.training, whole.record.training)
+    other = Experiment.from_dict({**document, "training": {**document["training"], "ema": 0.9}})
+    with pytest.raises(ConfigurationError, match="belongs to another configuration"):
+        other.run(checkpoints=tmp_path)
+
+
+def test_everything_at_once(tiny: dict[str, Any]) -> None:
+    """Sampled, unequal clients under the research code's protocol, with replay and a mobile backbone."""
+    run = Experiment.from_dict(
+        {
+            **tiny,
+            "protocol": "paper",
+            "attacks": ["floor"],
+            "cut_layers": [2],
+            "data": {"train_limit": 240, "test_limit": 100, "victims": 8},
+            "model": {"backbone": "mobilenetv2", "width": 8, "head": "v1", "projector_out": 16},
+            "training": {
+                **tiny["training"],
+                "partition": "dirichlet",
+                "pool": 2,
+                "micro_batch": 2,
+                "heterogeneity": {"clients": 0.25, "data": 0.5, "micro_batch": 8},
+                "replay": {"threshold": 100.0, "warmup_epochs": 0},
+                "epochs": 3,
+                "feature_memory": "per_client",
+            },
+        }
+    ).run()
+    system = run.record.info["systems"][0]
+    assert sum(system["replay_epochs"].values()) == 3
+    assert run.record.info["config"]["training"]["client_schedule"] == "oscillating"
+    assert run.table()["probe_selection"].tolist() == ["test"]

@@ -9,6 +9,7 @@ float images for a given draw, which the tests check. Colours are not normalised
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,16 +39,33 @@ def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     view = resized_crop(images, sample_crops(n, height, width, generator))
     factors, order = sample_jitter(n, generator)
-    chosen = _chance(n, JITTER_PROBABILITY, generator)
-    view[chosen] = color_jitter(view[chosen], factors[chosen], order[chosen])
-    chosen = _chance(n, GREY_PROBABILITY, generator)
-    view[chosen] = grey(view[chosen]).expand(-1, 3, -1, -1)
+    view = _where(_chance(n, JITTER_PROBABILITY, generator), color_jitter, view, factors, order)
+    view = _where(_chance(n, GREY_PROBABILITY, generator), _grey_image, view)
     sigma = _uniform(n, *BLUR_SIGMA, generator)
-    chosen = _chance(n, BLUR_PROBABILITY, generator)
-    view[chosen] = gaussian_blur(view[chosen], sigma[chosen])
-    chosen = _chance(n, FLIP_PROBABILITY, generator)
-    view[chosen] = view[chosen].flip(3)
-    return view
+    view = _where(_chance(n, BLUR_PROBABILITY, generator), gaussian_blur, view, sigma)
+    return _where(_chance(n, FLIP_PROBABILITY, generator), _flip, view)
+
+
+def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
+    """`operation` on the chosen images only; chosen: bool (n,).
+
+    A CPU computes what is chosen and nothing else. An accelerator computes all and picks: it would have to wait for
+    the host to learn how many are chosen.
+    """
+    if images.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), operation(images, *parameters), images)
+    index = chosen.nonzero().squeeze(1)
+    if len(index):
+        images[index] = operation(images[index], *(parameter[index] for parameter in parameters))
+    return images
+
+
+def _grey_image(images: Tensor) -> Tensor:
+    return grey(images).expand(-1, 3, -1, -1)
+
+
+def _flip(images: Tensor) -> Tensor:
+    return images.flip(3)
 
 
 def sample_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -111,12 +129,10 @@ def sample_jitter(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Apply each image's four colour operations in its own order. Shapes as from :func:`sample_jitter`."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    images = images.clone()
     for position in range(len(operations)):
-        images = images.clone()
         for index, operation in enumerate(operations):
-            chosen = (order[:, position] == index).nonzero().squeeze(1)
-            if len(chosen):
-                images[chosen] = operation(images[chosen], factors[chosen, index])
+            images = _where(order[:, position] == index, operation, images, factors[:, index])
     return images
 
 

@@ -187,7 +187,7 @@ class MocoSFL:
             queries, keys = torch.cat([queries, keys])[order], torch.cat([keys, queries])[order]
             own = order < len(images)  # the queries that a client's online model made
         views = len(queries) // len(images)
-        owners = part.pool.repeat_interleave(views * torch.tensor(part.sizes)).to(images.device)
+        owners = part.pool.repeat_interleave(views * torch.tensor(part.sizes))
         if self.replay is not None and self.replay.status == "B":
             scale = torch.tensor(1 / batch_images, dtype=torch.float64)
             parts.append({"queries": queries, "keys": keys, "owners": owners, "scale": scale})
@@ -213,7 +213,8 @@ class MocoSFL:
             self._replay_order = replay.order(self._replay_rng)
         losses = []
         for part in replay.load(self._replay_order.pop(), self._compute.device):
-            loss, _ = self.server.score(part["queries"], part["keys"], part["owners"], float(part["scale"]), False)
+            owners, scale = part["owners"].cpu(), float(part["scale"])
+            loss, _ = self.server.score(part["queries"], part["keys"], owners, scale, False)
             losses.append(loss)
         self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
         return torch.stack(losses).sum()

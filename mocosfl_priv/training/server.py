@@ -24,24 +24,22 @@ class FeatureMemory:
     def __init__(self, rings: int, size: int, dim: int, generator: torch.Generator) -> None:
         random = torch.randn(rings, size, dim, generator=generator, device=generator.device)
         self.keys = F.normalize(random, dim=2)
-        self._next = torch.zeros(rings, dtype=torch.long, device=generator.device)
+        self._next = torch.zeros(rings, dtype=torch.long)  # on the CPU, so that places are known without a sync
 
     def of(self, owners: Tensor) -> Tensor:
         """What queries of these clients are scored against: (size, dim) if shared, else (n, size, dim)."""
         return self.keys[0] if len(self.keys) == 1 else self.keys[owners]
 
     def enqueue(self, keys: Tensor, owners: Tensor) -> None:
-        """Overwrite the oldest keys; keys (m, dim), owners (m,) sorted so that a client's keys stand together.
+        """Overwrite the oldest keys; keys (m, dim), owners (m,) on the CPU, a client's keys standing together.
 
         Of more keys than fit into a ring, the last ones stay.
         """
         rings, size = self.keys.shape[:2]
         owners = owners if rings > 1 else torch.zeros_like(owners)
         ring, count = torch.unique_consecutive(owners, return_counts=True)
-        last = count.cumsum(0)
-        places = torch.arange(len(owners), device=owners.device)
-        rank = places - (last - count).repeat_interleave(count)
-        newest = rank >= (count - size).repeat_interleave(count)
+        rank = torch.arange(len(owners)) - (count.cumsum(0) - count).repeat_interleave(count)
+        newest = (rank >= (count - size).repeat_interleave(count)).nonzero().squeeze(1)
         slots = (self._next[owners] + rank) % size
         self.keys[owners[newest], slots[newest]] = keys[newest]
         self._next[ring] = (self._next[ring] + count) % size
@@ -101,7 +99,7 @@ class MocoServer:
         """Add a part of the batch to the step's gradients.
 
         queries, keys: (m, *smashed_shape), keys[i] belonging to the other view of queries[i]'s image; owners: int64
-        (m,), the clients they come from. The loss is `scale` times the sum over the m queries.
+        (m,) on the CPU, the clients they come from. The loss is `scale` times the sum over the m queries.
 
         Returns (loss, dL/dqueries or None if the clients do not want it).
         """

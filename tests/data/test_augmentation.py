@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,15 @@ def test_uint8_and_float_images_give_the_same_views(rng: torch.Generator) -> Non
     b = ours.moco_v2_view(images.float() / 255, torch.Generator().manual_seed(1))
     assert torch.equal(a, b)
     assert a.min() >= 0 and a.max() <= 1
+
+
+def test_picking_afterwards_equals_computing_only_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form for accelerators, which computes everything, draws and yields the same."""
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    masked = ours.moco_v2_view(images, torch.Generator().manual_seed(5))
+
+    def dense(chosen: torch.Tensor, operation: Any, view: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.where(chosen.view(-1, 1, 1, 1), operation(view, *parameters), view)
+
+    monkeypatch.setattr(ours, "_where", dense)
+    torch.testing.assert_close(ours.moco_v2_view(images, torch.Generator().manual_seed(5)), masked)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
@@ -131,7 +132,7 @@ def test_two_interruptions_and_an_unfinished_write(
         train(tmp_path, compute, stop_at=5)
     (tmp_path / ".partial-dead").mkdir()
     (tmp_path / ".partial-dead/state.safetensors").write_bytes(b"half")
-    real = checkpoints_module.save_file
+    real = save_file
 
     def disk_full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters
 from mocosfl_priv.seeding import generator
+from mocosfl_priv.training import mocosfl
+from mocosfl_priv.training.clients import KERNELS
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, total_steps
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
 from mocosfl_priv.training.server import info_nce
 
 IMAGES = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -90,6 +94,71 @@ def test_traffic_is_three_vectors_per_view_and_weights_at_syncs(compute: Compute
     assert outcome.traffic.smashed_up == 2 * per_view
     assert outcome.traffic.gradient_down == per_view
     assert outcome.traffic.weights_up == outcome.traffic.weights_down == 3 * 3 * 4 * count_parameters(split.client)
+
+
+@pytest.mark.parametrize(
+    ("options", "up", "down"),
+    [
+        ({"paper_gradient": "one_sided"}, 2, 1),
+        ({"paper_gradient": "one_sided", "symmetric": False}, 2, 1),
+        ({"frozen_client": True}, 2, 0),
+        ({"frozen_client": True, "symmetric": False}, 2, 0),
+    ],
+)
+def test_a_single_encoding_of_each_view_moves_two_vectors_up(
+    compute: Compute, options: dict[str, Any], up: int, down: int
+) -> None:
+    split = model()
+    outcome = train(split, compute, steps=6, **options)
+    vector = 4 * math.prod(split.smashed_shape) * 6 * 6  # 6 steps of 6 images
+    assert (outcome.traffic.smashed_up, outcome.traffic.gradient_down) == (up * vector, down * vector)
+
+
+@pytest.mark.parametrize("kernel", ["grouped", "matmul", "loop", "measure"])
+def test_kernels_agree_and_the_chosen_one_is_recorded(compute: Compute, kernel: Any) -> None:
+    one, other = model(), model()
+    train(one, compute)
+    outcome = train(other, replace(compute, client_kernel=kernel))
+    assert outcome.kernel == kernel or (kernel == "measure" and outcome.kernel in KERNELS)
+    for a, b in zip(state(one), state(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_number_of_rows_in_a_pass_changes_nothing(compute: Compute) -> None:
+    with patch.object(mocosfl, "moco_v2_view", lambda images, _: images.float() / 255):
+        one, other = model(), model()
+        train(one, compute, clients=6)
+        train(other, replace(compute, rows_per_pass=4), clients=6)
+    for a, b in zip(state(one), state(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_rich_clients_bring_more_images_and_hold_more_data() -> None:
+    training = TrainingConfig(clients=10, micro_batch=1, heterogeneity={"clients": 0.2, "data": 0.8, "micro_batch": 16})
+    shape = PoolShape.of(training)
+    weights = data_weights(training)
+    assert [shape.size_of(client) for client in range(10)] == [16, 16] + [1] * 8
+    assert (shape.images_per_client, shape.images) == (4.0, 40)
+    assert weights is not None
+    partition = iid(60, 10, generator(0, "p"), weights)
+    assert sum(map(len, partition[:2])) == 48
+    batch = PooledClients(IMAGES, partition, shape, generator(0, "b")).next()
+    assert batch.sizes == (16, 16) + (1,) * 8 and len(batch.images) == 40
+    parts = list(batch.chunks(17))
+    assert [part.sizes for part in parts] == [(16,), (16, 1), (1,) * 7]
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert torch.equal(torch.cat([part.pool for part in parts]), batch.pool)
+
+
+def test_partial_micro_batches_are_carried_or_dropped() -> None:
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2).contiguous()
+    for drop in (False, True):
+        batches = PooledClients(images, [torch.arange(5)], PoolShape(1, 2), generator(0, "b"), drop)
+        drawn = [batches.next().images[:, 0, 0, 0].tolist() for _ in range(5)]
+        passes = [drawn[0] + drawn[1], drawn[2] + drawn[3]]
+        assert all(len(set(one_pass)) == 4 for one_pass in passes[: 1 + drop])
+        everything = sorted(image for one in drawn for image in one)
+        assert (everything == sorted([*range(5), *range(5)])) is not drop
 
 
 def test_checkpoint_with_the_best_validation_is_kept(compute: Compute) -> None:
