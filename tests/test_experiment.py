@@ -350,7 +350,7 @@ def test_real_images_run_through_the_whole_path(partition: str, shared: Path, ti
 
 
 def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, Any], tiny_run: RunResult) -> None:
-    curve = {"every": 1, "attacks": ["floor", {"name": "rmle", "iterations": 20, "tv": 0.01}]}
+    curve = {"every": 1, "attacks": ["floor", {"name": "rmle", "iterations": 150, "tv": 0.01}]}
     training = {**tiny["training"], "epochs": 2, "monitor_every": 2}
     plain = Experiment.from_dict({**tiny, "training": training}).run()
     watched = Experiment.from_dict({**tiny, "training": training, "leakage": curve}).run()
@@ -365,7 +365,11 @@ def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, 
 
 def test_an_interrupted_experiment_goes_on_from_its_checkpoints(tiny: dict[str, Any], tmp_path: Path) -> None:
     expert = {"name": "taressfl", "epochs": 2, "decoder": "res_normN0C8", "batch_size": 64}
-    document = {**tiny, "defenses": [expert], "attacks": ["floor"], "training": {**tiny["training"], "epochs": 2}}
+    few = {**tiny["data"], "auxiliary_source_fraction": 0.9}  # what is left for the expert is soon seen
+    document = {
+        **tiny, "defenses": [expert], "attacks": ["floor"], "data": few,
+        "training": {**tiny["training"], "epochs": 2},
+    }  # fmt: skip
     whole = Experiment.from_dict(document).run()
 
     class Interruption(Silent):
