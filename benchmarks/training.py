@@ -219,7 +219,7 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
             run.clients.encode_keys(pool, rows, views)
         if not gradients:
             gradients.append(torch.randn_like(smashed))
-        smashed.backward(gradients[0])  # type: ignore[no-untyped-call]
+        smashed.backward(gradients[0])
         run.clients.learn(pool, rates)
 
     smashed = torch.rand(2 * min(count, CLIENTS), 64, IMAGE_SIZE, IMAGE_SIZE, device=compute.device)

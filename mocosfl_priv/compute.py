@@ -60,6 +60,7 @@ class Compute:
             "device": str(self.device),
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
             "threads": self.threads,
+            "rows_per_pass": self.rows_per_pass,
         }
 
 

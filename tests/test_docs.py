@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.config import ModelConfig, PluginSpec
+from mocosfl_priv.config import PAPER_PROTOCOL, ExperimentConfig, ModelConfig, PluginSpec
 from mocosfl_priv.models.split import build_split_model
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.threat import Budget
@@ -57,3 +57,12 @@ def test_the_backbone_of_the_contributing_guide_cuts_anywhere(tmp_path: Path) ->
     for cut, shape in ((1, (8, 16, 16)), (2, (8, 8, 8)), (3, (16, 8, 8))):
         model = build_split_model(ModelConfig(backbone=f"{path}:net", width=8), cut, 16, [0.5] * 3, [0.25] * 3)
         assert model.smashed_shape == shape
+
+
+def test_every_choice_of_the_paper_protocol_is_documented() -> None:
+    guide = (ROOT / "docs/TRAINING.md").read_text(encoding="utf-8")
+    for section, choices in PAPER_PROTOCOL.items():
+        for name, value in choices.items():
+            field = ExperimentConfig.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
+            key = name if section == "training" else f"{section}.{name}"
+            assert f"| `{key}` | `{field.default}` | `{value}` |" in guide

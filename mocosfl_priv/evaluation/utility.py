@@ -62,15 +62,22 @@ def to_unit_range(images: Tensor) -> Tensor:
 def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Compute, rng: torch.Generator) -> Tensor:
     """Trunk features of uint8 images (n, 3, h, w): float32 (n, feature_dim), on the run's device.
 
-    A randomised defense is drawn once per image, as it would be for a message.
+    A randomised defense is drawn once per image, as it would be for a message. Layers that behave differently in
+    training (a user's Dropout) behave as in use.
     """
     out = []
+    networks = (model.client, model.trunk)
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
     for batch in images.split(BATCH):
         with compute.autocast():
             smashed = model.client(to_unit_range(batch.to(compute.device)))
         smashed = hooks.protect(smashed.float(), rng)
         with compute.autocast():
             out.append(model.trunk(compute.fast_layout(smashed)).float())
+    for network, mode in zip(networks, modes, strict=True):
+        network.train(mode)
     return torch.cat(out)
 
 

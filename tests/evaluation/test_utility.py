@@ -9,7 +9,7 @@ import torch
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import EvaluationConfig, ModelConfig
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.evaluation.utility import ProbeData, measure_utility, probe_features
+from mocosfl_priv.evaluation.utility import ProbeData, features, measure_utility, probe_features
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.training.hooks import NoHooks
 
@@ -60,3 +60,15 @@ def test_selection_on_test_is_there_to_repeat_published_protocols(
     assert theirs.linear.mean() >= ours.linear.mean()
     for fraction, result in theirs.semi_supervised.items():
         assert result.correct.mean() >= ours.semi_supervised[fraction].correct.mean()
+
+
+def test_features_are_those_of_the_network_in_use(data: ProbeData, compute: Compute) -> None:
+    """A user's Dropout is off while features are taken, and on again afterwards."""
+    torch.manual_seed(0)
+    dropping = build_split_model(ModelConfig(backbone="resnet8", width=16), 1, 16, [0.5] * 3, [0.25] * 3)
+    dropping.client.add_module("dropout", torch.nn.Dropout(0.5))
+    first, second = (
+        features(dropping, data.test.images, NoHooks(), compute, torch.Generator().manual_seed(0)) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert dropping.client.training and dropping.trunk.training

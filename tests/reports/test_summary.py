@@ -58,6 +58,17 @@ def test_probes_selected_on_test_images_are_called_optimistic(tiny_run: RunResul
     assert any("Probes were selected on the test images" in text for text in caveats(replace(record, info=info), rows))
 
 
+def test_a_checkpoint_selected_on_test_images_is_called_optimistic(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    training = {**record.info["config"]["training"], "select_on": "test"}
+    info = {**record.info, "config": {**record.info["config"], "training": training}}
+    rows = summarise(record)
+    assert not any("kept checkpoint" in text for text in caveats(record, rows))
+    assert any(
+        "kept checkpoint was selected on the test images" in t for t in caveats(replace(record, info=info), rows)
+    )
+
+
 def test_few_labels_have_intervals_like_the_linear_probe(tiny_run: RunResult) -> None:
     rows = summarise(tiny_run.record)
     interval = rows[0].semi_supervised[0.1]
