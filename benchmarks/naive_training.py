@@ -10,17 +10,29 @@ from __future__ import annotations
 
 import copy
 import gc
+import random
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.split import SplitModel
+
+
+class PilBlur:
+    """MoCo v2's Gaussian blur, with PIL as in its research code."""
+
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        self._sigma = sigma
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, blurred with a deviation of its own."""
+        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*self._sigma)))  # noqa: S311 - an augmentation
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor]]):
@@ -33,7 +45,7 @@ class TwoViews(Dataset[tuple[Tensor, Tensor]]):
                 transforms.RandomResizedCrop(images.shape[-1], scale=(0.08, 1.0)),
                 transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
                 transforms.RandomGrayscale(p=0.2),
-                transforms.RandomApply([transforms.GaussianBlur(9, sigma=(0.1, 2.0))], p=0.5),
+                transforms.RandomApply([PilBlur((0.1, 2.0))], p=0.5),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
             ]

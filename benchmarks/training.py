@@ -28,7 +28,7 @@ CLIENTS, MANY_CLIENTS = 100, 1000
 IMAGES_EACH = 50
 IMAGE_SIZE = 32
 ROUNDS = 7
-WARM_UP = 2
+WARM_UP = 3
 MANY_EVERY = 2  # the step of a thousand clients is long: every second round
 
 
@@ -71,6 +71,10 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
         processes.append(process)
         workers[name] = here
         here.recv()  # ready: models built, warmed up; one after the other, so that nobody warms up beside another
+    memory = {}
+    for name, worker in workers.items():  # after whole steps and nothing else
+        worker.send("memory")
+        memory[name] = worker.recv()
     seconds: dict[str, list[float]] = {}
 
     def take(name: str, what: str) -> None:
@@ -85,10 +89,7 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
         if turn % MANY_EVERY == 0:
             take("many", "step")
             take("many", "sync")
-    memory = {}
-    for name, worker in workers.items():
-        worker.send("memory")
-        memory[name] = worker.recv()
+    for worker in workers.values():
         worker.send("stop")
     for process in processes:
         process.join()
@@ -136,7 +137,9 @@ def _work(pipe: Connection, contestant: Contestant) -> None:
     pipe.send("ready")
     while (what := pipe.recv()) != "stop":
         if what == "memory":
-            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            on_gpu = contestant.device == "cuda"
+            peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
+            pipe.send(peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             continue
         started = time.perf_counter()
         tasks[what]()
@@ -207,7 +210,6 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
     batches = PooledClients(images, partition, PoolShape.of(training), generator(0, "batches"))
     run = MocoSFL(_split_model(), batches, training, steps=10_000, compute=compute, seed=0)
     rng = generator(0, "benchmark", device=compute.device)
-    batch = images[:count].to(compute.device)
     pool, rows = torch.arange(count), [2] * count
     views = torch.rand(2 * count, 3, IMAGE_SIZE, IMAGE_SIZE, device=compute.device)
     rates = torch.full((count,), 0.01, dtype=torch.float64)
@@ -222,6 +224,12 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
         smashed.backward(gradients[0])
         run.clients.learn(pool, rates)
 
+    def augmentation() -> None:
+        """Everything that the loop's loaders do: draw images, and make two views of each on the device."""
+        drawn = batches.next().images.to(compute.device)
+        for _ in range(2):
+            moco_v2_view(drawn, rng)
+
     smashed = torch.rand(2 * min(count, CLIENTS), 64, IMAGE_SIZE, IMAGE_SIZE, device=compute.device)
 
     def trunk() -> None:
@@ -232,7 +240,7 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
     return {
         "step": run.step,
         "clients": clients,
-        "augmentation": lambda: [moco_v2_view(batch, rng) for _ in range(2)],
+        "augmentation": augmentation,
         "sync": lambda: run.clients.average(pool),
         "trunk": trunk,
     }

@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+        _fail("interrupted; no result was written", EXIT_INTERRUPTED)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except MocosflPrivError as error:

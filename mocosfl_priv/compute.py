@@ -61,6 +61,7 @@ class Compute:
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
             "threads": self.threads,
             "rows_per_pass": self.rows_per_pass,
+            "client_kernel": self.client_kernel,
         }
 
 

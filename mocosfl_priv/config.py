@@ -135,7 +135,7 @@ class Heterogeneity(Section):
 
     def rich(self, clients: int) -> int:
         """How many of `clients` are rich: at least one, and not all."""
-        return min(max(1, int(self.clients * clients)), max(1, clients - 1))
+        return min(max(1, round(self.clients * clients)), max(1, clients - 1))
 
 
 class ReplayConfig(Section):
@@ -206,6 +206,12 @@ class TrainingConfig(Section):
     )
     checkpoint_every: Count = Field(1, description="epochs between two checkpoints, where a run keeps them")
 
+    @model_validator(mode="after")
+    def _pool_of_clients(self) -> TrainingConfig:
+        if self.pool is not None and self.pool > self.clients:
+            raise ValueError(f"a pool of {self.pool} cannot be drawn from {self.clients} clients")
+        return self
+
 
 class EvaluationConfig(Section):
     """Utility and leak metrics."""
@@ -248,7 +254,9 @@ class ComputeConfig(Section):
     )
     threads: Count | None = Field(None, description="torch threads; all usable cores if unset")
     rows_per_pass: Count = Field(
-        200, description="views that go through the networks at once; bounds memory, whatever the number of clients"
+        200,
+        description="views that go through the networks at once, those of one client always together; bounds memory, "
+        "whatever the number of clients",
     )
     client_kernel: Literal["auto", "measure", "grouped", "matmul", "loop"] = Field(
         "auto", description="how different clients are computed at once; measure times them at the start"
@@ -289,6 +297,8 @@ class LeakageConfig(Section):
 
     @model_validator(mode="after")
     def _labels(self) -> LeakageConfig:
+        if self.attacks and not self.every:
+            raise ValueError("leakage.attacks are given, but leakage.every is 0: say every how many epochs they run")
         object.__setattr__(self, "attacks", _labelled(self.attacks, "leakage.attacks"))
         return self
 
@@ -372,6 +382,8 @@ class ExperimentConfig(Section):
         filled = dict(raw)
         for section, choices in PAPER_PROTOCOL.items():
             given = raw.get(section) or {}
+            if isinstance(given, BaseModel):
+                given = given.model_dump(exclude_unset=True)
             if isinstance(given, dict):
                 filled[section] = {**choices, **given}
         return filled

@@ -36,6 +36,7 @@ from mocosfl_priv.evaluation.utility import (
     selection_knn,
     to_unit_range,
 )
+from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
 from mocosfl_priv.progress import Progress, Silent
@@ -46,6 +47,8 @@ from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
+
+DEFENDER = "defender"  # where, among a system's checkpoints, its defense keeps those of its pre-training
 
 
 @dataclass(frozen=True)
@@ -271,12 +274,17 @@ def checkpoints_of(lab: Laboratory, system: System, folder: Path | None) -> Chec
 def _identity(lab: Laboratory, system: System, model_config: ModelConfig) -> str:
     """Everything that decides how a system's training runs, as a digest: what its checkpoints are recognised by."""
     config, defense = lab.config, system.defense
+    curve = lab.curve_attacks if config.leakage.every else ()
     document = {
         "system": system.keys,
-        "model": model_config.model_dump(mode="json"),
-        "training": config.training.model_dump(mode="json"),
-        "evaluation": config.evaluation.model_dump(mode="json"),
-        "leakage": config.leakage.model_dump(mode="json"),
+        "model": [model_config.model_dump(mode="json"), backbone_code(model_config.backbone)],
+        "training": config.training.model_dump(mode="json", exclude={"checkpoint_every"}),
+        "monitor": [config.evaluation.knn_neighbours, config.evaluation.knn_temperature],
+        "leakage": [
+            config.leakage.every,
+            *([attack.origin, attack.code_sha256, attack.parameters] for attack in curve),
+        ],
+        "threat": config.threat.model_dump(mode="json") if curve else None,
         "compute": lab.compute.describe(),
         "roles": {role: record.content_sha256 for role, record in lab.roles.records.items()},
         "defense": [defense.origin, defense.code_sha256, defense.parameters],
@@ -301,7 +309,7 @@ def defender_context(
         compute=lab.compute,
         seed=expert_seed,
         progress=progress,
-        checkpoints=checkpoints.below("defender") if checkpoints else None,
+        checkpoints=checkpoints.below(DEFENDER) if checkpoints else None,
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mocosfl_priv.config import (
     PAPER_PROTOCOL,
     ExperimentConfig,
+    TrainingConfig,
     load_config,
     parse_bottleneck,
     parse_config,
@@ -150,6 +151,8 @@ def test_paper_protocol_changes_defaults_and_nothing_that_is_written_out() -> No
         for name, value in choices.items():
             assert getattr(getattr(paper, section), name) == value
             assert getattr(getattr(strict, section), name) != value
+    built = ExperimentConfig(protocol="paper", training=TrainingConfig(clients=5))
+    assert (built.training.clients, built.training.paper_gradient) == (5, "one_sided")
     mixed = parse_config({"protocol": "paper", "training": {"select_on": "validation"}})
     assert mixed.training.select_on == "validation"
     assert mixed.training.paper_gradient == "one_sided"

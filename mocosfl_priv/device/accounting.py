@@ -2,7 +2,8 @@
 
 Two counts stand side by side. The paper's (Li et al., ICLR 2023) counts two vectors per image (smashed data up,
 gradient down) and one copy of the weights per epoch; one vector and no weights for a frozen client. What the
-protocol moves is three vectors (query, key, gradient), two for a frozen client.
+paper's protocol moves is three vectors (query, key, gradient), two for a frozen client. What a training moved is
+counted at its messages.
 """
 
 from __future__ import annotations

@@ -57,14 +57,20 @@ def build_units(model: ModelConfig, image_size: int) -> list[nn.Module]:
     if not is_own(model.backbone):
         layers = LayerOptions(model.norm, model.weight_standardisation)
         units = find_backbone(model.backbone).build(model.width, image_size, layers)
+        if not model.client_residuals and not _has_shortcuts(units):
+            raise ConfigurationError(f"model.client_residuals: {model.backbone} has no shortcuts to take away")
         return _trainable(units, model, f"model.norm: {model.norm}")
     units = build_own_units(model.backbone, model.width, image_size)
-    if not model.client_residuals and not any(isinstance(m, Residual) for unit in units for m in unit.modules()):
+    if not model.client_residuals and not _has_shortcuts(units):
         raise ConfigurationError(
             f"model.client_residuals: {model.backbone} has no shortcut that can be taken away; leave its shortcuts out "
             "yourself, or build them on mocosfl_priv.models.layers.Residual"
         )
     return _trainable(units, model, f"model.backbone: {model.backbone}")
+
+
+def _has_shortcuts(units: list[nn.Module]) -> bool:
+    return any(isinstance(module, Residual) for unit in units for module in unit.modules())
 
 
 def _trainable(units: list[nn.Module], model: ModelConfig, who: str) -> list[nn.Module]:

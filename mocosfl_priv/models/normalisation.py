@@ -86,38 +86,40 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
         n, channels, height, width = x.shape
         rows = _rows(x)
         count = height * width * channels // groups
-        mean = _per_group(_pixel_sum(rows), groups).div_(count)
-        square = _per_group(_pixel_sum(rows * rows), groups).div_(count)
-        deviation_inverse = (square - mean * mean).clamp_(min=0).add_(epsilon).rsqrt_()
-        scale = _per_channel(deviation_inverse, channels) * weight
-        shift = bias - _per_channel(mean, channels) * scale
+        # Squares of centred values: the difference of two large squares would lose the variance. The first mean may
+        # be rough and is rounded to the input's precision; `rest` is what it left, measured on the centred values.
+        rough = _per_channel(_per_group(_pixel_sum(rows), groups).div_(count), channels)
+        centred = rows - rough.to(x.dtype).unsqueeze(1)
+        rest = _per_channel(_per_group(_pixel_sum(centred), groups).div_(count), channels)
+        square = _per_channel(_per_group(_pixel_sum(centred * centred), groups).div_(count), channels)
+        deviation_inverse = (square - rest * rest).clamp_(min=0).add_(epsilon).rsqrt_()
+        scale = deviation_inverse * weight
+        shift = bias - rest * scale
         # written into a tensor of its own, not returned as a view, so that a following ReLU may work in place
         y = torch.empty((n, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last, device=x.device)
-        torch.addcmul(shift.to(x.dtype).unsqueeze(1), rows, scale.to(x.dtype).unsqueeze(1), out=_rows(y))
-        ctx.save_for_backward(x, weight, mean, deviation_inverse)
+        torch.addcmul(shift.to(x.dtype).unsqueeze(1), centred, scale.to(x.dtype).unsqueeze(1), out=_rows(y))
+        ctx.save_for_backward(centred, weight, rest, deviation_inverse)
         ctx.groups = groups
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """The textbook derivative, as one affine map of gradient and input per channel."""
-        x, weight, mean, deviation_inverse = ctx.saved_tensors
+        centred, weight, centre, spread = ctx.saved_tensors
         groups = ctx.groups
-        n, channels, height, width = x.shape
-        rows = _rows(x)
+        n, channels, height, width = gradients[0].shape
         gradient = _rows(gradients[0])
         count = height * width * channels // groups
         gradient_sum = _pixel_sum(gradient)
-        product_sum = _pixel_sum(gradient * rows)
-        centre = _per_channel(mean, channels)
-        spread = _per_channel(deviation_inverse, channels)
+        product_sum = _pixel_sum(gradient * centred)
         normalised_sum = (product_sum - centre * gradient_sum) * spread  # sum of gradient times normalised input
         slope = _per_channel(_per_group(normalised_sum * weight, groups), channels) / count
         level = _per_channel(_per_group(gradient_sum * weight, groups), channels) / count
         of_input = -spread * spread * slope
         constant = -of_input * centre - spread * level
-        result = torch.addcmul(constant.to(x.dtype).unsqueeze(1), rows, of_input.to(x.dtype).unsqueeze(1))
-        result.addcmul_(gradient, (spread * weight).to(x.dtype).unsqueeze(1))
+        kind = centred.dtype
+        result = torch.addcmul(constant.to(kind).unsqueeze(1), centred, of_input.to(kind).unsqueeze(1))
+        result.addcmul_(gradient, (spread * weight).to(kind).unsqueeze(1))
         return (
             result.view(n, height, width, channels).permute(0, 3, 1, 2),
             normalised_sum.sum(0).to(weight.dtype),

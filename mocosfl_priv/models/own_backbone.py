@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,13 @@ def load_function(reference: str) -> Callable[[int | None, int], Any]:
         raise ConfigurationError(f"{reference}: {name} is a {type(function).__name__}, not a function")
     loaded: Callable[[int | None, int], Any] = function
     return loaded
+
+
+def backbone_code(backbone: str) -> str:
+    """SHA-256 of the file that defines a user's own backbone; empty for ours, which the version identifies."""
+    if not is_own(backbone):
+        return ""
+    return hashlib.sha256(Path(inspect.getfile(inspect.unwrap(load_function(backbone)))).read_bytes()).hexdigest()
 
 
 def build_own_units(reference: str, width: int | None, image_size: int) -> list[nn.Module]:

@@ -74,7 +74,7 @@ def plan(config: ExperimentConfig) -> Plan:
         for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
     )
     _check_partition(laboratory)
-    _check_auxiliary_data(laboratory, attacks)
+    _check_auxiliary_data(laboratory, (*attacks, *curve))
     for system in systems:  # a bottleneck that does not fit is found by building
         laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
     checked = Plan(config, systems, attacks, laboratory)

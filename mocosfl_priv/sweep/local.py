@@ -15,7 +15,7 @@ import pandas as pd
 
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment import CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
+from mocosfl_priv.experiment import DEFENDER, CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import (
     CELL_KEYS,
@@ -45,6 +45,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
     for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
         if (kept := checkpoints_of(lab, system, checkpoints)) is not None:
             kept.verify()
+            kept.below(DEFENDER).verify()
     progress.plan(_segments(plan))
     try:
         for system in plan.systems:
@@ -133,7 +134,7 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
         "plugins": {
             "attacks": [
                 {**_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)), "blind": not a.plugin.needs}
-                for a in plan.attacks
+                for a in {a.label: a for a in (*lab.curve_attacks, *plan.attacks)}.values()
             ],
             "defenses": [
                 _plugin_info(d, ["randomised"] if d.plugin.randomised else [])

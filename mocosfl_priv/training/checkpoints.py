@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,15 +57,29 @@ class Checkpoints:
             staging.replace(place)
             for old in self._steps()[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            raise RunFailedError(f"checkpoint {place} cannot be written: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunFailedError(f"checkpoint {place} cannot be written: {reason}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def verify(self) -> None:
-        """Raise ConfigurationError if the newest checkpoint is damaged or belongs to another training."""
+        """Raise ConfigurationError if there is no place to write, or if the newest checkpoint cannot be gone on from:
+        damaged, or of another training.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"checkpoints: {self.folder} cannot be made: {error.strerror}") from error
+        if not os.access(self.folder, os.W_OK):
+            raise ConfigurationError(f"checkpoints: {self.folder} is not writable")
         if steps := self._steps():
             self._document(steps[-1])
+            try:
+                with safe_open(steps[-1] / "state.safetensors", framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise _damaged(steps[-1], error) from error
 
     def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Step, tensors and facts of the newest checkpoint; None if there is none. Raises as :meth:`verify` does."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import matrix_products
 from mocosfl_priv.models.normalisation import stacked_parameters
-from mocosfl_priv.training.server import State, within
+from mocosfl_priv.training.state import State, within
 
 Kernel = Literal["auto", "grouped", "matmul", "loop"]
 KERNELS: tuple[Kernel, ...] = ("auto", "grouped", "matmul", "loop")
@@ -317,8 +318,8 @@ def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel:
 MEASURED_PASSES = 3
 
 
-def fastest_kernel(client: nn.Module, clients: int, rows: int, image_shape: Sequence[int]) -> Kernel:
-    """Time forward and backward passes of every kernel on the client's device, and name the fastest."""
+def fastest_kernel(client: nn.Module, clients: int, rows: int, image_shape: Sequence[int], compute: Compute) -> Kernel:
+    """Time forward and backward passes of every kernel as `compute` runs them, and name the fastest."""
     parameters = {
         name: p.detach().unsqueeze(0).repeat(clients, *[1] * p.dim()).requires_grad_()
         for name, p in client.named_parameters()
@@ -330,7 +331,9 @@ def fastest_kernel(client: nn.Module, clients: int, rows: int, image_shape: Sequ
         best = float("inf")
         for _ in range(MEASURED_PASSES):
             started = time.perf_counter()
-            encode_stacked(client, parameters, images, kernel).sum().backward()
+            with compute.autocast():
+                smashed = encode_stacked(client, parameters, images, kernel)
+            smashed.float().sum().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - started)

@@ -21,14 +21,15 @@ from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.models.split import SplitModel, count_parameters
 from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
 from mocosfl_priv.training.hooks import ClientHooks, NoHooks
 from mocosfl_priv.training.replay import Replay
-from mocosfl_priv.training.sampling import Batches, ClientBatch
+from mocosfl_priv.training.sampling import Batches, ClientBatch, PoolShape
 from mocosfl_priv.training.schedule import client_rates, server_rate
-from mocosfl_priv.training.server import MocoServer, State, within
+from mocosfl_priv.training.server import MocoServer
+from mocosfl_priv.training.state import State, within
 
 LOSS_CHECK_EVERY = 10  # steps; reading the loss more often would stall an accelerator
 
@@ -107,19 +108,21 @@ class MocoSFL:
         self._replay_order: list[int] = []
         self._epoch_losses: list[Tensor] = []
         self._pool = torch.arange(batches.clients)
+        self._unsynchronised = False  # whether a client has learned since the last synchronisation
         self._client_bytes = 4 * count_parameters(model.client)
 
     def _make_clients(self, frozen: bool) -> Clients:
         if frozen:
             return FrozenClients(self.model.client, self._batches.clients)
-        if self.training.clients == self._batches.clients and EqualClients.fits(
-            self.training, min(self.training.pool or self.training.clients, self.training.clients)
-        ):
+        shape = PoolShape.of(self.training)
+        if self.training.clients == self._batches.clients and EqualClients.fits(self.training, shape.pool):
             return EqualClients(self.model.client, self._batches.clients, self.training)
         kernel: Kernel
         if self._compute.client_kernel == "measure":
-            most = max(1, self._compute.rows_per_pass // 2)
-            kernel = fastest_kernel(self.model.client, min(self._batches.clients, most), 2, self.model.image_shape)
+            single = self.training.paper_gradient == "one_sided"
+            rows = shape.micro_batch * (1 if single else self._views)
+            together = min(shape.pool, max(1, self._compute.rows_per_pass // rows))
+            kernel = fastest_kernel(self.model.client, together, rows, self.model.image_shape, self._compute)
         else:
             kernel = self._compute.client_kernel
         return ClientBank(self.model.client, self._batches.clients, self.training, kernel)
@@ -127,7 +130,7 @@ class MocoSFL:
     @property
     def kernel(self) -> str:
         """How client passes are computed."""
-        return self.clients.kernel if isinstance(self.clients, ClientBank) else "shared"
+        return self.clients.kernel if type(self.clients) is ClientBank else "shared"
 
     def step(self) -> Tensor:
         """One step of every client of the pool and of the server; returns the server's loss, detached."""
@@ -152,8 +155,11 @@ class MocoSFL:
         self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
         if self.replay is not None and self.replay.status == "B":
             self.replay.store(parts)
-        if self.clients.trainable and ((self.step_count + 1) % self.training.sync_period == 0 or batch.pool_changes):
+        self._unsynchronised |= learning
+        due = (self.step_count + 1) % self.training.sync_period == 0 or batch.pool_changes
+        if self._unsynchronised and due:
             self._synchronise(batch)
+            self._unsynchronised = False
         return torch.stack(losses).sum()
 
     @property
@@ -254,11 +260,13 @@ class MocoSFL:
             "rng.views": self._views_rng.get_state(),
             "rng.noise": self._noise_rng.get_state(),
             "rng.replay": self._replay_rng.get_state(),
+            "rng.global": torch.get_rng_state(),  # a user's Dropout draws from it
         }
         facts = {
             "traffic": vars(self.traffic).copy(),
             "replay": self.replay.state() if self.replay else None,
             "replay_order": self._replay_order,
+            "unsynchronised": self._unsynchronised,
             "kernel": self.kernel,
         }
         return tensors, facts
@@ -274,11 +282,13 @@ class MocoSFL:
         self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
         for rng, name in ((self._views_rng, "views"), (self._noise_rng, "noise"), (self._replay_rng, "replay")):
             rng.set_state(tensors[f"rng.{name}"])
+        torch.set_rng_state(tensors["rng.global"])
         self.traffic = Traffic(**facts["traffic"])
         self._replay_order = facts["replay_order"]
+        self._unsynchronised = facts["unsynchronised"]
         if self.replay is not None:
             self.replay.load_state(facts["replay"])
-        if isinstance(self.clients, ClientBank) and not isinstance(self.clients, EqualClients):
+        if type(self.clients) is ClientBank:  # what was measured once stays
             self.clients.kernel = facts["kernel"]
 
 
@@ -318,6 +328,28 @@ def train_mocosfl(
     )  # fmt: skip
     outcome = TrainedModel(model, steps, steps, run.traffic, run.kernel)
     record = _Record(outcome)
+    with global_seed(seed, "training"):
+        _run_to_the_end(run, record, validate, observe, observe_every, checkpoints, progress, started)
+
+    run.assemble()
+    record.restore_best()
+    outcome.traffic, outcome.kernel = run.traffic, run.kernel
+    outcome.replay_epochs = {str(k): v for k, v in run.replay.epochs.items()} if run.replay else {}
+    return outcome
+
+
+def _run_to_the_end(
+    run: MocoSFL,
+    record: _Record,
+    validate: Callable[[SplitModel], float] | None,
+    observe: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None,
+    observe_every: int,
+    checkpoints: Checkpoints | None,
+    progress: Progress,
+    started: float,
+) -> None:
+    """From the newest checkpoint, or the start, to the last step."""
+    steps, training, outcome = run.steps, run.training, record.outcome
     if checkpoints is not None and (found := checkpoints.latest()) is not None:
         step, tensors, facts = found
         run.load_state(step, within(tensors, "run"), facts["run"])
@@ -351,19 +383,13 @@ def train_mocosfl(
                 run.replay.forget_old()
         progress.advance()
 
-    run.assemble()
-    record.restore_best()
-    outcome.traffic, outcome.kernel = run.traffic, run.kernel
-    outcome.replay_epochs = {str(k): v for k, v in run.replay.epochs.items()} if run.replay else {}
-    return outcome
-
 
 class _Record:
     """Losses since the last validation, history, and the best state so far."""
 
     def __init__(self, outcome: TrainedModel) -> None:
         self.losses: list[Tensor] = []
-        self._outcome = outcome
+        self.outcome = outcome
         self._best_score = -math.inf
         self._best: State = {}
 
@@ -375,32 +401,32 @@ class _Record:
         if validate is not None:
             entry["validation_knn"] = score = validate(model)
             if score > self._best_score:
-                self._best_score, self._outcome.selected_step = score, step
+                self._best_score, self.outcome.selected_step = score, step
                 self._best = {name: value.detach().clone() for name, value in _named(model).items()}
-        self._outcome.history.append(entry)
+        self.outcome.history.append(entry)
 
     def restore_best(self) -> None:
         if self._best:
-            for name, value in _named(self._outcome.model).items():
+            for name, value in _named(self.outcome.model).items():
                 value.copy_(self._best[name])
 
     def state(self) -> tuple[State, dict[str, Any]]:
         losses = torch.stack(self.losses) if self.losses else torch.empty(0)
         return {"losses": losses, **{f"best.{name}": value for name, value in self._best.items()}}, {
             "best_score": None if self._best_score == -math.inf else self._best_score,
-            "selected_step": self._outcome.selected_step,
-            "history": self._outcome.history,
-            "observations": self._outcome.observations,
+            "selected_step": self.outcome.selected_step,
+            "history": self.outcome.history,
+            "observations": self.outcome.observations,
         }
 
     def load_state(self, tensors: State, facts: dict[str, Any]) -> None:
-        device = next(iter(_named(self._outcome.model).values())).device
+        device = next(iter(_named(self.outcome.model).values())).device
         self.losses = list(tensors["losses"].to(device).unbind())
         self._best = {name: value.to(device) for name, value in within(tensors, "best").items()}
         self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
-        self._outcome.selected_step = facts["selected_step"]
-        self._outcome.history = facts["history"]
-        self._outcome.observations = facts["observations"]
+        self.outcome.selected_step = facts["selected_step"]
+        self.outcome.history = facts["history"]
+        self.outcome.observations = facts["observations"]
 
 
 def _client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:

@@ -49,6 +49,8 @@ class Replay:
         self.status = "A" if improves else NEXT[self.status]
         if self.status == "B":
             self._stored_epoch, self._stored_steps = epoch + 1, 0
+            if self._temporary is not None:  # without checkpoints nobody can go back to what was stored before
+                self.forget_old()
 
     def store(self, parts: list[dict[str, Tensor]]) -> None:
         """Keep what the clients of one step sent, in the parts in which it was scored."""

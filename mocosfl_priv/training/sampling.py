@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
-
-State = dict[str, Tensor]
+from mocosfl_priv.training.state import State
 
 
 @dataclass(frozen=True)

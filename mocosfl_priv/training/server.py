@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
-
-State = dict[str, Tensor]
+from mocosfl_priv.training.state import State, within
 
 
 class FeatureMemory:
@@ -157,8 +156,3 @@ class MocoServer:
         for index, parameter in enumerate(self.online.parameters()):
             if str(index) in momentum:
                 self._optimiser.state[parameter]["momentum_buffer"] = momentum[str(index)].clone().to(parameter.device)
-
-
-def within(state: State, prefix: str) -> State:
-    """The entries below `prefix`, without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}.")}

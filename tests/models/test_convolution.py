@@ -83,8 +83,9 @@ def test_group_norm_is_the_same_in_either_layout(
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
-def test_group_norm_in_bfloat16_is_as_precise_as_torchs() -> None:
-    x = (torch.randn(4, 16, 16, 16) * 1.5 + 1).bfloat16()
+@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0, 30.0])
+def test_group_norm_in_bfloat16_is_as_precise_as_torchs(mean: float) -> None:
+    x = (torch.randn(4, 16, 16, 16) + mean).bfloat16()
     exact = F.group_norm(x.double(), 4)
     norm = GroupNorm(4, 16)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.training import mocosfl
 from mocosfl_priv.training.clients import ClientBank, EqualClients
 from mocosfl_priv.training.mocosfl import MocoSFL
-from mocosfl_priv.training.sampling import ClientBatch
+from mocosfl_priv.training.sampling import ClientBatch, PoolShape
 from mocosfl_priv.training.server import FeatureMemory
 from tests.oracle.naive_mocosfl import NaiveMocoSFL
 
@@ -121,8 +121,9 @@ def test_engine_equals_the_loop(
     pool = st.lists(st.integers(0, clients - 1), min_size=1, unique=True).map(sorted)
     pools = data.draw(st.lists(pool, min_size=STEPS, max_size=STEPS))
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=clients, max_size=clients))
+    smallest = min(len(pool) for pool in pools)
     training = TrainingConfig(
-        clients=clients, queue_size=8, learning_rate=0.1, epochs=2, server_schedule=schedules[0],
+        clients=clients, pool=smallest, queue_size=8, learning_rate=0.1, epochs=2, server_schedule=schedules[0],
         client_schedule=schedules[1], **options,
     )  # fmt: skip
     model = double_model(seed, cut, norm=norm, bottleneck=bottleneck, client_residuals=client_residuals)
@@ -138,6 +139,17 @@ def test_clients_that_cannot_differ_are_computed_as_one(clients: int, micro_batc
     pools = [list(range(clients))] * STEPS
     engine = compare(double_model(0, 1), training, [micro_batch] * clients, pools, rows_per_pass)
     assert isinstance(engine.clients, EqualClients)
+
+
+def test_sampled_clients_are_never_computed_as_one() -> None:
+    """Averaged after every step, momentum models too, but only one of them takes part in a step."""
+    training = TrainingConfig(
+        clients=2, pool=1, queue_size=8, learning_rate=0.1, sync_period=1, average_momentum_models=True
+    )
+    engine = compare(double_model(0, 1), training, [1, 1], [[0], [1], [0], [1], [0]])
+    assert not isinstance(engine.clients, EqualClients)
+    by_rule = TrainingConfig(clients=300, sync_period=1, average_momentum_models=True)
+    assert not EqualClients.fits(by_rule, PoolShape.of(by_rule).pool)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2", "vgg11", "vit_tiny"])

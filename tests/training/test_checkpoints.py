@@ -38,7 +38,8 @@ class NoisyLearner(NoHooks):
         self.scale = torch.ones(())
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        return smashed + 0.1 * torch.randn(smashed.shape, generator=rng)
+        dropped = nn.functional.dropout(smashed, 0.1)  # torch's global generator, as a user's Dropout
+        return dropped + 0.1 * torch.randn(smashed.shape, generator=rng)
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
         self.scale = 0.9 * self.scale + 0.1 * smashed.detach().mean()
@@ -145,11 +146,19 @@ def test_two_interruptions_and_an_unfinished_write(
     assert len(list(tmp_path.glob("step_*"))) == checkpoints_module.KEPT
 
 
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"checkpoints: .* cannot be made: Not a directory"):
+        Checkpoints(tmp_path / "file" / "below", "x").verify()
+    Checkpoints(tmp_path / "new" / "folder", "x").verify()
+
+
 def test_foreign_and_damaged_checkpoints_are_refused_in_one_line(tmp_path: Path, compute: Compute) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, compute, stop_at=4)
     with pytest.raises(ConfigurationError, match="belongs to another configuration"):
         train(tmp_path, compute, identity="y")
+    Checkpoints(tmp_path, "x").verify()
     newest = sorted(tmp_path.glob("step_*"))[-1]
     document = json.loads((newest / "state.json").read_text())
     (newest / "state.json").write_text(json.dumps(document | {"format": 99}))
@@ -159,3 +168,5 @@ def test_foreign_and_damaged_checkpoints_are_refused_in_one_line(tmp_path: Path,
     (newest / "state.safetensors").write_bytes(b"\x80\x04junk")
     with pytest.raises(ConfigurationError, match="is damaged"):
         train(tmp_path, compute)
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        Checkpoints(tmp_path, "x").verify()
