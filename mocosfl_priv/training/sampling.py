@@ -131,7 +131,7 @@ class PooledClients:
         self._shape = shape
         self._generator = generator
         self._drop_partial = drop_partial
-        self._queues = [torch.empty(0, dtype=torch.long) for _ in partition]
+        self._queues: list[list[int]] = [[] for _ in partition]  # plain lists: a hundred short slices a step
         self._steps_per_round = max(1, int(self.images_per_epoch / self.clients / shape.images_per_client))
         self._step = 0
         self._pool = torch.arange(self.clients)
@@ -144,15 +144,16 @@ class PooledClients:
         self._step += 1
         drawn = [self._draw(client) for client in self._pool.tolist()]
         changes = self._shape.pool < self.clients and self._step % self._steps_per_round == 0
-        return ClientBatch(self._pool, tuple(map(len, drawn)), self._images[torch.cat(drawn)], changes)
+        chosen = torch.tensor([image for images in drawn for image in images])
+        return ClientBatch(self._pool, tuple(map(len, drawn)), self._images[chosen], changes)
 
-    def _draw(self, client: int) -> Tensor:
+    def _draw(self, client: int) -> list[int]:
         part, size = self._partition[client], self._shape.size_of(client)
         while len(self._queues[client]) < size:
-            fresh = part[torch.randperm(len(part), generator=self._generator)]
+            fresh = part[torch.randperm(len(part), generator=self._generator)].tolist()
             # a client with less data than a micro-batch must carry over, or it would never fill one
-            carried = self._queues[client] if not self._drop_partial or len(part) < size else fresh[:0]
-            self._queues[client] = torch.cat([carried, fresh])
+            carried = self._queues[client] if not self._drop_partial or len(part) < size else []
+            self._queues[client] = carried + fresh
         drawn = self._queues[client][:size]
         self._queues[client] = self._queues[client][size:]
         return drawn
@@ -160,7 +161,7 @@ class PooledClients:
     def state(self) -> State:
         """See :class:`Batches`."""
         return {
-            "queues": torch.cat(self._queues),
+            "queues": torch.tensor([image for queue in self._queues for image in queue], dtype=torch.long),
             "queue_lengths": torch.tensor([len(queue) for queue in self._queues]),
             "pool": self._pool.clone(),
             "step": torch.tensor(self._step),
@@ -169,7 +170,7 @@ class PooledClients:
 
     def load_state(self, state: State) -> None:
         """See :class:`Batches`."""
-        self._queues = list(state["queues"].split(state["queue_lengths"].tolist()))
+        self._queues = [queue.tolist() for queue in state["queues"].split(state["queue_lengths"].tolist())]
         self._pool = state["pool"]
         self._step = int(state["step"])
         self._generator.set_state(state["generator"])
