@@ -13,10 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 STANDARDISATION_EPSILON = 1e-5
 SMALL_SIDE = 4  # output pixels; up to here bfloat16 is faster as a matrix product, float32 with contiguous maps
 MATMUL_SMALLEST_CHANNELS = 128
+
+CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d,
+                torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}  # fmt: skip
 
 _longest_patch = ContextVar("longest_patch", default=0.0)
 
@@ -42,6 +46,27 @@ def matrix_products(longest_patch: float) -> Iterator[None]:
         yield
     finally:
         _longest_patch.reset(token)
+
+
+class AutocastConvolutions(TorchFunctionMode):
+    """Apply autocast to convolutions under `vmap`, where torch leaves them alone (and mixed types then fail)."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        kind = device.type
+        self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Cast what goes into a convolution; everything else passes."""
+        kwargs = kwargs or {}
+        if self._dtype is not None and func in CONVOLUTIONS:
+            args = [self._cast(value) for value in args]
+            kwargs = {name: self._cast(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        low = isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return value.to(self._dtype) if low else value
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:

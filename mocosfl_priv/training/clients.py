@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
-from mocosfl_priv.models.convolution import matrix_products
+from mocosfl_priv.models.convolution import AutocastConvolutions, matrix_products
 from mocosfl_priv.models.normalisation import stacked_parameters
 from mocosfl_priv.training.state import State, within
 
@@ -311,7 +311,7 @@ def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel:
         singles = [one_client({k: v[i] for k, v in parameters.items()}, images[i]) for i in range(clients)]
         return singles[0].unsqueeze(0) if clients == 1 else torch.stack(singles)
     all_clients = vmap(one_client, randomness="different")  # a user's Dropout draws anew for every client
-    with stacked_parameters(), matrix_products(LONGEST_PATCH[kernel]):
+    with stacked_parameters(), matrix_products(LONGEST_PATCH[kernel]), AutocastConvolutions(images.device):
         return all_clients(parameters, images)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -122,6 +123,20 @@ def test_kernels_agree_and_the_chosen_one_is_recorded(compute: Compute, kernel: 
     assert outcome.kernel == kernel or (kernel == "measure" and outcome.kernel in KERNELS)
     for a, b in zip(state(one), state(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("backbone", ["resnet8", "vit_tiny", "mobilenetv2"])
+def test_clients_of_every_kind_train_in_bfloat16(compute: Compute, backbone: str, kernel: Any) -> None:
+    """Mixed types under vmap: the client's convolutions, norms and bottleneck all see bfloat16."""
+    torch.manual_seed(0)
+    config = ModelConfig(backbone=backbone, width=12, bottleneck="C4S2", projector_hidden=8, projector_out=8)
+    split = build_split_model(config, 2, 16, [0.5] * 3, [0.25] * 3)
+    mixed, full = copy.deepcopy(split), copy.deepcopy(split)
+    low = train(mixed, replace(compute, bfloat16=True, client_kernel=kernel), steps=2)
+    high = train(full, compute, steps=2)
+    assert low.history[-1]["loss"] == pytest.approx(high.history[-1]["loss"], rel=0.03)
+    assert all(not torch.equal(a, b) for a, b in zip(state(split), state(mixed), strict=True))
 
 
 def test_the_number_of_rows_in_a_pass_changes_nothing(compute: Compute) -> None:
