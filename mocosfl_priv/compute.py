@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from mocosfl_priv.config import ComputeConfig
 from mocosfl_priv.errors import ConfigurationError
@@ -47,12 +46,6 @@ class Compute:
             self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16
         )
         return context
-
-    def fast_layout(self, maps: Tensor) -> Tensor:
-        """The same values in the memory layout in which this device convolves fastest; maps (n, c, h, w)."""
-        if self.device.type == "cpu" and maps.dim() == 4 and maps.dtype == torch.float32:
-            return maps.contiguous(memory_format=torch.channels_last)
-        return maps
 
     def describe(self) -> dict[str, str | int]:
         """What a result records."""

@@ -20,6 +20,7 @@ from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.evaluation.knn import weighted_knn
 from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult, semi_supervised
+from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.seeding import generator
 from mocosfl_priv.training.hooks import ClientHooks
@@ -75,7 +76,7 @@ def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Com
             smashed = model.client(to_unit_range(batch.to(compute.device)))
         smashed = hooks.protect(smashed.float(), rng)
         with compute.autocast():
-            out.append(model.trunk(compute.fast_layout(smashed)).float())
+            out.append(model.trunk(in_fast_layout(smashed, model.trunk)).float())
     for network, mode in zip(networks, modes, strict=True):
         network.train(mode)
     return torch.cat(out)

