@@ -86,13 +86,16 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
         n, channels, height, width = x.shape
         rows = _rows(x)
         count = height * width * channels // groups
+        if x.dtype != torch.bfloat16:  # torch's forward pass is fast here; its backward pass loses the layout
+            y, mean, spread = torch.native_group_norm(x, weight, bias, n, channels, height * width, groups, epsilon)
+            ctx.save_for_backward(rows, weight, _per_channel(mean, channels), _per_channel(spread, channels))
+            ctx.groups = groups
+            return y
+        # The difference of two large squares would lose the variance, so centred values are squared. The mean may be
+        # rough and is rounded for it; `rest` is what it left, measured on the centred values.
         rest = _per_channel(_per_group(_pixel_sum(rows), groups).div_(count), channels)
-        centred = rows
-        if x.dtype == torch.bfloat16:
-            # The difference of two large squares would lose the variance, so centred values are squared. The mean
-            # may be rough and is rounded for it; `rest` is what it left, measured on the centred values.
-            centred = rows - rest.to(x.dtype).unsqueeze(1)
-            rest = _per_channel(_per_group(_pixel_sum(centred), groups).div_(count), channels)
+        centred = rows - rest.to(x.dtype).unsqueeze(1)
+        rest = _per_channel(_per_group(_pixel_sum(centred), groups).div_(count), channels)
         square = _per_channel(_per_group(_pixel_sum(centred * centred), groups).div_(count), channels)
         deviation_inverse = (square - rest * rest).clamp_(min=0).add_(epsilon).rsqrt_()
         scale = deviation_inverse * weight
