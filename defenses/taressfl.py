@@ -17,6 +17,7 @@ from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
+from mocosfl_priv.training.state import under, within
 
 DECODER_LEARNING_RATE = 1e-3
 SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
@@ -175,17 +176,16 @@ class SimulatedAttacker(NoHooks):
             for name, value in self._optimiser.state.get(parameter, {}).items()
         }
         steps = torch.tensor(self._schedule.last_epoch)
-        return {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()} | moments | {"steps": steps}
+        return under("decoder", self.decoder.state_dict()) | moments | {"steps": steps}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken."""
-        self.decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
+        self.decoder.load_state_dict(within(state, "decoder"))
         parameters = list(self.decoder.parameters())
-        for name, value in state.items():
-            if name.startswith("adam."):
-                _, index, moment = name.split(".")
-                place = torch.device("cpu") if moment == "step" else parameters[int(index)].device
-                self._optimiser.state[parameters[int(index)]][moment] = value.clone().to(place)
+        for name, value in within(state, "adam").items():
+            index, moment = name.split(".")
+            place = torch.device("cpu") if moment == "step" else parameters[int(index)].device
+            self._optimiser.state[parameters[int(index)]][moment] = value.clone().to(place)
         steps = int(state["steps"])
         passed = sum(1 for milestone in self._schedule.milestones.elements() if milestone <= steps)
         self._schedule.last_epoch = steps

@@ -167,12 +167,7 @@ class TrainedSystem:
 
     def checkpoint(self) -> dict[str, np.ndarray]:
         """Client, trunk and projector as named arrays."""
-        parts = {"client": self.model.client, "trunk": self.model.trunk, "projector": self.model.projector}
-        return {
-            f"{part}.{name}": value.detach().cpu().contiguous().numpy()
-            for part, module in parts.items()
-            for name, value in module.state_dict().items()
-        }
+        return {name: value.detach().cpu().contiguous().numpy() for name, value in self.model.named_state().items()}
 
 
 @dataclass(frozen=True)
@@ -355,10 +350,7 @@ def attack_system(
             f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
             for fraction, result in trained.utility.semi_supervised.items()
         },
-        **{name: float(values[name].mean()) for name in METRICS},
-        "mse_floor": float(values["mse_floor"].mean()),
-        "leak_ratio": leak_ratio(values["mse"], values["mse_floor"]),
-        "attack_seconds": outcome.seconds,
+        **outcome.summary,
         "attack_steps": outcome.steps,
         "attack_queries": outcome.queries,
         "attack_out_of_time": outcome.out_of_time,
@@ -388,6 +380,16 @@ class _Outcome:
     steps: int
     queries: int
     out_of_time: bool
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """What every table says of an attack: mean metrics, floor, leak ratio, time."""
+        return {
+            **{name: float(self.values[name].mean()) for name in METRICS},
+            "mse_floor": float(self.values["mse_floor"].mean()),
+            "leak_ratio": leak_ratio(self.values["mse"], self.values["mse_floor"]),
+            "attack_seconds": self.seconds,
+        }
 
 
 def _attack(
@@ -419,18 +421,7 @@ def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoc
     rows = []
     for attack in lab.curve_attacks:
         outcome = _attack(lab, system, model, attack, derive_seed(system.seed, "attack", attack.label), None)
-        values = outcome.values
-        rows.append(
-            {
-                "attack": attack.label,
-                "step": step,
-                "epoch": epoch,
-                **{name: float(values[name].mean()) for name in METRICS},
-                "mse_floor": float(values["mse_floor"].mean()),
-                "leak_ratio": leak_ratio(values["mse"], values["mse_floor"]),
-                "attack_seconds": outcome.seconds,
-            }
-        )
+        rows.append({"attack": attack.label, "step": step, "epoch": epoch, **outcome.summary})
     return rows
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mocosfl_priv.config import ModelConfig, parse_bottleneck
@@ -48,6 +48,11 @@ class SplitModel:
         for part in (self.client, self.trunk, self.projector):
             part.to(device)
         return self
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers of all three parts, by ``part.name``; not copies."""
+        parts = {"client": self.client, "trunk": self.trunk, "projector": self.projector}
+        return {f"{part}.{name}": value for part, m in parts.items() for name, value in m.state_dict().items()}
 
     def copy(self) -> SplitModel:
         """An independent deep copy."""

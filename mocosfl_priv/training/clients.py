@@ -14,7 +14,7 @@ from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import AutocastConvolutions, matrix_products
 from mocosfl_priv.models.normalisation import stacked_parameters
-from mocosfl_priv.training.state import State, within
+from mocosfl_priv.training.state import State, under, within
 
 Kernel = Literal["auto", "grouped", "matmul", "loop"]
 KERNELS: tuple[Kernel, ...] = ("auto", "grouped", "matmul", "loop")
@@ -152,11 +152,12 @@ class ClientBank:
         mean = self.consensus(pool)
         kept = self._kept_share(pool, mean)
         for name, stacked in self.online.items():
-            own = stacked[pool] if kept is not None else None
-            stacked.copy_(mean[name].expand_as(stacked))
-            if kept is not None and own is not None:
-                share = kept.to(own).view(-1, *[1] * (own.dim() - 1))
-                stacked[pool] = share * own + (1 - share) * mean[name]
+            handed_out = mean[name].expand_as(stacked)
+            if kept is not None:
+                share = kept.to(stacked).view(-1, *[1] * (stacked.dim() - 1))
+                handed_out = handed_out.clone()
+                handed_out[pool] = share * stacked[pool] + (1 - share) * mean[name]
+            stacked.copy_(handed_out)
         if self._training.average_momentum_models:
             for stacked in self.key.values():
                 stacked.copy_(stacked[self._averaged(pool)].mean(0, keepdim=True).expand_as(stacked))
@@ -189,9 +190,10 @@ class ClientBank:
 
     def state(self) -> State:
         """See :class:`Clients`."""
-        stacks = {"online": self.online, "key": self.key, "velocity": self.velocity}
         return {
-            **{f"{kind}.{name}": value for kind, stack in stacks.items() for name, value in stack.items()},
+            **under("online", self.online),
+            **under("key", self.key),
+            **under("velocity", self.velocity),
             "steps_taken": self.steps_taken,
             "keep_per_divergence": self.keep_per_divergence,
         }

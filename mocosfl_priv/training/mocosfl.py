@@ -29,7 +29,7 @@ from mocosfl_priv.training.replay import Replay
 from mocosfl_priv.training.sampling import Batches, ClientBatch, PoolShape
 from mocosfl_priv.training.schedule import client_rates, server_rate
 from mocosfl_priv.training.server import MocoServer
-from mocosfl_priv.training.state import State, within
+from mocosfl_priv.training.state import State, under, within
 
 LOSS_CHECK_EVERY = 10  # steps; reading the loss more often would stall an accelerator
 
@@ -251,10 +251,10 @@ class MocoSFL:
     def state(self) -> tuple[State, dict[str, Any]]:
         """Tensors and JSON facts from which :meth:`load_state` goes on exactly."""
         tensors = {
-            **{f"clients.{name}": value for name, value in self.clients.state().items()},
-            **{f"server.{name}": value for name, value in self.server.state().items()},
-            **{f"batches.{name}": value for name, value in self._batches.state().items()},
-            **{f"hooks.{name}": value for name, value in self._hooks.state().items()},
+            **under("clients", self.clients.state()),
+            **under("server", self.server.state()),
+            **under("batches", self._batches.state()),
+            **under("hooks", self._hooks.state()),
             "pool": self._pool,
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
             "rng.views": self._views_rng.get_state(),
@@ -376,7 +376,7 @@ def _run_to_the_end(
             kept, noted = record.state()
             checkpoints.save(
                 step,
-                {f"run.{k}": v for k, v in tensors.items()} | {f"record.{k}": v for k, v in kept.items()},
+                under("run", tensors) | under("record", kept),
                 {"run": facts, "record": noted, "seconds": outcome.earlier_seconds + time.monotonic() - started},
             )
             if run.replay is not None:
@@ -402,17 +402,17 @@ class _Record:
             entry["validation_knn"] = score = validate(model)
             if score > self._best_score:
                 self._best_score, self.outcome.selected_step = score, step
-                self._best = {name: value.detach().clone() for name, value in _named(model).items()}
+                self._best = {name: value.detach().clone() for name, value in model.named_state().items()}
         self.outcome.history.append(entry)
 
     def restore_best(self) -> None:
         if self._best:
-            for name, value in _named(self.outcome.model).items():
+            for name, value in self.outcome.model.named_state().items():
                 value.copy_(self._best[name])
 
     def state(self) -> tuple[State, dict[str, Any]]:
         losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        return {"losses": losses, **{f"best.{name}": value for name, value in self._best.items()}}, {
+        return {"losses": losses, **under("best", self._best)}, {
             "best_score": None if self._best_score == -math.inf else self._best_score,
             "selected_step": self.outcome.selected_step,
             "history": self.outcome.history,
@@ -420,7 +420,7 @@ class _Record:
         }
 
     def load_state(self, tensors: State, facts: dict[str, Any]) -> None:
-        device = next(iter(_named(self.outcome.model).values())).device
+        device = next(iter(self.outcome.model.named_state().values())).device
         self.losses = list(tensors["losses"].to(device).unbind())
         self._best = {name: value.to(device) for name, value in within(tensors, "best").items()}
         self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
@@ -452,8 +452,3 @@ def _require_finite(losses: list[Tensor], step: int) -> None:
             f"training diverged: the loss was not finite at or shortly before step {step}; "
             "lower training.learning_rate or use compute.precision=float32"
         )
-
-
-def _named(model: SplitModel) -> State:
-    parts = {"client": model.client, "trunk": model.trunk, "projector": model.projector}
-    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}

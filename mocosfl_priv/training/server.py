@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import in_fast_layout
-from mocosfl_priv.training.state import State, within
+from mocosfl_priv.training.state import State, under, within
 
 
 class FeatureMemory:
@@ -142,9 +142,9 @@ class MocoServer:
             if self._optimiser.state.get(parameter)
         }
         return {
-            **{f"online.{name}": value for name, value in self.online.state_dict().items()},
-            **{f"key.{name}": value for name, value in self.key.state_dict().items()},
-            **{f"memory.{name}": value for name, value in self.memory.state().items()},
+            **under("online", self.online.state_dict()),
+            **under("key", self.key.state_dict()),
+            **under("memory", self.memory.state()),
             **momentum,
         }
 
