@@ -66,6 +66,17 @@ class RunResult:
         """One row per (defense, attack, cut_layer, target_fraction, seed)."""
         return self.record.cells.copy()
 
+    def require_success(self) -> None:
+        """Raise RunFailedError if an attack failed; the rows of the others stand."""
+        cells = self.record.cells
+        failed = cells[cells["failure"] != ""]
+        if len(failed):
+            first = failed.iloc[0]
+            raise RunFailedError(
+                f"{len(failed)} of {len(cells)} attacks failed; the first: {first['attack']!r} on {first['defense']}, "
+                f"cut {first['cut_layer']}, seed {first['seed']}: {first['failure']}"
+            )
+
     def report(self, out: Path | str, overwrite: bool = False) -> Path:
         """Write results and report to the folder `out`, as a whole or not at all; returns the HTML's path."""
         with Destination(Path(out), overwrite) as destination:

@@ -238,6 +238,7 @@ def _run(
         page = result.report_to(destination)
     _print_table(result)
     print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+    result.require_success()
 
 
 def _print_table(result: RunResult) -> None:

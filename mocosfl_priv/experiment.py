@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mocosfl_priv.compute import Compute
-from mocosfl_priv.config import ExperimentConfig, ModelConfig
+from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.data.partitions import make_partition
-from mocosfl_priv.data.roles import DataRoles, Role
+from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError
-from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor, leak_ratio
-from mocosfl_priv.evaluation.linear_probe import linear_probe
-from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
-from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
-from mocosfl_priv.evaluation.utility import (
-    BATCH,
-    ProbeData,
-    Utility,
-    measure_utility,
-    probe_features,
-    raw_pixel_knn,
-    selection_knn,
-    to_unit_range,
-)
+from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
+from mocosfl_priv.laboratory import Laboratory, fresh_model
 from mocosfl_priv.models.own_backbone import backbone_code
-from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
+from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
 from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
-from mocosfl_priv.seeding import derive_seed, generator, global_seed
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, ThreatModel, with_implied
+from mocosfl_priv.results import semi_column
+from mocosfl_priv.seeding import derive_seed, generator
+from mocosfl_priv.target import Target, Trial, try_attack
 from mocosfl_priv.training.checkpoints import Checkpoints
-from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
 
@@ -84,72 +68,6 @@ class System:
 
 
 @dataclass
-class Laboratory:
-    """What all systems of an experiment share: data in their roles, floors, the metrics, the machine."""
-
-    config: ExperimentConfig
-    roles: DataRoles
-    compute: Compute
-    threat: ThreatModel
-    curve_attacks: tuple[Loaded[Attack], ...] = ()
-    lpips: Lpips | None = field(init=False)
-    lpips_note: str = field(init=False)
-    _untrained: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.lpips, self.lpips_note = load_lpips(self.config.evaluation.lpips_network)
-
-    @cached_property
-    def probe_data(self) -> ProbeData:
-        """The probe roles."""
-        return ProbeData(self.roles[Role.PROBE_TRAIN], self.roles[Role.PROBE_VALIDATION], self.roles[Role.PROBE_TEST])
-
-    @cached_property
-    def victims(self) -> Tensor:
-        """The true victims, float (n, 3, h, w) in [0, 1]; only scoring reads them."""
-        return to_unit_range(self.roles[Role.VICTIMS].images)
-
-    @cached_property
-    def floor(self) -> Floor:
-        """The blind guess for the victims, from the clients' private images."""
-        return blind_guess_floor(to_unit_range(self.roles[Role.CLIENT_PRIVATE].images), self.victims)
-
-    @cached_property
-    def raw_pixels(self) -> np.ndarray:
-        """Utility floor: correctness of raw-pixel kNN on the probe test role."""
-        return raw_pixel_knn(self.probe_data, self.config.evaluation)
-
-    @cached_property
-    def auxiliary(self) -> AuxiliaryData:
-        """The attacker's images."""
-        target, source = self.roles[Role.AUXILIARY_TARGET], self.roles[Role.AUXILIARY_SOURCE]
-        return AuxiliaryData(
-            to_unit_range(torch.cat([target.images, source.images])).to(self.compute.device),
-            torch.arange(len(target) + len(source), device=self.compute.device) < len(target),
-        )
-
-    @cached_property
-    def colour_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation per colour of the clients' private images, which clients normalise with."""
-        images = to_unit_range(self.roles[Role.CLIENT_PRIVATE].images)
-        return images.mean((0, 2, 3)).tolist(), images.std((0, 2, 3)).tolist()
-
-    def build_model(self, model: ModelConfig, cut_layer: int, seed: int) -> SplitModel:
-        """A fresh model; equal for equal seeds whatever the defense, so that defenses can be compared in pairs."""
-        return _fresh_model(model, cut_layer, self.config.data.image_size, self.colour_statistics, seed)
-
-    def untrained_probe(self, model: ModelConfig, cut_layer: int, seed: int) -> np.ndarray:
-        """Utility floor: correctness of a linear probe on the same network before training."""
-        key = (model.model_dump_json(), cut_layer, seed)
-        if key not in self._untrained:
-            network = self.build_model(model, cut_layer, seed).to(self.compute.device)
-            evaluation, rng = self.config.evaluation, generator(seed, "untrained", device=self.compute.device)
-            train, selection, test = probe_features(network, self.probe_data, NoHooks(), evaluation, self.compute, rng)
-            self._untrained[key] = linear_probe(train, selection, test, evaluation.linear_probe_penalties).correct
-        return self._untrained[key]
-
-
-@dataclass
 class TrainedSystem:
     """A trained system with its utility and cost."""
 
@@ -172,11 +90,17 @@ class TrainedSystem:
 
 @dataclass(frozen=True)
 class CellResult:
-    """One attack on one system: its row, its per-image values, and its reconstructions as uint8."""
+    """One attack on one system: its row, its per-image values, and its reconstructions as uint8 unless it failed."""
 
     row: dict[str, Any]
     per_image: pd.DataFrame
-    reconstruction: np.ndarray
+    reconstruction: np.ndarray | None
+
+    @classmethod
+    def of(cls, trial: Trial, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
+        """The cell `keys`, with what else its row says beside the trial's own summary."""
+        keys = {**keys, "victims": trial.victims.name}
+        return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
 
 
 def planned_training_steps(lab: Laboratory) -> int:
@@ -333,84 +257,45 @@ def attack_system(
 ) -> CellResult:
     """Let one attack try the victims of a trained system, and score what it returns.
 
-    Raises RunFailedError when the attack breaks its contract, and ThreatModelError when it reaches for more than
-    it was granted.
+    An attack that fails leaves a row that says why. Raises ThreatModelError when it reaches for more than it was
+    granted.
     """
     system = trained.system
-    outcome = _attack(lab, system, trained.model, attack, derive_seed(system.seed, "attack", attack.label), progress)
-    values, victims = outcome.values, lab.victims
-    keys = {**system.keys, "attack": attack.label}
-    row: dict[str, Any] = {
-        **{key: keys[key] for key in CELL_KEYS},
+    (trial,) = try_attack(lab, target_of(lab, system, trained.model), attack, [lab.victims], progress)
+    rest = {
         "checkpoint": f"checkpoints/{system.file_stem}.safetensors",
-        "victims": "test",
         "knn_accuracy": float(trained.utility.knn.mean()),
         "linear_accuracy": float(trained.utility.linear.mean()),
         **{
             f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
             for fraction, result in trained.utility.semi_supervised.items()
         },
-        **outcome.summary,
-        "attack_steps": outcome.steps,
-        "attack_queries": outcome.queries,
-        "attack_out_of_time": outcome.out_of_time,
         "knn_raw_pixels": float(lab.raw_pixels.mean()),
         "linear_untrained": float(trained.untrained.mean()),
         "probe_selection": lab.config.evaluation.probe_selection,
         **trained.cost,
     }
-    per_image = pd.DataFrame(
-        {
-            **{key: [keys[key]] * len(victims) for key in CELL_KEYS},
-            "image": range(len(victims)),
-            "group": lab.roles[Role.VICTIMS].groups.numpy(),
-            **values,
-        }
+    return CellResult.of(trial, {**system.keys, "attack": attack.label}, rest)
+
+
+def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
+    """What attackers of a trained system are up against."""
+    defense = system.defense.plugin
+    return Target(
+        title=system.title,
+        client=model.client,
+        image_shape=model.image_shape,
+        defense=defense,
+        build_client=partial(
+            _untrained_client,
+            defense.architecture(lab.config.model),
+            system.cut_layer,
+            lab.config.data.image_size,
+            lab.colour_statistics,
+            derive_seed(system.seed, "attacker's clone"),
+        ),
+        seed=system.seed,
     )
-    return CellResult(row, per_image, (outcome.reconstruction * 255).round().byte().numpy())
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What one attack returned, how it scored per victim, and what it used."""
-
-    reconstruction: Tensor
-    values: dict[str, np.ndarray]
-    seconds: float
-    steps: int
-    queries: int
-    out_of_time: bool
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """What every table says of an attack: mean metrics, floor, leak ratio, time."""
-        return {
-            **{name: float(self.values[name].mean()) for name in METRICS},
-            "mse_floor": float(self.values["mse_floor"].mean()),
-            "leak_ratio": leak_ratio(self.values["mse"], self.values["mse_floor"]),
-            "attack_seconds": self.seconds,
-        }
-
-
-def _attack(
-    lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack], seed: int, progress: Progress | None
-) -> _Outcome:
-    view = grant_view(lab, system, model, attack)
-    budget = Budget(lab.config.threat.seconds, progress)
-    try:
-        with global_seed(seed, "global"):
-            returned = attack.plugin.reconstruct(view, budget, seed)
-    except MocosflPrivError:
-        raise
-    except Exception as error:  # a user's attack can fail in any way
-        raise RunFailedError(
-            f"attack {attack.label!r} on {system.title} failed: {type(error).__name__}: {error}"
-        ) from error
-    seconds = budget.elapsed
-    reconstruction = check_reconstruction(returned, tuple(lab.victims.shape), attack.label)
-    scores = score(reconstruction, lab.victims, lab.floor, lab.lpips)
-    values = {name: value.numpy() for name, value in scores.items()}
-    return _Outcome(reconstruction, values, seconds, budget.steps, view.queries, budget.exhausted)
 
 
 def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoch: float) -> list[dict[str, Any]]:
@@ -420,65 +305,12 @@ def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoc
     """
     rows = []
     for attack in lab.curve_attacks:
-        outcome = _attack(lab, system, model, attack, derive_seed(system.seed, "attack", attack.label), None)
-        rows.append({"attack": attack.label, "step": step, "epoch": epoch, **outcome.summary})
+        (trial,) = try_attack(lab, target_of(lab, system, model), attack, [lab.victims])
+        rows.append({"attack": attack.label, "step": step, "epoch": epoch, **trial.summary})
     return rows
 
 
-def grant_view(lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack]) -> AttackerView:
-    """The view of one attack: what it declared, as far as the threat model grants it, and nothing else."""
-    plugin = attack.plugin
-    lab.threat.require(plugin.needs, attack.label)
-    device = lab.compute.device
-    # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    client = copy.deepcopy(model.client).to(device).eval().requires_grad_(False)
-    auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
-    defense = system.defense.plugin
-    with torch.no_grad():
-        smashed = torch.cat([client(batch.to(device)) for batch in lab.victims.split(BATCH)])
-        smashed = defense.protect(smashed, generator(system.seed, "victims' messages", device=device))
-    attacker_rng = generator(system.seed, "attacker's queries", attack.label, device=device)
-    clone_seed = derive_seed(system.seed, "attacker's clone")
-    return AttackerView(
-        smashed=smashed,
-        image_shape=model.image_shape,
-        compute=lab.compute,
-        visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
-        client=client,
-        protect=partial(_protect, defense, attacker_rng),
-        knows_defense=lab.threat.adaptive,
-        simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
-        auxiliary=auxiliary,
-        # bound to settings only: a closure over the laboratory would carry the victims along
-        build_client=partial(
-            _untrained_client,
-            defense.architecture(lab.config.model),
-            system.cut_layer,
-            lab.config.data.image_size,
-            lab.colour_statistics,
-            clone_seed,
-            device,
-        ),
-    )
-
-
-def _protect(defense: Defense, rng: torch.Generator, smashed: Tensor) -> Tensor:
-    return defense.protect(smashed, rng)
-
-
 def _untrained_client(
-    model: ModelConfig,
-    cut_layer: int,
-    image_size: int,
-    colour_statistics: tuple[list[float], list[float]],
-    seed: int,
-    device: torch.device,
+    model: ModelConfig, cut_layer: int, image_size: int, colours: tuple[list[float], list[float]], seed: int
 ) -> nn.Module:
-    return _fresh_model(model, cut_layer, image_size, colour_statistics, seed).client.to(device)
-
-
-def _fresh_model(
-    model: ModelConfig, cut_layer: int, image_size: int, colour_statistics: tuple[list[float], list[float]], seed: int
-) -> SplitModel:
-    with global_seed(seed, "initialisation"):
-        return build_split_model(model, cut_layer, image_size, *colour_statistics)
+    return fresh_model(model, cut_layer, image_size, colours, seed).client

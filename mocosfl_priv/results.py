@@ -1,7 +1,7 @@
 """What a run leaves behind, and how it is stored: the one thing that reports read.
 
 A run directory holds
-    results.csv           one row per (defense, attack, cut_layer, target_fraction, seed)
+    results.csv           one row per (defense, attack, cut_layer, target_fraction, seed, victims)
     per_image.parquet     the metrics of every victim, same keys
     probe.parquet         correctness of every probe test image, per trained system
     training.csv          loss and validation score over training
@@ -30,9 +30,9 @@ from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
-CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed"]
+CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
 COSTS = [
     "client_parameters",
     "client_flops",
@@ -41,20 +41,18 @@ COSTS = [
     "paper_megabytes_per_client",
     "training_seconds",
 ]
+ATTACK_COSTS = ["attack_seconds", "attack_steps", "attack_queries", "attack_out_of_time"]
 METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips"]
 COLUMNS = [
     *CELL_KEYS,
     "checkpoint",
-    "victims",
     "knn_accuracy",
     "linear_accuracy",
     *METRICS,
     "mse_floor",
     "leak_ratio",
-    "attack_seconds",
-    "attack_steps",
-    "attack_queries",
-    "attack_out_of_time",
+    *ATTACK_COSTS,
+    "failure",
     "knn_raw_pixels",
     "linear_untrained",
     "probe_selection",
@@ -81,6 +79,7 @@ LEAKAGE_COLUMNS = [
     "mse_floor",
     "leak_ratio",
     "attack_seconds",
+    "failure",
 ]
 RECORD_FILES = (
     "run.json",
@@ -102,7 +101,8 @@ class RunRecord:
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
-    images: ``victims`` and one array per cell, named by :func:`image_key`; uint8 (n, 3, h, w).
+    images: the victims (:func:`victims_key`) and an array per cell that did not fail (:func:`image_key`);
+        uint8 (n, 3, h, w).
     checkpoints: file name to named arrays. info: everything else, as JSON.
     """
 
@@ -120,6 +120,11 @@ class RunRecord:
 def image_key(cell: dict[str, Any]) -> str:
     """The name under which a cell's reconstructions are stored."""
     return "/".join(f"{key}={cell[key]}" for key in CELL_KEYS)
+
+
+def victims_key(name: str) -> str:
+    """The name under which the true images of a set of victims are stored."""
+    return f"victims={name}"
 
 
 def write_record(record: RunRecord, folder: Path) -> None:
@@ -150,11 +155,11 @@ def read_record(folder: Path) -> RunRecord:
                 f"{folder}: written with result schema {found}, this version reads {SCHEMA_VERSION}"
             )
         return RunRecord(
-            cells=pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""]),
+            cells=_read_csv(folder / "results.csv"),
             per_image=pd.read_parquet(folder / "per_image.parquet"),
             probe=pd.read_parquet(folder / "probe.parquet"),
-            training=pd.read_csv(folder / "training.csv", keep_default_na=False, na_values=[""]),
-            leakage=pd.read_csv(folder / "leakage.csv", keep_default_na=False, na_values=[""]),
+            training=_read_csv(folder / "training.csv"),
+            leakage=_read_csv(folder / "leakage.csv"),
             images=load_file(folder / "images.safetensors"),
             info=info,
             config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -163,6 +168,14 @@ def read_record(folder: Path) -> RunRecord:
         raise
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A table as it was written: only an empty field is a missing number, and a missing cause is no cause."""
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"failure": str})
+    if "failure" in table:
+        table["failure"] = table["failure"].fillna("")
+    return table
 
 
 class Destination:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from mocosfl_priv.errors import ConfigurationError, ThreatModelError, unknown_na
 from mocosfl_priv.progress import Progress, Silent
 
 QUERY_BATCH = 256
+NumberT = TypeVar("NumberT", int, float)
 
 
 class Capability(StrEnum):
@@ -197,14 +199,24 @@ class Budget:
     """How much an attack may spend, and what it spent.
 
     seconds: wall-clock limit; None for no limit, which keeps runs repeatable.
-    steps: counted as the attack draws them from :meth:`iterate`.
+    steps: limit of the steps that the attack draws from :meth:`iterate`; None for no limit.
     """
 
-    def __init__(self, seconds: float | None = None, progress: Progress | None = None, stage: str = "attack") -> None:
+    def __init__(
+        self,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+        stage: str = "attack",
+        *,
+        steps: int | None = None,
+        parent: Budget | None = None,
+    ) -> None:
         self.seconds = seconds
+        self.step_limit = steps
         self.steps = 0
         self._progress = progress or Silent()
         self._stage = stage
+        self._parent = parent
         self._started = time.monotonic()
 
     @property
@@ -214,18 +226,59 @@ class Budget:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the time is up."""
-        return self.seconds is not None and self.elapsed >= self.seconds
+        """Whether the time is up or the steps are used."""
+        return (
+            (self.seconds is not None and self.elapsed >= self.seconds)
+            or (self.step_limit is not None and self.steps >= self.step_limit)
+            or (self._parent is not None and self._parent.exhausted)
+        )
+
+    def spent(self, step: int, planned: int) -> float:
+        """How far a computation of `planned` steps is at its own `step`, in [0, 1], whatever ends it first.
+
+        A schedule that follows it comes to its end in a limited time, too. Without a time limit it depends on steps
+        only, so that runs are repeatable.
+        """
+        share = step / max(1, planned)
+        if self.seconds is not None:
+            share = max(share, self.elapsed / self.seconds)
+        if self.step_limit is not None:
+            share = max(share, step / max(1, self.step_limit))
+        return min(1.0, share)
+
+    def part(self, *, seconds: float | None = None, steps: int | None = None, stage: str | None = None) -> Budget:
+        """A budget within this one: at most what is left, and at most `seconds` and `steps`. Its steps count here."""
+        left = None if self.seconds is None else max(0.0, self.seconds - self.elapsed)
+        steps_left = None if self.step_limit is None else max(0, self.step_limit - self.steps)
+        return Budget(
+            _smaller(left, seconds),
+            self._progress,
+            stage or self._stage,
+            steps=_smaller(steps_left, steps),
+            parent=self,
+        )
 
     def iterate(self, planned: int) -> Iterator[int]:
-        """0, 1, ... for `planned` steps, or until the time is up."""
+        """0, 1, ... for `planned` steps, or until the budget is exhausted."""
         self._progress.begin(self._stage, planned)
         try:
             for step in range(planned):
                 if self.exhausted:
                     return
-                self.steps += 1
+                self._count()
                 yield step
                 self._progress.advance()
         finally:
             self._progress.end()
+
+    def _count(self) -> None:
+        self.steps += 1
+        if self._parent is not None:
+            self._parent._count()
+
+
+def _smaller(first: NumberT | None, second: NumberT | None) -> NumberT | None:
+    """The smaller of two limits, where None is no limit."""
+    if first is None or second is None:
+        return second if first is None else first
+    return min(first, second)

@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mocosfl_priv.evaluation.statistics import Interval
-from mocosfl_priv.results import RunRecord
+from mocosfl_priv.results import RunRecord, image_key, victims_key
 from reports.summary import SummaryRow, headline_rows
 
 matplotlib.use("Agg")
 sns.set_theme(style="whitegrid", context="notebook")
 
 LOWEST_SHOWN_LEAK = -0.5  # an attack that is worse than guessing by far would squeeze all others together
+VICTIMS = "test"
 STRIP_IMAGES = 10
 STRIP_SCALE = 2
 STRIP_GAP = 2
@@ -156,16 +157,22 @@ def strip(images: np.ndarray, indices: list[int]) -> bytes:
 
 def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
     """Originals, then every attack on every system (first seed): title, R over all victims, PNG."""
-    victims = record.images["victims"]
+    victims = record.images[victims_key(VICTIMS)]
     indices = shown_victims(len(victims))
     pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
     seed = record.info["seeds"][0]
     for row in rows:
         if row.is_worst_case or (row.blind and row is not _first_blind(rows)):
             continue
-        key = (
-            f"defense={row.defense}/attack={row.attack}/cut_layer={row.cut_layer}"
-            f"/target_fraction={row.target_fraction}/seed={seed}"
+        key = image_key(
+            {
+                "defense": row.defense,
+                "attack": row.attack,
+                "cut_layer": row.cut_layer,
+                "target_fraction": row.target_fraction,
+                "seed": seed,
+                "victims": VICTIMS,
+            }
         )
         pictures.append(
             {

@@ -9,14 +9,17 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from mocosfl_priv.results import RunRecord
-from reports.figures import draw_all, shown_victims, strips
+from mocosfl_priv.errors import RunFailedError
+from mocosfl_priv.results import RunRecord, victims_key
+from reports.figures import VICTIMS, draw_all, shown_victims, strips
 from reports.summary import as_frame, caveats, headline_rows, sentences, summarise
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:
     """Write report.html, summary.csv and figures/*.png into `folder`; returns the page's path."""
     rows = summarise(record)
+    if not rows:
+        raise RunFailedError("no attack succeeded, so there is nothing to report")
     figures = draw_all(record, rows)
     (folder / "figures").mkdir(exist_ok=True)
     for stem, png in figures.items():
@@ -37,8 +40,8 @@ def write_report(record: RunRecord, folder: Path) -> Path:
         caveats=caveats(record, rows),
         figures={stem: _data_uri(png) for stem, png in figures.items()},
         strips=pictures,
-        shown=shown_victims(len(record.images["victims"])),
-        victims=len(record.images["victims"]),
+        shown=shown_victims(len(record.images[victims_key(VICTIMS)])),
+        victims=len(record.images[victims_key(VICTIMS)]),
         plugins=json.dumps(record.info["plugins"], indent=2),
         systems=record.info["systems"],
         # all systems use equally many

@@ -104,7 +104,11 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 else None
             ),
         }
-        attacks = [str(name) for name in system["attack"].unique()]
+        # an attack that failed with one seed is not averaged over the others: `failures` lists it instead
+        failed = set(cells["attack"][cells["failure"] != ""])
+        attacks = [str(name) for name in system["attack"].unique() if name not in failed]
+        if not attacks:
+            continue
         candidates = {name: system[system["attack"] == name] for name in attacks}
         informed = [name for name in attacks if name not in blind]
         if len(informed) > 1:
@@ -210,7 +214,7 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
 
 def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    found = []
+    found = failures(record)
     seeds = len(record.info["seeds"])
     if seeds < 3:
         found.append(
@@ -245,6 +249,16 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     if record.info["lpips"].startswith("LPIPS not measured"):
         found.append(record.info["lpips"] + ".")
     return found
+
+
+def failures(record: RunRecord) -> list[str]:
+    """One sentence per attack that failed, with its cause."""
+    failed = record.cells[record.cells["failure"] != ""]
+    return [
+        f"{system_name(cell['defense'], cell['cut_layer'], cell['target_fraction'])}, seed {cell['seed']}: attack "
+        f"{cell['attack']!r} failed and takes no part in any average: {cell['failure']}."
+        for cell in failed.to_dict("records")
+    ]
 
 
 def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:

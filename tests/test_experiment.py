@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 from functools import partial
 from pathlib import Path
@@ -18,20 +19,30 @@ from mocosfl_priv.api import RunResult
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
-from mocosfl_priv.experiment import attack_system, grant_view, train_system
+from mocosfl_priv.experiment import TrainedSystem, attack_system, target_of, train_system
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.progress import Silent
-from mocosfl_priv.results import CELL_KEYS
+from mocosfl_priv.results import CELL_KEYS, read_record
+from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.target import grant_view
+from tests.conftest import TINY
 
 TIMES = ["attack_seconds", "training_seconds"]
+
+
+@pytest.fixture(scope="module")
+def trained_tiny() -> tuple[Plan, TrainedSystem]:
+    """The tiny system, trained once for the tests that only attack it."""
+    plan = Experiment.from_dict(TINY).plan()
+    return plan, train_system(plan.laboratory, plan.systems[0])
 
 
 def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
     table = tiny_run.table()
     assert table[CELL_KEYS].values.tolist() == [
-        ["none", "floor", 1, 0.0, 0],
-        ["none", "rmle", 1, 0.0, 0],
-        ["none", "decoder", 1, 0.0, 0],
+        ["none", "floor", 1, 0.0, 0, "test"],
+        ["none", "rmle", 1, 0.0, 0, "test"],
+        ["none", "decoder", 1, 0.0, 0, "test"],
     ]
     assert table["mse_floor"].nunique() == 1
     floor, rmle = table.iloc[0], table.iloc[1]
@@ -163,7 +174,7 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
     trained = train_system(lab, plan.systems[0])
     attack_system(lab, trained, plan.attacks[0])
     view = Spy.views.pop()
-    victims = lab.victims
+    victims = lab.victims.images
     with torch.no_grad():
         plain = trained.model.client(victims)
     torch.testing.assert_close(view.smashed, 10 * plain)
@@ -173,6 +184,11 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
     clone = view.untrained_client()
     assert {n: p.shape for n, p in clone.named_parameters()} == {n: p.shape for n, p in view.client.named_parameters()}
     assert not torch.equal(next(clone.parameters()), next(view.client.parameters()))
+
+
+def view_of(plan: Plan, trained: TrainedSystem) -> AttackerView:
+    lab = plan.laboratory
+    return grant_view(lab, target_of(lab, trained.system, trained.model), plan.attacks[0], lab.victims.images)
 
 
 def reachable(root: object) -> list[object]:
@@ -204,14 +220,14 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     plan = Experiment.from_dict({**tiny, "attacks": ["tests.test_experiment:Spy"]}).plan()
     lab = plan.laboratory
     trained = train_system(lab, plan.systems[0])
-    view = grant_view(lab, plan.systems[0], trained.model, plan.attacks[0])
+    view = view_of(plan, trained)
     things = reachable(view)
     assert any(thing is view.client for thing in things) and any(
         thing is plan.systems[0].defense.plugin for thing in things
     )
-    forbidden = {id(lab), id(lab.roles), id(lab.victims), id(trained)}
+    forbidden = {id(lab), id(lab.roles), id(lab.victims), id(lab.victims.images), id(trained)}
     assert not forbidden & {id(thing) for thing in things}
-    storages = {lab.victims.data_ptr(), *(lab.roles[role].images.data_ptr() for role in Role)}
+    storages = {lab.victims.images.data_ptr(), *(lab.roles[role].images.data_ptr() for role in Role)}
     assert not any(isinstance(thing, Tensor) and thing.numel() and thing.data_ptr() in storages for thing in things)
     # the walk does see what a closure over the laboratory would carry along
     assert id(lab) in {id(thing) for thing in reachable(lambda: lab)}
@@ -249,7 +265,7 @@ def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any])
         }
     ).plan()
     trained = train_system(plan.laboratory, plan.systems[0])
-    view = grant_view(plan.laboratory, plan.systems[0], trained.model, plan.attacks[0])
+    view = view_of(plan, trained)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(view.query(images), trained.model.client(images))
@@ -266,7 +282,7 @@ def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(t
         }
     ).plan()
     trained = train_system(plan.laboratory, plan.systems[0])
-    view = grant_view(plan.laboratory, plan.systems[0], trained.model, plan.attacks[0])
+    view = view_of(plan, trained)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(view.query(images), 10 * trained.model.client(images))
@@ -279,21 +295,42 @@ def test_what_turns_out_impossible_during_a_run_is_a_failed_run(tiny: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "message"),
+    ("how", "cause"),
     [
-        ("nan", RunFailedError, "not finite"),
-        ("shape", RunFailedError, "returned shape"),
-        ("type", RunFailedError, "NoneType"),
-        ("raise", RunFailedError, "IndexError: out of luck"),
-        ("reach", ThreatModelError, "reached for query"),
+        ("nan", "not finite"),
+        ("shape", "returned shape"),
+        ("type", "NoneType"),
+        ("raise", "IndexError: out of luck"),
     ],
 )
-def test_faulty_attacks_are_named(how: str, error: type[Exception], message: str, tiny: dict[str, Any]) -> None:
-    plan = Experiment.from_dict(tiny).plan()
-    trained = train_system(plan.laboratory, plan.systems[0])
+def test_a_failed_attack_is_a_row_with_its_cause(
+    how: str, cause: str, trained_tiny: tuple[Plan, TrainedSystem]
+) -> None:
+    plan, trained = trained_tiny
     faulty = ATTACKS.create(PluginSpec(name="tests.test_experiment:Faulty", how=how))
-    with pytest.raises(error, match=message):
-        attack_system(plan.laboratory, trained, faulty)
+    cell = attack_system(plan.laboratory, trained, faulty)
+    assert cause in cell.row["failure"]
+    assert np.isnan([cell.row[name] for name in ("mse", "psnr", "leak_ratio")]).all()
+    assert cell.reconstruction is None and len(cell.per_image) == 0
+
+
+def test_an_attack_that_reaches_for_more_ends_the_run(trained_tiny: tuple[Plan, TrainedSystem]) -> None:
+    plan, trained = trained_tiny
+    reaching = ATTACKS.create(PluginSpec(name="tests.test_experiment:Faulty", how="reach"))
+    with pytest.raises(ThreatModelError, match="reached for query"):
+        attack_system(plan.laboratory, trained, reaching)
+
+
+def test_a_failure_is_reported_and_takes_no_part_in_averages(tiny: dict[str, Any], tmp_path: Path) -> None:
+    faulty = {"name": "tests.test_experiment:Faulty", "how": "nan"}
+    run = Experiment.from_dict({**tiny, "attacks": [faulty, *tiny["attacks"]]}).run()
+    page = run.report(tmp_path / "run")
+    assert "attack 'Faulty' failed and takes no part in any average" in html.unescape(page.read_text())
+    summary = pd.read_csv(tmp_path / "run" / "summary.csv")
+    assert "Faulty" not in set(summary["attack"]) and np.isfinite(summary["leak_ratio"]).all()
+    assert read_record(tmp_path / "run").cells["failure"].tolist() == run.table()["failure"].tolist()
+    with pytest.raises(RunFailedError, match="1 of 4 attacks failed; the first: 'Faulty' on none"):
+        run.require_success()
 
 
 def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:

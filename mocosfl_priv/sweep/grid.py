@@ -10,7 +10,8 @@ from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
-from mocosfl_priv.experiment import Laboratory, System, defender_context, planned_training_steps
+from mocosfl_priv.experiment import System, defender_context, planned_training_steps
+from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
 from mocosfl_priv.progress import Silent

@@ -18,13 +18,13 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment import DEFENDER, CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import (
-    CELL_KEYS,
     LEAKAGE_COLUMNS,
     SCHEMA_VERSION,
     RunRecord,
     cell_columns,
     image_key,
     semi_column,
+    victims_key,
 )
 from mocosfl_priv.sweep.grid import Plan
 
@@ -69,8 +69,8 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
             columns=LEAKAGE_COLUMNS,
         ),
         images={
-            "victims": lab.roles[Role.VICTIMS].images.numpy(),
-            **{image_key({key: cell.row[key] for key in CELL_KEYS}): cell.reconstruction for cell in cells},
+            victims_key(lab.victims.name): lab.roles[Role.VICTIMS].images.numpy(),
+            **{image_key(cell.row): cell.reconstruction for cell in cells if cell.reconstruction is not None},
         },
         info=_info(plan, trained_systems, time.monotonic() - started),
         config_yaml=plan.config.to_yaml(),
@@ -128,7 +128,7 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
         "target_training_images": lab.roles.training_size,
         "class_names": list(lab.probe_data.train.class_names),
         "threat_model": {"grants": sorted(lab.threat.grants), "adaptive": lab.threat.adaptive},
-        "floor": {"kind": lab.floor.kind, "mse": float(lab.floor.mse.mean())},
+        "floor": {"kind": lab.victims.floor.kind, "mse": float(lab.victims.floor.mse.mean())},
         "lpips": lab.lpips_note,
         "compute": lab.compute.describe(),
         "plugins": {

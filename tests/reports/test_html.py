@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mocosfl_priv.api import RunResult
-from mocosfl_priv.results import RunRecord, image_key
+from mocosfl_priv.results import RunRecord, image_key, victims_key
 from reports import write_report
 from reports.figures import shown_victims
 
@@ -93,7 +93,7 @@ def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tm
     """A run of three seeds at two cuts, made from one run by shifting its values."""
     record = tiny_run.record
     tables: dict[str, list[pd.DataFrame]] = {"cells": [], "per_image": [], "probe": [], "training": []}
-    images = {"victims": record.images["victims"]}
+    images = {victims_key("test"): record.images[victims_key("test")]}
     for seed in range(3):
         for cut in (1, 2):
             for name, frames in tables.items():
@@ -102,7 +102,14 @@ def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tm
                     frame["mse"] = frame["mse"] * (1 + 0.2 * seed) / cut
                 frames.append(frame)
             for attack in ("floor", "rmle", "decoder"):
-                cell = {"defense": "none", "attack": attack, "cut_layer": cut, "target_fraction": 0.0, "seed": seed}
+                cell = {
+                    "defense": "none",
+                    "attack": attack,
+                    "cut_layer": cut,
+                    "target_fraction": 0.0,
+                    "seed": seed,
+                    "victims": "test",
+                }
                 images[image_key(cell)] = record.images[image_key({**cell, "cut_layer": 1, "seed": 0})]
     merged = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
     wide = RunRecord(**{**vars(record), **merged, "images": images, "info": {**record.info, "seeds": [0, 1, 2]}})

@@ -1,0 +1,182 @@
+"""One attack on one client: build its view, let it try, score what it returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mocosfl_priv.errors import MocosflPrivError, ThreatModelError
+from mocosfl_priv.evaluation.floor import leak_ratio
+from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
+from mocosfl_priv.evaluation.utility import BATCH
+from mocosfl_priv.laboratory import Laboratory, VictimSet
+from mocosfl_priv.plugins import Attack, Defense, Loaded
+from mocosfl_priv.progress import Progress
+from mocosfl_priv.references import one_line
+from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, METRICS
+from mocosfl_priv.seeding import derive_seed, generator, global_seed
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, with_implied
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is attacked: a client as training left it, behind its defense.
+
+    title: for people. client: images (n, 3, h, w) in [0, 1] to smashed data before the defense.
+    build_client: a freshly initialised client of the same layers. It is bound to settings only: it goes to the
+        attacker, and must not carry data along.
+    seed: of the victims' messages and of the attacks.
+    """
+
+    title: str
+    client: nn.Module
+    image_shape: tuple[int, int, int]
+    defense: Defense
+    build_client: Callable[[], nn.Module]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one attack fared on one set of victims, and what it used.
+
+    reconstruction: float (n, 3, h, w) in [0, 1], and values: metric to (n,); neither if the attack failed.
+    cost: `ATTACK_COSTS`. failure: the cause in one line, empty if there is none.
+    """
+
+    victims: VictimSet
+    reconstruction: Tensor | None
+    values: dict[str, np.ndarray]
+    cost: dict[str, Any]
+    failure: str = ""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a row says: mean metrics, floor, leak ratio, cost, and the cause of a failure. NaN if it failed."""
+        floor = self.victims.floor.mse.numpy()
+        missing = np.full(len(floor), np.nan)
+        return {
+            **{name: float(self.values.get(name, missing).mean()) for name in METRICS},
+            "mse_floor": float(floor.mean()),
+            "leak_ratio": leak_ratio(self.values.get("mse", missing), floor),
+            **self.cost,
+            "failure": self.failure,
+        }
+
+    def per_image(self, keys: dict[str, Any]) -> pd.DataFrame:
+        """One line per victim, none if the attack failed."""
+        count = len(self.victims.images) if self.reconstruction is not None else 0
+        return pd.DataFrame(
+            {
+                **{key: [keys[key]] * count for key in CELL_KEYS},
+                "image": np.arange(count),
+                "group": self.victims.groups.numpy()[:count],
+                **self.values,
+            }
+        )
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """The reconstruction as uint8."""
+        if self.reconstruction is None:
+            return None
+        return (self.reconstruction * 255).round().byte().numpy()
+
+
+def try_attack(
+    lab: Laboratory,
+    target: Target,
+    attack: Loaded[Attack],
+    victim_sets: Sequence[VictimSet],
+    progress: Progress | None = None,
+) -> list[Trial]:
+    """Run `attack` once on the messages of all victims, and score each set by itself.
+
+    An attack that raises, or returns what its contract forbids, has failed: its trials say why. Raises ThreatModelError
+    when it reaches for more than it was granted.
+    """
+    seed = derive_seed(target.seed, "attack", attack.label)
+    view = grant_view(lab, target, attack, torch.cat([victims.images for victims in victim_sets]))
+    limits = lab.config.threat
+    budget = Budget(limits.seconds, progress, steps=limits.steps)
+    failure, reconstruction = "", None
+    try:
+        with global_seed(seed, "global"):
+            returned = attack.plugin.reconstruct(view, budget, seed)
+        expected = (len(view.smashed), *target.image_shape)
+        reconstruction = check_reconstruction(returned, expected, attack.label)
+    except ThreatModelError:
+        raise
+    except MocosflPrivError as error:
+        failure = one_line(error)
+    except Exception as error:  # a user's attack can fail in any way
+        failure = f"{type(error).__name__}: {one_line(error)}"
+    cost = {
+        "attack_seconds": budget.elapsed,
+        "attack_steps": budget.steps,
+        "attack_queries": view.queries,
+        "attack_out_of_time": budget.exhausted,
+    }
+    assert cost.keys() == set(ATTACK_COSTS)
+    if reconstruction is None:
+        return [Trial(victims, None, {}, cost, failure) for victims in victim_sets]
+    parts = reconstruction.split([len(victims.images) for victims in victim_sets])
+    return [
+        Trial(
+            victims,
+            part,
+            {name: value.numpy() for name, value in score(part, victims.images, victims.floor, lab.lpips).items()},
+            cost,
+        )
+        for victims, part in zip(victim_sets, parts, strict=True)
+    ]
+
+
+def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims: Tensor) -> AttackerView:
+    """The view of one attack: what it declared, as far as the threat model grants it, and nothing else.
+
+    victims: float (n, 3, h, w) in [0, 1]; the view holds their messages only.
+    """
+    plugin, defense, device = attack.plugin, target.defense, lab.compute.device
+    lab.threat.require(plugin.needs, attack.label)
+    # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
+    client = copy.deepcopy(target.client).to(device).eval().requires_grad_(False)
+    auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
+    # Who knows that messages are randomised waits for more of them; who does not takes the first.
+    observations = lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
+    messages_rng = generator(target.seed, "victims' messages", device=device)
+    attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
+    with torch.no_grad():
+        smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])
+        smashed = observe(defense, messages_rng, observations, smashed)
+    return AttackerView(
+        smashed=smashed,
+        image_shape=target.image_shape,
+        compute=lab.compute,
+        visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
+        client=client,
+        protect=partial(observe, defense, attacker_rng, observations),
+        knows_defense=lab.threat.adaptive,
+        simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
+        auxiliary=auxiliary,
+        build_client=partial(_on_device, target.build_client, device),
+    )
+
+
+def observe(defense: Defense, rng: torch.Generator, observations: int, smashed: Tensor) -> Tensor:
+    """What is known of messages that are sent `observations` times: the mean of that many draws of the defense."""
+    if observations == 1:
+        return defense.protect(smashed, rng)
+    return torch.stack([defense.protect(smashed, rng) for _ in range(observations)]).mean(0)
+
+
+def _on_device(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    return build().to(device)
