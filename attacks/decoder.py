@@ -2,155 +2,133 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
-from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
+from mocosfl_priv.evaluation.perceptual import load_lpips
+from mocosfl_priv.inversion import Recipe, Sender, held_out_split, train_inverter
 from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
 from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.threat import AuxiliaryData
 
-BATCH_FOR_INFERENCE = 128
-STATISTICS_IMAGES = 1024
+DEFAULT_STEPS = 3000
+
+# The attack that published defenses were tested with (MocoSFL, ResSFL): 1 % of CIFAR-10's training images, nine tenths
+# of them to train on, Adam, 50 epochs.
+PAPER: dict[str, Any] = {
+    "architecture": "res_normN4C64",
+    "norm": "batch",
+    "target_images": 500,
+    "source_images": 0,
+    "epochs": 50,
+    "learning_rate": 1e-3,
+    "one_cycle": False,
+    "standardise": False,
+    "flip": False,
+    "shift": 0,
+}
 
 
 class DecoderAttack(Attack):
     """Train a decoder on the attacker's auxiliary images, sent through the client and its defense.
 
-    The smashed data is standardised per channel; auxiliary images are flipped and shifted, and sent anew for every
-    step, so that a randomised defense is met with fresh randomness (the adaptive attack). The epoch is chosen on
-    auxiliary images held out from training, of the target distribution where the attacker has such.
+    The smashed data is standardised per channel; auxiliary images are flipped and shifted; the defense is drawn anew in
+    every step, so that a randomised one is met with fresh randomness (the adaptive attack). The step that is kept is
+    chosen on auxiliary images held out from training, of the target distribution where the attacker has such. A decoder
+    that is no better there than the mean image is not used.
 
-    architecture: in the decoder grammar. epochs: passes over the auxiliary images. learning_rate: peak of a
-    one-cycle schedule. ssim_weight: loss = MSE + ssim_weight * (1 - SSIM). norm: of the decoder. shift: largest shift
-    of an auxiliary image in pixels. validation_share: of the auxiliary images, held out.
+    preset: ``paper`` changes the defaults of what follows to those of the published attack.
+    architecture: the capacity ladder is conv_normN0C16, res_normN0C16, res_normN4C64, res_normN8C64, unet_N2C32,
+    unet_N3C48; see `mocosfl_priv.models.decoder`.
+    epochs: passes over the auxiliary images; as many as 3000 steps take if left out.
+    learning_rate: peak of a one-cycle schedule, or Adam's constant one without `one_cycle`.
+    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
+    norm: of res_ and conv_ decoders. reuse: passes before images are augmented and encoded afresh.
+    validation_share: of the auxiliary images, held out.
+    target_images, source_images: use at most so many of the auxiliary images.
+    standardise, flip, shift (pixels): as above.
     """
 
     needs = frozenset({Capability.QUERY, Capability.AUXILIARY_DATA})
+    optional = frozenset({Capability.CLIENT_WEIGHTS})
 
     def __init__(
         self,
-        architecture: str = "res_normN4C64",
-        epochs: Annotated[int, Field(ge=1)] = 30,
+        preset: Literal["paper"] | None = None,
+        architecture: str | None = None,
+        epochs: Annotated[int, Field(ge=1)] | None = None,
         batch_size: Annotated[int, Field(ge=1)] = 32,
-        learning_rate: Annotated[float, Field(gt=0)] = 5e-3,
-        ssim_weight: Annotated[float, Field(ge=0)] = 0.1,
-        norm: NormName = "group",
-        shift: Annotated[int, Field(ge=0)] = 4,
+        learning_rate: Annotated[float, Field(gt=0)] | None = None,
+        one_cycle: bool | None = None,
+        ssim_weight: Annotated[float, Field(ge=0)] = 0.0,
+        lpips_weight: Annotated[float, Field(ge=0)] = 0.0,
+        norm: NormName | None = None,
+        standardise: bool | None = None,
+        flip: bool | None = None,
+        shift: Annotated[int, Field(ge=0)] | None = None,
+        reuse: Annotated[int, Field(ge=1)] = 4,
         validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        target_images: Annotated[int, Field(ge=0)] | None = None,
+        source_images: Annotated[int, Field(ge=0)] | None = None,
     ) -> None:
-        check_grammar(architecture)
-        self.architecture = architecture
-        self.epochs = epochs
+        defaults = PAPER if preset == "paper" else {}
+        self.architecture: str = _first(architecture, defaults.get("architecture"), "unet_N2C32")
+        check_grammar(self.architecture)
+        self.epochs: int | None = _first(epochs, defaults.get("epochs"))
         self.batch_size = batch_size
-        self.learning_rate = learning_rate
+        self.learning_rate: float = _first(learning_rate, defaults.get("learning_rate"), 2e-3)
+        self.one_cycle: bool = _first(one_cycle, defaults.get("one_cycle"), True)
         self.ssim_weight = ssim_weight
-        self.norm: NormName = norm
-        self.shift = shift
+        self.lpips_weight = lpips_weight
+        self.norm: NormName = _first(norm, defaults.get("norm"), "group")
+        self.standardise: bool = _first(standardise, defaults.get("standardise"), True)
+        self.flip: bool = _first(flip, defaults.get("flip"), True)
+        self.shift: int = _first(shift, defaults.get("shift"), 4)
+        self.reuse = reuse
         self.validation_share = validation_share
+        self.target_images: int | None = _first(target_images, defaults.get("target_images"))
+        self.source_images: int | None = _first(source_images, defaults.get("source_images"))
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "decoder"))
-        train, validation = self._split(view, rng)
-        # statistics from a sample: the smashed data of a whole data set need not fit into memory
-        sample = torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES]
-        standardise = Standardise(view.query(train[sample.to(train.device)]))
-        decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
-        network = nn.Sequential(standardise, decoder).to(view.compute.device)
-        steps_per_epoch = -(-len(train) // self.batch_size)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, max_lr=self.learning_rate, total_steps=self.epochs * steps_per_epoch
+        auxiliary = self._knowledge(view.auxiliary, rng)
+        train, validation = held_out_split(auxiliary, self.validation_share, rng)
+        lpips, note = load_lpips("alex") if self.lpips_weight else (None, "")
+        if self.lpips_weight and lpips is None:
+            raise ConfigurationError(f"lpips_weight: {note}")
+        per_epoch = -(-len(train) // self.batch_size)
+        recipe = Recipe(
+            steps=DEFAULT_STEPS if self.epochs is None else self.epochs * per_epoch,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            one_cycle=self.one_cycle,
+            ssim_weight=self.ssim_weight,
+            lpips_weight=self.lpips_weight,
+            flip=self.flip,
+            shift=self.shift,
+            reuse=self.reuse,
         )
-        best_error, best_state = float("inf"), None
-        order = torch.empty(0, dtype=torch.long)
-        for step in budget.iterate(self.epochs * steps_per_epoch):
-            position = step % steps_per_epoch
-            if position == 0:
-                order = torch.randperm(len(train), generator=rng)
-            chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-            images = flip_and_shift(train[chosen.to(train.device)], self.shift, rng)
-            loss = self._loss(view, network, images)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            if position == steps_per_epoch - 1:
-                error = float(mse(decode(network, view.query(validation)), validation).mean())
-                if error < best_error:
-                    best_error, best_state = error, copy.deepcopy(network.state_dict())
-        if best_state is not None:
-            network.load_state_dict(best_state)
-        return decode(network, view.smashed)
+        decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
+        inverter = train_inverter(
+            decoder, Sender.of(view), train, validation, recipe, budget, view.compute, rng,
+            standardise=self.standardise, lpips=lpips,
+        )  # fmt: skip
+        return inverter(view.smashed)
 
-    def _split(self, view: AttackerView, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Auxiliary images for training and for choosing the epoch."""
-        auxiliary = view.auxiliary
-        if len(auxiliary) < 2:
-            raise ConfigurationError("attack 'decoder' needs at least two auxiliary images")
-        candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
-        if len(candidates) < 2:
-            candidates = torch.arange(len(auxiliary))
-        count = max(1, round(self.validation_share * len(candidates)))
-        held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
-        rest = torch.ones(len(auxiliary), dtype=torch.bool)
-        rest[held_out] = False
-        device = auxiliary.images.device
-        return auxiliary.images[rest.to(device)], auxiliary.images[held_out.to(device)]
-
-    def _loss(self, view: AttackerView, network: nn.Module, images: Tensor) -> Tensor:
-        smashed = view.query(images)  # outside autocast: the victims' data was computed in full precision too
-        with view.compute.autocast():
-            decoded = network(smashed)
-        decoded = decoded.float()
-        loss = F.mse_loss(decoded, images)
-        if self.ssim_weight:
-            loss = loss + self.ssim_weight * (1 - ssim_zeropad(decoded, images).mean())
-        return loss
+    def _knowledge(self, auxiliary: AuxiliaryData, rng: torch.Generator) -> AuxiliaryData:
+        """As much of the auxiliary data as this attack is told to use, at random."""
+        kept = []
+        for of_target, most in ((True, self.target_images), (False, self.source_images)):
+            mine = (auxiliary.of_target == of_target).nonzero().squeeze(1).cpu()
+            kept.append(mine if most is None else mine[torch.randperm(len(mine), generator=rng)[:most]])
+        chosen = torch.cat(kept).to(auxiliary.images.device)
+        return AuxiliaryData(auxiliary.images[chosen], auxiliary.of_target[chosen])
 
 
-class Standardise(nn.Module):
-    """Zero mean and unit deviation per channel, by the statistics of smashed data (n, c, ...) seen once."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, smashed: Tensor) -> None:
-        super().__init__()
-        axes = [0, *range(2, smashed.dim())]
-        self.register_buffer("mean", smashed.mean(axes, keepdim=True))
-        # dead channels stay zero instead of being blown up
-        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=1e-6))
-
-    def forward(self, smashed: Tensor) -> Tensor:
-        return (smashed - self.mean) / self.std
-
-
-@torch.no_grad()
-def decode(network: nn.Module, smashed: Tensor) -> Tensor:
-    """Images for `smashed`, in evaluation mode and full precision."""
-    network.eval()
-    decoded = torch.cat([network(batch) for batch in smashed.split(BATCH_FOR_INFERENCE)])
-    network.train()
-    return decoded.float().clamp(0, 1)
-
-
-def flip_and_shift(images: Tensor, shift: int, rng: torch.Generator) -> Tensor:
-    """Mirror each image with probability one half and move it by up to `shift` pixels; edges are reflected."""
-    n, _, height, width = images.shape
-    flips = (torch.rand(n, generator=rng) < 0.5).to(images.device)
-    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
-    if shift == 0:
-        return images
-    padded = F.pad(images, (shift,) * 4, mode="reflect")
-    offsets = torch.randint(0, 2 * shift + 1, (n, 2), generator=rng).to(images.device)
-    rows = (offsets[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (offsets[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
-    batch = torch.arange(n, device=images.device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return padded[batch, channels, rows, columns]
+def _first(*values: Any) -> Any:
+    """The first value that is given."""
+    return next((value for value in values if value is not None), None)

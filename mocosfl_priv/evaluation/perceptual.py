@@ -34,11 +34,12 @@ class Lpips:
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance per image, (n,), of images (n, 3, h, w) in [0, 1]."""
-        distances = [
-            self.network(_prepare(x), _prepare(y)).flatten()
-            for x, y in zip(a.split(BATCH), b.split(BATCH), strict=True)
-        ]
-        return torch.cat(distances)
+        return torch.cat([self.distance(x, y) for x, y in zip(a.split(BATCH), b.split(BATCH), strict=True)])
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """The same, differentiable and in one batch: as a loss."""
+        distance: Tensor = self.network(_prepare(a), _prepare(b)).flatten()
+        return distance
 
 
 def _prepare(images: Tensor) -> Tensor:

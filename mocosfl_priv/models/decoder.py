@@ -1,6 +1,10 @@
-"""Inversion networks: smashed data back to images, by the grammar ``res_normN{N}C{C}`` / ``conv_normN{N}C{C}``.
+"""Inversion networks: smashed data back to images, by name.
 
-Used by the decoder attack and by the simulated attacker of attacker-aware defenses.
+``res_normN{N}C{C}`` and ``conv_normN{N}C{C}`` are the published attacks' grammar, also used by the simulated attacker
+of attacker-aware defenses. ``edsr_N{N}C{C}`` and ``unet_N{N}C{C}`` are built for the score: residual blocks without
+norms (Lim et al., EDSR, CVPRW 2017), at the resolution of the smashed data, and sub-pixel up-sampling (Shi et al., CVPR
+2016) at the very end. Norms discard an image's brightness and contrast, and work at full resolution costs most of a
+step.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from mocosfl_priv.errors import ConfigurationError
 Norm = Callable[[int], nn.Module]
 NormName = Literal["group", "batch"]
 
-GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)")
+GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet)_N(\d+)C(\d+)")
 
 
 class ResidualBlock(nn.Module):
@@ -47,6 +51,66 @@ class ConvBlock(nn.Sequential):
         super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1), norm(channels), nn.ReLU())
 
 
+class PlainBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, no norm; the identity before training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class UNetBody(nn.Module):
+    """N blocks, N blocks of twice the channels at half the resolution beside them, N blocks (Ronneberger+, 2015)."""
+
+    def __init__(self, blocks: int, channels: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+        self.down = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+        self.middle = nn.Sequential(*(PlainBlock(2 * channels) for _ in range(blocks)))
+        self.up = nn.Sequential(nn.Conv2d(2 * channels, 4 * channels, 1), nn.PixelShuffle(2))
+        self.leave = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.up(self.middle(self.down(x))))
+
+
+class SubPixelDecoder(nn.Module):
+    """A head, a body with a shortcut around it, and sub-pixel up-sampling to images around mid-grey, not bounded.
+
+    The path of head, shortcut and tail is linear, so that a client that is linear can be inverted exactly. Smashed
+    data as large as the image is folded to half its resolution first.
+    """
+
+    def __init__(
+        self, kind: str, blocks: int, channels: int, smashed_shape: Sequence[int], image: Sequence[int]
+    ) -> None:
+        super().__init__()
+        height, target = smashed_shape[1], image[1]
+        fold = 2 if height == target and height % 2 == 0 else 1
+        size = height // fold
+        scale = target // size
+        self.fold = nn.PixelUnshuffle(fold)
+        self.head = nn.Conv2d(smashed_shape[0] * fold**2, channels, 3, padding=1)
+        has_lower_level = kind == "unet" and size % 2 == 0 and size >= 4
+        self.body = (
+            UNetBody(blocks, channels)
+            if has_lower_level
+            else nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+        )
+        self.tail = nn.Sequential(nn.Conv2d(channels, image[0] * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def forward(self, smashed: Tensor) -> Tensor:
+        x = self.head(self.fold(smashed))
+        return 0.5 + self.tail(x + self.body(x))
+
+
 def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(channels // 4 if channels % 4 == 0 else 1, channels)
 
@@ -57,34 +121,39 @@ NORMS: dict[NormName, Norm] = {"group": _group_norm, "batch": nn.BatchNorm2d}
 def check_grammar(architecture: str) -> tuple[str, int, int]:
     """Kind, number of blocks and channels of `architecture`; ConfigurationError if it is not in the grammar."""
     match = GRAMMAR.fullmatch(architecture)
-    if match is None or int(match[3]) < 1:
+    if match is None or int(match[3] or match[6]) < 1:
         raise ConfigurationError(
-            f"decoder architecture {architecture!r} is not of the form res_normN<blocks>C<channels> or conv_norm..."
+            f"decoder architecture {architecture!r} is not of the form res_normN<blocks>C<channels>, conv_norm..., "
+            "unet_N<blocks>C<channels> or edsr_..."
         )
-    return match[1], int(match[2]), int(match[3])
+    kind, blocks, channels = (group for group in match.groups() if group is not None)
+    return kind, int(blocks), int(channels)
 
 
 def build_decoder(
     architecture: str, smashed_shape: Sequence[int], image_shape: Sequence[int], norm: NormName = "group"
 ) -> nn.Module:
-    """A decoder from (n, *smashed_shape) to images (n, *image_shape) in (0, 1).
+    """A decoder from (n, *smashed_shape) to images (n, *image_shape).
 
-    A block to C channels, N blocks of C, transposed convolutions up to the image size, a block to the image's
-    channels, a sigmoid; norms as named. Raises ConfigurationError where the sizes are no power of two apart.
+    ``unet`` and ``edsr``: see :class:`SubPixelDecoder`; their images are not bounded. Else images in (0, 1): a block to
+    C channels, N blocks of C, transposed convolutions up to the image size, a block to the image's channels, a sigmoid;
+    norms as named. Raises ConfigurationError where the sizes are no power of two apart.
     """
     kind, blocks, channels = check_grammar(architecture)
     block = ResidualBlock if kind == "res" else ConvBlock
     if len(smashed_shape) != 3 or len(image_shape) != 3:
         raise ConfigurationError(f"decoder: smashed data of shape {tuple(smashed_shape)} is not an image-like tensor")
+    height, target = smashed_shape[1], image_shape[1]
+    if height > target or target % height or (target // height).bit_count() != 1:
+        raise ConfigurationError(f"decoder: {height} pixels cannot be doubled to {target}")
+    if kind in ("edsr", "unet"):
+        return SubPixelDecoder(kind, blocks, channels, smashed_shape, image_shape)
     make_norm = NORMS[norm]
     layers: list[nn.Module] = [block(smashed_shape[0], channels, make_norm)]
     layers += [block(channels, channels, make_norm) for _ in range(blocks)]
-    height, target = smashed_shape[1], image_shape[1]
     while height < target:
         layers += [nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1), nn.ReLU()]
         height *= 2
-    if height != target:
-        raise ConfigurationError(f"decoder: {smashed_shape[1]} pixels cannot be doubled to {target}")
     last = (
         ResidualBlock(channels, image_shape[0], make_norm)
         if kind == "res"

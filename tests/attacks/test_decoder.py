@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.decoder import DecoderAttack, Standardise, flip_and_shift
+from attacks.decoder import DecoderAttack
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.inversion import Standardise, flip_and_shift
+from mocosfl_priv.threat import AuxiliaryData, Budget, Capability
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 
@@ -28,23 +29,51 @@ def test_flips_and_shifts_move_whole_images(rng: torch.Generator) -> None:
     assert torch.equal(flip_and_shift(image, 0, torch.Generator().manual_seed(1)).sum(), image.sum())
 
 
-def test_every_step_meets_fresh_noise(compute: Compute) -> None:
+def test_every_step_meets_fresh_noise_though_encodings_are_reused(compute: Compute) -> None:
     view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(60), compute, noise=0.1)
-    answers: list[torch.Tensor] = []
-    original = view.query
+    sent: list[torch.Tensor] = []
+    encoded: list[torch.Tensor] = []
+    original = view.protect
 
-    def recording(images: torch.Tensor) -> torch.Tensor:
-        answers.append(original(images))
-        return answers[-1]
+    def recording(smashed: torch.Tensor) -> torch.Tensor:
+        encoded.append(smashed)
+        sent.append(original(smashed))
+        return sent[-1]
 
-    view.query = recording  # type: ignore[method-assign]
-    DecoderAttack("res_normN0C8", epochs=2, batch_size=60, shift=0).reconstruct(view, Budget(), 0)
+    view.protect = recording  # type: ignore[method-assign]
+    DecoderAttack(architecture="unet_N1C8", epochs=2, batch_size=60, flip=False, shift=0).reconstruct(view, Budget(), 0)
+    steps = [i for i, z in enumerate(encoded) if len(z) == 54]
+    assert any(torch.equal(encoded[i].sort(0).values, encoded[j].sort(0).values) for i in steps for j in steps if i < j)
+    assert not any(torch.equal(a, b) for a in sent for b in sent if a is not b and a.shape == b.shape)
+    assert view.queries == 0  # with the weights, everything is computed at home
+
+
+def test_without_weights_every_message_is_a_query(compute: Compute) -> None:
+    visible = frozenset({Capability.QUERY, Capability.AUXILIARY_DATA})
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(60), compute, 0.1, visible)
+    DecoderAttack(architecture="unet_N1C8", epochs=4, reuse=2).reconstruct(view, Budget(), 0)
     assert view.queries >= 2 * 54
-    assert len(answers) >= 4
-    assert not any(torch.equal(a, b) for a in answers for b in answers if a is not b and a.shape == b.shape)
 
 
 def test_too_few_auxiliary_images_is_said(compute: Compute) -> None:
     view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(60)[:1], compute)
     with pytest.raises(ConfigurationError, match="at least two auxiliary images"):
-        DecoderAttack("res_normN0C8").reconstruct(view, Budget(), 0)
+        DecoderAttack(architecture="res_normN0C8").reconstruct(view, Budget(), 0)
+
+
+def test_the_paper_preset_is_the_published_attack_and_gives_way_to_what_is_written_out() -> None:
+    paper = DecoderAttack(preset="paper")
+    assert (paper.architecture, paper.norm, paper.epochs) == ("res_normN4C64", "batch", 50)
+    assert (paper.target_images, paper.source_images, paper.learning_rate) == (500, 0, 1e-3)
+    assert not (paper.one_cycle or paper.flip or paper.standardise or paper.shift)
+    assert DecoderAttack(preset="paper", shift=2, epochs=3, standardise=True).standardise
+    assert DecoderAttack(preset="paper", shift=2, epochs=3).epochs == 3
+
+
+def test_auxiliary_images_are_limited_by_kind(compute: Compute) -> None:
+    images = photo_patches(60)
+    auxiliary = AuxiliaryData(images, torch.arange(60) < 40)
+    attack = DecoderAttack(target_images=7, source_images=0)
+    known = attack._knowledge(auxiliary, torch.Generator().manual_seed(0))
+    assert len(known) == 7 and bool(known.of_target.all())
+    assert len(DecoderAttack()._knowledge(auxiliary, torch.Generator())) == 60

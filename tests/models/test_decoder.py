@@ -16,6 +16,12 @@ def test_decoders_give_images(architecture: str, smashed: tuple[int, int, int]) 
     assert float(images.detach().min()) > 0 and float(images.detach().max()) < 1
 
 
+@pytest.mark.parametrize("architecture", ["edsr_N2C8", "unet_N1C8"])
+@pytest.mark.parametrize("smashed", [(4, 16, 16), (8, 32, 32), (3, 8, 8), (6, 1, 1), (5, 2, 2)])
+def test_sub_pixel_decoders_give_images_of_any_size(architecture: str, smashed: tuple[int, int, int]) -> None:
+    assert build_decoder(architecture, smashed, (3, 32, 32))(torch.randn(2, *smashed)).shape == (2, 3, 32, 32)
+
+
 def test_norm_is_as_asked() -> None:
     batch = build_decoder("res_normN1C8", (4, 16, 16), (3, 32, 32), norm="batch")
     group = build_decoder("res_normN1C8", (4, 16, 16), (3, 32, 32))
@@ -23,13 +29,16 @@ def test_norm_is_as_asked() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in group.modules())
 
 
-@pytest.mark.parametrize("architecture", ["resnormN1C8", "res_normN1", "res_normN1C0"])
+@pytest.mark.parametrize("architecture", ["resnormN1C8", "res_normN1", "res_normN1C0", "unet_normN1C8", "edsr_N1C0"])
 def test_grammar_errors(architecture: str) -> None:
     with pytest.raises(ConfigurationError, match="not of the form"):
         build_decoder(architecture, (4, 16, 16), (3, 32, 32))
 
 
-@pytest.mark.parametrize(("smashed", "message"), [((4, 12, 12), "cannot be doubled"), ((64,), "not an image-like")])
+@pytest.mark.parametrize(
+    ("smashed", "message"),
+    [((4, 12, 12), "cannot be doubled"), ((4, 64, 64), "cannot be doubled"), ((64,), "not an image-like")],
+)
 def test_shapes_that_cannot_be_decoded(smashed: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         build_decoder("res_normN1C8", smashed, (3, 32, 32))

@@ -1,0 +1,303 @@
+"""Training an inversion network z -> x on pairs of the attacker's own making (He et al., ACSAC 2019).
+
+What attacks share that learn to invert: how smashed data is standardised, how auxiliary images are augmented and sent,
+the training loop with its schedule and its selection, and the guard against doing worse than a blind guess.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.floor import mean_image
+from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
+from mocosfl_priv.evaluation.perceptual import Lpips
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
+
+BATCH_FOR_INFERENCE = 128
+STATISTICS_IMAGES = 1024
+VALIDATIONS = 10
+WARM_UP = 0.1
+LOSS_CHECK_EVERY = 20  # steps
+POOL_BYTES = 512 << 20  # of encoded auxiliary images
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an inversion network is trained.
+
+    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
+    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
+    of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
+    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says.
+    """
+
+    steps: int
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    one_cycle: bool = True
+    ssim_weight: float = 0.0
+    lpips_weight: float = 0.0
+    flip: bool = True
+    shift: int = 4
+    reuse: int = 4
+
+
+@dataclass(frozen=True)
+class Sender:
+    """How auxiliary images become messages like the victims'.
+
+    encode: images (n, 3, h, w) in [0, 1] to smashed data, without gradient; its results are kept and used again.
+    protect: the defense's transformation with fresh randomness, for every step.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    protect: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, view: AttackerView) -> Sender:
+        """At home with the client's weights, else by queries, whose answers are protected already."""
+        if view.has(Capability.CLIENT_WEIGHTS):
+            return cls(in_batches(view.client), view.protect)
+        return cls(view.query, _identity)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The message of each image."""
+        return self.protect(self.encode(images))
+
+
+@dataclass
+class Inverter:
+    """A trained inversion network, and what its training found.
+
+    error: MSE on the validation images at the step that was kept. blind: whether the network is no better there than
+    `guess`, the mean of the training images, which is then what it returns.
+    """
+
+    network: nn.Module
+    guess: Tensor
+    error: float
+    blind: bool
+
+    def __call__(self, smashed: Tensor) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
+        if self.blind:
+            return self.guess.expand(len(smashed), *self.guess.shape).clone()
+        return decode(self.network, smashed)
+
+
+def train_inverter(
+    decoder: nn.Module,
+    sender: Sender,
+    train: Tensor,
+    validation: Tensor,
+    recipe: Recipe,
+    budget: Budget,
+    compute: Compute,
+    rng: torch.Generator,
+    *,
+    standardise: bool = True,
+    lpips: Lpips | None = None,
+) -> Inverter:
+    """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
+
+    The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
+    the loss is no longer finite.
+    """
+    messages = sender(train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)])
+    first = Standardise(messages) if standardise else nn.Identity()
+    network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01 if recipe.one_cycle else 0.0
+    )
+    pool = EncodedPool(train, sender.encode, recipe, rng)
+    guess = mean_image(train)
+    blind_error = float(mse(guess.expand_as(validation), validation).mean())
+    best_error, best_state = math.inf, None
+    validated = 0
+    losses: list[Tensor] = []
+    for step in budget.iterate(recipe.steps):
+        if recipe.one_cycle:
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * one_cycle(budget.spent(step, recipe.steps))
+        images, encoded = pool.next()
+        loss = _loss(network, sender.protect(encoded), images, recipe, compute, lpips)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.detach())
+        done = budget.spent(step + 1, recipe.steps)
+        if step % LOSS_CHECK_EVERY == 0 or done >= 1:
+            if not bool(torch.stack(losses).isfinite().all()):
+                raise RunFailedError(f"training of the inversion network diverged near step {step}")
+            losses.clear()
+        if done >= (validated + 1) / VALIDATIONS or step == recipe.steps - 1:
+            validated = math.floor(done * VALIDATIONS)
+            error = float(mse(decode(network, sender(validation)), validation).mean())
+            if error < best_error:
+                best_error, best_state = error, copy.deepcopy(network.state_dict())
+    if best_state is not None:
+        network.load_state_dict(best_state)
+    return Inverter(network.eval(), guess, min(best_error, blind_error), blind=best_error >= blind_error)
+
+
+def _loss(
+    network: nn.Module, smashed: Tensor, images: Tensor, recipe: Recipe, compute: Compute, lpips: Lpips | None
+) -> Tensor:
+    with compute.autocast():
+        decoded = network(_channels_last(smashed))
+    decoded = decoded.float()
+    loss = F.mse_loss(decoded, images)
+    if recipe.ssim_weight:
+        loss = loss + recipe.ssim_weight * (1 - ssim_zeropad(decoded, images).mean())
+    if recipe.lpips_weight:
+        assert lpips is not None
+        loss = loss + recipe.lpips_weight * lpips.distance(decoded, images).mean()
+    return loss
+
+
+class EncodedPool:
+    """Auxiliary images, augmented and encoded, in batches of random order.
+
+    Encoding costs as much as a step of a small decoder. So each augmented image is used `recipe.reuse` times before all
+    are augmented afresh, unless the smashed data of all would take more than `POOL_BYTES`.
+    """
+
+    def __init__(
+        self, images: Tensor, encode: Callable[[Tensor], Tensor], recipe: Recipe, rng: torch.Generator
+    ) -> None:
+        self._source = images
+        self._encode = encode
+        self._recipe = recipe
+        self._rng = rng
+        self._order = torch.empty(0, dtype=torch.long)
+        self._passes = 0
+        self._images, self._encoded = images[:0], images[:0]
+        self._keep: bool | None = None  # known after the first batch was encoded
+        augments = recipe.flip or recipe.shift > 0
+        self._fresh_every = recipe.reuse if augments else None
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """A batch of images (b, 3, h, w) and their smashed data before the defense."""
+        if not len(self._order):
+            self._order = torch.randperm(len(self._source), generator=self._rng)
+            due = self._passes == 0 or (self._fresh_every is not None and self._passes % self._fresh_every == 0)
+            self._passes += 1
+            if due and self._keep is not False:
+                self._fill()
+        chosen, self._order = self._order[: self._recipe.batch_size], self._order[self._recipe.batch_size :]
+        chosen = chosen.to(self._source.device)
+        if self._keep:
+            return self._images[chosen], self._encoded[chosen]
+        images = self._augment(self._source[chosen])
+        return images, self._encode(images)
+
+    def _fill(self) -> None:
+        if self._keep is None:
+            one = self._encode(self._source[:1])
+            size = one.element_size() * (one.numel() + self._source[0].numel()) * len(self._source)
+            self._keep = size <= POOL_BYTES and self._fresh_every != 1
+            if not self._keep:
+                return
+        self._images = self._augment(self._source)
+        self._encoded = self._encode(self._images)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        return flip_and_shift(images, self._recipe.shift, self._rng, self._recipe.flip)
+
+
+class Standardise(nn.Module):
+    """Zero mean and unit deviation per channel, by the statistics of smashed data (n, c, ...) seen once."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, smashed: Tensor) -> None:
+        super().__init__()
+        axes = [0, *range(2, smashed.dim())]
+        self.register_buffer("mean", smashed.mean(axes, keepdim=True))
+        # dead channels stay zero instead of being blown up
+        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=1e-6))
+
+    def forward(self, smashed: Tensor) -> Tensor:
+        """Standardised smashed data, same shape."""
+        return (smashed - self.mean) / self.std
+
+
+def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Auxiliary images to train on, and a `share` of them held out, of the target distribution where there are such.
+
+    Raises ConfigurationError for fewer than two images.
+    """
+    if len(auxiliary) < 2:
+        raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
+    candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
+    if len(candidates) < 2:
+        candidates = torch.arange(len(auxiliary))
+    count = max(1, round(share * len(candidates)))
+    held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
+    rest = torch.ones(len(auxiliary), dtype=torch.bool)
+    rest[held_out] = False
+    device = auxiliary.images.device
+    return auxiliary.images[rest.to(device)], auxiliary.images[held_out.to(device)]
+
+
+def one_cycle(spent: float) -> float:
+    """Share of the peak rate after `spent` of the training, in [0, 1]: a linear warm-up, then a cosine to zero."""
+    if spent < WARM_UP:
+        return 0.04 + 0.96 * spent / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP)))
+
+
+@torch.no_grad()
+def decode(network: nn.Module, smashed: Tensor) -> Tensor:
+    """Images for `smashed`, in evaluation mode and full precision."""
+    was_training = network.training
+    network.eval()
+    decoded = torch.cat([network(_channels_last(batch)) for batch in smashed.split(BATCH_FOR_INFERENCE)])
+    network.train(was_training)
+    return decoded.float().clamp(0, 1).contiguous()
+
+
+def in_batches(client: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The client without gradient, a bounded number of images at a time."""
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        return torch.cat([client(batch) for batch in images.split(BATCH_FOR_INFERENCE)])
+
+    return encode
+
+
+def flip_and_shift(images: Tensor, shift: int, rng: torch.Generator, flip: bool = True) -> Tensor:
+    """Mirror each image with probability one half and move it by up to `shift` pixels; edges are reflected."""
+    n, _, height, width = images.shape
+    if flip:
+        flips = (torch.rand(n, generator=rng) < 0.5).to(images.device)
+        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
+    if shift == 0:
+        return images
+    padded = F.pad(images, (shift,) * 4, mode="reflect")
+    offsets = torch.randint(0, 2 * shift + 1, (n, 2), generator=rng).to(images.device)
+    rows = (offsets[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (offsets[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
+    batch = torch.arange(n, device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return padded[batch, channels, rows, columns]
+
+
+def _channels_last(smashed: Tensor) -> Tensor:
+    return smashed.contiguous(memory_format=torch.channels_last) if smashed.dim() == 4 else smashed
+
+
+def _identity(smashed: Tensor) -> Tensor:
+    return smashed
