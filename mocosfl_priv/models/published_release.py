@@ -77,7 +77,7 @@ def find_published(folder: Path | str) -> list[PublishedCheckpoint]:
 
 
 def _is_client(path: Path) -> bool:
-    """Neither the server's half (``checkpoint_s_best.tar``) nor a client that was not chosen (``checkpoint_c_9.tar``)."""
+    """Neither the server's half (``checkpoint_s_best.tar``) nor a client that was not kept (``checkpoint_c_9.tar``)."""
     return path.name == RELEASED_CLIENT or not path.name.startswith("checkpoint_")
 
 
@@ -150,11 +150,11 @@ def load_attack_images(folder: Path | str) -> Tensor | None:
     ``saved_tensors`` beside the folder of its experts, in that of the two folders above.
 
     Their contrast is four fifths of CIFAR's (0.82, 0.82, 0.77 by channel). They were saved normalised with CIFAR-10's
-    own deviation (0.247, 0.243, 0.261), but the release's clients normalise with `CIFAR_STD`, and its attack un-normalises
-    with `CIFAR_STD` what it compares reconstructions with. So do we, since the logged values were measured that way;
-    the client's own normalisation then gives back exactly the saved numbers. A blind guess is better on such pale images
-    than on real ones, and what is found on them does not hold for others. The release compared after a detour through
-    JPEG files; we do not.
+    own deviation (0.247, 0.243, 0.261), but the release's clients normalise with `CIFAR_STD`, and its attack
+    un-normalises with `CIFAR_STD` what it compares reconstructions with. So do we, since the logged values were
+    measured that way; the client's own normalisation then gives back exactly the saved numbers. A blind guess is
+    better on such pale images than on real ones, and what is found on them does not hold for others. The release
+    compared after a detour through JPEG files; we do not.
 
     Raises ConfigurationError for a file that holds something else.
     """
