@@ -41,6 +41,7 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> bytes:
         axis.set_yticks(heights, [checkpoint.label for checkpoint in checkpoints])
         axis.set_ylim(len(checkpoints) - 0.5, -0.5)
         axis.set_xlim(left=0)
+        axis.locator_params(axis="x", nbins=6)
         axis.set_title(f"on {victims_title(victims)}")
         axis.set_xlabel("MSE of the reconstruction (lower leaks more)")
         axis.set_ylabel("")

@@ -156,7 +156,7 @@ def _label_parts(entry: dict[str, Any]) -> list[str | None]:
     return [
         f"cut {entry['cut_layer']}",
         f"t {entry['ssim_threshold']:g}" if entry["ssim_threshold"] is not None else None,
-        f"{100 * fraction:.3g} % target data" if fraction is not None else None,
+        f"{100 * fraction:.3g} % target" if fraction is not None else None,
         f"α {entry['alpha']:g}" if entry["alpha"] is not None else None,
         entry["bottleneck"],
         f"with {entry['source']}" if entry["source"] is not None else None,
@@ -211,7 +211,7 @@ def _logged(checkpoint: AuditedCheckpoint) -> str:
 
 def _ours(checkpoint: AuditedCheckpoint) -> str:
     paper, worst = checkpoint.paper, checkpoint.worst
-    rerun = f"that attack run by us reaches {paper.metrics['mse'].value:.4f}; " if paper is not None else ""
+    rerun = f"the published attack, run by us, reaches {paper.metrics['mse'].value:.4f}; " if paper is not None else ""
     if worst is None:
         return f"{rerun}none of our attacks finished"
     if not checkpoint.leaks:
@@ -258,6 +258,16 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
         for checkpoint in every
         if not checkpoint.leaks
     ]
+    for checkpoint in found.get(PUBLISHED_VICTIMS, []):
+        logged, paper = checkpoint.logged["mse"], checkpoint.paper
+        if logged is None or paper is None:
+            continue
+        again = paper.metrics["mse"].value
+        if abs(again - logged) > NEARLY_BLIND * checkpoint.mse_floor:
+            said.append(
+                f"{checkpoint.label}: the published attack, run by us, reaches {again:.4f} where {logged:.4f} was "
+                "logged: its settings or its auxiliary images are not the same."
+            )
     for checkpoint in every:
         best, worst = checkpoint.best_single, checkpoint.worst
         if worst is None or best is None or worst.attack != ENSEMBLE:
