@@ -41,12 +41,13 @@ class LoggedValues:
 def read_logs(folder: Path) -> tuple[LoggedValues, list[str]]:
     """What ``MIA.log`` and ``output.log`` in `folder` say, and notes on what they do not."""
     notes: list[str] = []
-    attack_log, training_log = _text(folder / "MIA.log", notes), _text(folder / "output.log", notes)
     values = LoggedValues()
-    if attack_log is None:
-        notes.append("MIA.log is not there: the release never attacked this checkpoint, or its log was not kept")
-    else:
+    attack_log = _text(folder / "MIA.log", notes)
+    if attack_log is not None:
         values = replace(values, **_last_attack(attack_log, notes))
+    elif not notes:
+        notes.append("MIA.log is not there: the release never attacked this checkpoint, or its log was not kept")
+    training_log = _text(folder / "output.log", notes)
     if training_log is not None:
         values = replace(values, **_accuracies(training_log))
     return values, notes

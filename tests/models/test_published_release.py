@@ -92,7 +92,7 @@ def test_attacks_that_cannot_be_read_are_told_and_do_no_harm(
 def test_a_log_that_is_a_folder(tmp_path: Path) -> None:
     (released(tmp_path / EXPERT) / "MIA.log").mkdir()
     (found,) = find_published(tmp_path)
-    assert found.logged == LoggedValues() and "MIA.log cannot be read" in found.notes[0]
+    assert found.logged == LoggedValues() and found.notes == ("MIA.log cannot be read: Is a directory",)
 
 
 def test_accuracies_of_an_overwritten_training_are_not_taken(tmp_path: Path) -> None:
