@@ -64,7 +64,7 @@ def tradeoff(rows: list[SummaryRow]) -> bytes:
         for row in rows:
             x, y = pick(row), row.linear
             axis.errorbar(
-                x.value, 100 * y.value, xerr=_whiskers(x), yerr=_whiskers(y, 100),
+                x.value, 100 * y.value, xerr=whiskers(x), yerr=whiskers(y, 100),
                 color=colours[row.system], linewidth=1.1, capsize=2, zorder=2,
             )  # fmt: skip
         untrained = {round(100 * row.linear_untrained, 3) for row in rows}
@@ -75,7 +75,7 @@ def tradeoff(rows: list[SummaryRow]) -> bytes:
     axes[0].set_xlim(min(-0.1, max(LOWEST_SHOWN_LEAK, min(row.leak_ratio.low for row in rows) - 0.05)), 1.03)
     axes[0].axvline(0, color="0.45", linestyle=":", linewidth=1)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def leak_ladder(rows: list[SummaryRow]) -> bytes:
@@ -90,13 +90,13 @@ def leak_ladder(rows: list[SummaryRow]) -> bytes:
     height = 0.8 / len(attacks)
     for row in rows:
         y = systems.index(row.system) - 0.4 + height * (attacks.index(row.attack) + 0.5)
-        axis.errorbar(row.leak_ratio.value, y, xerr=_whiskers(row.leak_ratio), color="0.2", linewidth=1.1, capsize=2)
+        axis.errorbar(row.leak_ratio.value, y, xerr=whiskers(row.leak_ratio), color="0.2", linewidth=1.1, capsize=2)
     axis.axvline(0, color="0.3", linewidth=1)
     axis.set_xlim(min(-0.15, max(LOWEST_SHOWN_LEAK, float(frame["R"].min()) - 0.05)), 1.02)
     axis.set_xlabel(f"leak ratio R = 1 - MSE / MSE of a blind guess  (bars below {LOWEST_SHOWN_LEAK} are cut off)")
     axis.set_ylabel("")
     axis.legend(title="attack", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def training_curves(training: pd.DataFrame) -> bytes:
@@ -114,7 +114,7 @@ def training_curves(training: pd.DataFrame) -> bytes:
         )  # fmt: skip
         axis.set_ylabel(label)
     right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def leakage_curves(leakage: pd.DataFrame) -> bytes:
@@ -132,7 +132,7 @@ def leakage_curves(leakage: pd.DataFrame) -> bytes:
     axis.set_ylim(max(LOWEST_SHOWN_LEAK, min(-0.1, float(frame["leak_ratio"].min()) - 0.05)), 1.02)
     axis.set_ylabel("leak ratio R")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def shown_victims(count: int) -> list[int]:
@@ -189,14 +189,16 @@ def _first_blind(rows: list[SummaryRow]) -> SummaryRow | None:
     return next((row for row in rows if row.blind), None)
 
 
-def _whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
+def whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
+    """How far an interval reaches to both sides of its estimate, as matplotlib's error bars want it."""
     return [
         [scale * max(0.0, interval.value - interval.low)],
         [scale * max(0.0, interval.high - interval.value)],
     ]
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RunRecord, semi_column
+from reports.per_image import closest_attacks, groups, per_seed
 
 GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
@@ -77,10 +78,10 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
         key: tuple[Any, ...] = tuple(group)
         probe = _matching(record.probe, key)
         cells = _matching(record.cells, key)
-        places = _groups(probe)
-        accuracy = {name: mean_interval(_per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
+        places = groups(probe)
+        accuracy = {name: mean_interval(per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
         few_labels = {
-            fraction: mean_interval(_per_seed(probe, semi_column(fraction)), groups=places, **options)
+            fraction: mean_interval(per_seed(probe, semi_column(fraction)), groups=places, **options)
             for fraction in settings["label_fractions"]
         }
         undefended = _matching(record.probe, ("none", key[1], 0.0))
@@ -112,9 +113,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
         candidates = {name: system[system["attack"] == name] for name in attacks}
         informed = [name for name in attacks if name not in blind]
         if len(informed) > 1:
-            able = system[system["attack"].isin(informed)]
-            best = able.sort_values("mse", kind="stable").groupby(["seed", "image"], as_index=False).first()
-            candidates[WORST_CASE] = best.sort_values(["seed", "image"])
+            candidates[WORST_CASE] = closest_attacks(system[system["attack"].isin(informed)])
         for attack, values in candidates.items():
             mine = cells[cells["attack"] == attack] if attack != WORST_CASE else cells
             cost = {name: float(mine[name].mean()) for name in COSTS}
@@ -126,10 +125,10 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                     attack=attack,
                     blind=attack in blind,
                     leak_ratio=leak_ratio_interval(
-                        _per_seed(values, "mse"), _per_seed(values, "mse_floor"), groups=_groups(values), **options
+                        per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
                     ),
                     metrics={
-                        name: mean_interval(_per_seed(values, name), groups=_groups(values), **options)
+                        name: mean_interval(per_seed(values, name), groups=groups(values), **options)
                         for name in METRICS
                         if not bool(values[name].isna().any())
                     },
@@ -283,18 +282,7 @@ def _matching(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
     return frame[mask]
 
 
-def _per_seed(frame: pd.DataFrame, column: str) -> list[np.ndarray]:
-    """One array per seed, in image order."""
-    return [group.sort_values("image")[column].to_numpy(dtype=float) for _, group in frame.groupby("seed", sort=True)]
-
-
 def _differences(ours: pd.DataFrame, column: str, theirs: pd.DataFrame, their_column: str) -> list[np.ndarray]:
     """Per seed and image, one column minus another: paired by seed and image."""
-    pairs = zip(_per_seed(ours, column), _per_seed(theirs, their_column), strict=True)
+    pairs = zip(per_seed(ours, column), per_seed(theirs, their_column), strict=True)
     return [first - second for first, second in pairs]
-
-
-def _groups(frame: pd.DataFrame) -> np.ndarray:
-    """The group of every image, in image order; the same for all seeds."""
-    first = frame[frame["seed"] == frame["seed"].iloc[0]]
-    return first.sort_values("image")["group"].to_numpy()

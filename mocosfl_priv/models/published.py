@@ -62,13 +62,21 @@ def _with_named_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for name, value in state.items()}  # fmt: skip
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights_only(path: Path) -> object:
+    """What torch saved in `path`, on the CPU: tensors and plain containers of them, never an unpickled object.
+
+    Raises ConfigurationError for a file that is missing or anything else.
+    """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        return torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     except Exception as error:  # a file that is something else fails in any way
         raise ConfigurationError(f"{path}: not a torch file with weights only: {type(error).__name__}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    state = read_weights_only(path)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):

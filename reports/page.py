@@ -1,0 +1,45 @@
+"""Pages made from templates: what all of them share in looks, filters and pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+
+def render(template: str, **context: object) -> str:
+    """The page that `template`, a file beside this one, makes of `context`; everything from outside is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["compact"] = _compact
+    return environment.get_template(template).render(**context)
+
+
+def data_uri(png: bytes) -> str:
+    """A picture as an address that needs nothing from outside the page."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def save_pictures(pictures: Mapping[str, bytes], folder: Path) -> None:
+    """Write each PNG into the new or existing `folder`, under a file name made from its own."""
+    folder.mkdir(exist_ok=True)
+    for name, png in pictures.items():
+        safe = "".join(c if c.isalnum() else "_" for c in name)
+        (folder / f"{safe}.png").write_bytes(png)
+
+
+def _source(template: str) -> str:
+    return files("reports").joinpath(template).read_text(encoding="utf-8")
+
+
+def _compact(value: float) -> str:
+    """1234567 as 1.23 M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.3g}"
