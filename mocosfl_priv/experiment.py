@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -431,7 +432,17 @@ def grant_view(lab: Laboratory, system: System, model: SplitModel, attack: Loade
     lab.threat.require(plugin.needs, attack.label)
     device = lab.compute.device
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
+    visible = with_implied(plugin.needs | plugin.optional) & lab.threat.grants
     client = copy.deepcopy(model.client).to(device).eval().requires_grad_(False)
+    server = colluder = None
+    if Capability.SERVER_MODEL in visible:
+        server = nn.Sequential(OrderedDict(trunk=copy.deepcopy(model.trunk), projector=copy.deepcopy(model.projector)))
+        server.to(device).eval().requires_grad_(False)
+    if Capability.COLLUDING_CLIENT in visible and len(model.participants) > 1:
+        # the victims' messages are then made by their own copy, which the colluder's need not equal
+        colluder = copy.deepcopy(client)
+        for own, parameters in zip((client, colluder), model.participants, strict=False):
+            own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
     auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
     defense = system.defense.plugin
     with torch.no_grad():
@@ -443,7 +454,7 @@ def grant_view(lab: Laboratory, system: System, model: SplitModel, attack: Loade
         smashed=smashed,
         image_shape=model.image_shape,
         compute=lab.compute,
-        visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
+        visible=visible,
         client=client,
         protect=partial(_protect, defense, attacker_rng),
         knows_defense=lab.threat.adaptive,
@@ -459,6 +470,8 @@ def grant_view(lab: Laboratory, system: System, model: SplitModel, attack: Loade
             clone_seed,
             device,
         ),
+        server=server,
+        colluder=colluder,
     )
 
 
