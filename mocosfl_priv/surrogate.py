@@ -2,8 +2,8 @@
 
 A decoder learns to invert the surrogate, whose messages the attacker can make for images it knows, and is then asked
 for messages of another client (He et al., ACSAC 2019, without queries; another participant's copy, Li et al., CVPR
-2022). What the two clients disagree about is error, so the victims' messages are first brought to the surrogate's
-moments, where that makes them easier to explain.
+2022). What the two clients disagree about is error, so a surrogate is first fitted to what its messages must look like:
+the attacker has the victims' messages, if not their images.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mocosfl_priv.threat import AuxiliaryData
 BATCH_FOR_INFERENCE = 128
 STATISTICS_IMAGES = 1024
 VALIDATION_SHARE = 0.1
+Send = Callable[[Tensor], Tensor]
 DEAD = 1e-6  # a deviation below this is a channel that says nothing
 
 
@@ -66,6 +67,72 @@ class Moments(nn.Module):
         return standardised * self.std + self.mean
 
 
+OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # places down and to the right whose channels are compared
+
+
+@dataclass(frozen=True)
+class MomentFit:
+    """How a surrogate is fitted: steps, images of a step, peak learning rate of Adam's one-cycle schedule."""
+
+    iterations: int
+    batch_size: int
+    learning_rate: float
+
+
+def fit_moments(
+    client: nn.Module,
+    protect: Send,
+    smashed: Tensor,
+    images: Tensor,
+    fit: MomentFit,
+    steps: Iterator[int],
+    rng: torch.Generator,
+    further_loss: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Train `client` (in place) until its messages have the moments of `smashed` (n, c, h, w).
+
+    The moments are means, and covariances of all channels at one place and between neighbouring places: the first say
+    how loud channels are, the others tell filters and their directions apart. Images need not be the victims', only
+    alike on average. A client without parameters is left as it is.
+
+    further_loss: of a batch of images, added to the distance of the moments.
+    """
+    parameters = list(client.parameters())
+    if not parameters:
+        return
+    optimiser = torch.optim.Adam(parameters, lr=fit.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=fit.learning_rate, total_steps=fit.iterations)
+    theirs = Moments(smashed)
+    wanted = _neighbourhood(theirs(smashed))
+    for _, _step in zip(range(fit.iterations), steps, strict=False):
+        chosen = torch.randint(len(images), (fit.batch_size,), generator=rng)
+        batch = images[chosen.to(images.device)]
+        moments = _neighbourhood(theirs(protect(client(batch))))
+        loss = torch.stack([(a - b).square().sum() / len(b) for a, b in zip(moments, wanted, strict=True)]).sum()
+        if further_loss is not None:
+            loss = loss + further_loss(batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+
+
+def _neighbourhood(standardised: Tensor) -> list[Tensor]:
+    """Means (c,), and covariances (c, c) of the channels at a place with those `OFFSETS` further."""
+    mean = standardised.mean((0, 2, 3))
+    centred = standardised - mean.view(1, -1, 1, 1)
+    _, _, height, width = standardised.shape
+    moments = [mean]
+    for down, right in OFFSETS:
+        if down >= height or right >= width:
+            continue
+        here = centred[:, :, : height - down, : width - right]
+        there = centred[:, :, down:, right:]
+        count = here.shape[0] * here.shape[2] * here.shape[3]
+        moments.append(torch.einsum("nchw,ndhw->cd", here, there) / count)
+    return moments
+
+
 def split_auxiliary(auxiliary: AuxiliaryData, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images for training and for choosing, the latter of the target distribution where there are such."""
     if len(auxiliary) < 2:
@@ -81,8 +148,21 @@ def split_auxiliary(auxiliary: AuxiliaryData, rng: torch.Generator) -> tuple[Ten
     return auxiliary.images[rest.to(device)], auxiliary.images[held_out.to(device)]
 
 
+@dataclass(frozen=True)
+class Inversion:
+    """What came of one surrogate.
+
+    images: float (n, 3, h, w) in [0, 1]. explained: share of the variance of the victims' messages that the surrogate
+    reproduces from `images`, at most 1. confidence: the same relative to its own messages for known images, in [0, 1].
+    """
+
+    images: Tensor
+    explained: float
+    confidence: float
+
+
 def invert_through(
-    surrogate: Callable[[Tensor], Tensor],
+    surrogate: Send,
     smashed: Tensor,
     train: Tensor,
     validation: Tensor,
@@ -90,43 +170,54 @@ def invert_through(
     steps: Iterator[int],
     compute: Compute,
     rng: torch.Generator,
-) -> Tensor:
-    """Reconstructions float (n, 3, h, w) in [0, 1] of the images behind `smashed` (n, *smashed_shape).
+) -> Inversion:
+    """Reconstruct the images behind `smashed` (n, *smashed_shape).
+
+    They are drawn towards the mean of `train` as far as the surrogate, asked for messages of the reconstructions,
+    explains less of the victims' messages than of its own for images it knows: a decoder for a wrong surrogate gives
+    wrong images, not vague ones.
 
     surrogate: images (m, 3, h, w) in [0, 1] to messages, anew with every call where the defense is randomised.
     train, validation: images to learn from and to choose by. steps: as drawn from the attack's budget; without a
     single one the mean of `train` is returned.
     """
-    ask = torch.no_grad()(surrogate)
     sample = torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES]
-    known = ask(train[sample.to(train.device)])
-    own, theirs = Moments(known), Moments(smashed)
+    own, theirs = Moments(_answers(surrogate, train[sample.to(train.device)])), Moments(smashed)
     decoder = build_decoder(training.architecture, smashed.shape[1:], train.shape[1:])
     network = nn.Sequential(own, decoder).to(compute.device)
     mean = train.mean(0)
-    if not _train(network, ask, train, validation, training, steps, compute, rng):
-        return mean.expand(len(smashed), *mean.shape).clone()
-    shrink = _trust(_decode(network, ask(validation)), validation, mean)
-    as_sent, aligned = smashed, own.restore(theirs(smashed))
-    guesses = {}
-    for messages in (as_sent, aligned):
-        images = _decode(network, messages)
-        guesses[unexplained(ask, images, messages)] = images
-    return (mean + shrink * (guesses[min(guesses)] - mean)).clamp(0, 1)
+    if not _train(network, surrogate, train, validation, training, steps, compute, rng):
+        return Inversion(mean.expand(len(smashed), *mean.shape).clone(), 0.0, 0.0)
+    answered = _answers(surrogate, validation)
+    checked = _decode(network, answered)
+    best, images = -float("inf"), checked[:0]
+    for messages in (smashed, own.restore(theirs(smashed))):  # as they came, and with the surrogate's own moments
+        decoded = _decode(network, messages)
+        explained = _explained(surrogate, decoded, messages)
+        if explained > best:
+            best, images = explained, decoded
+    reached = _explained(surrogate, checked, answered)
+    confidence = min(1.0, max(0.0, best) / reached) if reached > 0 else 0.0
+    trust = confidence * _trust(checked, validation, mean)
+    return Inversion((mean + trust * (images - mean)).clamp(0, 1), best, confidence)
 
 
 @torch.no_grad()
-def unexplained(surrogate: Callable[[Tensor], Tensor], images: Tensor, smashed: Tensor) -> float:
-    """Share of the variance of `smashed` that the surrogate's messages for `images` leave unexplained; per channel,
-    then averaged, so that loud channels do not decide alone. 0 where all is explained, 1 at a channel's mean.
+def _answers(surrogate: Send, images: Tensor) -> Tensor:
+    return torch.cat([surrogate(batch) for batch in images.split(BATCH_FOR_INFERENCE)])
+
+
+def _explained(surrogate: Send, images: Tensor, smashed: Tensor) -> float:
+    """Share of the variance of `smashed` that the surrogate's messages for `images` reproduce; per channel, then
+    averaged, so that loud channels do not decide alone. 1 where all is explained, 0 at the channels' means.
     """
-    again = torch.cat([surrogate(batch) for batch in images.split(BATCH_FOR_INFERENCE)])
     axes = [0, *range(2, smashed.dim())]
     variance = smashed.var(axes)
     alive = variance > DEAD**2
     if not bool(alive.any()):
-        return 1.0
-    return float(((again - smashed).square().mean(axes)[alive] / variance[alive]).mean())
+        return 0.0
+    error = (_answers(surrogate, images) - smashed).square().mean(axes)
+    return 1 - float((error[alive] / variance[alive]).mean())
 
 
 def _trust(decoded: Tensor, images: Tensor, mean: Tensor) -> float:
@@ -139,7 +230,7 @@ def _trust(decoded: Tensor, images: Tensor, mean: Tensor) -> float:
 
 def _train(
     network: nn.Module,
-    ask: Callable[[Tensor], Tensor],
+    surrogate: Send,
     train: Tensor,
     validation: Tensor,
     training: DecoderTraining,
@@ -161,7 +252,9 @@ def _train(
             order = torch.randperm(len(train), generator=rng)
         chosen = order[position * training.batch_size : (position + 1) * training.batch_size]
         images = flip_and_shift(train[chosen.to(train.device)], training.shift, rng)
-        smashed = ask(images)  # outside autocast: the victims' messages were computed in full precision too
+        smashed = _answers(
+            surrogate, images
+        )  # outside autocast: the victims' messages were computed in full precision too
         with compute.autocast():
             decoded = network(smashed)
         decoded = decoded.float()
@@ -174,7 +267,7 @@ def _train(
         schedule.step()
         taken += 1
         if position == steps_per_epoch - 1:
-            error = float(mse(_decode(network, ask(validation)), validation).mean())
+            error = float(mse(_decode(network, _answers(surrogate, validation)), validation).mean())
             if error < best_error:
                 best_error, best_state = error, copy.deepcopy(network.state_dict())
     if best_state is not None:

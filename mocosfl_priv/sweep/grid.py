@@ -109,6 +109,4 @@ def _check_colluder(config: ExperimentConfig, attacks: Sequence[Loaded[Attack]])
     """A single client has nobody to collude with."""
     for attack in attacks:
         if PoolShape.of(config.training).pool < 2 and Capability.COLLUDING_CLIENT in attack.plugin.needs:
-            raise ThreatModelError(
-                f"attack {attack.label!r} needs colluding_client, but only one client takes part"
-            )
+            raise ThreatModelError(f"attack {attack.label!r} needs colluding_client, but only one client takes part")
