@@ -235,10 +235,12 @@ class EvaluationConfig(Section):
 
 
 class ThreatConfig(Section):
-    """What the attacker is granted. In split federated learning every participant holds the client model."""
+    """What the attacker is granted. In split federated learning every participant holds the client model, and an
+    honest-but-curious server its own.
+    """
 
     grants: tuple[str, ...] = Field(
-        ("client_weights", "query", "architecture", "auxiliary_data"),
+        ("client_weights", "query", "architecture", "auxiliary_data", "server_model"),
         description="capabilities from `mocosfl_priv.Capability`",
     )
     adaptive: bool = Field(True, description="the attacker knows the defense and trains through it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -286,6 +287,8 @@ def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
         client=model.client,
         image_shape=model.image_shape,
         defense=defense,
+        server=nn.Sequential(OrderedDict(trunk=model.trunk, projector=model.projector)),
+        participants=model.participants,
         build_client=partial(
             _untrained_client,
             defense.architecture(lab.config.model),

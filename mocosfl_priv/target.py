@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,8 @@ class Target:
     """What is attacked: a client as training left it, behind its defense.
 
     title: for people. client: images (n, 3, h, w) in [0, 1] to smashed data before the defense.
+    server: smashed data to embeddings; None where only the client is known.
+    participants: parameters of two participants' own clients, before they were averaged; empty where all are equal.
     build_client: a freshly initialised client of the same layers. It is bound to settings only: it goes to the
         attacker, and must not carry data along.
     seed: of the victims' messages and of the attacks.
@@ -42,6 +44,13 @@ class Target:
     defense: Defense
     build_client: Callable[[], nn.Module]
     seed: int
+    server: nn.Module | None = None
+    participants: Sequence[Mapping[str, Tensor]] = ()
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What a threat model can grant here: nobody can hand out a server that is not known."""
+        return frozenset(Capability) - ({Capability.SERVER_MODEL} if self.server is None else set())
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,16 @@ def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims:
     plugin, defense, device = attack.plugin, target.defense, lab.compute.device
     lab.threat.require(plugin.needs, attack.label)
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    client = copy.deepcopy(target.client).to(device).eval().requires_grad_(False)
+    visible = with_implied(plugin.needs | plugin.optional) & lab.threat.grants & target.capabilities
+    client = _own_copy(target.client, device)
+    server = colluder = None
+    if target.server is not None and Capability.SERVER_MODEL in visible:
+        server = _own_copy(target.server, device)
+    if Capability.COLLUDING_CLIENT in visible:
+        # the victims' messages are then made by their own copy, which the colluder's need not equal
+        colluder = _own_copy(client, device)
+        for own, parameters in zip((client, colluder), target.participants, strict=False):
+            own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
     auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
     # Who knows that messages are randomised waits for more of them; who does not takes the first.
     observations = lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
@@ -161,14 +179,20 @@ def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims:
         smashed=smashed,
         image_shape=target.image_shape,
         compute=lab.compute,
-        visible=with_implied(plugin.needs | plugin.optional) & lab.threat.grants,
+        visible=visible,
         client=client,
         protect=partial(observe, defense, attacker_rng, observations),
         knows_defense=lab.threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
         auxiliary=auxiliary,
         build_client=partial(_on_device, target.build_client, device),
+        server=server,
+        colluder=colluder,
     )
+
+
+def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
+    return copy.deepcopy(module).to(device).eval().requires_grad_(False)
 
 
 def observe(defense: Defense, rng: torch.Generator, observations: int, smashed: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ class Capability(StrEnum):
     QUERY = "query"
     ARCHITECTURE = "architecture"
     AUXILIARY_DATA = "auxiliary_data"
+    SERVER_MODEL = "server_model"
+    COLLUDING_CLIENT = "colluding_client"
     GRADIENT_CHANNEL = "gradient_channel"
     TRAINING_STREAM = "training_stream"
 
@@ -39,6 +41,8 @@ DESCRIPTIONS = {
     Capability.QUERY: "may send images of its own through the client and its defense",
     Capability.ARCHITECTURE: "knows the client's layers, not their weights",
     Capability.AUXILIARY_DATA: "has public images, and a declared share of the target distribution",
+    Capability.SERVER_MODEL: "is the server: holds its own trunk and projector as training left them",
+    Capability.COLLUDING_CLIENT: "another participant's own copy of the client model, as before the last averaging",
     Capability.GRADIENT_CHANNEL: "malicious server: chooses the gradients that clients receive",
     Capability.TRAINING_STREAM: "sees every message of training, not one snapshot",
 }
@@ -49,10 +53,12 @@ NOT_YET_GRANTABLE = frozenset({Capability.GRADIENT_CHANNEL, Capability.TRAINING_
 
 
 def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Who has the client's weights can also query it, and knows its architecture."""
+    """Who has the client's weights can also query it, and knows its architecture, as every participant does."""
     closed = frozenset(capabilities)
     if Capability.CLIENT_WEIGHTS in closed:
         closed |= {Capability.QUERY, Capability.ARCHITECTURE}
+    if Capability.COLLUDING_CLIENT in closed:
+        closed |= {Capability.ARCHITECTURE}
     return closed
 
 
@@ -111,6 +117,8 @@ class AttackerView:
     image_shape: (3, h, w).
     compute: where to compute; `compute.autocast()` is the run's mixed precision.
     queries: images the attacker sent through the client so far.
+
+    A capability whose object is not given (the server of a system that has none) is not visible, whatever was granted.
     """
 
     def __init__(
@@ -126,7 +134,13 @@ class AttackerView:
         simulates_queries: bool = True,
         auxiliary: AuxiliaryData | None = None,
         build_client: Callable[[], nn.Module] | None = None,
+        server: nn.Module | None = None,
+        colluder: nn.Module | None = None,
     ) -> None:
+        if server is None:
+            visible -= {Capability.SERVER_MODEL}
+        if colluder is None:
+            visible -= {Capability.COLLUDING_CLIENT}
         self.smashed = smashed
         self.image_shape = image_shape
         self.compute = compute
@@ -140,6 +154,8 @@ class AttackerView:
         self._answer = applied if knows_defense or not simulates_queries else _identity
         self._build_client = build_client if Capability.ARCHITECTURE in visible else None
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
+        self._server = server if Capability.SERVER_MODEL in visible else None
+        self._colluder = colluder if Capability.COLLUDING_CLIENT in visible else None
 
     def has(self, capability: Capability) -> bool:
         """Whether this view holds `capability`."""
@@ -153,10 +169,12 @@ class AttackerView:
         return self._client
 
     def protect(self, smashed: Tensor) -> Tensor:
-        """CLIENT_WEIGHTS: the defense's transformation with fresh randomness, differentiable; the identity for an
-        attacker that is not adaptive.
+        """CLIENT_WEIGHTS, COLLUDING_CLIENT or ARCHITECTURE: the defense's transformation with fresh randomness,
+        differentiable; the identity for an attacker that is not adaptive. For who runs a client at home, be it the
+        victims', another participant's or one trained by the attack itself.
         """
-        self._require(Capability.CLIENT_WEIGHTS)
+        if not self._visible & {Capability.COLLUDING_CLIENT, Capability.ARCHITECTURE}:
+            self._require(Capability.CLIENT_WEIGHTS)
         return self._protect(smashed)
 
     @torch.no_grad()
@@ -183,11 +201,30 @@ class AttackerView:
         assert self._auxiliary is not None
         return self._auxiliary
 
+    @property
+    def server(self) -> nn.Module:
+        """SERVER_MODEL: received smashed data to contrastive embeddings (n, d); differentiable, frozen.
+
+        Its children `trunk` (smashed data to features) and `projector` (features to embeddings) can be used alone.
+        """
+        self._require(Capability.SERVER_MODEL)
+        assert self._server is not None
+        return self._server
+
+    @property
+    def colluder(self) -> nn.Module:
+        """COLLUDING_CLIENT: another participant's copy of the client model, which need not equal the victims'; as
+        `client`, images in [0, 1] to smashed data before any defense; differentiable.
+        """
+        self._require(Capability.COLLUDING_CLIENT)
+        assert self._colluder is not None
+        return self._colluder
+
     def _require(self, capability: Capability) -> None:
         if capability not in self._visible:
             raise ThreatModelError(
-                f"this attack reached for {capability}, which it did not declare or was not granted; "
-                "list it in the attack's `needs` or `optional`"
+                f"this attack reached for {capability}, which it did not declare or was not granted, or which this "
+                "system does not have; list it in the attack's `needs` or `optional`"
             )
 
 

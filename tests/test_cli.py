@@ -170,12 +170,12 @@ def test_interruption_leaves_nothing(signal_number: int, config: Path, tmp_path:
 
 def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
     for kind, names in {
-        "attacks": ["decoder", "rmle", "floor"],
+        "attacks": ["decoder", "rmle", "floor", "shadow", "colluder"],
         "defenses": ["none", "taressfl", "gaussian", "bottleneck"],
         "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
         "models": ["resnet18", "resnet50", "vgg13", "mobilenetv2", "vit_tiny", "FILE.py:FUNCTION"],
         "configs": ["demo"],
-        "capabilities": ["client_weights", "query", "auxiliary_data"],
+        "capabilities": ["client_weights", "query", "auxiliary_data", "server_model", "colluding_client"],
     }.items():
         listed = in_process("ls", kind)
         assert listed.returncode == 0

@@ -24,6 +24,8 @@ def view(compute: Compute, *visible: Capability) -> AttackerView:
         protect=lambda z: z + 1,
         auxiliary=AuxiliaryData(torch.rand(5, 3, 8, 8), torch.ones(5, dtype=torch.bool)),
         build_client=lambda: nn.Conv2d(3, 4, 3, padding=1),
+        server=nn.Linear(8, 5),
+        colluder=nn.Conv2d(3, 4, 3, padding=1),
     )
 
 
@@ -31,6 +33,10 @@ def test_white_box_implies_query_and_architecture() -> None:
     model = ThreatModel.of(["client_weights"])
     assert model.grants == {C.CLIENT_WEIGHTS, C.QUERY, C.ARCHITECTURE}
     model.require(frozenset({C.QUERY}), "x")
+
+
+def test_participants_know_the_architecture() -> None:
+    assert ThreatModel.of(["colluding_client"]).grants == {C.COLLUDING_CLIENT, C.ARCHITECTURE}
 
 
 def test_missing_capability_is_named() -> None:
@@ -57,16 +63,34 @@ def test_defaults_grant_known_capabilities() -> None:
     ("capability", "reach"),
     [
         (C.CLIENT_WEIGHTS, lambda v: v.client),
-        (C.CLIENT_WEIGHTS, lambda v: v.protect(v.smashed)),
         (C.QUERY, lambda v: v.query(torch.zeros(1, 3, 8, 8))),
         (C.AUXILIARY_DATA, lambda v: v.auxiliary),
         (C.ARCHITECTURE, lambda v: v.untrained_client()),
+        (C.SERVER_MODEL, lambda v: v.server),
+        (C.COLLUDING_CLIENT, lambda v: v.colluder),
     ],
 )
 def test_only_what_is_visible_can_be_reached(compute: Compute, capability: Capability, reach) -> None:  # type: ignore[no-untyped-def]
     reach(view(compute, capability))
     with pytest.raises(ThreatModelError, match=capability.value):
         reach(view(compute, *(set(Capability) - {capability})))
+
+
+@pytest.mark.parametrize("capability", [C.CLIENT_WEIGHTS, C.ARCHITECTURE, C.COLLUDING_CLIENT])
+def test_who_runs_a_client_at_home_can_protect_its_messages(compute: Compute, capability: Capability) -> None:
+    assert bool((view(compute, capability).protect(torch.zeros(1)) == 1).all())
+    without = set(Capability) - {C.CLIENT_WEIGHTS, C.ARCHITECTURE, C.COLLUDING_CLIENT}
+    with pytest.raises(ThreatModelError, match="client_weights"):
+        view(compute, *without).protect(torch.zeros(1))
+
+
+def test_what_a_system_does_not_have_is_not_in_view(compute: Compute) -> None:
+    published = AttackerView(
+        smashed=torch.zeros(1), image_shape=(3, 8, 8), compute=compute, visible=frozenset(Capability)
+    )
+    assert not published.has(C.SERVER_MODEL) and not published.has(C.COLLUDING_CLIENT)
+    with pytest.raises(ThreatModelError, match="does not have"):
+        _ = published.server
 
 
 def test_what_is_not_visible_is_not_held(compute: Compute) -> None:

@@ -27,12 +27,15 @@ class SplitModel:
     client: images (n, 3, h, w) in [0, 1] to smashed data (n, *smashed_shape).
     trunk: smashed data to features (n, feature_dim).
     projector: features to contrastive embeddings (n, projector_out).
+    participants: parameters of `client` as single clients held them before they were last averaged; empty where
+        no clients were trained. Not part of :meth:`named_state`.
     """
 
     client: nn.Module
     trunk: nn.Module
     projector: nn.Module
     image_shape: tuple[int, int, int]
+    participants: tuple[dict[str, Tensor], ...] = ()
     smashed_shape: tuple[int, ...] = field(init=False)
     feature_dim: int = field(init=False)
 

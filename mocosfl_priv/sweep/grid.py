@@ -76,6 +76,7 @@ def plan(config: ExperimentConfig) -> Plan:
     )
     _check_partition(laboratory)
     _check_auxiliary_data(laboratory, (*attacks, *curve))
+    _check_colluder(config, (*attacks, *curve))
     for system in systems:  # a bottleneck that does not fit is found by building
         laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
     checked = Plan(config, systems, attacks, laboratory)
@@ -103,3 +104,10 @@ def _check_auxiliary_data(lab: Laboratory, attacks: Sequence[Loaded[Attack]]) ->
                 f"attack {attack.label!r} needs auxiliary_data, but data.auxiliary_target_fraction and "
                 "data.auxiliary_source_fraction leave the attacker no image"
             )
+
+
+def _check_colluder(config: ExperimentConfig, attacks: Sequence[Loaded[Attack]]) -> None:
+    """A single client has nobody to collude with."""
+    for attack in attacks:
+        if PoolShape.of(config.training).pool < 2 and Capability.COLLUDING_CLIENT in attack.plugin.needs:
+            raise ThreatModelError(f"attack {attack.label!r} needs colluding_client, but only one client takes part")

@@ -51,6 +51,9 @@ class Clients(Protocol):
     def consensus(self, pool: Tensor) -> State:
         """What :meth:`average` would hand out, without handing it out."""
 
+    def individual(self, client: int) -> State:
+        """A copy of one client's own model."""
+
     def state(self) -> State:
         """Everything but the configuration, by name."""
 
@@ -188,6 +191,10 @@ class ClientBank:
         averaged = self._averaged(pool)
         return {name: stacked[averaged].mean(0) for name, stacked in self.online.items()}
 
+    def individual(self, client: int) -> State:
+        """See :class:`Clients`."""
+        return {name: stacked[client].clone() for name, stacked in self.online.items()}
+
     def state(self) -> State:
         """See :class:`Clients`."""
         return {
@@ -259,7 +266,11 @@ class EqualClients(ClientBank):
 
     def consensus(self, pool: Tensor) -> State:
         """See :class:`Clients`."""
-        return {name: stacked[0].clone() for name, stacked in self.online.items()}
+        return self.individual(0)
+
+    def individual(self, client: int) -> State:
+        """See :class:`Clients`."""
+        return super().individual(0)
 
 
 class FrozenClients:
@@ -291,6 +302,10 @@ class FrozenClients:
     def consensus(self, pool: Tensor) -> State:
         """See :class:`Clients`."""
         return {name: parameter.detach().clone() for name, parameter in self._module.named_parameters()}
+
+    def individual(self, client: int) -> State:
+        """See :class:`Clients`."""
+        return self.consensus(torch.empty(0))
 
     def state(self) -> State:
         """The model all share."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mocosfl_priv.training.schedule import client_rates, server_rate
 from mocosfl_priv.training.server import MocoServer
 from mocosfl_priv.training.state import State, under, within
 
+PARTICIPANTS = 2  # whose own copies a trained model keeps: a victim and one who may collude against it
 LOSS_CHECK_EVERY = 10  # steps; reading the loss more often would stall an accelerator
 
 
@@ -109,6 +110,7 @@ class MocoSFL:
         self._epoch_losses: list[Tensor] = []
         self._pool = torch.arange(batches.clients)
         self._unsynchronised = False  # whether a client has learned since the last synchronisation
+        self._before_averaging: tuple[State, ...] = ()  # own copies of the pool's first clients, as averaging met them
         self._client_bytes = 4 * count_parameters(model.client)
 
     def _make_clients(self, frozen: bool) -> Clients:
@@ -226,10 +228,14 @@ class MocoSFL:
         return torch.stack(losses).sum()
 
     def _synchronise(self, batch: ClientBatch) -> None:
+        self._before_averaging = self._own_copies()
         self.clients.average(batch.pool)
         models = 2 if self.training.average_momentum_models else 1
         self.traffic.weights_up += models * len(batch.pool) * self._client_bytes
         self.traffic.weights_down += models * self._batches.clients * self._client_bytes
+
+    def _own_copies(self) -> tuple[State, ...]:
+        return tuple(self.clients.individual(client) for client in self._pool[:PARTICIPANTS].tolist())
 
     def _end_epoch(self, loss: Tensor) -> None:
         if self.replay is None:
@@ -242,10 +248,15 @@ class MocoSFL:
             self._replay_order = []
 
     def assemble(self) -> SplitModel:
-        """The model as it stands: the server's trunk behind the mean of the clients that took part last."""
+        """The model as it stands: the server's trunk behind the mean of the clients that took part last.
+
+        Where nothing was learned since that mean was handed out, the participants' copies are those from before.
+        """
         if self.clients.trainable:
             # parameters only: buffers are constants of the architecture
             self.model.client.load_state_dict(self.clients.consensus(self._pool), strict=False)
+        apart = self._unsynchronised or not self._before_averaging
+        self.model.participants = self._own_copies() if apart else self._before_averaging
         return self.model
 
     def state(self) -> tuple[State, dict[str, Any]]:
@@ -256,6 +267,7 @@ class MocoSFL:
             **under("batches", self._batches.state()),
             **under("hooks", self._hooks.state()),
             "pool": self._pool,
+            **_numbered("before_averaging", self._before_averaging),
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
             "rng.views": self._views_rng.get_state(),
             "rng.noise": self._noise_rng.get_state(),
@@ -279,6 +291,7 @@ class MocoSFL:
         self._batches.load_state(within(tensors, "batches"))
         self._hooks.load_state(within(tensors, "hooks"))
         self._pool = tensors["pool"]
+        self._before_averaging = _counted(tensors, "before_averaging", self._compute.device)
         self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
         for rng, name in ((self._views_rng, "views"), (self._noise_rng, "noise"), (self._replay_rng, "replay")):
             rng.set_state(tensors[f"rng.{name}"])
@@ -392,6 +405,7 @@ class _Record:
         self.outcome = outcome
         self._best_score = -math.inf
         self._best: State = {}
+        self._participants: tuple[State, ...] = ()
 
     def validated(
         self, step: int, epoch: float, model: SplitModel, validate: Callable[[SplitModel], float] | None
@@ -403,16 +417,19 @@ class _Record:
             if score > self._best_score:
                 self._best_score, self.outcome.selected_step = score, step
                 self._best = {name: value.detach().clone() for name, value in model.named_state().items()}
+                self._participants = model.participants
         self.outcome.history.append(entry)
 
     def restore_best(self) -> None:
         if self._best:
             for name, value in self.outcome.model.named_state().items():
                 value.copy_(self._best[name])
+            self.outcome.model.participants = self._participants
 
     def state(self) -> tuple[State, dict[str, Any]]:
         losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        return {"losses": losses, **under("best", self._best)}, {
+        best = under("best", self._best) | _numbered("participants", self._participants)
+        return {"losses": losses, **best}, {
             "best_score": None if self._best_score == -math.inf else self._best_score,
             "selected_step": self.outcome.selected_step,
             "history": self.outcome.history,
@@ -423,10 +440,25 @@ class _Record:
         device = next(iter(self.outcome.model.named_state().values())).device
         self.losses = list(tensors["losses"].to(device).unbind())
         self._best = {name: value.to(device) for name, value in within(tensors, "best").items()}
+        self._participants = _counted(tensors, "participants", device)
         self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
         self.outcome.selected_step = facts["selected_step"]
         self.outcome.history = facts["history"]
         self.outcome.observations = facts["observations"]
+
+
+def _numbered(prefix: str, states: Sequence[State]) -> State:
+    """Several states as one; :func:`_counted` takes them apart."""
+    return {
+        name: value for index, state in enumerate(states) for name, value in under(f"{prefix}.{index}", state).items()
+    }
+
+
+def _counted(state: State, prefix: str, device: torch.device) -> tuple[State, ...]:
+    indices = sorted({int(name.split(".", 1)[0]) for name in within(state, prefix)})
+    return tuple(
+        {name: value.to(device) for name, value in within(state, f"{prefix}.{index}").items()} for index in indices
+    )
 
 
 def _client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:

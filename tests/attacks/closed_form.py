@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,13 @@ def photo_patches(count: int, split: str = "train") -> Tensor:
 
 def make_view(
     client: nn.Module, victims: Tensor, auxiliary: Tensor, compute: Compute, noise: float = 0.0,
-    visible: frozenset[Capability] = ALL,
+    visible: frozenset[Capability] = ALL, colluder: nn.Module | None = None, server: nn.Module | None = None,
 ) -> AttackerView:  # fmt: skip
-    """The view on `victims` through `client` and additive Gaussian noise of deviation `noise`."""
+    """The view on `victims` through `client` and additive Gaussian noise of deviation `noise`.
+
+    Without a `colluder` of its own, another participant holds the same client. An untrained client is any linear
+    mix of colours.
+    """
     rng = torch.Generator().manual_seed(7)
 
     def protect(smashed: Tensor) -> Tensor:
@@ -62,8 +67,26 @@ def make_view(
         client=client,
         protect=protect,
         auxiliary=AuxiliaryData(auxiliary, torch.ones(len(auxiliary), dtype=torch.bool)),
-        build_client=lambda: copy.deepcopy(client),
+        build_client=untrained_mix,
+        server=server or colour_server(),
+        colluder=colluder or copy.deepcopy(client),
     )
+
+
+def untrained_mix() -> nn.Module:
+    """The architecture of :class:`ColourMixClient` with weights to be trained."""
+    mix = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.normal_(mix.weight, std=0.5, generator=torch.Generator().manual_seed(11))
+    return mix
+
+
+def colour_server() -> nn.Module:
+    """A server's frozen trunk and projector: colours of the quarters of smashed data (n, 3, h, w), projected."""
+    projector = nn.Linear(12, 8)
+    for parameter in projector.parameters():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(12))
+    trunk = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(OrderedDict(trunk=trunk, projector=projector)).requires_grad_(False)
 
 
 def white_images(n: int, size: int, deviation: float, seed: int) -> Tensor:

@@ -99,6 +99,9 @@ def assert_same(one: TrainedModel, other: TrainedModel) -> None:
     assert one.replay_epochs == other.replay_epochs
     for name, value in weights(one.model).items():
         assert torch.equal(value, weights(other.model)[name]), name
+    assert len(one.model.participants) == len(other.model.participants) == 2
+    for copies in zip(one.model.participants, other.model.participants, strict=True):
+        assert all(torch.equal(value, copies[1][name]) for name, value in copies[0].items())
 
 
 @pytest.mark.parametrize(

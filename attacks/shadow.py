@@ -1,0 +1,87 @@
+"""Shadow attack: a client of the attacker's own, trained against the server's frozen half (He et al., ACSAC 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.data.augmentation import moco_v2_view
+from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.surrogate import DecoderTraining, MomentFit, fit_moments, invert_through, split_auxiliary
+
+FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
+
+
+class ShadowAttack(Attack):
+    """Train a shadow of the client without asking it anything, and a decoder through the shadow.
+
+    The paper's query-free attack needs labels; here the server was trained without, and so is the shadow: behind it,
+    the frozen server must recognise two views of an auxiliary image among those of others (InfoNCE within the batch),
+    and the shadow's messages must have the moments of the victims', which the server receives anyway. The decoder
+    passes the defense, where the attacker knows it, with fresh randomness in every step (the adaptive attack).
+
+    iterations, fit_batch, fit_rate: steps, images of a step and learning rate of the shadow. contrast: weight of
+    InfoNCE beside the moments. temperature: of InfoNCE. The others are as of the decoder attack.
+    """
+
+    needs = frozenset({Capability.ARCHITECTURE, Capability.AUXILIARY_DATA, Capability.SERVER_MODEL})
+
+    def __init__(
+        self,
+        architecture: str = "res_normN4C64",
+        epochs: Annotated[int, Field(ge=1)] = 30,
+        batch_size: Annotated[int, Field(ge=1)] = 32,
+        learning_rate: Annotated[float, Field(gt=0)] = 5e-3,
+        ssim_weight: Annotated[float, Field(ge=0)] = 0.1,
+        shift: Annotated[int, Field(ge=0)] = 4,
+        iterations: Annotated[int, Field(ge=1)] = 600,
+        fit_batch: Annotated[int, Field(ge=2)] = 48,
+        fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
+        contrast: Annotated[float, Field(ge=0)] = 1.0,
+        temperature: Annotated[float, Field(gt=0)] = 0.2,
+    ) -> None:
+        check_grammar(architecture)
+        self.training = DecoderTraining(architecture, epochs, batch_size, learning_rate, ssim_weight, shift)
+        self.fit = MomentFit(iterations, fit_batch, fit_rate)
+        self.contrast = contrast
+        self.temperature = temperature
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        rng = torch.Generator().manual_seed(derive_seed(seed, "shadow"))
+        views_rng = torch.Generator(device=view.compute.device).manual_seed(derive_seed(seed, "shadow", "views"))
+        train, validation = split_auxiliary(view.auxiliary, rng)
+        steps = budget.iterate(self.fit.iterations + self.training.steps(len(train)))
+        server = view.server
+        shadow = view.untrained_client()
+
+        def send(images: Tensor) -> Tensor:
+            return view.protect(shadow(images))
+
+        def contrast(images: Tensor) -> Tensor:
+            pair = torch.cat([moco_v2_view(images, views_rng), moco_v2_view(images, views_rng)])
+            first, second = F.normalize(server(send(pair)).float(), dim=1).chunk(2)
+            logits = first @ second.T / self.temperature
+            own = torch.arange(len(images), device=images.device)
+            return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+        fit_moments(
+            shadow, view.protect, view.smashed, train, self.fit, _until(steps, budget), rng,
+            contrast if self.contrast else None,
+        )  # fmt: skip
+        shadow.requires_grad_(False)
+        return invert_through(send, view.smashed, train, validation, self.training, steps, view.compute, rng).images
+
+
+def _until(steps: Iterator[int], budget: Budget) -> Iterator[int]:
+    """`steps`, but no more once `FIT_SHARE` of the budget's time is gone."""
+    for step in steps:
+        yield step
+        if budget.seconds is not None and budget.elapsed > FIT_SHARE * budget.seconds:
+            return
