@@ -25,6 +25,7 @@ from mocosfl_priv.errors import MocosflPrivError, RunFailedError
 from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
+from mocosfl_priv.evaluation.recognition import RecognitionJudge, build_judge
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import (
     BATCH,
@@ -40,7 +41,7 @@ from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters, forward_flops
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
 from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
+from mocosfl_priv.results import CELL_KEYS, METRICS, RECOGNITION_LEVELS, semi_column
 from mocosfl_priv.seeding import derive_seed, generator, global_seed
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, ThreatModel, with_implied
 from mocosfl_priv.training.checkpoints import Checkpoints
@@ -113,6 +114,32 @@ class Laboratory:
     def floor(self) -> Floor:
         """The blind guess for the victims, from the clients' private images."""
         return blind_guess_floor(to_unit_range(self.roles[Role.CLIENT_PRIVATE].images), self.victims)
+
+    @cached_property
+    def recognition(self) -> RecognitionJudge | None:
+        """What judges whether reconstructions are recognised, trained here and now; None where it is switched off.
+
+        It learns from the labels of the whole training split, the attacker's share included: it is no attacker, and
+        only scoring uses it. The same judge serves all seeds.
+        """
+        epochs = self.config.evaluation.recognition_epochs
+        if not epochs:
+            return None
+        seen = [Role.PROBE_TRAIN, Role.PROBE_VALIDATION, Role.AUXILIARY_TARGET, Role.DEFENDER_TARGET]
+        training = [self.roles[role] for role in seen]
+        return build_judge(
+            training,
+            self.roles[Role.VICTIMS],
+            [self.roles[Role.PROBE_TEST], *training],
+            epochs=epochs,
+            device=self.compute.device,
+            seed=self.config.data.role_seed,
+        )
+
+    @property
+    def recognition_levels(self) -> dict[str, float]:
+        """Chance levels and ceilings of recognition, by column; NaN where it is not measured."""
+        return self.recognition.levels if self.recognition else dict.fromkeys(RECOGNITION_LEVELS, float("nan"))
 
     @cached_property
     def raw_pixels(self) -> np.ndarray:
@@ -351,6 +378,7 @@ def attack_system(
             for fraction, result in trained.utility.semi_supervised.items()
         },
         **outcome.summary,
+        **lab.recognition_levels,
         "attack_steps": outcome.steps,
         "attack_queries": outcome.queries,
         "attack_out_of_time": outcome.out_of_time,
@@ -408,7 +436,7 @@ def _attack(
         ) from error
     seconds = budget.elapsed
     reconstruction = check_reconstruction(returned, tuple(lab.victims.shape), attack.label)
-    scores = score(reconstruction, lab.victims, lab.floor, lab.lpips)
+    scores = score(reconstruction, lab.victims, lab.floor, lab.lpips, lab.recognition)
     values = {name: value.numpy() for name, value in scores.items()}
     return _Outcome(reconstruction, values, seconds, budget.steps, view.queries, budget.exhausted)
 

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed"]
 COSTS = [
@@ -41,7 +41,13 @@ COSTS = [
     "paper_megabytes_per_client",
     "training_seconds",
 ]
-METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips"]
+METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips", "recognised", "reidentified"]
+RECOGNITION_LEVELS = [
+    "recognition_chance",
+    "recognition_ceiling",
+    "reidentification_chance",
+    "reidentification_ceiling",
+]
 COLUMNS = [
     *CELL_KEYS,
     "checkpoint",
@@ -51,6 +57,7 @@ COLUMNS = [
     *METRICS,
     "mse_floor",
     "leak_ratio",
+    *RECOGNITION_LEVELS,
     "attack_seconds",
     "attack_steps",
     "attack_queries",
