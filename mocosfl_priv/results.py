@@ -66,6 +66,7 @@ COLUMNS = [
     "linear_untrained",
     "probe_selection",
     *COSTS,
+    "flags",
 ]
 
 
@@ -105,7 +106,8 @@ RECORD_FILES = (
 class RunRecord:
     """A finished run in memory.
 
-    cells: one row per cell, :func:`cell_columns`. per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
+    cells: one row per cell, :func:`cell_columns`; `flags` names the flags that concern it, joined by semicolons.
+    per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
@@ -157,7 +159,7 @@ def read_record(folder: Path) -> RunRecord:
                 f"{folder}: written with result schema {found}, this version reads {SCHEMA_VERSION}"
             )
         return RunRecord(
-            cells=pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""]),
+            cells=_read_cells(folder / "results.csv"),
             per_image=pd.read_parquet(folder / "per_image.parquet"),
             probe=pd.read_parquet(folder / "probe.parquet"),
             training=pd.read_csv(folder / "training.csv", keep_default_na=False, na_values=[""]),
@@ -170,6 +172,12 @@ def read_record(folder: Path) -> RunRecord:
         raise
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """The rows as they were written: an empty field is a missing number, but no flags are no flags."""
+    cells = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return cells.assign(flags=cells["flags"].fillna("").astype(str))
 
 
 class Destination:

@@ -197,7 +197,7 @@ def build_judge(
     chance = float(torch.bincount(victims.labels).max()) / len(victims)
     ceiling = float((scores.argmax(1) == victims.labels).float().mean())
     trained_on = sum(map(len, training))
-    note = (f"recognition by a classifier trained on {trained_on} images: "
+    note = (f"Recognition by a classifier trained on {trained_on} images: "
             f"{100 * ceiling:.1f} % of the victims' own images, chance {100 * chance:.1f} %")  # fmt: skip
     if len(candidates) < CANDIDATES:
         absent = float("nan")

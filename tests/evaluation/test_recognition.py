@@ -20,10 +20,11 @@ def patterns(per_class: int, seed: int) -> ImageSet:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:16, :16]
     images, labels = [], []
-    for label, phase in enumerate((lambda r, c: r, lambda r, c: c, lambda r, c: r + c)):
+    for label in range(3):
         for _ in range(per_class):
             r, c = rng.integers(4, size=2)
-            stripe = ((phase(y + r, x + c) // 2) % 2 if label < 2 else ((y + r) // 2 + (x + c) // 2) % 2)[None]
+            across, along = (y + r) // 2, (x + c) // 2
+            stripe = (across, along, across + along)[label][None] % 2
             low, high = rng.integers(0, 256, (2, 3, 1, 1))
             images.append(np.where(stripe == 1, low, high).astype(np.uint8))
             labels.append(label)
