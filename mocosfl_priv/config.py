@@ -230,6 +230,9 @@ class EvaluationConfig(Section):
         "there to repeat published protocols",
     )
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
+    recognition_epochs: Annotated[int, Field(ge=0)] = Field(
+        12, description="training of the classifier that judges reconstructions; 0 leaves recognition out"
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
 

@@ -271,6 +271,7 @@ def attack_system(
             f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
             for fraction, result in trained.utility.semi_supervised.items()
         },
+        **lab.recognition_levels,
         "knn_raw_pixels": float(lab.raw_pixels.mean()),
         "linear_untrained": float(trained.untrained.mean()),
         "probe_selection": lab.config.evaluation.probe_selection,

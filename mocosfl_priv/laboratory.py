@@ -15,9 +15,11 @@ from mocosfl_priv.data.roles import DataRoles, Role
 from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor
 from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
+from mocosfl_priv.evaluation.recognition import RecognitionJudge, build_judge
 from mocosfl_priv.evaluation.utility import ProbeData, probe_features, raw_pixel_knn, to_unit_range
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import Attack, Loaded
+from mocosfl_priv.results import RECOGNITION_LEVELS
 from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.threat import AuxiliaryData, ThreatModel
 from mocosfl_priv.training.hooks import NoHooks
@@ -72,6 +74,32 @@ class Laboratory:
         return VictimSet(
             name, images, torch.arange(len(images)) if groups is None else groups, blind_guess_floor(known, images)
         )
+
+    @cached_property
+    def recognition(self) -> RecognitionJudge | None:
+        """What judges whether reconstructions are recognised, trained here and now; None where it is switched off.
+
+        It learns from the labels of the whole training split, the attacker's share included: it is no attacker, and
+        only scoring uses it. The same judge serves all seeds.
+        """
+        epochs = self.config.evaluation.recognition_epochs
+        if not epochs:
+            return None
+        seen = [Role.PROBE_TRAIN, Role.PROBE_VALIDATION, Role.AUXILIARY_TARGET, Role.DEFENDER_TARGET]
+        training = [self.roles[role] for role in seen]
+        return build_judge(
+            training,
+            self.roles[Role.VICTIMS],
+            [self.roles[Role.PROBE_TEST], *training],
+            epochs=epochs,
+            device=self.compute.device,
+            seed=self.config.data.role_seed,
+        )
+
+    @property
+    def recognition_levels(self) -> dict[str, float]:
+        """Chance levels and ceilings of recognition, by column; NaN where it is not measured."""
+        return self.recognition.levels if self.recognition else dict.fromkeys(RECOGNITION_LEVELS, float("nan"))
 
     @cached_property
     def raw_pixels(self) -> np.ndarray:

@@ -41,8 +41,20 @@ COSTS = [
     "paper_megabytes_per_client",
     "training_seconds",
 ]
-ATTACK_COSTS = ["attack_seconds", "attack_steps", "attack_queries", "attack_out_of_time"]
-METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips"]
+ATTACK_COSTS = [
+    "attack_seconds",
+    "attack_peak_megabytes",
+    "attack_steps",
+    "attack_queries",
+    "attack_out_of_time",
+]
+METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips", "recognised", "reidentified"]
+RECOGNITION_LEVELS = [
+    "recognition_chance",
+    "recognition_ceiling",
+    "reidentification_chance",
+    "reidentification_ceiling",
+]
 COLUMNS = [
     *CELL_KEYS,
     "checkpoint",
@@ -51,12 +63,14 @@ COLUMNS = [
     *METRICS,
     "mse_floor",
     "leak_ratio",
+    *RECOGNITION_LEVELS,
     *ATTACK_COSTS,
     "failure",
     "knn_raw_pixels",
     "linear_untrained",
     "probe_selection",
     *COSTS,
+    "flags",
 ]
 
 
@@ -97,7 +111,8 @@ RECORD_FILES = (
 class RunRecord:
     """A finished run in memory.
 
-    cells: one row per cell, :func:`cell_columns`. per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
+    cells: one row per cell, :func:`cell_columns`; `flags` names the flags that concern it, joined by semicolons.
+    per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
@@ -171,11 +186,10 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """A table as it was written: only an empty field is a missing number, and a missing cause is no cause."""
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"failure": str})
-    if "failure" in table:
-        table["failure"] = table["failure"].fillna("")
-    return table
+    """A table as it was written: an empty field is a missing number, but no cause of failure, and no flags."""
+    texts = ("failure", "flags")
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str))
+    return table.fillna({name: "" for name in texts if name in table})
 
 
 class Destination:

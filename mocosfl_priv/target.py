@@ -17,7 +17,8 @@ from mocosfl_priv.errors import MocosflPrivError, ThreatModelError
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import BATCH
-from mocosfl_priv.laboratory import Laboratory, VictimSet
+from mocosfl_priv.laboratory import TEST_VICTIMS, Laboratory, VictimSet
+from mocosfl_priv.peak_memory import peak_memory
 from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.references import one_line
@@ -117,8 +118,9 @@ def try_attack(
     limits = lab.config.threat
     budget = Budget(limits.seconds, progress, steps=limits.steps)
     failure, reconstruction = "", None
+    device = lab.compute.device
     try:
-        with global_seed(seed, "global"):
+        with peak_memory(device) as memory, global_seed(seed, "global"):
             returned = attack.plugin.reconstruct(view, budget, seed)
         expected = (len(view.smashed), *target.image_shape)
         reconstruction = check_reconstruction(returned, expected, attack.label)
@@ -130,6 +132,7 @@ def try_attack(
         failure = f"{type(error).__name__}: {one_line(error)}"
     cost = {
         "attack_seconds": budget.elapsed,
+        "attack_peak_megabytes": memory.device_added if device.type == "cuda" else memory.resident_added,
         "attack_steps": budget.steps,
         "attack_queries": view.queries,
         "attack_out_of_time": budget.exhausted,
@@ -142,11 +145,17 @@ def try_attack(
         Trial(
             victims,
             part,
-            {name: value.numpy() for name, value in score(part, victims.images, victims.floor, lab.lpips).items()},
+            {name: value.numpy() for name, value in _score(lab, part, victims).items()},
             cost,
         )
         for victims, part in zip(victim_sets, parts, strict=True)
     ]
+
+
+def _score(lab: Laboratory, reconstruction: Tensor, victims: VictimSet) -> dict[str, Tensor]:
+    # the judge knows the labels and candidates of the test victims only
+    judge = lab.recognition if victims.name == TEST_VICTIMS else None
+    return score(reconstruction, victims.images, victims.floor, lab.lpips, judge)
 
 
 def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims: Tensor) -> AttackerView:

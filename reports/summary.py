@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
-from mocosfl_priv.results import COSTS, METRICS, RunRecord, semi_column
+from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
 from reports.per_image import closest_attacks, groups, per_seed
 
 GROUP = ["defense", "cut_layer", "target_fraction"]
@@ -23,8 +24,9 @@ class SummaryRow:
 
     `metrics` holds an interval per image metric that was measured; `cost` the mean cost columns. The gains are paired
     differences to the utility floors, `linear_against_none` the one to the undefended system at the same cut layer.
-    `semi_supervised` holds the accuracy by fraction of the labels. `blind` marks attacks that need nothing and so
-    ignore the smashed data.
+    `semi_supervised` holds the accuracy by fraction of the labels, `recognition_levels` chance levels and ceilings of
+    the two recognition metrics, NaN where not measured. `blind` marks attacks that need nothing and so ignore the
+    smashed data.
     """
 
     defense: str
@@ -43,6 +45,7 @@ class SummaryRow:
     linear_gain: Interval
     linear_against_none: Interval | None
     semi_supervised: dict[float, Interval]
+    recognition_levels: dict[str, float]
     blind: bool
     cost: dict[str, float]
 
@@ -95,6 +98,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             "semi_supervised": few_labels,
             "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
             "linear_untrained": float(probe["linear_untrained"].mean()),
+            "recognition_levels": {name: float(cells[name].iloc[0]) for name in RECOGNITION_LEVELS},
             "knn_gain": mean_interval(_differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
             "linear_gain": mean_interval(
                 _differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
@@ -163,6 +167,7 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             "mse_floor": row.mse_floor,
             "knn_raw_pixels": row.knn_raw_pixels,
             "linear_untrained": row.linear_untrained,
+            **row.recognition_levels,
             **row.cost,
         }
         flat.append(entry)
@@ -213,28 +218,10 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
 
 def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    found = failures(record)
-    seeds = len(record.info["seeds"])
-    if seeds < 3:
-        found.append(
-            f"{seeds} training seed{'s' if seeds > 1 else ''}: intervals cover the choice of images"
-            f"{', and training only poorly' if seeds > 1 else ' but not the variation of training'}. A published "
-            "number needs at least three."
-        )
+    found = flagged(record)
     informed = {row.attack for row in rows if not row.blind and not row.is_worst_case}
     if len(informed) < 2:
         found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
-    if not any(row.defense == "none" for row in rows):
-        found.append("No undefended control: whether the attacks are strong enough is not shown.")
-    found += [
-        f"{row.system}: the attacks stay at the floor without any defense, so they prove nothing."
-        for row in headline_rows(rows)
-        if row.defense == "none" and not leaks(rows, row.system)
-    ]
-    if bool(record.cells["attack_out_of_time"].any()):
-        found.append("An attack ran out of its time limit: with more time it may reconstruct more.")
-    if not record.info["threat_model"]["adaptive"]:
-        found.append("The attacker was not adaptive: it did not know the defense. Defended numbers are optimistic.")
     if record.info["config"]["evaluation"]["probe_selection"] == "test":
         found.append(
             "Probes were selected on the test images (probe_selection: test), as some published protocols do: "
@@ -247,17 +234,23 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         )
     if record.info["lpips"].startswith("LPIPS not measured"):
         found.append(record.info["lpips"] + ".")
+    if "not measured" in record.info["recognition"]["note"]:
+        found.append(record.info["recognition"]["note"] + ".")
     return found
 
 
-def failures(record: RunRecord) -> list[str]:
-    """One sentence per attack that failed, with its cause."""
-    failed = record.cells[record.cells["failure"] != ""]
-    return [
-        f"{system_name(cell['defense'], cell['cut_layer'], cell['target_fraction'])}, seed {cell['seed']}: attack "
-        f"{cell['attack']!r} failed and takes no part in any average: {cell['failure']}."
-        for cell in failed.to_dict("records")
-    ]
+FLAGS_SHOWN = 4
+
+
+def flagged(record: RunRecord) -> list[str]:
+    """The sentences of the run's flags, of each kind the first few."""
+    found = []
+    for name, flags in groupby(record.info["flags"], key=lambda flag: flag["name"]):
+        sentences_of = [f"{flag['sentence']} [{name}]" for flag in flags]
+        found += sentences_of[:FLAGS_SHOWN]
+        if len(sentences_of) > FLAGS_SHOWN:
+            found.append(f"{len(sentences_of) - FLAGS_SHOWN} more of the kind {name} are in run.json.")
+    return found
 
 
 def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:

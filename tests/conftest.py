@@ -32,7 +32,12 @@ TINY: dict[str, Any] = {
     "data": {"train_limit": 600, "test_limit": 200, "victims": 16},
     "model": {"backbone": "resnet8", "width": 16, "projector_hidden": 32, "projector_out": 32},
     "training": {"clients": 4, "server_batch": 32, "epochs": 1, "queue_size": 128, "sync_period": 4},
-    "evaluation": {"bootstrap_samples": 200, "linear_probe_penalties": [0.1], "label_fractions": [0.1]},
+    "evaluation": {
+        "bootstrap_samples": 200,
+        "linear_probe_penalties": [0.1],
+        "label_fractions": [0.1],
+        "recognition_epochs": 1,
+    },
     "compute": {"device": "cpu", "precision": "float32"},
 }
 

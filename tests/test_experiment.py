@@ -27,7 +27,7 @@ from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.target import grant_view
 from tests.conftest import TINY
 
-TIMES = ["attack_seconds", "training_seconds"]
+TIMES = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,22 @@ def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
     assert rmle["leak_ratio"] > 0.5
     assert rmle["attack_steps"] == 150
     assert table["lpips"].isna().all() or (table["lpips"] >= 0).all()
-    for column in ("knn_accuracy", "linear_accuracy", "knn_raw_pixels", "linear_untrained"):
+    for column in ("knn_accuracy", "linear_accuracy", "knn_raw_pixels", "linear_untrained", "recognised"):
         assert table[column].between(0, 1).all()
+    assert table["recognition_chance"].nunique() == 1 and (table["recognition_chance"] >= 1 / 6).all()
+    assert table["reidentified"].isna().all()  # eight hundred images in all: too few candidates
+    assert table["flags"].str.contains("few-seeds").all()
+
+
+def test_recognition_can_be_left_out_and_needs_enough_candidates(tiny: dict[str, Any]) -> None:
+    lab = Experiment.from_dict({**tiny, "evaluation": {"recognition_epochs": 0}}).plan().laboratory
+    assert lab.recognition is None and all(np.isnan(level) for level in lab.recognition_levels.values())
+    more = {**tiny["data"], "train_limit": 900}  # the probe test role has too few: training images fill up
+    lab = Experiment.from_dict({**tiny, "data": more}).plan().laboratory
+    assert lab.recognition is not None and lab.recognition_levels["reidentification_chance"] == 1 / 1000
+    judged = lab.recognition(lab.victims.images)
+    assert judged["reidentified"].mean() == 1
+    assert judged["recognised"].mean() == pytest.approx(lab.recognition_levels["recognition_ceiling"])
 
 
 def test_the_same_experiment_gives_the_same_numbers(tiny: dict[str, Any], tiny_run: RunResult) -> None:
@@ -325,7 +339,7 @@ def test_a_failure_is_reported_and_takes_no_part_in_averages(tiny: dict[str, Any
     faulty = {"name": "tests.test_experiment:Faulty", "how": "nan"}
     run = Experiment.from_dict({**tiny, "attacks": [faulty, *tiny["attacks"]]}).run()
     page = run.report(tmp_path / "run")
-    assert "attack 'Faulty' failed and takes no part in any average" in html.unescape(page.read_text())
+    assert "attack Faulty failed with seed 0 and takes no part in any average" in html.unescape(page.read_text())
     summary = pd.read_csv(tmp_path / "run" / "summary.csv")
     assert "Faulty" not in set(summary["attack"]) and np.isfinite(summary["leak_ratio"]).all()
     assert read_record(tmp_path / "run").cells["failure"].tolist() == run.table()["failure"].tolist()

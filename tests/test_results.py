@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,18 @@ def test_a_record_reads_back_equal(tiny_run: RunResult, tmp_path: Path) -> None:
     assert all(np.array_equal(again.images[key], record.images[key]) for key in again.images)
 
 
+def test_flags_stand_in_the_rows_they_concern(tiny_run: RunResult, tmp_path: Path) -> None:
+    record = tiny_run.record
+    assert [flag["name"] for flag in record.info["flags"]][-1] == "few-seeds"
+    write_record(replace(record, cells=record.cells.assign(flags=["", "out-of-time;few-seeds", ""])), tmp_path)
+    assert read_record(tmp_path).cells["flags"].tolist() == ["", "out-of-time;few-seeds", ""]
+
+
 def test_rows_agree_with_their_per_image_values(tiny_run: RunResult) -> None:
     record = tiny_run.record
-    means = record.per_image.groupby(CELL_KEYS, sort=False)[["mse", "psnr", "ssim", "ssim_zeropad", "mse_floor"]].mean()
+    means = record.per_image.groupby(CELL_KEYS, sort=False)[
+        ["mse", "psnr", "ssim", "ssim_zeropad", "recognised", "mse_floor"]
+    ].mean()
     for _, row in record.cells.iterrows():
         mean = means.loc[tuple(row[CELL_KEYS])]
         for name in mean.index:

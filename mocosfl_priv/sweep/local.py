@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +17,10 @@ import pandas as pd
 
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.distribution_shift import image_statistics
+from mocosfl_priv.evaluation.reliability import AttackFacts, RunFacts, reliability_flags
 from mocosfl_priv.experiment import DEFENDER, CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
+from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import (
     LEAKAGE_COLUMNS,
@@ -27,8 +32,11 @@ from mocosfl_priv.results import (
     victims_key,
 )
 from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.threat import with_implied
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
+
+UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control
 
 
 def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | None = None) -> RunRecord:
@@ -47,6 +55,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
             kept.verify()
             kept.below(DEFENDER).verify()
     progress.plan(_segments(plan))
+    judge = lab.recognition  # trained here, lest the time of a system's training includes it
     try:
         for system in plan.systems:
             progress.segment()
@@ -57,9 +66,15 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
                 cells.append(attack_system(lab, trained, attack, progress))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
+    table = pd.DataFrame([cell.row for cell in cells], columns=cell_columns(plan.config.evaluation.label_fractions))
+    per_image = pd.concat([cell.per_image for cell in cells], ignore_index=True)
+    flags = reliability_flags(table, per_image, run_facts(plan))
+    table["flags"] = [
+        ";".join(dict.fromkeys(flag.name for flag in flags if flag.concerns(row))) for _, row in table.iterrows()
+    ]
     return RunRecord(
-        cells=pd.DataFrame([cell.row for cell in cells], columns=cell_columns(plan.config.evaluation.label_fractions)),
-        per_image=pd.concat([cell.per_image for cell in cells], ignore_index=True),
+        cells=table,
+        per_image=per_image,
         probe=pd.concat([_probe_frame(plan, trained) for trained in trained_systems], ignore_index=True),
         training=pd.DataFrame(
             [{**trained.system.keys, **entry} for trained in trained_systems for entry in trained.trained.history]
@@ -72,10 +87,53 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
             victims_key(lab.victims.name): lab.roles[Role.VICTIMS].images.numpy(),
             **{image_key(cell.row): cell.reconstruction for cell in cells if cell.reconstruction is not None},
         },
-        info=_info(plan, trained_systems, time.monotonic() - started),
+        info={
+            **_info(plan, trained_systems, time.monotonic() - started),
+            "recognition": {
+                # JSON has no NaN
+                **{name: None if math.isnan(level) else level for name, level in lab.recognition_levels.items()},
+                "note": judge.note if judge else "Recognition not measured: evaluation.recognition_epochs is 0",
+            },
+            "flags": [asdict(flag) for flag in flags],
+        },
         config_yaml=plan.config.to_yaml(),
         checkpoints={f"{trained.system.file_stem}.safetensors": trained.checkpoint() for trained in trained_systems},
     )
+
+
+def run_facts(plan: Plan) -> RunFacts:
+    """What the flags need to know of `plan` beside its results."""
+    lab, roles = plan.laboratory, plan.laboratory.roles
+    victims, private = roles[Role.VICTIMS], roles[Role.CLIENT_PRIVATE]
+    defenses = {system.defense.label: system.defense for system in plan.systems}
+    return RunFacts(
+        attacks=[
+            AttackFacts(
+                label=attack.label,
+                kind=attack.origin,
+                parameters=_parameters(attack),
+                capabilities=frozenset(_granted(plan, attack)),
+                blind=not attack.plugin.needs,
+                auxiliary_target=len(roles[Role.AUXILIARY_TARGET]),
+                auxiliary_source=len(roles[Role.AUXILIARY_SOURCE]),
+            )
+            for attack in plan.attacks
+        ],
+        undefended=frozenset(label for label, defense in defenses.items() if defense.origin == UNDEFENDED),
+        randomised=frozenset(label for label, defense in defenses.items() if defense.plugin.randomised),
+        messages_per_victim=lab.config.threat.observations if lab.threat.adaptive else 1,
+        adaptive=lab.threat.adaptive,
+        victims={"test": image_statistics(victims.images.numpy(), victims.groups.numpy())},
+        target=image_statistics(private.images.numpy(), private.groups.numpy()),
+        samples=plan.config.evaluation.bootstrap_samples,
+        confidence=plan.config.evaluation.confidence,
+    )
+
+
+def _granted(plan: Plan, attack: Loaded[Attack]) -> list[str]:
+    """The capabilities that `attack` asks for and has in this experiment."""
+    plugin = attack.plugin
+    return sorted(with_implied(plugin.needs | plugin.optional) & plan.laboratory.threat.grants)
 
 
 SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.2, 0.2, 6.0  # first guesses, soon replaced
@@ -133,7 +191,11 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
         "compute": lab.compute.describe(),
         "plugins": {
             "attacks": [
-                {**_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)), "blind": not a.plugin.needs}
+                {
+                    **_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)),
+                    "granted": _granted(plan, a),
+                    "blind": not a.plugin.needs,
+                }
                 for a in {a.label: a for a in (*lab.curve_attacks, *plan.attacks)}.values()
             ],
             "defenses": [
@@ -170,6 +232,11 @@ def _plugin_info(loaded: Any, traits: list[str]) -> dict[str, Any]:
         "label": loaded.label,
         "origin": loaded.origin,
         "code_sha256": loaded.code_sha256,
-        "parameters": {k: v for k, v in vars(loaded.plugin).items() if isinstance(v, str | int | float | bool)},
+        "parameters": _parameters(loaded),
         "traits": [str(trait) for trait in traits],
     }
+
+
+def _parameters(loaded: Any) -> dict[str, Any]:
+    """The plain attributes of a plugin: its parameters, defaults included."""
+    return {k: v for k, v in vars(loaded.plugin).items() if v is None or isinstance(v, str | int | float | bool)}

@@ -54,6 +54,8 @@ def test_page_shows_configuration_hashes_versions_and_seeds(page: Path, tiny_run
     for role, record in info["roles"].items():
         assert role in text and record["content_sha256"][:16] in text
     assert f"torch {info['versions']['torch']}" in text
+    assert "<th>recognised</th>" in text and f"chance {100 * info['recognition']['recognition_chance']:.1f} %" in text
+    assert "[few-seeds]" in text
     assert "worst case" in text and "LPIPS" in text
 
 

@@ -49,6 +49,28 @@ def test_words_warn_of_what_is_missing(tiny_run: RunResult) -> None:
     assert len(said) == 1 and "none (cut 1)" in said[0]
 
 
+def test_flags_are_caveats_the_first_few_of_a_kind(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    many = [{"name": "out-of-time", "sentence": f"Attack {i} was late."} for i in range(7)]
+    info = {**record.info, "flags": [*many, {"name": "few-seeds", "sentence": "One seed."}]}
+    found = caveats(replace(record, info=info), summarise(record))
+    assert found[:6] == [
+        *(f"Attack {i} was late. [out-of-time]" for i in range(4)),
+        "3 more of the kind out-of-time are in run.json.",
+        "One seed. [few-seeds]",
+    ]
+    assert any("Re-identification not measured" in text for text in found)
+
+
+def test_recognition_stands_beside_its_levels(tiny_run: RunResult) -> None:
+    rows = summarise(tiny_run.record)
+    cells = tiny_run.table()
+    assert rows[0].metrics["recognised"].value == pytest.approx(cells["recognised"][0])
+    assert "reidentified" not in rows[0].metrics
+    frame = as_frame(rows)
+    assert frame["recognition_ceiling"].iloc[0] == cells["recognition_ceiling"][0]
+
+
 def test_probes_selected_on_test_images_are_called_optimistic(tiny_run: RunResult) -> None:
     record = tiny_run.record
     evaluation = {**record.info["config"]["evaluation"], "probe_selection": "test"}
