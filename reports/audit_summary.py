@@ -11,7 +11,7 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, RunRecord
 from reports.per_image import closest_attacks, groups, per_seed
-from reports.summary import NO_LEAK_MARGIN, WORST_CASE
+from reports.summary import NO_LEAK_MARGIN, WORST_CASE, flagged
 
 PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
 ENSEMBLE = "ensemble"
@@ -135,8 +135,8 @@ def _row(attack: str, blind: bool, values: pd.DataFrame, options: dict[str, Any]
 
 
 def _failures(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells whose attack failed; a record without that column knows of none."""
-    return cells[cells["failure"] != ""] if "failure" in cells else cells.iloc[:0]
+    """The cells whose attack failed."""
+    return cells[cells["failure"] != ""]
 
 
 def checkpoint_labels(audit: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -230,13 +230,7 @@ def _elsewhere(checkpoint: AuditedCheckpoint) -> str:
 def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     every = [checkpoint for same in found.values() for checkpoint in same]
-    labels = checkpoint_labels(record.info["audit"])
-    said = list(record.info["flags"])
-    said += [
-        f"{labels[cell['defense']]}: attack {cell['attack']!r} failed on {victims_title(cell['victims'])} "
-        f"and takes no part in any average: {cell['failure']}."
-        for cell in _failures(record.cells).to_dict("records")
-    ]
+    said = flagged(record)
     if PUBLISHED_VICTIMS in found:
         said.append(
             "The 128 published images are augmented CIFAR-10 training images with four fifths of the contrast of real "
