@@ -44,7 +44,7 @@ class DecoderAttack(Attack):
     preset: ``paper`` changes the defaults of what follows to those of the published attack.
     architecture: the capacity ladder is conv_normN0C16, res_normN0C16, res_normN4C64, res_normN8C64, unet_N2C32,
     unet_N3C48; see `mocosfl_priv.models.decoder`.
-    epochs: passes over the auxiliary images; as many as 3000 steps take if left out.
+    epochs: passes over the auxiliary images. steps: batches instead of epochs; 3000 if both are left out.
     learning_rate: peak of a one-cycle schedule, or Adam's constant one without `one_cycle`.
     ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
     norm: of res_ and conv_ decoders. reuse: passes before images are augmented and encoded afresh.
@@ -61,6 +61,7 @@ class DecoderAttack(Attack):
         preset: Literal["paper"] | None = None,
         architecture: str | None = None,
         epochs: Annotated[int, Field(ge=1)] | None = None,
+        steps: Annotated[int, Field(ge=1)] | None = None,
         batch_size: Annotated[int, Field(ge=1)] = 32,
         learning_rate: Annotated[float, Field(gt=0)] | None = None,
         one_cycle: bool | None = None,
@@ -79,6 +80,7 @@ class DecoderAttack(Attack):
         self.architecture: str = _first(architecture, defaults.get("architecture"), "unet_N2C32")
         check_grammar(self.architecture)
         self.epochs: int | None = _first(epochs, defaults.get("epochs"))
+        self.steps = steps
         self.batch_size = batch_size
         self.learning_rate: float = _first(learning_rate, defaults.get("learning_rate"), 2e-3)
         self.one_cycle: bool = _first(one_cycle, defaults.get("one_cycle"), True)
@@ -100,9 +102,8 @@ class DecoderAttack(Attack):
         lpips, note = load_lpips("alex") if self.lpips_weight else (None, "")
         if self.lpips_weight and lpips is None:
             raise ConfigurationError(f"lpips_weight: {note}")
-        per_epoch = -(-len(train) // self.batch_size)
         recipe = Recipe(
-            steps=DEFAULT_STEPS if self.epochs is None else self.epochs * per_epoch,
+            steps=self._planned(len(train)),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             one_cycle=self.one_cycle,
@@ -118,6 +119,11 @@ class DecoderAttack(Attack):
             standardise=self.standardise, lpips=lpips,
         )  # fmt: skip
         return inverter(view.smashed)
+
+    def _planned(self, images: int) -> int:
+        if self.steps is not None or self.epochs is None:
+            return self.steps or DEFAULT_STEPS
+        return self.epochs * -(-images // self.batch_size)
 
     def _knowledge(self, auxiliary: AuxiliaryData, rng: torch.Generator) -> AuxiliaryData:
         """As much of the auxiliary data as this attack is told to use, at random."""

@@ -15,6 +15,7 @@ class Floor(Attack):
     """
 
     optional = frozenset({Capability.AUXILIARY_DATA})
+    blind = True
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         guess = view.smashed.new_full(view.image_shape, 0.5)

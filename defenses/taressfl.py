@@ -68,6 +68,10 @@ class TAResSFL(Defense):
         self.transfer_learning_rate = transfer_learning_rate
         self.server_start = server_start
 
+    @property
+    def simulator(self) -> str:
+        return self.decoder
+
     def architecture(self, model: ModelConfig) -> ModelConfig:
         return model.model_copy(update={"bottleneck": self.layer})
 

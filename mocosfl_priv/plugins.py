@@ -42,9 +42,11 @@ class Attack(ABC):
 
     needs: capabilities without which the attack cannot work; refused before training where they are not granted.
     optional: capabilities it makes use of where they are granted.
+    blind: it does not look at the smashed data; a control, not an attack.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset()
+    blind: ClassVar[bool] = False
     optional: ClassVar[frozenset[Capability]] = frozenset()
 
     @abstractmethod
@@ -100,6 +102,11 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
 
     randomised: ClassVar[bool] = False
     uses_target_data: ClassVar[bool] = False
+
+    @property
+    def simulator(self) -> str | None:
+        """The decoder, in the decoder grammar, that a defense was trained against; adaptive attackers know it."""
+        return None
 
     def architecture(self, model: ModelConfig) -> ModelConfig:
         """The model that this defense trains, from the configured one; for example with a bottleneck."""

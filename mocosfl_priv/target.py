@@ -197,6 +197,7 @@ def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims:
         build_client=partial(_on_device, target.build_client, device),
         server=server,
         colluder=colluder,
+        simulator=defense.simulator,
     )
 
 

@@ -6,6 +6,7 @@ forbidden but absent: the view is built from the victims' smashed data and holds
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ class AttackerView:
     image_shape: (3, h, w).
     compute: where to compute; `compute.autocast()` is the run's mixed precision.
     queries: images the attacker sent through the client so far.
+    simulator: the decoder, in the decoder grammar, against which the defense was trained; None where it was trained
+        against none, or where the attacker does not know the defense.
 
     A capability whose object is not given (the server of a system that has none) is not visible, whatever was granted.
     """
@@ -136,6 +139,7 @@ class AttackerView:
         build_client: Callable[[], nn.Module] | None = None,
         server: nn.Module | None = None,
         colluder: nn.Module | None = None,
+        simulator: str | None = None,
     ) -> None:
         if server is None:
             visible -= {Capability.SERVER_MODEL}
@@ -145,6 +149,8 @@ class AttackerView:
         self.image_shape = image_shape
         self.compute = compute
         self.queries = 0
+        self.simulator = simulator if knows_defense else None
+        self._parent: AttackerView | None = None
         self._visible = visible
         self._client = client if visible & {Capability.CLIENT_WEIGHTS, Capability.QUERY} else None
         applied = protect if protect is not None else _identity
@@ -185,7 +191,7 @@ class AttackerView:
         """
         self._require(Capability.QUERY)
         assert self._client is not None
-        self.queries += len(images)
+        self._count_queries(len(images))
         return torch.cat([self._answer(self._client(batch)) for batch in images.split(QUERY_BATCH)])
 
     def untrained_client(self) -> nn.Module:
@@ -219,6 +225,36 @@ class AttackerView:
         self._require(Capability.COLLUDING_CLIENT)
         assert self._colluder is not None
         return self._colluder
+
+    def restricted(self, declared: frozenset[Capability]) -> AttackerView:
+        """What an attack within this one sees that declares `declared`; its queries count here, too."""
+        inner = copy.copy(self)
+        inner.queries = 0
+        inner._parent = self
+        inner._visible = self._visible & declared
+        return inner
+
+    def rehearsal(self, held_out: Tensor, victims: bool = True) -> AttackerView:
+        """QUERY, AUXILIARY_DATA: a view on which an attack shows how well it does.
+
+        held_out: which auxiliary images (indices) are no longer among its auxiliary data. Their messages stand in
+        `smashed` instead, after the victims' or alone without `victims`, so that what an attack makes of them can be
+        compared with the truth.
+        """
+        images, of_target = self.auxiliary.images, self.auxiliary.of_target
+        rest = torch.ones(len(images), dtype=torch.bool)
+        rest[held_out] = False
+        rest = rest.to(images.device)
+        messages = self.query(images[held_out.to(images.device)])
+        inner = self.restricted(self._visible)
+        inner.smashed = torch.cat([self.smashed, messages]) if victims else messages
+        inner._auxiliary = AuxiliaryData(images[rest], of_target[rest])
+        return inner
+
+    def _count_queries(self, images: int) -> None:
+        self.queries += images
+        if self._parent is not None:
+            self._parent._count_queries(images)
 
     def _require(self, capability: Capability) -> None:
         if capability not in self._visible:

@@ -113,7 +113,7 @@ def run_facts(plan: Plan) -> RunFacts:
                 kind=attack.origin,
                 parameters=_parameters(attack),
                 capabilities=frozenset(_granted(plan, attack)),
-                blind=not attack.plugin.needs,
+                blind=attack.plugin.blind,
                 auxiliary_target=len(roles[Role.AUXILIARY_TARGET]),
                 auxiliary_source=len(roles[Role.AUXILIARY_SOURCE]),
             )
@@ -147,7 +147,7 @@ def _segments(plan: Plan) -> list[Segment]:
         guess = SECONDS_PER_STEP * plan.training_steps + SECONDS_PER_EXPERT_STEP * expert
         segments.append(Segment(f"train {system.title}", f"train with {expert} expert steps", guess))
         for attack in plan.attacks:
-            blind = not attack.plugin.needs
+            blind = attack.plugin.blind
             segments.append(
                 Segment(f"attack {system.title}: {attack.label}", attack.label, 0.1 if blind else SECONDS_PER_ATTACK)
             )
@@ -194,7 +194,7 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
                 {
                     **_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)),
                     "granted": _granted(plan, a),
-                    "blind": not a.plugin.needs,
+                    "blind": a.plugin.blind,
                 }
                 for a in {a.label: a for a in (*lab.curve_attacks, *plan.attacks)}.values()
             ],

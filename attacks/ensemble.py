@@ -1,0 +1,317 @@
+"""Ensemble: the strongest attack that a threat model and a budget allow, from all others: the headline number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.errors import MocosflPrivError
+from mocosfl_priv.evaluation.floor import mean_image
+from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.plugins import ATTACKS
+from mocosfl_priv.seeding import derive_seed, global_seed
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 0.15, 64
+TRIAL_IMAGES = 32  # held-out images of a trial: attacks that optimise every image by itself pay for each
+SCOUTING_SHARE = 0.2  # of the budget: to find out where the rest pays
+REFINING_SHARE = 0.12
+WINNER_SHARE = 0.85  # of what is left for the finalists
+FINALISTS = 2
+FOR_AS_LONG_AS_IT_LASTS = 10**6  # steps planned where only the clock ends an attack
+REFINEMENTS = (0.1, 0.3, 1.0, 3.0, 10.0)  # how strongly an image is held to where its refinement began
+REFINING_ITERATIONS = 20
+REFINING_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the attacks an ensemble consists of, with its parameters.
+
+    planned_by: the parameter that takes the number of steps it may plan with, if it has one.
+    """
+
+    attack: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    planned_by: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For messages and seeds."""
+        return ", ".join([self.attack, *(f"{k}={v}" for k, v in self.parameters.items())])
+
+    def create(self, steps: int) -> Attack:
+        """The attack, planning with `steps`."""
+        planned = {self.planned_by: steps} if self.planned_by else {}
+        return ATTACKS.create(PluginSpec(name=self.attack, **self.parameters, **planned)).plugin
+
+
+def _decoder(architecture: str, **parameters: Any) -> Member:
+    return Member("decoder", {"architecture": architecture, **parameters}, "steps")
+
+
+# Cheap first: where two do equally well, the earlier stays.
+WITH_KNOWN_ANSWERS = (
+    _decoder("unet_N2C32"),
+    _decoder("unet_N3C48", learning_rate=1.5e-3),
+    _decoder("edsr_N4C64"),
+    _decoder("unet_N2C32", batch_size=16),
+    Member("rmle"),
+    Member("glass"),
+    Member("dip"),
+)
+# Without queries nothing can be tried on images of one's own: the first that is allowed runs.
+WITHOUT_KNOWN_ANSWERS = (Member("shadow"), Member("unsplit"))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Reconstructions of the victims and, after them, of the held-out auxiliary images.
+
+    distance: (n,) per image, how far the message of the reconstruction is from the message that was received, relative
+    to the messages' mean square: the attack's own objective.
+    """
+
+    images: Tensor
+    distance: Tensor
+
+
+class EnsembleAttack(Attack):
+    """Try what the threat model allows, spend the budget where it pays, and take the best of it image by image.
+
+    A part of the auxiliary images is held out. All allowed attacks, with several settings, first try to reconstruct
+    them with a small share of the budget; the better half goes on, until two are left (successive halving, Jamieson and
+    Talwalkar, AISTATS 2016). The winner gets most of the rest. Their reconstructions, a blend of them, and with the
+    client's weights a refinement of the best towards the received messages are candidates; what each image is taken
+    from is decided by the attack's own objective, the distance of messages, whose meaning is learned on the held-out
+    images. The victims' images play no part.
+
+    steps: limit of all steps together where the threat model sets no limit. members: more attacks to try, as entries of
+    a configuration.
+    """
+
+    optional = frozenset(
+        {
+            Capability.CLIENT_WEIGHTS,
+            Capability.QUERY,
+            Capability.ARCHITECTURE,
+            Capability.AUXILIARY_DATA,
+            Capability.SERVER_MODEL,
+        }
+    )
+
+    def __init__(self, steps: Annotated[int, Field(ge=1)] = 40_000, members: tuple[dict[str, Any], ...] = ()) -> None:
+        self.steps = steps
+        self.members = tuple(
+            Member(str(entry["name"]), {k: v for k, v in entry.items() if k not in ("name", "label")})
+            for entry in members
+        )
+        for member in self.members:
+            member.create(1)  # what cannot be created is refused before anything runs
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        limited = budget.part(steps=None if budget.seconds is not None else self.steps)
+        known_answers = view.has(Capability.QUERY) and view.has(Capability.AUXILIARY_DATA)
+        if not known_answers or len(view.auxiliary) < 2:
+            return self._without_known_answers(view, limited, seed)
+        rng = torch.Generator().manual_seed(derive_seed(seed, "ensemble"))
+        held_out = _hold_out(view, rng)
+        truth = view.auxiliary.images[held_out.to(view.auxiliary.images.device)]
+        finalists = self._scout(view, held_out, limited, seed)
+        rehearsal = view.rehearsal(held_out)
+        smashed = rehearsal.smashed
+        candidates = []
+        for place, member in enumerate(finalists):
+            last = place == len(finalists) - 1
+            share = (1 - REFINING_SHARE) * (1.0 if last else WINNER_SHARE)
+            images = _run(member, rehearsal, _share(limited, share), seed)
+            if images is not None:
+                candidates.append(Candidate(images, _distance(view, images, smashed)))
+        if not candidates:
+            return _guess(view)
+        count = len(view.smashed)
+        if len(candidates) > 1:
+            blended = _blend([c.images for c in candidates], truth)
+            candidates.append(Candidate(blended, _distance(view, blended, smashed)))
+        if view.has(Capability.CLIENT_WEIGHTS):
+            best = min(candidates, key=lambda c: float(mse(c.images[count:], truth).mean()))
+            refined = _refine(view, best.images, smashed, truth, limited)
+            if refined is not None:
+                candidates.append(Candidate(refined, _distance(view, refined, smashed)))
+        return choose(candidates, truth)
+
+    def _without_known_answers(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        for member in WITHOUT_KNOWN_ANSWERS:
+            attack = member.create(FOR_AS_LONG_AS_IT_LASTS)
+            if all(view.has(need) for need in attack.needs):
+                return attack.reconstruct(view.restricted(attack.needs | attack.optional), budget, seed)
+        return _guess(view)
+
+    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> list[Member]:
+        """The finalists, best first, by successive halving on held-out images alone."""
+        asked = held_out[:TRIAL_IMAGES]
+        truth = view.auxiliary.images[asked.to(view.auxiliary.images.device)]
+        rehearsal = view.rehearsal(asked, victims=False)
+        known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
+        alive = [m for m in (*WITH_KNOWN_ANSWERS, *known, *self.members) if _allowed(m, view)]
+        rounds = max(1, math.ceil(math.log2(max(2, len(alive)) / FINALISTS)) + 1)
+        scouting = _share(budget, SCOUTING_SHARE)
+        for left in range(rounds, 0, -1):
+            this_round = _share(scouting, 1 / left)
+            errors = {}
+            for place, member in enumerate(alive):
+                part = _share(this_round, 1 / (len(alive) - place))
+                images = _run(member, rehearsal, part, seed)
+                errors[member.label] = math.inf if images is None else float(mse(images, truth).mean())
+            alive = sorted(alive, key=lambda member: errors[member.label])
+            alive = alive[: max(FINALISTS, -(-len(alive) // 2))]
+        return alive[:FINALISTS]
+
+
+def choose(candidates: Sequence[Candidate], truth: Tensor) -> Tensor:
+    """For every victim the candidate with the lowest expected error.
+
+    truth: the m held-out images, whose reconstructions stand last in every candidate. On them, the logarithm of a
+    candidate's error is regressed on that of its distance; where the choice by these predictions, made for each half of
+    the held-out images from the other, is no better than the candidate that is best on average, the latter is taken for
+    all. With that, the ensemble never knows more than what held-out images say.
+    """
+    count = len(candidates[0].images) - len(truth)
+    errors = torch.stack([mse(c.images[count:], truth) for c in candidates])
+    logs = torch.stack([c.distance.clamp(min=1e-12).log() for c in candidates])
+    held_out = logs[:, count:]
+    best = int(errors.mean(1).argmin())
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    if len(candidates) > 1 and len(truth) >= 16:
+        chosen_error = torch.cat(
+            [
+                _at(errors[:, mine], _predict(errors[:, other], held_out[:, other], held_out[:, mine]).argmin(0))
+                for mine, other in (halves, halves[::-1])
+            ]
+        ).mean()
+        if float(chosen_error) < float(errors[best].mean()):
+            choice = _predict(errors, held_out, logs[:, :count]).argmin(0)
+            return _at(torch.stack([c.images[:count] for c in candidates]), choice)
+    return candidates[best].images[:count]
+
+
+def _at(values: Tensor, choice: Tensor) -> Tensor:
+    """``values[choice[i], i]`` for every i."""
+    return values[choice, torch.arange(len(choice), device=values.device)]
+
+
+def _predict(errors: Tensor, known: Tensor, asked: Tensor) -> Tensor:
+    """Log error of each candidate (k, q) at log distances `asked` (k, q), by a line through its (k, m) known ones."""
+    target = errors.clamp(min=1e-12).log()
+    centred = known - known.mean(1, keepdim=True)
+    spread = centred.square().sum(1, keepdim=True)
+    slope = ((centred * target).sum(1, keepdim=True) / spread.clamp(min=1e-12)).clamp(min=0)
+    return target.mean(1, keepdim=True) + slope * (asked - known.mean(1, keepdim=True))
+
+
+def _hold_out(view: AttackerView, rng: torch.Generator) -> Tensor:
+    """Indices of auxiliary images to choose by, of the target distribution where there are such."""
+    candidates = view.auxiliary.of_target.nonzero().squeeze(1).cpu()
+    if len(candidates) < 2:
+        candidates = torch.arange(len(view.auxiliary))
+    count = max(1, min(MOST_HELD_OUT, round(HELD_OUT_SHARE * len(candidates))))
+    return candidates[torch.randperm(len(candidates), generator=rng)[:count]]
+
+
+def _allowed(member: Member, view: AttackerView) -> bool:
+    needs = ATTACKS.load(member.attack).needs
+    return all(view.has(need) for need in needs)
+
+
+def _share(budget: Budget, share: float) -> Budget:
+    """`share` of what is left of a budget."""
+    seconds = None if budget.seconds is None else share * max(0.0, budget.seconds - budget.elapsed)
+    steps = None if budget.step_limit is None else max(1, round(share * (budget.step_limit - budget.steps)))
+    return budget.part(seconds=seconds, steps=steps)
+
+
+def _run(member: Member, view: AttackerView, budget: Budget, seed: int) -> Tensor | None:
+    """The reconstructions of one member, or None where it fails: another one may not."""
+    attack = member.create(FOR_AS_LONG_AS_IT_LASTS if budget.step_limit is None else budget.step_limit)
+    inner = view.restricted(attack.needs | attack.optional)
+    try:
+        with global_seed(seed, member.label):
+            images = attack.reconstruct(inner, budget, derive_seed(seed, member.label))
+    except MocosflPrivError:
+        return None
+    return images.clamp(0, 1) if bool(images.isfinite().all()) else None
+
+
+@torch.no_grad()
+def _distance(view: AttackerView, images: Tensor, smashed: Tensor) -> Tensor:
+    return (view.query(images) - smashed).square().flatten(1).mean(1) / smashed.square().mean().clamp(min=1e-12)
+
+
+def _blend(reconstructions: Sequence[Tensor], truth: Tensor) -> Tensor:
+    """The convex combination that is nearest to `truth` on the held-out images, which stand last."""
+    count = len(reconstructions[0]) - len(truth)
+    errors = torch.stack([(images[count:] - truth).flatten().double() for images in reconstructions])
+    products = errors @ errors.T
+    weights = torch.full((len(errors),), 1 / len(errors), dtype=torch.float64, device=truth.device)
+    for _ in range(500):  # exponentiated gradient on the simplex
+        weights = weights * torch.exp(-2 * (products @ weights) / products.diagonal().max().clamp(min=1e-12))
+        weights = weights / weights.sum()
+    return torch.stack([w * images for w, images in zip(weights.float(), reconstructions, strict=True)]).sum(0)
+
+
+def _refine(view: AttackerView, images: Tensor, smashed: Tensor, truth: Tensor, budget: Budget) -> Tensor | None:
+    """Move `images` towards the received messages, as far as that brings held-out images nearer to the truth.
+
+    Minimises |f(x) - z|^2 / mean|z|^2 + strength * |x - start|^2 / spread^2 (means over elements), where spread^2 is
+    the error of the start on held-out images; None where no strength helps there, or the budget does not last.
+    """
+    asked = slice(len(images) - len(truth), len(images) - len(truth) + TRIAL_IMAGES)
+    spread = float(mse(images[len(images) - len(truth) :], truth).mean())
+    if spread == 0:
+        return None
+    wanted, start = truth[:TRIAL_IMAGES], images[asked]
+    errors = {0.0: float(mse(start, wanted).mean())}
+    scale = float(_distance(view, images, smashed).mean())
+    for strength in REFINEMENTS:
+        found = _pull(view, start, smashed[asked], strength * scale / spread, budget)
+        if found is None:
+            return None
+        errors[strength] = float(mse(found, wanted).mean())
+    best = min(errors, key=lambda strength: errors[strength])
+    return _pull(view, images, smashed, best * scale / spread, budget) if best > 0 else None
+
+
+def _pull(view: AttackerView, start: Tensor, smashed: Tensor, strength: float, budget: Budget) -> Tensor | None:
+    done = []
+    scale = smashed.square().mean().clamp(min=1e-12)
+    for begin, messages in zip(start.split(64), smashed.split(64), strict=True):
+        free = begin.clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([free], lr=REFINING_RATE)
+        taken = 0
+        for _ in budget.iterate(REFINING_ITERATIONS):
+            distance = (view.protect(view.client(free)) - messages).square().flatten(1).mean(1) / scale
+            loss = distance + strength * (free - begin).square().flatten(1).mean(1)
+            optimiser.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimiser.step()
+            taken += 1
+        if taken < REFINING_ITERATIONS:
+            return None
+        done.append(free.detach().clamp(0, 1))
+    return torch.cat(done)
+
+
+def _guess(view: AttackerView) -> Tensor:
+    """What somebody knows who learned nothing."""
+    guess = view.smashed.new_full(view.image_shape, 0.5)
+    if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
+        known = view.auxiliary.images[view.auxiliary.of_target]
+        guess = mean_image(known if len(known) else view.auxiliary.images)
+    return guess.expand(len(view.smashed), *view.image_shape).clone()
