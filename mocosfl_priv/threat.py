@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.errors import ConfigurationError, ThreatModelError, unknown_name
+from mocosfl_priv.errors import ThreatModelError, unknown_name
 from mocosfl_priv.progress import Progress, Silent
 
 QUERY_BATCH = 256
@@ -42,15 +42,15 @@ DESCRIPTIONS = {
 }
 
 
-# Attacks run on a finished training, so far: what would have to happen during training cannot be granted.
-NOT_YET_GRANTABLE = frozenset({Capability.GRADIENT_CHANNEL, Capability.TRAINING_STREAM})
-
-
 def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Who has the client's weights can also query it, and knows its architecture."""
+    """Who has the client's weights can also query it, and knows its architecture; who sends the gradients also sees
+    what they answer.
+    """
     closed = frozenset(capabilities)
     if Capability.CLIENT_WEIGHTS in closed:
         closed |= {Capability.QUERY, Capability.ARCHITECTURE}
+    if Capability.GRADIENT_CHANNEL in closed:
+        closed |= {Capability.TRAINING_STREAM}
     return closed
 
 
@@ -73,9 +73,6 @@ class ThreatModel:
                 grants.add(Capability(name))
             except ValueError:
                 raise unknown_name("capability in threat.grants", name, [c.value for c in Capability]) from None
-        if grants & NOT_YET_GRANTABLE:
-            names = ", ".join(sorted(grants & NOT_YET_GRANTABLE))
-            raise ConfigurationError(f"threat.grants: {names} cannot be granted: attacks run after training only")
         return cls(with_implied(grants), adaptive)
 
     def require(self, needs: frozenset[Capability], who: str) -> None:
@@ -93,10 +90,12 @@ class AuxiliaryData:
     """The attacker's own images: float (n, 3, h, w) in [0, 1].
 
     of_target: bool (n,), which of them come from the target distribution.
+    labels: int64 (n,) where the attacker knows the classes that the clients are trained for; else None.
     """
 
     images: Tensor
     of_target: Tensor
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -124,6 +123,7 @@ class AttackerView:
         simulates_queries: bool = True,
         auxiliary: AuxiliaryData | None = None,
         build_client: Callable[[], nn.Module] | None = None,
+        listener: object | None = None,
     ) -> None:
         self.smashed = smashed
         self.image_shape = image_shape
@@ -138,6 +138,7 @@ class AttackerView:
         self._answer = applied if knows_defense or not simulates_queries else _identity
         self._build_client = build_client if Capability.ARCHITECTURE in visible else None
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
+        self._listener = listener if Capability.TRAINING_STREAM in visible else None
 
     def has(self, capability: Capability) -> bool:
         """Whether this view holds `capability`."""
@@ -181,12 +182,75 @@ class AttackerView:
         assert self._auxiliary is not None
         return self._auxiliary
 
+    @property
+    def listener(self) -> object | None:
+        """TRAINING_STREAM: what the attack's own `attend` returned, after it heard the training; None if nothing."""
+        self._require(Capability.TRAINING_STREAM)
+        return self._listener
+
     def _require(self, capability: Capability) -> None:
-        if capability not in self._visible:
-            raise ThreatModelError(
-                f"this attack reached for {capability}, which it did not declare or was not granted; "
-                "list it in the attack's `needs` or `optional`"
-            )
+        _require(self._visible, capability)
+
+
+class StreamView:
+    """All that one attack holds while it attends a training: it sits at the server.
+
+    smashed_shape: of what clients will send. image_shape: (3, h, w). compute: as in :class:`AttackerView`.
+    """
+
+    def __init__(
+        self,
+        *,
+        smashed_shape: tuple[int, ...],
+        image_shape: tuple[int, int, int],
+        compute: Compute,
+        visible: frozenset[Capability],
+        server: Callable[[Tensor], Tensor] | None = None,
+        auxiliary: AuxiliaryData | None = None,
+        build_client: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        self.smashed_shape = smashed_shape
+        self.image_shape = image_shape
+        self.compute = compute
+        self._visible = visible
+        self._server = server if Capability.TRAINING_STREAM in visible else None
+        self._build_client = build_client if Capability.ARCHITECTURE in visible else None
+        self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
+
+    def has(self, capability: Capability) -> bool:
+        """Whether this view holds `capability`."""
+        return capability in self._visible
+
+    def server(self, smashed: Tensor) -> Tensor:
+        """TRAINING_STREAM: what the server's networks, as they are at this moment of training, make of `smashed`.
+
+        smashed: (n, *smashed_shape). Returns embeddings (n, d), not normalised; the logits of the classes where
+        training is supervised. Differentiable in `smashed`; the networks themselves get no gradient.
+        """
+        _require(self._visible, Capability.TRAINING_STREAM)
+        assert self._server is not None
+        return self._server(smashed)
+
+    def untrained_client(self) -> nn.Module:
+        """ARCHITECTURE: as in :class:`AttackerView`."""
+        _require(self._visible, Capability.ARCHITECTURE)
+        assert self._build_client is not None
+        return self._build_client()
+
+    @property
+    def auxiliary(self) -> AuxiliaryData:
+        """AUXILIARY_DATA: as in :class:`AttackerView`."""
+        _require(self._visible, Capability.AUXILIARY_DATA)
+        assert self._auxiliary is not None
+        return self._auxiliary
+
+
+def _require(visible: frozenset[Capability], capability: Capability) -> None:
+    if capability not in visible:
+        raise ThreatModelError(
+            f"this attack reached for {capability}, which it did not declare or was not granted; "
+            "list it in the attack's `needs` or `optional`"
+        )
 
 
 def _identity(smashed: Tensor) -> Tensor:
@@ -198,19 +262,28 @@ class Budget:
 
     seconds: wall-clock limit; None for no limit, which keeps runs repeatable.
     steps: counted as the attack draws them from :meth:`iterate`.
+    spent_seconds, spent_steps: what was used of it before, in attending the training.
     """
 
-    def __init__(self, seconds: float | None = None, progress: Progress | None = None, stage: str = "attack") -> None:
+    def __init__(
+        self,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+        stage: str = "attack",
+        spent_seconds: float = 0.0,
+        spent_steps: int = 0,
+    ) -> None:
         self.seconds = seconds
-        self.steps = 0
+        self.steps = spent_steps
+        self._spent_seconds = spent_seconds
         self._progress = progress or Silent()
         self._stage = stage
         self._started = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the budget was opened."""
-        return time.monotonic() - self._started
+        """Seconds since the budget was opened, and what was spent before."""
+        return self._spent_seconds + time.monotonic() - self._started
 
     @property
     def exhausted(self) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 
 
