@@ -42,7 +42,7 @@ from mocosfl_priv.models.split import SplitModel, build_split_model, count_param
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
-from mocosfl_priv.seeding import derive_seed, generator, global_seed
+from mocosfl_priv.seeding import derive_seed, drawn_generator, generator, global_seed
 from mocosfl_priv.stream import (
     Attendee,
     Audience,
@@ -501,6 +501,7 @@ def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loa
         compute=lab.compute,
         visible=visible_to(attack, lab.threat),
         server=live_server(model.trunk, model.projector, lab.compute),
+        protect=partial(_protect_afresh, system.defense.plugin) if lab.threat.adaptive else None,
         auxiliary=copied_auxiliary(lab.auxiliary),
         build_client=_client_builder(lab, system),
     )
@@ -547,6 +548,10 @@ def _client_builder(lab: Laboratory, system: System) -> Callable[[], nn.Module]:
         derive_seed(system.seed, "attacker's clone"),
         lab.compute.device,
     )
+
+
+def _protect_afresh(defense: Defense, smashed: Tensor) -> Tensor:
+    return defense.protect(smashed, drawn_generator(smashed.device))
 
 
 def _protect(defense: Defense, rng: torch.Generator, smashed: Tensor) -> Tensor:

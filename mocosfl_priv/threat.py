@@ -206,6 +206,7 @@ class StreamView:
         compute: Compute,
         visible: frozenset[Capability],
         server: Callable[[Tensor], Tensor] | None = None,
+        protect: Callable[[Tensor], Tensor] | None = None,
         auxiliary: AuxiliaryData | None = None,
         build_client: Callable[[], nn.Module] | None = None,
     ) -> None:
@@ -214,6 +215,7 @@ class StreamView:
         self.compute = compute
         self._visible = visible
         self._server = server if Capability.TRAINING_STREAM in visible else None
+        self._protect = protect if protect is not None else _identity
         self._build_client = build_client if Capability.ARCHITECTURE in visible else None
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
 
@@ -230,6 +232,13 @@ class StreamView:
         _require(self._visible, Capability.TRAINING_STREAM)
         assert self._server is not None
         return self._server(smashed)
+
+    def protect(self, smashed: Tensor) -> Tensor:
+        """TRAINING_STREAM: what the defense would make of `smashed`, with randomness from torch's global generator;
+        differentiable. The identity for an attacker that is not adaptive.
+        """
+        _require(self._visible, Capability.TRAINING_STREAM)
+        return self._protect(smashed)
 
     def untrained_client(self) -> nn.Module:
         """ARCHITECTURE: as in :class:`AttackerView`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
@@ -43,6 +43,35 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, state: State) -> None
         # torch counts Adam's steps on the CPU
         place = torch.device("cpu") if name == "step" else parameter.device
         optimiser.state[parameter][name] = value.detach().clone().to(place)
+
+
+class Learner:
+    """A network and the optimiser of its parameters, as one thing to train and to keep."""
+
+    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.network = network
+        self._optimiser = optimiser
+
+    def learn(self, loss: Tensor) -> None:
+        """One step down `loss`; what else it was computed with gets no gradient, and its graph is kept."""
+        parameters = _parameters(self._optimiser)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> State:
+        """Weights and what the optimiser has gathered."""
+        return {
+            **under("network", self.network.state_dict()),
+            **under("optimiser", optimiser_state(self._optimiser)),
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.network.load_state_dict(within(state, "network"))
+        load_optimiser_state(self._optimiser, within(state, "optimiser"))
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
