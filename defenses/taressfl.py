@@ -17,7 +17,7 @@ from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
-from mocosfl_priv.training.state import under, within
+from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
 
 DECODER_LEARNING_RATE = 1e-3
 SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
@@ -174,22 +174,16 @@ class SimulatedAttacker(NoHooks):
 
     def state(self) -> dict[str, Tensor]:
         """Decoder and Adam's moments; the schedule follows from the number of steps."""
-        moments = {
-            f"adam.{index}.{name}": value
-            for index, parameter in enumerate(self.decoder.parameters())
-            for name, value in self._optimiser.state.get(parameter, {}).items()
+        return {
+            **under("decoder", self.decoder.state_dict()),
+            **under("adam", optimiser_state(self._optimiser)),
+            "steps": torch.tensor(self._schedule.last_epoch),
         }
-        steps = torch.tensor(self._schedule.last_epoch)
-        return under("decoder", self.decoder.state_dict()) | moments | {"steps": steps}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken."""
         self.decoder.load_state_dict(within(state, "decoder"))
-        parameters = list(self.decoder.parameters())
-        for name, value in within(state, "adam").items():
-            index, moment = name.split(".")
-            place = torch.device("cpu") if moment == "step" else parameters[int(index)].device
-            self._optimiser.state[parameters[int(index)]][moment] = value.clone().to(place)
+        load_optimiser_state(self._optimiser, within(state, "adam"))
         steps = int(state["steps"])
         passed = sum(1 for milestone in self._schedule.milestones.elements() if milestone <= steps)
         self._schedule.last_epoch = steps

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from mocosfl_priv.threat import AuxiliaryData as AuxiliaryData
     from mocosfl_priv.threat import Budget as Budget
     from mocosfl_priv.threat import Capability as Capability
+    from mocosfl_priv.threat import StreamView as StreamView
     from mocosfl_priv.threat import ThreatModel as ThreatModel
+    from mocosfl_priv.training.hooks import Message as Message
 
 _HOMES = {
     "api": ("Experiment", "RunResult"),
     "config": ("ExperimentConfig", "ModelConfig", "TrainingConfig"),
     "errors": ("ConfigurationError", "MocosflPrivError", "RunFailedError", "ThreatModelError"),
     "plugins": ("Attack", "Defense", "DefenderContext", "PreparedModel"),
-    "threat": ("AttackerView", "AuxiliaryData", "Budget", "Capability", "ThreatModel"),
+    "threat": ("AttackerView", "AuxiliaryData", "Budget", "Capability", "StreamView", "ThreatModel"),
+    "training.hooks": ("Message",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

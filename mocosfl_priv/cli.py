@@ -184,11 +184,10 @@ def _list_configs() -> Listing:
 
 
 def _list_capabilities() -> Listing:
-    from mocosfl_priv.threat import DESCRIPTIONS, NOT_YET_GRANTABLE
+    from mocosfl_priv.threat import DESCRIPTIONS
 
-    return ["name", "what it grants an attacker", "may stand in threat.grants"], [
-        [capability.value, text, "no: attacks run after training" if capability in NOT_YET_GRANTABLE else "yes"]
-        for capability, text in DESCRIPTIONS.items()
+    return ["name", "what it grants an attacker"], [
+        [capability.value, text] for capability, text in DESCRIPTIONS.items()
     ]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,11 +29,14 @@ from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, Prepa
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import semi_column
 from mocosfl_priv.seeding import derive_seed, generator
-from mocosfl_priv.target import Target, Trial, try_attack
+from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, live_server, seat, visible_to
+from mocosfl_priv.target import Target, Trial, attack_seed, on_device, protect_afresh, try_attack
+from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
 
+HONEST = Training((), ())
 DEFENDER = "defender"  # where, among a system's checkpoints, its defense keeps those of its pre-training
 
 
@@ -64,15 +68,29 @@ class System:
     @property
     def file_stem(self) -> str:
         """A file name that is unique within a run."""
-        label = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.defense.label)
-        return f"{label}_cut{self.cut_layer}_target{self.target_fraction:g}_seed{self.seed}"
+        return f"{_in_file_name(self.defense.label)}_cut{self.cut_layer}_target{self.target_fraction:g}_seed{self.seed}"
+
+    def trained_title(self, training: Training) -> str:
+        """For people: this system, trained in that way."""
+        return f"{self.title}, hijacked by {training.hijacker.label}" if training.hijacker else self.title
+
+    def trained_stem(self, training: Training) -> str:
+        """A file name for what `training` of this system leaves, unique within a run."""
+        hijacker = f"_hijacked_by_{_in_file_name(training.hijacker.label)}" if training.hijacker else ""
+        return self.file_stem + hijacker
+
+
+def _in_file_name(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in label)
 
 
 @dataclass
 class TrainedSystem:
-    """A trained system with its utility and cost."""
+    """A trained system with its utility and cost, and those who attended its training."""
 
     system: System
+    training: Training
+    audience: Audience
     trained: TrainedModel
     utility: Utility
     untrained: np.ndarray
@@ -83,6 +101,11 @@ class TrainedSystem:
     def model(self) -> SplitModel:
         """The selected checkpoint."""
         return self.trained.model
+
+    @property
+    def file_stem(self) -> str:
+        """A file name that is unique within a run."""
+        return self.system.trained_stem(self.training)
 
     def checkpoint(self) -> dict[str, np.ndarray]:
         """Client, trunk and projector as named arrays."""
@@ -111,10 +134,15 @@ def planned_training_steps(lab: Laboratory) -> int:
 
 
 def train_system(
-    lab: Laboratory, system: System, progress: Progress | None = None, checkpoints: Path | None = None
+    lab: Laboratory,
+    system: System,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+    how: Training = HONEST,
 ) -> TrainedSystem:
     """Train one system, select its checkpoint on validation data, and measure its utility and cost.
 
+    how: who attends, and whether one of them chooses the gradients. A hijacked training has no leakage curve.
     checkpoints: folder in which the training keeps its state, and from which it goes on.
     """
     progress = progress or Silent()
@@ -122,8 +150,9 @@ def train_system(
     training = config.training
     model_config = defense.architecture(config.model)
     started = time.monotonic()
-    kept = checkpoints_of(lab, system, checkpoints)
+    kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(lab, system, model_config, progress, kept)
+    audience = _audience(lab, system, prepared.model, how)
 
     private = lab.roles[Role.CLIENT_PRIVATE]
     shape = PoolShape.of(training)
@@ -142,21 +171,22 @@ def train_system(
             compute=lab.compute,
             seed=seed,
             hooks=defense,
+            server_hooks=audience,
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
             validate=lambda model: selection_knn(
                 model, lab.probe_data, defense, config.evaluation, lab.compute, seed, on=training.select_on
             ),
             observe=lambda model, step, epoch: _leakage(lab, system, model, step, epoch),
-            observe_every=config.leakage.every,
+            observe_every=0 if how.hijacker else config.leakage.every,
             checkpoints=kept,
             progress=progress,
         )
     except Exception as error:
-        raise _failure(system, error) from error
+        raise _failure(system.trained_title(how), error) from error
     finally:
         progress.end()
-    seconds = time.monotonic() - started + prepared.earlier_seconds + trained.earlier_seconds
+    seconds = time.monotonic() - started + prepared.earlier_seconds + trained.earlier_seconds - audience.seconds
 
     progress.begin("utility", 1)
     utility = measure_utility(trained.model, lab.probe_data, defense, config.evaluation, lab.compute, seed)
@@ -179,19 +209,18 @@ def train_system(
         "paper_megabytes_per_client": paper.total,
         "training_seconds": seconds,
     }
-    return TrainedSystem(system, trained, utility, untrained, cost, prepared.frozen_client)
+    return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client)
 
 
-def checkpoints_of(lab: Laboratory, system: System, folder: Path | None) -> Checkpoints | None:
+def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Training = HONEST) -> Checkpoints | None:
     """Where `system` keeps the state of its training below `folder`; None for nowhere."""
     if folder is None:
         return None
-    return Checkpoints(
-        folder / system.file_stem, _identity(lab, system, system.defense.plugin.architecture(lab.config.model))
-    )
+    model_config = system.defense.plugin.architecture(lab.config.model)
+    return Checkpoints(folder / system.trained_stem(how), _identity(lab, system, model_config, how))
 
 
-def _identity(lab: Laboratory, system: System, model_config: ModelConfig) -> str:
+def _identity(lab: Laboratory, system: System, model_config: ModelConfig, how: Training) -> str:
     """Everything that decides how a system's training runs, as a digest: what its checkpoints are recognised by."""
     config, defense = lab.config, system.defense
     curve = lab.curve_attacks if config.leakage.every else ()
@@ -204,12 +233,26 @@ def _identity(lab: Laboratory, system: System, model_config: ModelConfig) -> str
             config.leakage.every,
             *([attack.origin, attack.code_sha256, attack.parameters] for attack in curve),
         ],
-        "threat": config.threat.model_dump(mode="json") if curve else None,
+        "threat": config.threat.model_dump(mode="json") if curve or how.attending else None,
+        "attending": [[attack.label, attack.origin, attack.code_sha256, attack.parameters] for attack in how.attending],
+        "hijacked": how.hijacker is not None,
         "compute": lab.compute.describe(),
         "roles": {role: record.content_sha256 for role, record in lab.roles.records.items()},
         "defense": [defense.origin, defense.code_sha256, defense.parameters],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _audience(lab: Laboratory, system: System, model: SplitModel, how: Training) -> Audience:
+    """The listeners of those who attend the training of `model`, in it from its first message on."""
+    model.to(lab.compute.device)
+    limit = lab.config.threat.seconds
+    seated = [
+        seat(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
+        for attack in how.attending
+    ]
+    kind = Hijack if how.hijacker else Audience
+    return kind(attendee for attendee in seated if attendee is not None)
 
 
 def defender_context(
@@ -240,17 +283,17 @@ def _prepare(
     try:
         prepared = system.defense.plugin.prepare(context)
     except Exception as error:
-        raise _failure(system, error) from error
+        raise _failure(system.title, error) from error
     return prepared or PreparedModel(context.build_model())
 
 
-def _failure(system: System, error: Exception) -> MocosflPrivError:
+def _failure(title: str, error: Exception) -> MocosflPrivError:
     """What a failed training is reported as; a user's defense can fail in any way."""
     if isinstance(error, RunFailedError):
-        return RunFailedError(f"{system.title}: {error}")
+        return RunFailedError(f"{title}: {error}")
     if isinstance(error, MocosflPrivError):
         return error
-    return RunFailedError(f"training {system.title} failed: {type(error).__name__}: {error}")
+    return RunFailedError(f"training {title} failed: {type(error).__name__}: {error}")
 
 
 def attack_system(
@@ -262,9 +305,10 @@ def attack_system(
     granted.
     """
     system = trained.system
-    (trial,) = try_attack(lab, target_of(lab, system, trained.model), attack, [lab.victims], progress)
+    attended = trained.audience.of(attack.label)
+    (trial,) = try_attack(lab, target_of(lab, system, trained.model), attack, [lab.victims], progress, attended)
     rest = {
-        "checkpoint": f"checkpoints/{system.file_stem}.safetensors",
+        "checkpoint": f"checkpoints/{trained.file_stem}.safetensors",
         "knn_accuracy": float(trained.utility.knn.mean()),
         "linear_accuracy": float(trained.utility.linear.mean()),
         **{
@@ -290,14 +334,7 @@ def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
         defense=defense,
         server=nn.Sequential(OrderedDict(trunk=model.trunk, projector=model.projector)),
         participants=model.participants,
-        build_client=partial(
-            _untrained_client,
-            defense.architecture(lab.config.model),
-            system.cut_layer,
-            lab.config.data.image_size,
-            lab.colour_statistics,
-            derive_seed(system.seed, "attacker's clone"),
-        ),
+        build_client=_client_builder(lab, system),
         seed=system.seed,
     )
 
@@ -312,6 +349,32 @@ def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoc
         (trial,) = try_attack(lab, target_of(lab, system, model), attack, [lab.victims])
         rows.append({"attack": attack.label, "step": step, "epoch": epoch, **trial.summary})
     return rows
+
+
+def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack]) -> StreamView:
+    """What one attack holds while it attends the training of `model`, whose server networks it sees live."""
+    return StreamView(
+        smashed_shape=model.smashed_shape,
+        image_shape=model.image_shape,
+        compute=lab.compute,
+        visible=visible_to(attack, lab.threat),
+        server=live_server(model.trunk, model.projector, lab.compute),
+        protect=partial(protect_afresh, system.defense.plugin) if lab.threat.adaptive else None,
+        auxiliary=copied_auxiliary(lab.auxiliary),
+        build_client=partial(on_device, _client_builder(lab, system), lab.compute.device),
+    )
+
+
+def _client_builder(lab: Laboratory, system: System) -> Callable[[], nn.Module]:
+    """Builds untrained clients; bound to settings only: a closure over the laboratory would carry the victims along."""
+    return partial(
+        _untrained_client,
+        system.defense.plugin.architecture(lab.config.model),
+        system.cut_layer,
+        lab.config.data.image_size,
+        lab.colour_statistics,
+        derive_seed(system.seed, "attacker's clone"),
+    )
 
 
 def _untrained_client(

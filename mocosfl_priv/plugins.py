@@ -30,8 +30,9 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.references import import_place
-from mocosfl_priv.threat import AttackerView, Budget, Capability
+from mocosfl_priv.threat import AttackerView, Budget, Capability, StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
+from mocosfl_priv.training.hooks import ServerHooks
 
 
 class Attack(ABC):
@@ -43,11 +44,23 @@ class Attack(ABC):
     needs: capabilities without which the attack cannot work; refused before training where they are not granted.
     optional: capabilities it makes use of where they are granted.
     blind: it does not look at the smashed data; a control, not an attack.
+
+    An attack that is granted TRAINING_STREAM attends the training of the system that it attacks. One that is granted
+    GRADIENT_CHANNEL changes that training, so it gets one of its own.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset()
     blind: ClassVar[bool] = False
     optional: ClassVar[frozenset[Capability]] = frozenset()
+
+    def attend(self, stream: StreamView, seed: int) -> ServerHooks | None:
+        """Before training, with TRAINING_STREAM: a listener that will get every message; None for no interest.
+
+        :meth:`reconstruct` finds it as ``view.listener``, in the state it had when the attacked checkpoint was taken.
+        Its `returned` is called, and heeded, with GRADIENT_CHANNEL only. Torch's global generator is seeded anew for
+        every call of it; `state` must hold everything that its calls change.
+        """
+        return None
 
     @abstractmethod
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:

@@ -24,6 +24,11 @@ def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu"
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
 
 
+def drawn_generator(device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` whose seed is drawn from torch's global one: it needs no state of its own."""
+    return torch.Generator(device=device).manual_seed(int(torch.randint(2**62, ())))
+
+
 @contextmanager
 def global_seed(seed: int, *purpose: str | int) -> Iterator[None]:
     """Seed torch's global generator for a block (module initialisation draws from it), then restore it."""

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.errors import MocosflPrivError, ThreatModelError
+from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import BATCH
@@ -23,8 +23,9 @@ from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.references import one_line
 from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, METRICS
-from mocosfl_priv.seeding import derive_seed, generator, global_seed
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, with_implied
+from mocosfl_priv.seeding import derive_seed, drawn_generator, generator, global_seed
+from mocosfl_priv.stream import Attendee, copied_auxiliary, visible_to
+from mocosfl_priv.threat import AttackerView, Budget, Capability
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,31 @@ def try_attack(
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
+    attended: Attendee | None = None,
 ) -> list[Trial]:
     """Run `attack` once on the messages of all victims, and score each set by itself.
+
+    attended: the attack's seat in the training of this client, if it had one; its costs count.
 
     An attack that raises, or returns what its contract forbids, has failed: its trials say why. Raises ThreatModelError
     when it reaches for more than it was granted.
     """
-    seed = derive_seed(target.seed, "attack", attack.label)
-    view = grant_view(lab, target, attack, torch.cat([victims.images for victims in victim_sets]))
+    seed = attack_seed(target.seed, attack)
+    view = grant_view(lab, target, attack, torch.cat([victims.images for victims in victim_sets]), attended)
     limits = lab.config.threat
-    budget = Budget(limits.seconds, progress, steps=limits.steps)
+    budget = Budget(
+        limits.seconds,
+        progress,
+        steps=limits.steps,
+        spent_seconds=attended.seconds if attended else 0.0,
+        spent_steps=attended.messages if attended else 0,
+    )
     failure, reconstruction = "", None
     device = lab.compute.device
     try:
         with peak_memory(device) as memory, global_seed(seed, "global"):
+            if attended is not None and attended.failure:
+                raise RunFailedError(attended.failure)
             returned = attack.plugin.reconstruct(view, budget, seed)
         expected = (len(view.smashed), *target.image_shape)
         reconstruction = check_reconstruction(returned, expected, attack.label)
@@ -158,7 +170,9 @@ def _score(lab: Laboratory, reconstruction: Tensor, victims: VictimSet) -> dict[
     return score(reconstruction, victims.images, victims.floor, lab.lpips, judge)
 
 
-def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims: Tensor) -> AttackerView:
+def grant_view(
+    lab: Laboratory, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Attendee | None = None
+) -> AttackerView:
     """The view of one attack: what it declared, as far as the threat model grants it, and nothing else.
 
     victims: float (n, 3, h, w) in [0, 1]; the view holds their messages only.
@@ -166,7 +180,7 @@ def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims:
     plugin, defense, device = attack.plugin, target.defense, lab.compute.device
     lab.threat.require(plugin.needs, attack.label)
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    visible = with_implied(plugin.needs | plugin.optional) & lab.threat.grants & target.capabilities
+    visible = visible_to(attack, lab.threat) & target.capabilities
     client = _own_copy(target.client, device)
     server = colluder = None
     if target.server is not None and Capability.SERVER_MODEL in visible:
@@ -176,7 +190,6 @@ def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims:
         colluder = _own_copy(client, device)
         for own, parameters in zip((client, colluder), target.participants, strict=False):
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
-    auxiliary = AuxiliaryData(lab.auxiliary.images.clone(), lab.auxiliary.of_target.clone())
     # Who knows that messages are randomised waits for more of them; who does not takes the first.
     observations = lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
     messages_rng = generator(target.seed, "victims' messages", device=device)
@@ -193,11 +206,12 @@ def grant_view(lab: Laboratory, target: Target, attack: Loaded[Attack], victims:
         protect=partial(observe, defense, attacker_rng, observations),
         knows_defense=lab.threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
-        auxiliary=auxiliary,
-        build_client=partial(_on_device, target.build_client, device),
+        auxiliary=copied_auxiliary(lab.auxiliary),
+        build_client=partial(on_device, target.build_client, device),
         server=server,
         colluder=colluder,
         simulator=defense.simulator,
+        listener=attended.listener if attended else None,
     )
 
 
@@ -212,5 +226,16 @@ def observe(defense: Defense, rng: torch.Generator, observations: int, smashed: 
     return torch.stack([defense.protect(smashed, rng) for _ in range(observations)]).mean(0)
 
 
-def _on_device(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+def attack_seed(seed: int, attack: Loaded[Attack]) -> int:
+    """What `attack` draws from on a target of `seed`."""
+    return derive_seed(seed, "attack", attack.label)
+
+
+def protect_afresh(defense: Defense, smashed: Tensor) -> Tensor:
+    """The defense's transformation with randomness from torch's global generator."""
+    return defense.protect(smashed, drawn_generator(smashed.device))
+
+
+def on_device(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    """What `build` makes, there."""
     return build().to(device)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.errors import ConfigurationError, ThreatModelError, unknown_name
+from mocosfl_priv.errors import ThreatModelError, unknown_name
 from mocosfl_priv.progress import Progress, Silent
 
 QUERY_BATCH = 256
@@ -49,17 +49,17 @@ DESCRIPTIONS = {
 }
 
 
-# Attacks run on a finished training, so far: what would have to happen during training cannot be granted.
-NOT_YET_GRANTABLE = frozenset({Capability.GRADIENT_CHANNEL, Capability.TRAINING_STREAM})
-
-
 def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Who has the client's weights can also query it, and knows its architecture, as every participant does."""
+    """Who has the client's weights can also query it, and knows its architecture, as every participant does; who sends
+    the gradients also sees what they answer.
+    """
     closed = frozenset(capabilities)
     if Capability.CLIENT_WEIGHTS in closed:
         closed |= {Capability.QUERY, Capability.ARCHITECTURE}
     if Capability.COLLUDING_CLIENT in closed:
         closed |= {Capability.ARCHITECTURE}
+    if Capability.GRADIENT_CHANNEL in closed:
+        closed |= {Capability.TRAINING_STREAM}
     return closed
 
 
@@ -82,9 +82,6 @@ class ThreatModel:
                 grants.add(Capability(name))
             except ValueError:
                 raise unknown_name("capability in threat.grants", name, [c.value for c in Capability]) from None
-        if grants & NOT_YET_GRANTABLE:
-            names = ", ".join(sorted(grants & NOT_YET_GRANTABLE))
-            raise ConfigurationError(f"threat.grants: {names} cannot be granted: attacks run after training only")
         return cls(with_implied(grants), adaptive)
 
     def require(self, needs: frozenset[Capability], who: str) -> None:
@@ -102,10 +99,12 @@ class AuxiliaryData:
     """The attacker's own images: float (n, 3, h, w) in [0, 1].
 
     of_target: bool (n,), which of them come from the target distribution.
+    labels: int64 (n,) where the attacker knows the classes that the clients are trained for; else None.
     """
 
     images: Tensor
     of_target: Tensor
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,6 +139,7 @@ class AttackerView:
         server: nn.Module | None = None,
         colluder: nn.Module | None = None,
         simulator: str | None = None,
+        listener: object | None = None,
     ) -> None:
         if server is None:
             visible -= {Capability.SERVER_MODEL}
@@ -162,6 +162,7 @@ class AttackerView:
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
         self._server = server if Capability.SERVER_MODEL in visible else None
         self._colluder = colluder if Capability.COLLUDING_CLIENT in visible else None
+        self._listener = listener if Capability.TRAINING_STREAM in visible else None
 
     def has(self, capability: Capability) -> bool:
         """Whether this view holds `capability`."""
@@ -256,12 +257,84 @@ class AttackerView:
         if self._parent is not None:
             self._parent._count_queries(images)
 
+    @property
+    def listener(self) -> object | None:
+        """TRAINING_STREAM: what the attack's own `attend` returned, after it heard the training; None if nothing."""
+        self._require(Capability.TRAINING_STREAM)
+        return self._listener
+
     def _require(self, capability: Capability) -> None:
-        if capability not in self._visible:
-            raise ThreatModelError(
-                f"this attack reached for {capability}, which it did not declare or was not granted, or which this "
-                "system does not have; list it in the attack's `needs` or `optional`"
-            )
+        _require(self._visible, capability)
+
+
+class StreamView:
+    """All that one attack holds while it attends a training: it sits at the server.
+
+    smashed_shape: of what clients will send. image_shape: (3, h, w). compute: as in :class:`AttackerView`.
+    """
+
+    def __init__(
+        self,
+        *,
+        smashed_shape: tuple[int, ...],
+        image_shape: tuple[int, int, int],
+        compute: Compute,
+        visible: frozenset[Capability],
+        server: Callable[[Tensor], Tensor] | None = None,
+        protect: Callable[[Tensor], Tensor] | None = None,
+        auxiliary: AuxiliaryData | None = None,
+        build_client: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        self.smashed_shape = smashed_shape
+        self.image_shape = image_shape
+        self.compute = compute
+        self._visible = visible
+        self._server = server if Capability.TRAINING_STREAM in visible else None
+        self._protect = protect if protect is not None else _identity
+        self._build_client = build_client if Capability.ARCHITECTURE in visible else None
+        self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
+
+    def has(self, capability: Capability) -> bool:
+        """Whether this view holds `capability`."""
+        return capability in self._visible
+
+    def server(self, smashed: Tensor) -> Tensor:
+        """TRAINING_STREAM: what the server's networks, as they are at this moment of training, make of `smashed`.
+
+        smashed: (n, *smashed_shape). Returns embeddings (n, d), not normalised; the logits of the classes where
+        training is supervised. Differentiable in `smashed`; the networks themselves get no gradient.
+        """
+        _require(self._visible, Capability.TRAINING_STREAM)
+        assert self._server is not None
+        return self._server(smashed)
+
+    def protect(self, smashed: Tensor) -> Tensor:
+        """TRAINING_STREAM: what the defense would make of `smashed`, with randomness from torch's global generator;
+        differentiable. The identity for an attacker that is not adaptive.
+        """
+        _require(self._visible, Capability.TRAINING_STREAM)
+        return self._protect(smashed)
+
+    def untrained_client(self) -> nn.Module:
+        """ARCHITECTURE: as in :class:`AttackerView`."""
+        _require(self._visible, Capability.ARCHITECTURE)
+        assert self._build_client is not None
+        return self._build_client()
+
+    @property
+    def auxiliary(self) -> AuxiliaryData:
+        """AUXILIARY_DATA: as in :class:`AttackerView`."""
+        _require(self._visible, Capability.AUXILIARY_DATA)
+        assert self._auxiliary is not None
+        return self._auxiliary
+
+
+def _require(visible: frozenset[Capability], capability: Capability) -> None:
+    if capability not in visible:
+        raise ThreatModelError(
+            f"this attack reached for {capability}, which it did not declare or was not granted, or which this "
+            "system does not have; list it in the attack's `needs` or `optional`"
+        )
 
 
 def _identity(smashed: Tensor) -> Tensor:
@@ -273,6 +346,7 @@ class Budget:
 
     seconds: wall-clock limit; None for no limit, which keeps runs repeatable.
     steps: limit of the steps that the attack draws from :meth:`iterate`; None for no limit.
+    spent_seconds, spent_steps: what was used of it before, in attending the training.
     """
 
     def __init__(
@@ -283,10 +357,13 @@ class Budget:
         *,
         steps: int | None = None,
         parent: Budget | None = None,
+        spent_seconds: float = 0.0,
+        spent_steps: int = 0,
     ) -> None:
         self.seconds = seconds
         self.step_limit = steps
-        self.steps = 0
+        self.steps = spent_steps
+        self._spent_seconds = spent_seconds
         self._progress = progress or Silent()
         self._stage = stage
         self._parent = parent
@@ -294,8 +371,8 @@ class Budget:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the budget was opened."""
-        return time.monotonic() - self._started
+        """Seconds since the budget was opened, and what was spent before."""
+        return self._spent_seconds + time.monotonic() - self._started
 
     @property
     def exhausted(self) -> bool:

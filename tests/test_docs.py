@@ -15,7 +15,7 @@ from mocosfl_priv.config import PAPER_PROTOCOL, ExperimentConfig, ModelConfig, P
 from mocosfl_priv.models.split import build_split_model
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.threat import Budget
-from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
+from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_patches
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +48,18 @@ def test_the_attack_of_the_contributing_guide_works(tmp_path: Path, compute: Com
     assert images.shape == victims.shape
     guess = photo_patches(300).mean(0).expand_as(victims)
     assert torch.nn.functional.mse_loss(images, victims) < torch.nn.functional.mse_loss(guess, victims)
+
+
+def test_the_listener_of_the_contributing_guide_works(tmp_path: Path, compute: Compute) -> None:
+    block = next(block for block in python_blocks("CONTRIBUTING.md") if "def attend(" in block)
+    path = tmp_path / "typical.py"
+    path.write_text(block)
+    attack = ATTACKS.create(PluginSpec(name=f"{path}:TypicalChannel")).plugin
+    client, victims = ColourMixClient(), photo_patches(6, "test")
+    listener = attend(attack, client, photo_patches(20), photo_patches(10), compute, attack.needs)
+    assert listener is not None and float(listener.state()["heard"]) == 3
+    view = make_view(client, victims, photo_patches(10), compute, visible=attack.needs, listener=listener)
+    assert attack.reconstruct(view, Budget(), 0).shape == victims.shape
 
 
 def test_the_backbone_of_the_contributing_guide_cuts_anywhere(tmp_path: Path) -> None:

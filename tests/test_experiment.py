@@ -414,6 +414,48 @@ def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, 
     assert plain.record.leakage.empty
 
 
+def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run: RunResult) -> None:
+    small = {"architecture": "res_normN0C8", "rows": 8, "epochs": 1}
+    grants = ["architecture", "auxiliary_data", "gradient_channel"]
+    document = {
+        **tiny,
+        "attacks": [{"name": "fsha", **small}, "floor", {"name": "sdar", **small}],
+        "threat": {"grants": grants},
+    }
+
+    class Counting(Silent):
+        """Segments planned and started."""
+
+        planned: list[Any] = []
+        started = 0
+
+        def plan(self, segments: list[Any]) -> None:
+            self.planned = segments
+
+        def segment(self) -> None:
+            self.started += 1
+
+    counting = Counting()
+    experiment = Experiment.from_dict(document)
+    run = experiment.run(counting)
+    assert counting.started == len(counting.planned) == 2 + 3
+    # who only listens leaves the training as it was, bit by bit
+    pd.testing.assert_frame_equal(run.record.training, tiny_run.record.training)
+    (honest_file, honest), (hijacked_file, hijacked) = run.record.checkpoints.items()
+    before = next(iter(tiny_run.record.checkpoints.values()))
+    assert all(np.array_equal(honest[name], before[name]) for name in before)
+    assert not all(np.array_equal(hijacked[name], before[name]) for name in before)
+    table = run.table().set_index("attack")
+    assert table.index.tolist() == ["floor", "sdar", "fsha"]
+    files = [Path(name).name for name in table["checkpoint"]]
+    assert files == [honest_file, honest_file, hijacked_file] and "fsha" in hijacked_file
+    assert table["knn_accuracy"]["sdar"] == table["knn_accuracy"]["floor"]
+    steps = experiment.plan().training_steps
+    assert (table["attack_steps"][["sdar", "fsha"]] > steps).all() and (table["attack_seconds"] > 0).all()
+    assert [system["attack"] for system in run.record.info["hijacked"]] == ["fsha"]
+    assert len(run.record.info["systems"]) == 1 and len(run.record.probe) == len(tiny_run.record.probe)
+
+
 def test_an_interrupted_experiment_goes_on_from_its_checkpoints(tiny: dict[str, Any], tmp_path: Path) -> None:
     expert = {"name": "taressfl", "epochs": 2, "decoder": "res_normN0C8", "batch_size": 64}
     few = {**tiny["data"], "auxiliary_source_fraction": 0.9}  # what is left for the expert is soon seen

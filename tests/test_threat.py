@@ -9,7 +9,7 @@ from torch import nn
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ThreatConfig
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
-from mocosfl_priv.threat import DESCRIPTIONS, AttackerView, AuxiliaryData, Budget, Capability, ThreatModel
+from mocosfl_priv.threat import DESCRIPTIONS, AttackerView, AuxiliaryData, Budget, Capability, StreamView, ThreatModel
 
 C = Capability
 
@@ -44,9 +44,31 @@ def test_missing_capability_is_named() -> None:
         ThreatModel.of(["query"]).require(frozenset({C.QUERY, C.AUXILIARY_DATA}), "decoder")
 
 
-def test_what_would_have_to_happen_during_training_is_not_granted() -> None:
-    with pytest.raises(ConfigurationError, match="training_stream cannot be granted"):
-        ThreatModel.of(["training_stream"])
+def test_who_sends_the_gradients_sees_the_messages() -> None:
+    assert ThreatModel.of(["gradient_channel"]).grants == {C.GRADIENT_CHANNEL, C.TRAINING_STREAM}
+    assert ThreatModel.of(["training_stream"]).grants == {C.TRAINING_STREAM}
+
+
+@pytest.mark.parametrize(
+    ("capability", "reach"),
+    [
+        (C.TRAINING_STREAM, lambda s: s.server(torch.zeros(1, 4, 8, 8))),
+        (C.TRAINING_STREAM, lambda s: s.protect(torch.zeros(1, 4, 8, 8))),
+        (C.AUXILIARY_DATA, lambda s: s.auxiliary),
+        (C.ARCHITECTURE, lambda s: s.untrained_client()),
+    ],
+)
+def test_at_the_server_too_only_what_is_visible_can_be_reached(compute: Compute, capability: Capability, reach) -> None:  # type: ignore[no-untyped-def]
+    def stream(visible: frozenset[Capability]) -> StreamView:
+        return StreamView(
+            smashed_shape=(4, 8, 8), image_shape=(3, 8, 8), compute=compute, visible=visible, server=nn.Flatten(),
+            auxiliary=AuxiliaryData(torch.rand(5, 3, 8, 8), torch.ones(5, dtype=torch.bool)),
+            build_client=lambda: nn.Conv2d(3, 4, 3, padding=1),
+        )  # fmt: skip
+
+    reach(stream(frozenset({capability})))
+    with pytest.raises(ThreatModelError, match=capability.value):
+        reach(stream(frozenset(Capability) - {capability}))
 
 
 def test_unknown_capability() -> None:
@@ -68,6 +90,7 @@ def test_defaults_grant_known_capabilities() -> None:
         (C.ARCHITECTURE, lambda v: v.untrained_client()),
         (C.SERVER_MODEL, lambda v: v.server),
         (C.COLLUDING_CLIENT, lambda v: v.colluder),
+        (C.TRAINING_STREAM, lambda v: v.listener),
     ],
 )
 def test_only_what_is_visible_can_be_reached(compute: Compute, capability: Capability, reach) -> None:  # type: ignore[no-untyped-def]
@@ -118,6 +141,8 @@ def test_budget_counts_steps_and_ends_in_time() -> None:
     budget = Budget()
     assert list(budget.iterate(5)) == [0, 1, 2, 3, 4]
     assert budget.steps == 5
+    assert Budget(seconds=9, spent_seconds=10, spent_steps=3).exhausted
+    assert Budget(spent_steps=3).steps == 3
     limited = Budget(seconds=0.05)
     for _ in limited.iterate(10_000):
         time.sleep(0.01)

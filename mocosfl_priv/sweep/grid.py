@@ -16,6 +16,7 @@ from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
 from mocosfl_priv.progress import Silent
 from mocosfl_priv.seeding import generator
+from mocosfl_priv.stream import Training, trainings, visible_to
 from mocosfl_priv.threat import Capability, ThreatModel
 from mocosfl_priv.training.sampling import PoolShape
 
@@ -33,6 +34,11 @@ class Plan:
     def cells(self) -> int:
         """Rows of the result."""
         return len(self.systems) * len(self.attacks)
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """How every system is trained, the honest training first, and which attacks try what comes of it."""
+        return trainings(self.attacks, self.laboratory.threat)
 
     def expert_steps(self, system: System) -> int:
         """Steps that the defense of `system` will report before training."""
@@ -66,6 +72,11 @@ def plan(config: ExperimentConfig) -> Plan:
     curve = tuple(ATTACKS.create(spec) for spec in config.leakage.attacks) or attacks
     for attack in curve:
         threat.require(attack.plugin.needs, attack.label)
+        if config.leakage.every and Capability.TRAINING_STREAM in visible_to(attack, threat):
+            raise ConfigurationError(
+                f"leakage: attack {attack.label!r} attends a whole training and has no place in a leakage curve, whose "
+                "points are single moments; name the attacks of the curve in leakage.attacks"
+            )
     laboratory = Laboratory(config, roles, compute, threat, curve)
     systems = tuple(
         System(defense, cut_layer, fraction, seed)

@@ -49,21 +49,24 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
     lab = plan.laboratory
     started = time.monotonic()
     trained_systems: list[TrainedSystem] = []
+    hijacked: list[TrainedSystem] = []
     cells: list[CellResult] = []
     for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
-        if (kept := checkpoints_of(lab, system, checkpoints)) is not None:
-            kept.verify()
-            kept.below(DEFENDER).verify()
+        for training in plan.trainings:
+            if (kept := checkpoints_of(lab, system, checkpoints, training)) is not None:
+                kept.verify()
+                kept.below(DEFENDER).verify()
     progress.plan(_segments(plan))
     judge = lab.recognition  # trained here, lest the time of a system's training includes it
     try:
         for system in plan.systems:
-            progress.segment()
-            trained = train_system(lab, system, progress, checkpoints)
-            trained_systems.append(trained)
-            for attack in plan.attacks:
+            for training in plan.trainings:
                 progress.segment()
-                cells.append(attack_system(lab, trained, attack, progress))
+                trained = train_system(lab, system, progress, checkpoints, training)
+                (hijacked if training.hijacker else trained_systems).append(trained)
+                for attack in training.attacks:
+                    progress.segment()
+                    cells.append(attack_system(lab, trained, attack, progress))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     table = pd.DataFrame([cell.row for cell in cells], columns=cell_columns(plan.config.evaluation.label_fractions))
@@ -88,7 +91,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
             **{image_key(cell.row): cell.reconstruction for cell in cells if cell.reconstruction is not None},
         },
         info={
-            **_info(plan, trained_systems, time.monotonic() - started),
+            **_info(plan, trained_systems, hijacked, time.monotonic() - started),
             "recognition": {
                 # JSON has no NaN
                 **{name: None if math.isnan(level) else level for name, level in lab.recognition_levels.items()},
@@ -97,7 +100,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
             "flags": [asdict(flag) for flag in flags],
         },
         config_yaml=plan.config.to_yaml(),
-        checkpoints={f"{trained.system.file_stem}.safetensors": trained.checkpoint() for trained in trained_systems},
+        checkpoints={f"{t.file_stem}.safetensors": t.checkpoint() for t in (*trained_systems, *hijacked)},
     )
 
 
@@ -145,12 +148,15 @@ def _segments(plan: Plan) -> list[Segment]:
     for system in plan.systems:
         expert = plan.expert_steps(system)
         guess = SECONDS_PER_STEP * plan.training_steps + SECONDS_PER_EXPERT_STEP * expert
-        segments.append(Segment(f"train {system.title}", f"train with {expert} expert steps", guess))
-        for attack in plan.attacks:
-            blind = attack.plugin.blind
+        for training in plan.trainings:
+            attending = "".join(f", {attack.label} attends" for attack in training.attending)
+            kind = f"train with {expert} expert steps{attending}"
             segments.append(
-                Segment(f"attack {system.title}: {attack.label}", attack.label, 0.1 if blind else SECONDS_PER_ATTACK)
+                Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.attending)))
             )
+            for attack in training.attacks:
+                seconds = SECONDS_PER_ATTACK if attack.plugin.needs else 0.1
+                segments.append(Segment(f"attack {system.title}: {attack.label}", attack.label, seconds))
     return segments
 
 
@@ -170,7 +176,9 @@ def _probe_frame(plan: Plan, trained: TrainedSystem) -> pd.DataFrame:
     )
 
 
-def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> dict[str, Any]:
+def _info(
+    plan: Plan, trained_systems: list[TrainedSystem], hijacked: list[TrainedSystem], seconds: float
+) -> dict[str, Any]:
     """Everything a reader needs to trust or repeat the run, as JSON."""
     lab, config = plan.laboratory, plan.config
     return {
@@ -220,6 +228,16 @@ def _info(plan: Plan, trained_systems: list[TrainedSystem], seconds: float) -> d
                 "replay_epochs": trained.trained.replay_epochs,
             }
             for trained in trained_systems
+        ],
+        "hijacked": [
+            {
+                **trained.system.keys,
+                "attack": trained.training.attacks[0].label,
+                "selected_step": trained.trained.selected_step,
+                "knn_accuracy": float(trained.utility.knn.mean()),
+                "history": trained.trained.history,
+            }
+            for trained in hijacked
         ],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
         "platform": f"{platform.system()} {platform.machine()}",

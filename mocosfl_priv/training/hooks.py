@@ -1,7 +1,11 @@
-"""Where a defense touches a client's training step. :class:`mocosfl_priv.Defense` implements all of it."""
+"""Where others touch a training step: a defense at the client, somebody who attends at the server.
+
+:class:`mocosfl_priv.Defense` implements all of the client's side; `mocosfl_priv.stream` seats attacks at the server's.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -39,6 +43,63 @@ class NoHooks:
         return smashed
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+        """Unchanged."""
+        return gradient
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing changes."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing changes."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one pass of a training step brings to the server, after the clients' defense.
+
+    step, steps: which step of how many planned ones, from 0. owners: int64 (n,) on the CPU, the clients that sent.
+    queries, keys: (n, *smashed_shape), detached; keys[i] belongs to the other view of queries[i]'s image.
+    labels: int64 (n,) in supervised split learning; None in self-supervised training, where nobody sends any.
+    """
+
+    step: int
+    steps: int
+    owners: Tensor
+    queries: Tensor
+    keys: Tensor
+    labels: Tensor | None = None
+
+
+class ServerHooks(Protocol):
+    """What somebody at the server sees and may change, in the order of a pass, and what a checkpoint keeps.
+
+    Nothing here may draw from the training's generators, or change a message or the server's networks.
+    """
+
+    def received(self, message: Message) -> None:
+        """A message has arrived; the server has not scored it yet."""
+
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:
+        """The gradient (n, *smashed_shape) on its way back for `message`; what is returned goes to the clients.
+
+        Not called for clients that take no gradient.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What changes while training goes on, for checkpoints."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+
+
+class Unattended:
+    """A server at which nobody sits but the server."""
+
+    def received(self, message: Message) -> None:
+        """Nobody listens."""
+
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:
         """Unchanged."""
         return gradient
 

@@ -24,7 +24,7 @@ from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
-from mocosfl_priv.training.hooks import ClientHooks, NoHooks
+from mocosfl_priv.training.hooks import ClientHooks, Message, NoHooks, ServerHooks, Unattended
 from mocosfl_priv.training.replay import Replay
 from mocosfl_priv.training.sampling import Batches, ClientBatch, PoolShape
 from mocosfl_priv.training.schedule import client_rates, server_rate
@@ -84,6 +84,7 @@ class MocoSFL:
         compute: Compute,
         seed: int,
         hooks: ClientHooks | None = None,
+        server_hooks: ServerHooks | None = None,
         frozen_client: bool = False,
         learning_rate: float | None = None,
         replay_folder: Path | None = None,
@@ -96,6 +97,7 @@ class MocoSFL:
         self._batches = batches
         self._compute = compute
         self._hooks = hooks or NoHooks()
+        self.server_hooks = server_hooks or Unattended()
         self._rate = training.learning_rate if learning_rate is None else learning_rate
         self._views_rng = generator(seed, "augmentation", device=compute.device)
         self._noise_rng = generator(seed, "defense", device=compute.device)
@@ -199,9 +201,12 @@ class MocoSFL:
         if self.replay is not None and self.replay.status == "B":
             scale = torch.tensor(1 / batch_images, dtype=torch.float64)
             parts.append({"queries": queries, "keys": keys, "owners": owners, "scale": scale})
+        message = Message(self.step_count, self.steps, owners, queries, keys)
+        self.server_hooks.received(message)
         loss, gradient = self.server.score(queries, keys, owners, 1 / batch_images, learning)
         if learning:
             assert gradient is not None
+            gradient = self.server_hooks.returned(message, gradient)
             returned = gradient if own is None else gradient[own]
             self.traffic.gradient_down += returned.numel() * returned.element_size()
             returned = self._hooks.filter_gradient(returned, self._noise_rng)
@@ -266,6 +271,7 @@ class MocoSFL:
             **under("server", self.server.state()),
             **under("batches", self._batches.state()),
             **under("hooks", self._hooks.state()),
+            **under("server_hooks", self.server_hooks.state()),
             "pool": self._pool,
             **_numbered("before_averaging", self._before_averaging),
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
@@ -290,6 +296,7 @@ class MocoSFL:
         self.server.load_state(within(tensors, "server"))
         self._batches.load_state(within(tensors, "batches"))
         self._hooks.load_state(within(tensors, "hooks"))
+        self.server_hooks.load_state(within(tensors, "server_hooks"))
         self._pool = tensors["pool"]
         self._before_averaging = _counted(tensors, "before_averaging", self._compute.device)
         self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
@@ -314,6 +321,7 @@ def train_mocosfl(
     compute: Compute,
     seed: int,
     hooks: ClientHooks | None = None,
+    server_hooks: ServerHooks | None = None,
     frozen_client: bool = False,
     learning_rate: float | None = None,
     validate: Callable[[SplitModel], float] | None = None,
@@ -324,6 +332,7 @@ def train_mocosfl(
 ) -> TrainedModel:
     """Train `model` (in place) on `batches` and return the validated best of its states.
 
+    server_hooks: who attends at the server. Where `validate` chooses a state, theirs of that moment comes back too.
     frozen_client: clients only encode; nothing flows back to them and only the server learns.
     learning_rate: replaces `training.learning_rate`.
     validate: scores a model, higher is better, on data that is neither test nor victims; called every
@@ -336,11 +345,12 @@ def train_mocosfl(
     progress = progress or Silent()
     started = time.monotonic()
     run = MocoSFL(
-        model, batches, training, steps=steps, compute=compute, seed=seed, hooks=hooks, frozen_client=frozen_client,
-        learning_rate=learning_rate, replay_folder=checkpoints.folder / "replay" if checkpoints else None,
+        model, batches, training, steps=steps, compute=compute, seed=seed, hooks=hooks, server_hooks=server_hooks,
+        frozen_client=frozen_client, learning_rate=learning_rate,
+        replay_folder=checkpoints.folder / "replay" if checkpoints else None,
     )  # fmt: skip
     outcome = TrainedModel(model, steps, steps, run.traffic, run.kernel)
-    record = _Record(outcome)
+    record = _Record(outcome, run.server_hooks)
     with global_seed(seed, "training"):
         _run_to_the_end(run, record, validate, observe, observe_every, checkpoints, progress, started)
 
@@ -400,12 +410,14 @@ def _run_to_the_end(
 class _Record:
     """Losses since the last validation, history, and the best state so far."""
 
-    def __init__(self, outcome: TrainedModel) -> None:
+    def __init__(self, outcome: TrainedModel, server_hooks: ServerHooks) -> None:
         self.losses: list[Tensor] = []
         self.outcome = outcome
+        self._server_hooks = server_hooks
         self._best_score = -math.inf
         self._best: State = {}
         self._participants: tuple[State, ...] = ()
+        self._best_hooks: State = {}
 
     def validated(
         self, step: int, epoch: float, model: SplitModel, validate: Callable[[SplitModel], float] | None
@@ -418,6 +430,7 @@ class _Record:
                 self._best_score, self.outcome.selected_step = score, step
                 self._best = {name: value.detach().clone() for name, value in model.named_state().items()}
                 self._participants = model.participants
+                self._best_hooks = {n: value.detach().clone() for n, value in self._server_hooks.state().items()}
         self.outcome.history.append(entry)
 
     def restore_best(self) -> None:
@@ -425,11 +438,12 @@ class _Record:
             for name, value in self.outcome.model.named_state().items():
                 value.copy_(self._best[name])
             self.outcome.model.participants = self._participants
+            self._server_hooks.load_state(self._best_hooks)
 
     def state(self) -> tuple[State, dict[str, Any]]:
         losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        best = under("best", self._best) | _numbered("participants", self._participants)
-        return {"losses": losses, **best}, {
+        best = under("best", self._best) | under("best_hooks", self._best_hooks)
+        return {"losses": losses, **best, **_numbered("participants", self._participants)}, {
             "best_score": None if self._best_score == -math.inf else self._best_score,
             "selected_step": self.outcome.selected_step,
             "history": self.outcome.history,
@@ -441,6 +455,7 @@ class _Record:
         self.losses = list(tensors["losses"].to(device).unbind())
         self._best = {name: value.to(device) for name, value in within(tensors, "best").items()}
         self._participants = _counted(tensors, "participants", device)
+        self._best_hooks = within(tensors, "best_hooks")
         self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
         self.outcome.selected_step = facts["selected_step"]
         self.outcome.history = facts["history"]

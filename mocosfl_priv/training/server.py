@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import in_fast_layout
-from mocosfl_priv.training.state import State, under, within
+from mocosfl_priv.training.state import State, load_optimiser_state, optimiser_state, under, within
 
 
 class FeatureMemory:
@@ -136,16 +136,11 @@ class MocoServer:
 
     def state(self) -> State:
         """Everything but the configuration, by name."""
-        momentum = {
-            f"momentum.{index}": self._optimiser.state[parameter]["momentum_buffer"]
-            for index, parameter in enumerate(self.online.parameters())
-            if self._optimiser.state.get(parameter)
-        }
         return {
             **under("online", self.online.state_dict()),
             **under("key", self.key.state_dict()),
             **under("memory", self.memory.state()),
-            **momentum,
+            **under("optimiser", optimiser_state(self._optimiser)),
         }
 
     def load_state(self, state: State) -> None:
@@ -153,7 +148,4 @@ class MocoServer:
         self.online.load_state_dict(within(state, "online"))
         self.key.load_state_dict(within(state, "key"))
         self.memory.load_state(within(state, "memory"))
-        momentum = within(state, "momentum")
-        for index, parameter in enumerate(self.online.parameters()):
-            if str(index) in momentum:
-                self._optimiser.state[parameter]["momentum_buffer"] = momentum[str(index)].clone().to(parameter.device)
+        load_optimiser_state(self._optimiser, within(state, "optimiser"))

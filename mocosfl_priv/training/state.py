@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
@@ -17,3 +18,61 @@ def under(prefix: str, state: Mapping[str, Tensor]) -> State:
 def within(state: State, prefix: str) -> State:
     """The entries below `prefix`, without it."""
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}.")}
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
+    """What `optimiser` has gathered (Adam's moments, SGD's momentum), as ``<index of the parameter>.<name>``.
+
+    Rates and other settings are not state: whoever made the optimiser knows them.
+    """
+    return {
+        f"{index}.{name}": value
+        for index, parameter in enumerate(_parameters(optimiser))
+        for name, value in optimiser.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # SGD without momentum notes a None
+    }
+
+
+def load_optimiser_state(optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Go on where :func:`optimiser_state` was taken, also from before the first step."""
+    parameters = _parameters(optimiser)
+    optimiser.state.clear()
+    for key, value in state.items():
+        index, name = key.split(".")
+        parameter = parameters[int(index)]
+        # torch counts Adam's steps on the CPU
+        place = torch.device("cpu") if name == "step" else parameter.device
+        optimiser.state[parameter][name] = value.detach().clone().to(place)
+
+
+class Learner:
+    """A network and the optimiser of its parameters, as one thing to train and to keep."""
+
+    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.network = network
+        self._optimiser = optimiser
+
+    def learn(self, loss: Tensor) -> None:
+        """One step down `loss`; what else it was computed with gets no gradient, and its graph is kept."""
+        parameters = _parameters(self._optimiser)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> State:
+        """Weights and what the optimiser has gathered."""
+        return {
+            **under("network", self.network.state_dict()),
+            **under("optimiser", optimiser_state(self._optimiser)),
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.network.load_state_dict(within(state, "network"))
+        load_optimiser_state(self._optimiser, within(state, "optimiser"))
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.evaluation.utility import to_unit_range
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Capability
+from mocosfl_priv.plugins import Attack
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Capability, StreamView
+from mocosfl_priv.training.hooks import Message, ServerHooks
 
 ALL = frozenset(Capability)
 
@@ -46,6 +49,7 @@ def photo_patches(count: int, split: str = "train") -> Tensor:
 def make_view(
     client: nn.Module, victims: Tensor, auxiliary: Tensor, compute: Compute, noise: float = 0.0,
     visible: frozenset[Capability] = ALL, colluder: nn.Module | None = None, server: nn.Module | None = None,
+    listener: ServerHooks | None = None,
 ) -> AttackerView:  # fmt: skip
     """The view on `victims` through `client` and additive Gaussian noise of deviation `noise`.
 
@@ -70,6 +74,7 @@ def make_view(
         build_client=untrained_mix,
         server=server or colour_server(),
         colluder=colluder or copy.deepcopy(client),
+        listener=listener,
     )
 
 
@@ -87,6 +92,48 @@ def colour_server() -> nn.Module:
         nn.init.normal_(parameter, generator=torch.Generator().manual_seed(12))
     trunk = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     return nn.Sequential(OrderedDict(trunk=trunk, projector=projector)).requires_grad_(False)
+
+
+def attend(
+    attack: Attack, client: nn.Module, images: Tensor, auxiliary: Tensor, compute: Compute,
+    visible: frozenset[Capability] = ALL, messages: int = 3, noise: float = 0.0,
+) -> ServerHooks | None:  # fmt: skip
+    """The listener of `attack` after messages of `client`, which stays as it is, about augmented `images`.
+
+    The attacker takes the client for a convolution over single pixels. The server is a fixed random one.
+    """
+    rng, views_rng = torch.Generator().manual_seed(8), torch.Generator().manual_seed(9)
+    torch.manual_seed(0)
+    server = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.LazyLinear(16))
+    with torch.no_grad():
+        server(client(images))
+
+    def protect(smashed: Tensor) -> Tensor:
+        return smashed + noise * torch.randn_like(smashed)
+
+    with torch.no_grad():
+        shape = tuple(client(images[:1]).shape[1:])
+    stream = StreamView(
+        smashed_shape=shape,
+        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        compute=compute,
+        visible=visible,
+        server=server,
+        protect=protect,
+        auxiliary=AuxiliaryData(auxiliary, torch.ones(len(auxiliary), dtype=torch.bool)),
+        build_client=lambda: nn.Conv2d(3, shape[0], 1),
+    )
+    listener = attack.attend(stream, 0)
+    if listener is None:
+        return None
+    for step in range(messages):
+        with torch.no_grad():
+            first, second = (client(moco_v2_view(images, views_rng)) for _ in range(2))
+            sent, keys = (z + noise * torch.randn(z.shape, generator=rng) for z in (first, second))
+        message = Message(step, messages, torch.zeros(len(images), dtype=torch.long), sent, keys)
+        listener.received(message)
+        listener.returned(message, torch.randn(sent.shape, generator=rng))
+    return listener
 
 
 def white_images(n: int, size: int, deviation: float, seed: int) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 
 from attacks.decoder import DecoderAttack
 from attacks.floor import Floor
+from attacks.fsha import FshaAttack
 from attacks.rmle import RmleAttack
+from attacks.sdar import SdarAttack
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse, psnr
@@ -16,6 +18,7 @@ from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import (
     ColourMixClient,
     ConstantClient,
+    attend,
     make_view,
     photo_patches,
     white_images,
@@ -61,6 +64,18 @@ def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, 
     view = make_view(ConstantClient(), victims, known, compute)
     error = mse(run(attack, view), victims)
     assert leak_ratio(error, blind_guess_floor(known, victims).mse) < 0.02
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [FshaAttack("res_normN0C8", epochs=4), SdarAttack("res_normN0C8", epochs=4)],
+    ids=["fsha", "sdar"],
+)
+def test_nothing_comes_out_of_attending_such_a_client_but_the_blind_guess(attack: Attack, compute: Compute) -> None:
+    victims, known = photo_patches(64, "test"), photo_patches(600)
+    listener = attend(attack, ConstantClient(), photo_patches(48), known, compute)
+    error = mse(run(attack, make_view(ConstantClient(), victims, known, compute, listener=listener)), victims)
+    assert -0.25 < leak_ratio(error, blind_guess_floor(known, victims).mse) < 0.02
 
 
 @pytest.mark.parametrize("name", ["rmle", "decoder"])

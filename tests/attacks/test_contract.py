@@ -11,8 +11,8 @@ from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ThreatModelError
 from mocosfl_priv.plugins import ATTACKS, Attack, summary
-from mocosfl_priv.threat import AttackerView, Budget, Capability
-from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
+from mocosfl_priv.threat import AttackerView, Budget, Capability, with_implied
+from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_patches
 
 # smaller than the defaults where an attack has the parameter; every attack must run in seconds with these
 SMALL = {"epochs": 2, "iterations": 20, "architecture": "res_normN0C8", "steps": 40}
@@ -25,10 +25,12 @@ def create(name: str) -> Attack:
 
 
 def view_for(attack: Attack, compute: Compute, visible: frozenset[Capability] | None = None) -> AttackerView:
-    visible = attack.needs | attack.optional if visible is None else visible
-    return make_view(
-        ColourMixClient((1.0, 0.7, 0.5)), photo_patches(6, "test"), photo_patches(80), compute, 0.05, visible
-    )
+    visible = with_implied(attack.needs | attack.optional if visible is None else visible)
+    client, known = ColourMixClient((1.0, 0.7, 0.5)), photo_patches(80)
+    listener = None
+    if Capability.TRAINING_STREAM in visible:
+        listener = attend(attack, client, photo_patches(24), known, compute, visible)
+    return make_view(client, photo_patches(6, "test"), known, compute, 0.05, visible, listener=listener)
 
 
 def run(attack: Attack, view: AttackerView, seed: int = 0) -> torch.Tensor:

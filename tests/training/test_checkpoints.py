@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attacks.fsha import FshaAttack
+from attacks.sdar import SdarAttack
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.split import SplitModel, build_split_model
+from mocosfl_priv.plugins import Loaded
 from mocosfl_priv.seeding import generator
+from mocosfl_priv.stream import Hijack, live_server, seat
+from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView
 from mocosfl_priv.training import checkpoints as checkpoints_module
 from mocosfl_priv.training.checkpoints import Checkpoints
-from mocosfl_priv.training.hooks import NoHooks
+from mocosfl_priv.training.hooks import NoHooks, ServerHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
@@ -59,7 +65,12 @@ def split_model() -> SplitModel:
 
 
 def train(
-    folder: Path | None, compute: Compute, stop_at: int | None = None, identity: str = "x", **settings: Any
+    folder: Path | None,
+    compute: Compute,
+    stop_at: int | None = None,
+    identity: str = "x",
+    server_hooks: Callable[[SplitModel], ServerHooks] | None = None,
+    **settings: Any,
 ) -> TrainedModel:
     training = TrainingConfig(
         **({"clients": 3, "server_batch": 6, "queue_size": 16, "sync_period": 3, "epochs": EPOCHS, "monitor_every": 1}
@@ -67,7 +78,7 @@ def train(
     )  # fmt: skip
     shape = PoolShape.of(training)
     batches = PooledClients(IMAGES, iid(60, training.clients, generator(0, "p")), shape, generator(0, "b"))
-    drawn = batches.next
+    drawn, split = batches.next, split_model()
     count = {"steps": 0}
 
     def counted() -> Any:
@@ -78,7 +89,8 @@ def train(
 
     batches.next = counted  # type: ignore[method-assign]
     return train_mocosfl(
-        split_model(), batches, training, steps=STEPS, compute=compute, seed=0, hooks=NoisyLearner(),
+        split, batches, training, steps=STEPS, compute=compute, seed=0, hooks=NoisyLearner(),
+        server_hooks=server_hooks(split) if server_hooks else None,
         validate=lambda model: float(next(model.client.parameters()).detach().double().sum().sin()),
         observe=lambda model, step, _: [{"step": step, "weight": float(next(model.trunk.parameters()).detach().sum())}],
         observe_every=3, checkpoints=Checkpoints(folder, identity) if folder else None,
@@ -126,6 +138,32 @@ def test_resumed_equals_uninterrupted(settings: dict[str, Any], stop_at: int, tm
     assert_same(train(tmp_path, compute, **settings), whole)
     finished = train(tmp_path, compute, stop_at=0, **settings)  # not a single step more
     assert_same(finished, whole)
+
+
+def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
+    """A hijacking attack and a passive one, with networks, optimisers and random draws of their own."""
+    audiences: list[Hijack] = []
+
+    def seated(split: SplitModel) -> Hijack:
+        stream = StreamView(
+            smashed_shape=split.smashed_shape, image_shape=split.image_shape, compute=compute,
+            visible=frozenset(Capability), server=live_server(split.trunk, split.projector, compute),
+            auxiliary=AuxiliaryData(IMAGES.float() / 255, torch.ones(60, dtype=torch.bool)),
+            build_client=lambda: split_model().client,
+        )  # fmt: skip
+        attacks = [FshaAttack("res_normN0C4", rows=8), SdarAttack("res_normN0C4", rows=8)]
+        attendees = [seat(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
+        audiences.append(Hijack([attendee for attendee in attendees if attendee is not None]))
+        return audiences[-1]
+
+    whole = train(None, compute, server_hooks=seated)
+    with pytest.raises(Stopped):
+        train(tmp_path, compute, stop_at=7, server_hooks=seated)
+    assert_same(train(tmp_path, compute, server_hooks=seated), whole)
+    uninterrupted, resumed = audiences[0].state(), audiences[2].state()
+    assert uninterrupted.keys() == resumed.keys() and int(resumed["0.messages"]) == STEPS
+    for name, value in uninterrupted.items():
+        assert name.endswith("seconds") or torch.equal(value, resumed[name]), name
 
 
 def test_two_interruptions_and_an_unfinished_write(

@@ -1,0 +1,170 @@
+"""FSHA: a malicious server trains the clients to send what it can invert (Pasquini et al., CCS 2021)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
+from mocosfl_priv.data.augmentation import moco_v2_view
+from mocosfl_priv.models.colour_match import ColourMatch, sample
+from mocosfl_priv.models.critic import build_critic
+from mocosfl_priv.models.decoder import build_decoder, check_grammar
+from mocosfl_priv.models.pilot import build_pilot
+from mocosfl_priv.seeding import drawn_generator
+from mocosfl_priv.training.hooks import ServerHooks
+from mocosfl_priv.training.state import Learner, State, under, within
+
+BATCH_FOR_INFERENCE = 128
+CALIBRATION_IMAGES = 512
+
+
+class FshaAttack(Attack):
+    """Feature-space hijacking: replace the clients' gradients, so that they learn the server's own feature space.
+
+    While the clients train, the server trains a pilot encoder with its inverse on auxiliary images, and a critic
+    (WGAN-GP) that tells the pilot's features from received smashed data. Clients get the gradient that makes the
+    critic take theirs for the pilot's. The inverse then decodes what they send. MocoSFL's clients send augmented views,
+    so pilot and critic see auxiliary images under the same augmentation; the inverse also sees plain ones, as victims
+    are. Who knows the client's architecture gives it to the pilot: a feature space that clients can reach.
+
+    Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
+
+    strength: norm of the gradient that clients get, in multiples of the honest one's, so that it fits their learning
+    rate. penalty: weight of the gradient penalty. rows: of a message and of the auxiliary images, for one step.
+    updates: steps per message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary
+    images, in which the inverse alone goes on learning after the training.
+    """
+
+    needs = frozenset({Capability.GRADIENT_CHANNEL, Capability.AUXILIARY_DATA})
+    optional = frozenset({Capability.ARCHITECTURE})
+
+    def __init__(
+        self,
+        architecture: str = "res_normN1C32",
+        epochs: Annotated[int, Field(ge=0)] = 10,
+        strength: Annotated[float, Field(gt=0)] = 3.0,
+        penalty: Annotated[float, Field(ge=0)] = 10.0,
+        rows: Annotated[int, Field(ge=2, le=1024)] = 64,
+        updates: Annotated[int, Field(ge=1, le=10)] = 1,
+        learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
+        critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3,
+    ) -> None:
+        check_grammar(architecture)
+        self.architecture = architecture
+        self.epochs = epochs
+        self.strength = strength
+        self.penalty = penalty
+        self.rows = rows
+        self.updates = updates
+        self.learning_rate = learning_rate
+        self.critic_learning_rate = critic_learning_rate
+
+    def attend(self, stream: StreamView, seed: int) -> ServerHooks:
+        return Hijacker(self, stream)
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        hijacker = view.listener
+        assert isinstance(hijacker, Hijacker), "GRADIENT_CHANNEL is granted, so this attack attended the training"
+        pilot, inverse = hijacker.pilot.network, copy.deepcopy(hijacker.inverse.network)
+        images, stream = view.auxiliary.images, hijacker.stream
+        per_epoch = -(-len(images) // self.rows)
+        optimiser = torch.optim.Adam(inverse.parameters(), lr=self.learning_rate)
+        for _ in budget.iterate(self.epochs * per_epoch):
+            batch = images[sample(len(images), self.rows, images.device)]
+            batch = torch.where(torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5, batch.flip(3), batch)
+            with torch.no_grad():
+                features = stream.protect(pilot(batch))
+            optimiser.zero_grad(set_to_none=True)
+            F.mse_loss(inverse(features), batch).backward()
+            optimiser.step()
+        with torch.no_grad():
+            own = images[sample(len(images), CALIBRATION_IMAGES, images.device)]
+            views = moco_v2_view(own, drawn_generator(own.device))
+            foreign = hijacker.recent if len(hijacker.recent) else view.smashed
+            familiar = stream.protect(_apply(pilot, views))
+            match = ColourMatch(_apply(inverse, foreign), _apply(inverse, familiar), views)
+            return match(_apply(inverse, view.smashed))
+
+
+class Hijacker:
+    """Pilot, inverse and critic, trained along with the clients; implements `ServerHooks`.
+
+    recent: smashed data of the last message, float (n, *smashed_shape); empty before the first.
+    """
+
+    def __init__(self, attack: FshaAttack, stream: StreamView) -> None:
+        device = stream.compute.device
+        self.stream = stream
+        self._attack = attack
+        self._images = stream.auxiliary.images
+        pilot = (
+            stream.untrained_client()
+            if stream.has(Capability.ARCHITECTURE)
+            else build_pilot(stream.image_shape, stream.smashed_shape)
+        ).requires_grad_(True)
+        inverse = build_decoder(attack.architecture, stream.smashed_shape, stream.image_shape)
+        rate, critic_rate = attack.learning_rate, attack.critic_learning_rate
+        self.pilot, self.inverse = _learner(pilot.to(device), rate), _learner(inverse.to(device), rate)
+        self.critic = _learner(build_critic(stream.smashed_shape).to(device), critic_rate, momentum=0.0)
+        self.recent = torch.empty(0, *stream.smashed_shape, device=device)
+
+    def received(self, message: Message) -> None:
+        """Train pilot and inverse on auxiliary images, and the critic on their features against the clients'."""
+        rows = self._attack.rows
+        self.recent = message.queries[sample(len(message.queries), rows, message.queries.device)]
+        for _ in range(self._attack.updates):
+            chosen = self._images[sample(len(self._images), rows, self._images.device)]
+            views = moco_v2_view(chosen, drawn_generator(chosen.device))
+            images = torch.cat([views, chosen])
+            features = self.stream.protect(self.pilot.network(images))
+            loss = F.mse_loss(self.inverse.network(features), images)
+            self.pilot.learn(loss)
+            self.inverse.learn(loss)
+            foreign = message.queries[sample(len(message.queries), len(views), message.queries.device)]
+            self.critic.learn(self._distance(features[: len(foreign)].detach(), foreign))
+
+    def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:
+        """The critic's loss: Wasserstein distance with gradient penalty (Gulrajani et al., NeurIPS 2017)."""
+        critic = self.critic.network
+        share = torch.rand(len(own), *[1] * (own.dim() - 1), device=own.device)
+        between = (share * own + (1 - share) * foreign).requires_grad_(True)
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return critic(foreign).mean() - critic(own).mean() + self._attack.penalty * penalty
+
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:
+        """The gradient down which smashed data becomes like the pilot's features, as long as `strength` says."""
+        smashed = message.queries.requires_grad_(True)
+        (ascent,) = torch.autograd.grad(self.critic.network(smashed).sum(), smashed)
+        length = ascent.norm().clamp(min=1e-12)
+        return -ascent * (self._attack.strength * gradient.norm() / length)
+
+    def state(self) -> State:
+        """Networks, their optimisers, and the last message."""
+        return {
+            **under("pilot", self.pilot.state()),
+            **under("inverse", self.inverse.state()),
+            **under("critic", self.critic.state()),
+            "recent": self.recent,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.pilot.load_state(within(state, "pilot"))
+        self.inverse.load_state(within(state, "inverse"))
+        self.critic.load_state(within(state, "critic"))
+        self.recent = state["recent"].to(self.recent.device)
+
+
+def _learner(network: nn.Module, learning_rate: float, momentum: float = 0.9) -> Learner:
+    return Learner(network, torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(momentum, 0.99)))
+
+
+def _apply(network: nn.Module, inputs: Tensor) -> Tensor:
+    return torch.cat([network(batch) for batch in inputs.split(BATCH_FOR_INFERENCE)]).float()

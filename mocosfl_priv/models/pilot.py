@@ -1,0 +1,22 @@
+"""A small encoder of the attacker's own, for who does not know the client's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+WIDTH = 32
+
+
+def build_pilot(image_shape: Sequence[int], smashed_shape: Sequence[int]) -> nn.Module:
+    """From images (n, *image_shape) in [0, 1] to (n, *smashed_shape).
+
+    Convolutions that halve the maps until they have the size of smashed data; the last one is linear.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(image_shape[0], WIDTH, 3, padding=1), nn.LeakyReLU(0.2)]
+    side = image_shape[1]
+    while side > smashed_shape[1]:
+        layers += [nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        side = -(-side // 2)
+    return nn.Sequential(*layers, nn.Conv2d(WIDTH, smashed_shape[0], 3, padding=1))

@@ -1,0 +1,144 @@
+"""What the attacks do to a training that they attend, beyond the contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.fsha import FshaAttack, Hijacker
+from attacks.sdar import SdarAttack, Simulation, Supervised
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.models.colour_match import ColourMatch
+from mocosfl_priv.models.critic import Labelled, build_critic
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, StreamView
+from mocosfl_priv.training.hooks import Message
+from tests.attacks.closed_form import photo_patches
+
+ALL = frozenset(Capability)
+CLASSES = 3
+
+
+def coloured(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in one of three tints, which is their class: float (n, 3, 16, 16), and labels (n,)."""
+    labels = torch.arange(len(images)) % CLASSES
+    tint = 0.4 + 0.6 * torch.eye(CLASSES)
+    return images * tint[labels].view(-1, 3, 1, 1), labels
+
+
+def client_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.LeakyReLU(0.2))
+
+
+def stream_of(server: nn.Module, auxiliary: AuxiliaryData, compute: Compute) -> StreamView:
+    return StreamView(
+        smashed_shape=(6, 16, 16), image_shape=(3, 16, 16), compute=compute, visible=ALL, server=server,
+        auxiliary=auxiliary, build_client=client_network,
+    )  # fmt: skip
+
+
+def test_with_labels_sdar_is_the_published_attack(compute: Compute) -> None:
+    """Supervised split learning in a dozen lines: the clients learn classes, the server knows them."""
+    torch.manual_seed(0)
+    client, server = client_network(), nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(24, CLASSES))
+    optimiser = torch.optim.SGD([*client.parameters(), *server.parameters()], lr=0.1, momentum=0.9)
+    patches = photo_patches(512)
+    (images, labels), (own, own_labels) = coloured(patches[::2]), coloured(patches[1::2])
+    auxiliary = AuxiliaryData(own, torch.ones(256, dtype=torch.bool), own_labels)
+    attack = SdarAttack("res_normN0C16", epochs=4, rows=32)
+    simulation = attack.attend(stream_of(server, auxiliary, compute), 0)
+    assert isinstance(simulation, Simulation) and isinstance(simulation.task, Supervised)
+    start = simulation.state()["simulator.network.0.weight"].clone()
+    for step in range(60):
+        chosen = torch.randint(256, (32,))
+        smashed = client(images[chosen])
+        sent = smashed.detach()
+        simulation.received(Message(step, 60, torch.zeros(32, dtype=torch.long), sent, sent, labels[chosen]))
+        optimiser.zero_grad()
+        F.cross_entropy(server(smashed), labels[chosen]).backward()
+        optimiser.step()
+    assert not torch.equal(simulation.state()["simulator.network.0.weight"], start)
+    with torch.no_grad():  # the simulator can do what the clients can, with a server that it never changed
+        logits = server(simulation.simulator.network(own))
+    assert float((logits.argmax(1) == own_labels).float().mean()) > 0.8
+    victims, _ = coloured(photo_patches(32, "test"))
+    with torch.no_grad():
+        view = AttackerView(
+            smashed=client(victims), image_shape=(3, 16, 16), compute=compute, visible=ALL, auxiliary=auxiliary,
+            listener=simulation,
+        )  # fmt: skip
+    guess = attack.reconstruct(view, Budget(), 0)
+    blind = mse(own.mean(0).expand_as(victims), victims).mean()
+    assert float(mse(guess, victims).mean()) < 0.8 * float(blind)
+
+
+def test_the_image_discriminator_is_shown_decoded_data_of_the_clients(compute: Compute) -> None:
+    """A public port shows it decoded data of the simulator instead."""
+    torch.manual_seed(0)
+    auxiliary = AuxiliaryData(photo_patches(40), torch.ones(40, dtype=torch.bool))
+    server = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(24, 5))
+    simulation = SdarAttack("res_normN0C8", rows=16).attend(stream_of(server, auxiliary, compute), 0)
+    assert isinstance(simulation, Simulation)
+    decoded: list[Tensor] = []
+    judged: list[Tensor] = []
+    simulation.decoder.network.register_forward_hook(lambda _, given, made: decoded.extend([given[0], made]))
+    simulation.image_critic.network.register_forward_hook(lambda _, given, __: judged.append(given[0]))
+    sent = torch.randn(16, 6, 16, 16)
+    simulation.received(Message(0, 1, torch.zeros(16, dtype=torch.long), sent, sent))
+    assert torch.equal(decoded[0].sort(0).values, sent.sort(0).values)  # the clients' data, in another order
+    fakes = decoded[1]
+    assert torch.equal(judged[0], fakes)  # the decoder is praised for it
+    assert [torch.equal(shown, fakes) for shown in judged] == [True, False, True]  # then real images, then fakes
+
+
+def test_fsha_pulls_clients_into_the_pilots_space(compute: Compute) -> None:
+    """One client follows the returned gradients only, and its images come out."""
+    torch.manual_seed(0)
+    client = client_network()
+    optimiser = torch.optim.SGD(client.parameters(), lr=0.02, momentum=0.9)
+    images, known, victims = photo_patches(256), photo_patches(300), photo_patches(32, "test")
+    auxiliary = AuxiliaryData(known, torch.ones(len(known), dtype=torch.bool))
+    attack = FshaAttack("res_normN0C16", epochs=3, rows=32, strength=1.0)
+    hijacker = attack.attend(stream_of(nn.Identity(), auxiliary, compute), 0)
+    assert isinstance(hijacker, Hijacker)
+    for step in range(150):
+        smashed = client(images[torch.randint(256, (32,))])
+        message = Message(step, 150, torch.zeros(32, dtype=torch.long), smashed.detach(), smashed.detach())
+        hijacker.received(message)
+        honest = torch.randn_like(smashed)
+        gradient = hijacker.returned(message, honest / honest.norm())
+        assert float(gradient.norm()) == pytest.approx(1.0, rel=1e-3)  # `strength` times the honest one's
+        optimiser.zero_grad()
+        smashed.backward(gradient)
+        optimiser.step()
+    with torch.no_grad():
+        view = AttackerView(
+            smashed=client(victims), image_shape=(3, 16, 16), compute=compute, visible=ALL, auxiliary=auxiliary,
+            listener=hijacker,
+        )  # fmt: skip
+    guess = attack.reconstruct(view, Budget(), 0)
+    blind = mse(known.mean(0).expand_as(victims), victims).mean()
+    assert float(mse(guess, victims).mean()) < 0.7 * float(blind)
+
+
+def test_colours_are_matched_without_pairs_and_contrast_is_never_raised() -> None:
+    truth = torch.rand(200, 3, 4, 4)
+    tinted = 0.2 + 0.5 * truth
+    match = ColourMatch(foreign=tinted, familiar=truth, truth=truth)
+    assert torch.allclose(match(tinted).mean((0, 2, 3)), truth.mean((0, 2, 3)), atol=1e-5)
+    assert float(match(tinted).std()) == pytest.approx(float(tinted.std()), rel=0.01)
+    loud = ColourMatch(foreign=truth, familiar=tinted, truth=truth)
+    assert float(loud(truth).std()) == pytest.approx(float(tinted.std()), rel=0.01)
+    blind = ColourMatch(foreign=torch.full((5, 3, 4, 4), 0.9), familiar=truth, truth=truth)
+    torch.testing.assert_close(blind(torch.full((2, 3, 4, 4), 0.9))[1, :, 0, 0], truth.mean((0, 2, 3)))
+
+
+def test_critics_take_maps_of_any_size_and_labels_make_a_difference() -> None:
+    for shape in ((3, 32, 32), (7, 5, 6), (4, 1, 1)):
+        assert build_critic(shape)(torch.randn(2, *shape)).shape == (2, 1)
+    critic = Labelled(build_critic((4, 8, 8)), CLASSES, (8, 8))
+    maps = torch.randn(1, 3, 8, 8).expand(2, -1, -1, -1)
+    scores = critic(maps, torch.tensor([0, 1]))
+    assert scores.shape == (2, 1) and not torch.equal(scores[0], scores[1])
