@@ -215,7 +215,11 @@ class Budget:
     @property
     def exhausted(self) -> bool:
         """Whether the time is up."""
-        return self.seconds is not None and self.elapsed >= self.seconds
+        return self.spent(1.0)
+
+    def spent(self, share: float) -> bool:
+        """Whether `share` of the time is gone, for attacks of several stages: a later one needs what is left."""
+        return self.seconds is not None and self.elapsed >= share * self.seconds
 
     def iterate(self, planned: int) -> Iterator[int]:
         """0, 1, ... for `planned` steps, or until the time is up."""
