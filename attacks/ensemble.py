@@ -25,6 +25,7 @@ SCOUTING_SHARE = 0.2  # of the budget: to find out where the rest pays
 REFINING_SHARE = 0.12
 WINNER_SHARE = 0.85  # of what is left for the finalists
 FINALISTS = 2
+GROWTH = 10  # times the budget of a last trial, from which on a larger network pays
 FOR_AS_LONG_AS_IT_LASTS = 10**6  # steps planned where only the clock ends an attack
 REFINEMENTS = (0.1, 0.3, 1.0, 3.0, 10.0)  # how strongly an image is held to where its refinement began
 REFINING_ITERATIONS = 20
@@ -35,12 +36,14 @@ REFINING_RATE = 0.01
 class Member:
     """One of the attacks an ensemble consists of, with its parameters.
 
-    planned_by: the parameter that takes the number of steps it may plan with, if it has one.
+    planned_by: the parameter that takes the number of steps it may plan with, if it has one. grown: what runs instead
+    with many times the budget of a trial, at whose horizon a larger network cannot show what it can do.
     """
 
     attack: str
     parameters: dict[str, Any] = field(default_factory=dict)
     planned_by: str | None = None
+    grown: Member | None = None
 
     @property
     def label(self) -> str:
@@ -53,16 +56,17 @@ class Member:
         return ATTACKS.create(PluginSpec(name=self.attack, **self.parameters, **planned)).plugin
 
 
-def _decoder(architecture: str, **parameters: Any) -> Member:
-    return Member("decoder", {"architecture": architecture, **parameters}, "steps")
+def _decoder(architecture: str, grown: Member | None = None, **parameters: Any) -> Member:
+    return Member("decoder", {"architecture": architecture, **parameters}, "steps", grown)
 
+
+LARGE = _decoder("unet_N3C48", learning_rate=1.5e-3)
 
 # Cheap first: where two do equally well, the earlier stays.
 WITH_KNOWN_ANSWERS = (
-    _decoder("unet_N2C32"),
-    _decoder("unet_N3C48", learning_rate=1.5e-3),
-    _decoder("edsr_N4C64"),
-    _decoder("unet_N2C32", batch_size=16),
+    _decoder("unet_N2C32", grown=LARGE),
+    _decoder("unet_N2C32", grown=LARGE, ssim_weight=0.1),
+    _decoder("edsr_N4C64", grown=LARGE),
     Member("rmle"),
     Member("glass"),
     Member("dip"),
@@ -124,14 +128,15 @@ class EnsembleAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "ensemble"))
         held_out = _hold_out(view, rng)
         truth = view.auxiliary.images[held_out.to(view.auxiliary.images.device)]
-        finalists = self._scout(view, held_out, limited, seed)
+        finalists, tried = self._scout(view, held_out, limited, seed)
         rehearsal = view.rehearsal(held_out)
         smashed = rehearsal.smashed
         candidates = []
         for place, member in enumerate(finalists):
             last = place == len(finalists) - 1
-            share = (1 - REFINING_SHARE) * (1.0 if last else WINNER_SHARE)
-            images = _run(member, rehearsal, _share(limited, share), seed)
+            part = _share(limited, (1 - REFINING_SHARE) * (1.0 if last else WINNER_SHARE))
+            pays = place == 0 and member.grown is not None and _size(part) >= GROWTH * tried
+            images = _run(member.grown if pays and member.grown else member, rehearsal, part, seed)
             if images is not None:
                 candidates.append(Candidate(images, _distance(view, images, smashed)))
         if not candidates:
@@ -154,8 +159,8 @@ class EnsembleAttack(Attack):
                 return attack.reconstruct(view.restricted(attack.needs | attack.optional), budget, seed)
         return _guess(view)
 
-    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> list[Member]:
-        """The finalists, best first, by successive halving on held-out images alone."""
+    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> tuple[list[Member], float]:
+        """The finalists, best first, by successive halving on held-out images alone, and the size of a last trial."""
         asked = held_out[:TRIAL_IMAGES]
         truth = view.auxiliary.images[asked.to(view.auxiliary.images.device)]
         rehearsal = view.rehearsal(asked, victims=False)
@@ -163,16 +168,18 @@ class EnsembleAttack(Attack):
         alive = [m for m in (*WITH_KNOWN_ANSWERS, *known, *self.members) if _allowed(m, view)]
         rounds = max(1, math.ceil(math.log2(max(2, len(alive)) / FINALISTS)) + 1)
         scouting = _share(budget, SCOUTING_SHARE)
+        tried = 0.0
         for left in range(rounds, 0, -1):
             this_round = _share(scouting, 1 / left)
             errors = {}
             for place, member in enumerate(alive):
                 part = _share(this_round, 1 / (len(alive) - place))
+                tried = _size(part)
                 images = _run(member, rehearsal, part, seed)
                 errors[member.label] = math.inf if images is None else float(mse(images, truth).mean())
             alive = sorted(alive, key=lambda member: errors[member.label])
             alive = alive[: max(FINALISTS, -(-len(alive) // 2))]
-        return alive[:FINALISTS]
+        return alive[:FINALISTS], tried
 
 
 def choose(candidates: Sequence[Candidate], truth: Tensor) -> Tensor:
@@ -237,9 +244,14 @@ def _share(budget: Budget, share: float) -> Budget:
     return budget.part(seconds=seconds, steps=steps)
 
 
+def _size(budget: Budget) -> float:
+    """How much a budget allows, to compare parts of the same one."""
+    return budget.seconds if budget.seconds is not None else float(budget.step_limit or 0)
+
+
 def _run(member: Member, view: AttackerView, budget: Budget, seed: int) -> Tensor | None:
     """The reconstructions of one member, or None where it fails: another one may not."""
-    attack = member.create(FOR_AS_LONG_AS_IT_LASTS if budget.step_limit is None else budget.step_limit)
+    attack = member.create(FOR_AS_LONG_AS_IT_LASTS if budget.step_limit is None else max(1, budget.step_limit))
     inner = view.restricted(attack.needs | attack.optional)
     try:
         with global_seed(seed, member.label):

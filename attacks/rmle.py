@@ -58,7 +58,7 @@ class RmleAttack(Attack):
         steps = budget.iterate((len(ladder) + self.starts) * self.iterations)
         tv = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
         if ladder:
-            tv = self._best_on_own_images(view, ladder, _until(steps, budget, TRIAL_SHARE), rng)
+            tv = self._best_on_own_images(view, ladder, budget.until(steps, TRIAL_SHARE), rng)
         best = view.smashed.new_full((len(view.smashed), *view.image_shape), 0.5)
         best_objective = view.smashed.new_full((len(view.smashed),), math.inf)
         for start in range(self.starts):
@@ -112,11 +112,3 @@ class RmleAttack(Attack):
         horizontal = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
         prior = (images - 0.5).square().flatten(1).mean(1)
         return distance + tv * (vertical + horizontal) + self.l2 * prior
-
-
-def _until(steps: Iterator[int], budget: Budget, share: float) -> Iterator[int]:
-    """`steps`, but no more once `share` of the budget's time is gone."""
-    for step in steps:
-        yield step
-        if budget.seconds is not None and budget.elapsed > share * budget.seconds:
-            return

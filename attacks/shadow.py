@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -72,16 +71,8 @@ class ShadowAttack(Attack):
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
         fit_moments(
-            shadow, view.protect, view.smashed, train, self.fit, _until(steps, budget), rng,
+            shadow, view.protect, view.smashed, train, self.fit, budget.until(steps, FIT_SHARE), rng,
             contrast if self.contrast else None,
         )  # fmt: skip
         shadow.requires_grad_(False)
         return invert_through(send, view.smashed, train, validation, self.training, steps, view.compute, rng).images
-
-
-def _until(steps: Iterator[int], budget: Budget) -> Iterator[int]:
-    """`steps`, but no more once `FIT_SHARE` of the budget's time is gone."""
-    for step in steps:
-        yield step
-        if budget.seconds is not None and budget.elapsed > FIT_SHARE * budget.seconds:
-            return

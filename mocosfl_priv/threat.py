@@ -396,6 +396,19 @@ class Budget:
             share = max(share, step / max(1, self.step_limit))
         return min(1.0, share)
 
+    def past(self, share: float) -> bool:
+        """Whether `share` of a limit is gone, for attacks of several stages: a later one needs what is left."""
+        return (self.seconds is not None and self.elapsed >= share * self.seconds) or (
+            self.step_limit is not None and self.steps >= share * self.step_limit
+        )
+
+    def until(self, steps: Iterator[int], share: float) -> Iterator[int]:
+        """`steps`, as drawn from :meth:`iterate`, but no more once `share` of a limit is gone."""
+        for step in steps:
+            yield step
+            if self.past(share):
+                return
+
     def part(self, *, seconds: float | None = None, steps: int | None = None, stage: str | None = None) -> Budget:
         """A budget within this one: at most what is left, and at most `seconds` and `steps`. Its steps count here."""
         left = None if self.seconds is None else max(0.0, self.seconds - self.elapsed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,12 @@ def photo_patches(count: int, split: str = "train") -> Tensor:
 def make_view(
     client: nn.Module, victims: Tensor, auxiliary: Tensor, compute: Compute, noise: float = 0.0,
     visible: frozenset[Capability] = ALL, colluder: nn.Module | None = None, server: nn.Module | None = None,
-    listener: ServerHooks | None = None,
+    listener: ServerHooks | None = None, clone: Callable[[], nn.Module] | None = None,
 ) -> AttackerView:  # fmt: skip
     """The view on `victims` through `client` and additive Gaussian noise of deviation `noise`.
 
     Without a `colluder` of its own, another participant holds the same client. An untrained client is any linear
-    mix of colours.
+    mix of colours, if not a `clone`.
     """
     rng = torch.Generator().manual_seed(7)
 
@@ -71,7 +72,7 @@ def make_view(
         client=client,
         protect=protect,
         auxiliary=AuxiliaryData(auxiliary, torch.ones(len(auxiliary), dtype=torch.bool)),
-        build_client=untrained_mix,
+        build_client=clone or untrained_mix,
         server=server or colour_server(),
         colluder=colluder or copy.deepcopy(client),
         listener=listener,

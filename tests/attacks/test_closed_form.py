@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from attacks.decoder import DecoderAttack
+from attacks.dip import DipAttack
 from attacks.floor import Floor
 from attacks.fsha import FshaAttack
+from attacks.glass import GlassAttack
 from attacks.rmle import RmleAttack
 from attacks.sdar import SdarAttack
+from attacks.unsplit import UnsplitAttack
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse, psnr
@@ -49,14 +52,31 @@ def test_invertible_client_is_inverted_beyond_40_db(attack: Attack, compute: Com
 
 
 @pytest.mark.parametrize(
+    ("attack", "decibels"),
+    [
+        (GlassAttack(width=8, latent_dim=16, epochs=2, iterations=60, neighbours=0), 35),
+        (DipAttack(iterations=100, channels=8), 26),
+    ],
+    ids=["glass", "dip"],
+)
+def test_priors_give_way_to_an_invertible_client(attack: Attack, decibels: float, compute: Compute) -> None:
+    victims = photo_patches(8, "test")
+    view = make_view(ColourMixClient(), victims, photo_patches(100), compute)
+    assert float(psnr(run(attack, view), victims).mean()) > decibels
+
+
+@pytest.mark.parametrize(
     "attack",
     [
         RmleAttack(iterations=60),
         RmleAttack(iterations=60, tv=0.1, starts=2),
         DecoderAttack(architecture="unet_N1C16", epochs=6),
         Floor(),
+        DipAttack(iterations=10, channels=8),
+        GlassAttack(width=8, latent_dim=8, epochs=2, iterations=10, neighbours=0),
+        UnsplitAttack(iterations=10),
     ],
-    ids=["rmle", "rmle-starts", "decoder", "floor"],
+    ids=["rmle", "rmle-starts", "decoder", "floor", "dip", "glass", "unsplit"],
 )
 def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, compute: Compute) -> None:
     """Would catch any leak from victims to the attacker that does not pass through the smashed data."""
@@ -91,6 +111,22 @@ def test_gaussian_channel_is_inverted_near_the_wiener_optimum_and_never_below(na
     error = float(mse(run(attack, view), victims).mean())
     # 150 x 768 elements: the sample error of the optimum itself varies by well under 2 percent
     assert 0.98 * optimum < error < 1.10 * optimum
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        DipAttack(iterations=60, channels=8),
+        GlassAttack(width=8, latent_dim=8, epochs=1, iterations=40, neighbours=0),
+    ],
+    ids=["dip", "glass"],
+)
+def test_priors_of_images_do_not_beat_the_wiener_optimum_of_white_noise(attack: Attack, compute: Compute) -> None:
+    """White images have no structure that such a prior could use; still it must give more than a blind guess."""
+    victims = white_images(40, 16, DEVIATION, seed=1)
+    view = make_view(CHANNEL, victims, white_images(100, 16, DEVIATION, seed=2), compute, NOISE)
+    error = float(mse(run(attack, view), victims).mean())
+    assert 0.97 * wiener_error(CHANNEL, DEVIATION, NOISE) < error < DEVIATION**2
 
 
 def test_total_variation_weight_is_chosen_on_the_attackers_own_images(compute: Compute) -> None:

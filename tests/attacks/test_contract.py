@@ -15,7 +15,15 @@ from mocosfl_priv.threat import AttackerView, Budget, Capability, with_implied
 from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_patches
 
 # smaller than the defaults where an attack has the parameter; every attack must run in seconds with these
-SMALL = {"epochs": 2, "iterations": 20, "architecture": "res_normN0C8", "steps": 40}
+SMALL = {
+    "epochs": 2,
+    "iterations": 20,
+    "steps": 40,
+    "architecture": "res_normN0C8",
+    "width": 8,
+    "latent_dim": 8,
+    "channels": 8,
+}
 NAMES = sorted(ATTACKS.origins())
 
 

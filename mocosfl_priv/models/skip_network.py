@@ -1,0 +1,76 @@
+"""Skip networks whose structure alone is an image prior (Ulyanov et al., CVPR 2018), many of them side by side."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+SLOPE = 0.2  # of the leaky ReLUs, as in the paper
+
+
+class SkipNetwork(nn.Module):
+    """An hourglass from noise (n, channels, h, w) to images (n, 3, h, w) in (0, 1).
+
+    Each of `scales` levels halves the map, and joins a few channels of its input (`skip_channels`) to what comes back
+    from below, doubled bilinearly. Norms are per sample. The last layer starts at zero: an untouched network shows
+    mid-grey, the neutral guess of one who has no data. Height and width must be divisible by 2^scales.
+    """
+
+    def __init__(self, channels: int, scales: int, skip_channels: int = 4) -> None:
+        super().__init__()
+        self.down = nn.ModuleList()
+        self.skip = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for _ in range(scales):
+            self.down.append(nn.Sequential(_layer(channels, channels, 3, stride=2), _layer(channels, channels, 3)))
+            self.skip.append(_layer(channels, skip_channels, 1))
+            self.up.append(nn.Sequential(_layer(channels + skip_channels, channels, 3), _layer(channels, channels, 1)))
+        self.last = nn.Conv2d(channels, 3, 1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return torch.sigmoid(self.last(self._level(noise, 0)))
+
+    def _level(self, x: Tensor, level: int) -> Tensor:
+        if level == len(self.down):
+            return x
+        below = self._level(self.down[level](x), level + 1)
+        below = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.up[level](torch.cat([self.skip[level](x), below], 1))
+
+
+def _layer(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2),
+        nn.GroupNorm(channels // 4, channels),
+        nn.LeakyReLU(SLOPE),
+    )
+
+
+class StackedSkipNetworks:
+    """`count` skip networks with weights of their own, computed together; network i draws image i.
+
+    parameters: tensors (count, *shape), to be optimised.
+    """
+
+    def __init__(self, count: int, channels: int, scales: int, device: torch.device) -> None:
+        networks = [SkipNetwork(channels, scales) for _ in range(count)]
+        stacked, _ = stack_module_state(networks)
+        self._parameters = {name: value.to(device).detach().requires_grad_(True) for name, value in stacked.items()}
+        self._network = networks[0]  # its structure; the weights are replaced in every call
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What an optimiser needs."""
+        return list(self._parameters.values())
+
+    def __call__(self, noise: Tensor) -> Tensor:
+        """Images (count, 3, h, w) in (0, 1) for noise (count, channels, h, w)."""
+
+        def one(parameters: dict[str, Tensor], its_noise: Tensor) -> Tensor:
+            return functional_call(self._network, parameters, (its_noise[None],))[0]
+
+        return vmap(one)(self._parameters, noise)
