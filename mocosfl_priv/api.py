@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
-from mocosfl_priv.errors import RunFailedError
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import Destination, RunRecord, write_record
+from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.sweep.grid import Plan, plan
 from mocosfl_priv.sweep.local import run_plan
 
@@ -43,16 +44,26 @@ class Experiment:
         """Check everything that can be checked before training; raises ConfigurationError."""
         return plan(self.config)
 
+    def checked(self) -> Plan | AuditPlan:
+        """The same for any configuration: one with `checkpoints` is an audit, which trains nothing."""
+        return self.plan() if self.config.checkpoints is None else plan_audit(self.config)
+
     def run(self, progress: Progress | None = None, checkpoints: Path | str | None = None) -> RunResult:
         """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs.
 
         checkpoints: folder in which trainings keep their state; after an interruption the same call goes on from it.
         """
-        return run_planned(self.plan(), progress, Path(checkpoints) if checkpoints is not None else None)
+        return run_planned(self.checked(), progress, Path(checkpoints) if checkpoints is not None else None)
 
 
-def run_planned(checked: Plan, progress: Progress | None = None, checkpoints: Path | None = None) -> RunResult:
+def run_planned(
+    checked: Plan | AuditPlan, progress: Progress | None = None, checkpoints: Path | None = None
+) -> RunResult:
     """Run a plan that was made before, so that its data is not read twice."""
+    if isinstance(checked, AuditPlan):
+        if checkpoints is not None:
+            raise ConfigurationError("--checkpoints keeps the state of trainings, and an audit trains nothing")
+        return RunResult(run_audit(checked, progress))
     return RunResult(run_plan(checked, progress, checkpoints))
 
 

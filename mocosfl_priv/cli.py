@@ -104,11 +104,8 @@ def validate(
     debug: DebugOption = False,
 ) -> None:
     """Check a configuration against plugins, models, threat model and data, without training anything."""
-    plan = _experiment(config, set_, defense, attack).plan()
-    print(
-        f"valid: {len(plan.systems)} systems to train ({plan.training_steps} steps each), "
-        f"{len(plan.attacks)} attacks, {plan.cells} result rows; configuration {plan.config.digest[:12]}"
-    )
+    plan = _experiment(config, set_, defense, attack).checked()
+    print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
 
 
 @app.command("ls")
@@ -231,7 +228,7 @@ def _run(
     experiment = _experiment(config, overrides, defenses, attacks)
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
-            plan = experiment.plan()
+            plan = experiment.checked()
         with TerminalProgress(console) as progress:
             result = run_planned(plan, progress, checkpoints)
         page = result.report_to(destination)
@@ -240,10 +237,21 @@ def _run(
     result.require_success()
 
 
+TEXTS = ("defense", "attack", "victims")
+
+
 def _print_table(result: RunResult) -> None:
+    audit = "audit" in result.record.info  # of clients without a server, so without utility
+    utility = [
+        ("linear_accuracy", "linear", "{:.3f}"),
+        ("linear_untrained", "untrained", "{:.3f}"),
+        ("knn_accuracy", "kNN", "{:.3f}"),
+        ("knn_raw_pixels", "pixels", "{:.3f}"),
+    ]
     columns = [
-        ("defense", "defense", "{}"),
+        ("defense", "checkpoint" if audit else "defense", "{}"),
         ("attack", "attack", "{}"),
+        *([("victims", "victims", "{}")] if audit else []),
         ("cut_layer", "cut", "{}"),
         ("target_fraction", "target", "{:g}"),
         ("seed", "seed", "{}"),
@@ -251,17 +259,15 @@ def _print_table(result: RunResult) -> None:
         ("mse", "MSE", "{:.4f}"),
         ("mse_floor", "floor", "{:.4f}"),
         ("ssim", "SSIM", "{:.3f}"),
-        ("linear_accuracy", "linear", "{:.3f}"),
-        ("linear_untrained", "untrained", "{:.3f}"),
-        ("knn_accuracy", "kNN", "{:.3f}"),
-        ("knn_raw_pixels", "pixels", "{:.3f}"),
+        *([] if audit else utility),
         ("attack_seconds", "attack s", "{:.1f}"),
     ]
     table = Table(title="leak R: 1 is perfect reconstruction, 0 or less a blind guess", title_justify="left")
-    for _, heading, _ in columns:
-        table.add_column(heading, justify="left" if heading in ("defense", "attack") else "right", no_wrap=True)
+    for name, heading, _ in columns:
+        table.add_column(heading, justify="left" if name in TEXTS else "right", no_wrap=name != "defense")
     for _, row in result.table().iterrows():
-        table.add_row(*(form.format(row[name]) for name, _, form in columns))
+        # an audit has no utility, and a failed attack no number
+        table.add_row(*("-" if row[name] != row[name] else form.format(row[name]) for name, _, form in columns))
     width = None if sys.stdout.isatty() else 150
     Console(width=width).print(table)
 

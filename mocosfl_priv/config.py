@@ -361,6 +361,11 @@ class ExperimentConfig(Section):
     protocol: Literal["strict", "paper"] = Field(
         "strict", description="paper: repeat the choices of MocoSFL's research code, pitfalls included"
     )
+    checkpoints: Path | None = Field(
+        None,
+        description="audit: attack the published client models below this folder (the public MocoSFL release's layout, "
+        "or flat files) instead of training; defenses, cut_layers, target_fractions, model and training are theirs",
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     cut_layers: tuple[Count, ...] = Field((1,), min_length=1)
     target_fractions: tuple[Fraction, ...] = Field(

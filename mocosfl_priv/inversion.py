@@ -182,7 +182,7 @@ class EncodedPool:
         self._order = torch.empty(0, dtype=torch.long)
         self._passes = 0
         self._images, self._encoded = images[:0], images[:0]
-        self._keep: bool | None = None  # known after the first batch was encoded
+        self._keeps = True
         augments = recipe.flip or recipe.shift > 0
         self._fresh_every = recipe.reuse if augments else None
 
@@ -190,26 +190,27 @@ class EncodedPool:
         """A batch of images (b, 3, h, w) and their smashed data before the defense."""
         if not len(self._order):
             self._order = torch.randperm(len(self._source), generator=self._rng)
-            due = self._passes == 0 or (self._fresh_every is not None and self._passes % self._fresh_every == 0)
             self._passes += 1
-            if due and self._keep is not False:
-                self._fill()
         chosen, self._order = self._order[: self._recipe.batch_size], self._order[self._recipe.batch_size :]
         chosen = chosen.to(self._source.device)
-        if self._keep:
+        afresh = self._passes == 1 or (self._fresh_every is not None and (self._passes - 1) % self._fresh_every == 0)
+        if self._keeps and not afresh:
             return self._images[chosen], self._encoded[chosen]
         images = self._augment(self._source[chosen])
-        return images, self._encode(images)
+        encoded = self._encode(images)
+        self._keep(chosen, images, encoded)
+        return images, encoded
 
-    def _fill(self) -> None:
-        if self._keep is None:
-            one = self._encode(self._source[:1])
-            size = one.element_size() * (one.numel() + self._source[0].numel()) * len(self._source)
-            self._keep = size <= POOL_BYTES and self._fresh_every != 1
-            if not self._keep:
-                return
-        self._images = self._augment(self._source)
-        self._encoded = self._encode(self._images)
+    def _keep(self, chosen: Tensor, images: Tensor, encoded: Tensor) -> None:
+        """Remember a batch, in the pass in which it was made; the first one shows how much memory all will take."""
+        if self._keeps and not len(self._encoded):
+            size = encoded.element_size() * (encoded[0].numel() + images[0].numel()) * len(self._source)
+            self._keeps = size <= POOL_BYTES and self._fresh_every != 1
+            if self._keeps:
+                self._images = torch.empty_like(self._source)
+                self._encoded = encoded.new_empty((len(self._source), *encoded.shape[1:]))
+        if self._keeps:
+            self._images[chosen], self._encoded[chosen] = images, encoded
 
     def _augment(self, images: Tensor) -> Tensor:
         return flip_and_shift(images, self._recipe.shift, self._rng, self._recipe.flip)

@@ -1,6 +1,16 @@
 """Reports: tables, figures and one HTML page, made from stored results only."""
 
-from reports.audit import write_audit_report as write_audit_report
-from reports.html import write_report as write_report
+from __future__ import annotations
 
-__all__ = ["write_audit_report", "write_report"]
+from pathlib import Path
+
+from mocosfl_priv.results import RunRecord
+from reports.audit import write_audit_report
+from reports.html import write_training_report
+
+__all__ = ["write_report"]
+
+
+def write_report(record: RunRecord, folder: Path) -> Path:
+    """Write the page that suits `record`, its summary and its figures into `folder`; returns the page's path."""
+    return write_audit_report(record, folder) if "audit" in record.info else write_training_report(record, folder)

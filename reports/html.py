@@ -12,7 +12,7 @@ from reports.page import data_uri, render, save_pictures
 from reports.summary import as_frame, caveats, headline_rows, sentences, summarise
 
 
-def write_report(record: RunRecord, folder: Path) -> Path:
+def write_training_report(record: RunRecord, folder: Path) -> Path:
     """Write report.html, summary.csv and figures/*.png into `folder`; returns the page's path."""
     rows = summarise(record)
     if not rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from mocosfl_priv.models.bottleneck import compress
 from mocosfl_priv.models.layers import LayerOptions, Normalise
 from mocosfl_priv.models.resnet import RESNETS
 from mocosfl_priv.references import one_line
+from mocosfl_priv.seeding import global_seed
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
@@ -49,6 +51,17 @@ def load_published_client(path: Path | str, cut_layer: int | None = None) -> nn.
     _require_fit(state, module.state_dict(), path)
     module.load_state_dict(state)
     return module
+
+
+def reinitialised(client: nn.Module, seed: int) -> nn.Module:
+    """A client of the same layers with freshly drawn weights."""
+    fresh = copy.deepcopy(client)
+    with global_seed(seed, "initialisation"):
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return fresh
 
 
 def _unit_numbers(state: Mapping[str, Tensor]) -> set[int]:

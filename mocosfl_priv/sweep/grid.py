@@ -31,6 +31,14 @@ class Plan:
     laboratory: Laboratory
 
     @property
+    def summary(self) -> str:
+        """For people, before it runs."""
+        return (
+            f"{len(self.systems)} systems to train ({self.training_steps} steps each), {len(self.attacks)} attacks, "
+            f"{self.cells} result rows"
+        )
+
+    @property
     def cells(self) -> int:
         """Rows of the result."""
         return len(self.systems) * len(self.attacks)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, image_key
-from reports import write_audit_report
+from reports import write_report
 from reports.audit_summary import audit_caveats, audit_sentences, checkpoint_labels, summarise_audit
 from tests.reports.test_html import Checker
 
@@ -108,7 +108,7 @@ def made_up(shares: dict[str, dict[str, float]] = SHARES, seeds: int = 2) -> Run
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_audit_report(made_up(), tmp_path_factory.mktemp("audit"))
+    return write_report(made_up(), tmp_path_factory.mktemp("audit"))
 
 
 def test_the_page_is_well_formed_and_needs_nothing_from_outside(page: Path) -> None:
@@ -181,7 +181,7 @@ def test_guesses_are_no_leak(tmp_path: Path) -> None:
     (checkpoint,) = summarise_audit(record)["test"]
     assert checkpoint.worst is not None and checkpoint.worst.leak_ratio.low > 0.02 and not checkpoint.leaks
     assert "none of our attacks does better than a blind guess" in audit_sentences(summarise_audit(record))[0]
-    assert write_audit_report(record, tmp_path).is_file()  # the strip shows the better of the two
+    assert write_report(record, tmp_path).is_file()  # the strip shows the better of the two
 
 
 def told(record: RunRecord) -> list[str]:
@@ -229,7 +229,7 @@ def test_an_attack_that_failed_takes_no_part() -> None:
     assert [row.attack for row in seen.rows] == ["floor", "decoder-paper", "rmle"]
     assert seen.worst is not None and seen.worst.leak_ratio.value == pytest.approx(0.5)
     with pytest.raises(RunFailedError, match="nothing to report"):
-        write_audit_report(replace(record, per_image=record.per_image.iloc[:0]), Path("unused"))
+        write_report(replace(record, per_image=record.per_image.iloc[:0]), Path("unused"))
 
 
 def test_labels_say_what_tells_checkpoints_apart() -> None:
