@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import DecoderTraining, Inversion, MomentFit, fit_moments, invert_through, split_auxiliary
+from mocosfl_priv.surrogate import DecoderTraining, Inversion, KnownImages, MomentFit, fit_moments, invert_through
 
 FIT_BATCH = 48
 TRUSTED = 0.9  # of a copy that explains the victim's messages so well relative to its own: that clients agree
@@ -49,18 +49,18 @@ class ColluderAttack(Attack):
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "colluder"))
-        train, validation = split_auxiliary(view.auxiliary, rng)
-        steps = budget.iterate(2 * self.training.steps(len(train)) + self.fit.iterations)
+        known = KnownImages.of(view.auxiliary, rng)
+        steps = budget.iterate(2 * self.training.steps(len(known.train)) + self.fit.iterations)
 
         def invert(client: nn.Module) -> Inversion:
             return invert_through(
                 lambda images: view.protect(client(images)),
-                view.smashed, train, validation, self.training, steps, view.compute, rng,
+                view.smashed, known, self.training, steps, view.compute, rng,
             )  # fmt: skip
 
         as_held = invert(view.colluder)
         if as_held.confidence >= TRUSTED or budget.exhausted:
             return as_held.images
         fitted = copy.deepcopy(view.colluder).requires_grad_(True)
-        fit_moments(fitted, view.protect, view.smashed, train, self.fit, steps, rng)
+        fit_moments(fitted, view.protect, view.smashed, known.train, self.fit, steps, rng)
         return max((as_held, invert(fitted.requires_grad_(False))), key=lambda inversion: inversion.explained).images

@@ -13,7 +13,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import DecoderTraining, MomentFit, fit_moments, invert_through, split_auxiliary
+from mocosfl_priv.surrogate import DecoderTraining, KnownImages, MomentFit, fit_moments, invert_through
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 
@@ -55,8 +55,8 @@ class ShadowAttack(Attack):
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "shadow"))
         views_rng = torch.Generator(device=view.compute.device).manual_seed(derive_seed(seed, "shadow", "views"))
-        train, validation = split_auxiliary(view.auxiliary, rng)
-        steps = budget.iterate(self.fit.iterations + self.training.steps(len(train)))
+        known = KnownImages.of(view.auxiliary, rng)
+        steps = budget.iterate(self.fit.iterations + self.training.steps(len(known.train)))
         server = view.server
         shadow = view.untrained_client()
 
@@ -71,8 +71,8 @@ class ShadowAttack(Attack):
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
         fit_moments(
-            shadow, view.protect, view.smashed, train, self.fit, budget.until(steps, FIT_SHARE), rng,
+            shadow, view.protect, view.smashed, known.train, self.fit, budget.until(steps, FIT_SHARE), rng,
             contrast if self.contrast else None,
         )  # fmt: skip
         shadow.requires_grad_(False)
-        return invert_through(send, view.smashed, train, validation, self.training, steps, view.compute, rng).images
+        return invert_through(send, view.smashed, known, self.training, steps, view.compute, rng).images

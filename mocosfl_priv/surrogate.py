@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.models.decoder import build_decoder
 from mocosfl_priv.threat import AuxiliaryData
@@ -133,19 +134,33 @@ def _neighbourhood(standardised: Tensor) -> list[Tensor]:
     return moments
 
 
-def split_auxiliary(auxiliary: AuxiliaryData, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images for training and for choosing, the latter of the target distribution where there are such."""
-    if len(auxiliary) < 2:
-        raise ConfigurationError("a surrogate's decoder needs at least two auxiliary images")
-    candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
-    if len(candidates) < 2:
-        candidates = torch.arange(len(auxiliary))
-    count = max(1, round(VALIDATION_SHARE * len(candidates)))
-    held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
-    rest = torch.ones(len(auxiliary), dtype=torch.bool)
-    rest[held_out] = False
-    device = auxiliary.images.device
-    return auxiliary.images[rest.to(device)], auxiliary.images[held_out.to(device)]
+@dataclass(frozen=True)
+class KnownImages:
+    """The attacker's images, float (n, 3, h, w) in [0, 1], shared out.
+
+    train: to learn from. validation: held out to choose by, of the target distribution where there are such.
+    mean: (3, h, w), of all those: the guess of an attacker that has learned nothing.
+    """
+
+    train: Tensor
+    validation: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
+        """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
+        if len(auxiliary) < 2:
+            raise ConfigurationError("a surrogate's decoder needs at least two auxiliary images")
+        images = auxiliary.images
+        candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
+        if len(candidates) < 2:
+            candidates = torch.arange(len(auxiliary))
+        count = max(1, round(VALIDATION_SHARE * len(candidates)))
+        held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
+        rest = torch.ones(len(auxiliary), dtype=torch.bool)
+        rest[held_out] = False
+        mean = mean_image(images[candidates.to(images.device)])
+        return cls(images[rest.to(images.device)], images[held_out.to(images.device)], mean)
 
 
 @dataclass(frozen=True)
@@ -164,8 +179,7 @@ class Inversion:
 def invert_through(
     surrogate: Send,
     smashed: Tensor,
-    train: Tensor,
-    validation: Tensor,
+    known: KnownImages,
     training: DecoderTraining,
     steps: Iterator[int],
     compute: Compute,
@@ -173,19 +187,18 @@ def invert_through(
 ) -> Inversion:
     """Reconstruct the images behind `smashed` (n, *smashed_shape).
 
-    They are drawn towards the mean of `train` as far as the surrogate, asked for messages of the reconstructions,
-    explains less of the victims' messages than of its own for images it knows: a decoder for a wrong surrogate gives
-    wrong images, not vague ones.
+    They are drawn towards the mean of the known images as far as the surrogate, asked for messages of the
+    reconstructions, explains less of the victims' messages than of its own for images it knows: a decoder for a wrong
+    surrogate gives wrong images, not vague ones.
 
     surrogate: images (m, 3, h, w) in [0, 1] to messages, anew with every call where the defense is randomised.
-    train, validation: images to learn from and to choose by. steps: as drawn from the attack's budget; without a
-    single one the mean of `train` is returned.
+    steps: as drawn from the attack's budget; without a single one the mean of the known images is returned.
     """
+    train, validation, mean = known.train, known.validation, known.mean
     sample = torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES]
     own, theirs = Moments(_answers(surrogate, train[sample.to(train.device)])), Moments(smashed)
     decoder = build_decoder(training.architecture, smashed.shape[1:], train.shape[1:])
     network = nn.Sequential(own, decoder).to(compute.device)
-    mean = train.mean(0)
     if not _train(network, surrogate, train, validation, training, steps, compute, rng):
         return Inversion(mean.expand(len(smashed), *mean.shape).clone(), 0.0, 0.0)
     answered = _answers(surrogate, validation)

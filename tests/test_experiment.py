@@ -247,6 +247,59 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     assert id(lab) in {id(thing) for thing in reachable(lambda: lab)}
 
 
+class Insider(Attack):
+    """Server and participant at once."""
+
+    needs = frozenset({Capability.SERVER_MODEL, Capability.COLLUDING_CLIENT})
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        return torch.full((len(view.smashed), *view.image_shape), 0.5)
+
+
+def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: dict[str, Any]) -> None:
+    insider, spy = "tests.test_experiment:Insider", "tests.test_experiment:Spy"
+    tiny["training"] |= {"sync_period": 10_000, "partition": "classes_per_client", "classes_per_client": 1}
+    tiny["data"] = {"train_limit": 240, "test_limit": 100, "victims": 8}
+    grants = ["client_weights", "auxiliary_data", "server_model", "colluding_client"]
+    plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": {"grants": grants}}).plan()
+    lab, system = plan.laboratory, plan.systems[0]
+    trained = train_system(lab, system)
+    inside, outside = (grant_view(lab, system, trained.model, attack) for attack in plan.attacks)
+    victim, colluder = trained.model.participants
+    with torch.no_grad():
+        sender = trained.model.copy().client
+        sender.load_state_dict(victim, strict=False)
+        torch.testing.assert_close(inside.smashed, sender(lab.victims))
+        assert all(torch.equal(parameter, colluder[name]) for name, parameter in inside.colluder.named_parameters())
+        assert not torch.allclose(inside.smashed, inside.colluder(lab.victims), atol=1e-3)
+        # an attack that does not collude sees what it always saw
+        torch.testing.assert_close(outside.smashed, trained.model.client(lab.victims))
+        features = trained.model.trunk(inside.smashed)
+        torch.testing.assert_close(inside.server(inside.smashed), trained.model.projector(features))
+    assert {n for n, _ in inside.server.named_children()} == {"trunk", "projector"}
+    things = reachable(inside)
+    own = {id(part) for part in (lab, trained, trained.model, trained.model.trunk, trained.model.client)}
+    assert not own & {id(thing) for thing in things}
+    held = {thing.data_ptr() for thing in things if isinstance(thing, Tensor) and thing.numel()}
+    parts = (trained.model.client, trained.model.trunk, trained.model.projector)
+    theirs = [*victim.values(), *colluder.values(), *(p for part in parts for p in part.parameters()), lab.victims]
+    assert not held & {tensor.data_ptr() for tensor in theirs}
+    # the walk would see the victim's copy, were it there: no tensor in view has its values
+    assert not any(
+        torch.equal(thing, value)
+        for thing in things
+        if isinstance(thing, Tensor)
+        for value in (victim[name] for name in victim if not torch.equal(victim[name], colluder[name]))
+    )
+
+
+def test_a_single_client_has_nobody_to_collude_with(tiny: dict[str, Any]) -> None:
+    tiny["training"] |= {"clients": 1}
+    with pytest.raises(ThreatModelError, match="only one client takes part"):
+        grants = {"grants": ["auxiliary_data", "colluding_client"]}
+        Experiment.from_dict({**tiny, "attacks": ["colluder"], "threat": grants}).plan()
+
+
 class Vandal(Attack):
     """Spoils everything it is given."""
 

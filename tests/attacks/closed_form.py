@@ -79,7 +79,7 @@ def make_view(
     )
 
 
-def untrained_mix() -> nn.Module:
+def untrained_mix() -> nn.Conv2d:
     """The architecture of :class:`ColourMixClient` with weights to be trained."""
     mix = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.normal_(mix.weight, std=0.5, generator=torch.Generator().manual_seed(11))

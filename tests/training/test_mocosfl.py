@@ -191,6 +191,45 @@ def test_checkpoint_with_the_best_validation_is_kept(compute: Compute) -> None:
     assert all(torch.equal(a, b) for a, b in zip(state(split), seen[1], strict=True))
 
 
+def stacked(copies: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+    return {name: torch.stack([copy[name] for copy in copies]) for name in copies[0]}
+
+
+def test_two_participants_copies_are_kept_as_they_were_before_averaging(compute: Compute) -> None:
+    split = model()
+    train(split, compute, steps=5, clients=2, server_batch=6, sync_period=1000)
+    learning = stacked(split.participants)
+    just_averaged = model()
+    train(just_averaged, compute, steps=5, clients=2, server_batch=6, sync_period=6)  # after the fifth step
+    for name, parameter in split.client.named_parameters():
+        first, second = learning[name]
+        assert not torch.equal(first, second)
+        torch.testing.assert_close((first + second) / 2, parameter.detach())
+        assert torch.equal(stacked(just_averaged.participants)[name], learning[name])
+
+
+def test_the_copies_kept_are_those_of_the_chosen_checkpoint(compute: Compute) -> None:
+    scores, seen = iter([0.1, 0.9, 0.2, 0.3]), []
+
+    def validate(split: SplitModel) -> float:
+        seen.append(stacked(split.participants))
+        return next(scores)
+
+    split = model()
+    train(split, compute, steps=8, epochs=4, sync_period=1000, validate=validate)
+    kept = stacked(split.participants)
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert not any(torch.equal(kept[name], seen[3][name]) for name in kept)
+
+
+@pytest.mark.parametrize("options", [{"frozen_client": True}, {"sync_period": 1, "average_momentum_models": True}])
+def test_clients_that_cannot_differ_have_equal_copies(compute: Compute, options: dict[str, Any]) -> None:
+    split = model()
+    train(split, compute, **options)
+    for name, (first, second) in stacked(split.participants).items():
+        assert torch.equal(first, second) and torch.equal(first, split.client.get_parameter(name))
+
+
 def test_diverging_training_says_so(compute: Compute) -> None:
     with pytest.raises(RunFailedError, match="training diverged"):
         train(model(), compute, learning_rate=1e30)
