@@ -36,11 +36,12 @@ class FshaAttack(Attack):
 
     Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
 
-    strength: factor of the gradient that clients get, which must fit their learning rate (one relative to the honest
-    gradient would not do: that one grows as the hijacked clients leave what the server knows). moment_weight: of the
-    distance to the second moments of the pilot's features, beside the critic. penalty: weight of the gradient penalty. rows: of a message and of the auxiliary images, for one step.
-    updates: steps per message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary
-    images, in which the inverse alone goes on learning after the training.
+    strength: factor of the gradient that clients get, which must fit their learning rate (one relative to the
+    honest gradient would not do: that one grows as the hijacked clients leave what the server knows).
+    moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
+    of the gradient penalty. rows: of a message and of the auxiliary images, for one step. updates: steps per
+    message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary images, in
+    which the inverse alone goes on learning after the training.
     """
 
     needs = frozenset({Capability.GRADIENT_CHANNEL, Capability.AUXILIARY_DATA})

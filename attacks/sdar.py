@@ -40,10 +40,11 @@ class SdarAttack(Attack):
     simulator learns the contrastive task through the server's trunk and projector, with received keys as further
     negatives. That unlabelled variant is our own contribution, not the paper's.
 
-    feature_weight, image_weight: of the two adversarial terms, beside the task's loss and the MSE. moment_weight: of
-    the distance to the second moments of received data, ours, which leads where a discriminator has no time to. rows: of a message
-    and of the auxiliary images, for one step. updates: steps per message. architecture: of the decoder, in the decoder
-    grammar. epochs: passes over the auxiliary images, in which the decoder alone goes on learning after the training.
+    feature_weight, image_weight: of the two adversarial terms, beside the task's loss and the MSE. moment_weight:
+    of the distance to the second moments of received data, ours, which leads where a discriminator has no time to.
+    rows: of a message and of the auxiliary images, for one step. updates: steps per message. architecture: of the
+    decoder, in the decoder grammar. epochs: passes over the auxiliary images, in which the decoder alone goes on
+    learning after the training.
     """
 
     needs = frozenset({Capability.TRAINING_STREAM, Capability.AUXILIARY_DATA, Capability.ARCHITECTURE})
