@@ -15,6 +15,7 @@ from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.models.colour_match import ColourMatch, sample
 from mocosfl_priv.models.critic import build_critic
 from mocosfl_priv.models.decoder import build_decoder, check_grammar
+from mocosfl_priv.models.moments import explained, moment_distance, moments
 from mocosfl_priv.models.pilot import build_pilot
 from mocosfl_priv.seeding import drawn_generator
 from mocosfl_priv.training.hooks import ServerHooks
@@ -35,10 +36,12 @@ class FshaAttack(Attack):
 
     Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
 
-    strength: norm of the gradient that clients get, in multiples of the honest one's, so that it fits their learning
-    rate. penalty: weight of the gradient penalty. rows: of a message and of the auxiliary images, for one step.
-    updates: steps per message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary
-    images, in which the inverse alone goes on learning after the training.
+    strength: factor of the gradient that clients get, which must fit their learning rate (one relative to the
+    honest gradient would not do: that one grows as the hijacked clients leave what the server knows).
+    moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
+    of the gradient penalty. rows: of a message and of the auxiliary images, for one step. updates: steps per
+    message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary images, in
+    which the inverse alone goes on learning after the training.
     """
 
     needs = frozenset({Capability.GRADIENT_CHANNEL, Capability.AUXILIARY_DATA})
@@ -48,10 +51,12 @@ class FshaAttack(Attack):
         self,
         architecture: str = "res_normN1C32",
         epochs: Annotated[int, Field(ge=0)] = 10,
-        strength: Annotated[float, Field(gt=0)] = 3.0,
+        strength: Annotated[float, Field(gt=0)] = 1.0,
+        moment_weight: Annotated[float, Field(ge=0)] = 1.0,
         penalty: Annotated[float, Field(ge=0)] = 10.0,
-        rows: Annotated[int, Field(ge=2, le=1024)] = 64,
+        rows: Annotated[int, Field(ge=2, le=1024)] = 32,
         updates: Annotated[int, Field(ge=1, le=10)] = 1,
+        pilot_learning_rate: Annotated[float, Field(gt=0)] = 1e-4,
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3,
     ) -> None:
@@ -59,9 +64,11 @@ class FshaAttack(Attack):
         self.architecture = architecture
         self.epochs = epochs
         self.strength = strength
+        self.moment_weight = moment_weight
         self.penalty = penalty
         self.rows = rows
         self.updates = updates
+        self.pilot_learning_rate = pilot_learning_rate
         self.learning_rate = learning_rate
         self.critic_learning_rate = critic_learning_rate
 
@@ -88,8 +95,11 @@ class FshaAttack(Attack):
             views = moco_v2_view(own, drawn_generator(own.device))
             foreign = hijacker.recent if len(hijacker.recent) else view.smashed
             familiar = stream.protect(_apply(pilot, views))
-            match = ColourMatch(_apply(inverse, foreign), _apply(inverse, familiar), views)
-            return match(_apply(inverse, view.smashed))
+            decoded, guess = _apply(inverse, familiar), _apply(inverse, view.smashed)
+            # what clients send is decoded well only where the pilot would send it for the decoded image, too
+            usual = explained(familiar, _apply(pilot, decoded))
+            trust = min(1.0, explained(view.smashed, _apply(pilot, guess)) / max(usual, 1e-3))
+            return ColourMatch(_apply(inverse, foreign), decoded, views, trust)(guess)
 
 
 class Hijacker:
@@ -110,9 +120,11 @@ class Hijacker:
         ).requires_grad_(True)
         inverse = build_decoder(attack.architecture, stream.smashed_shape, stream.image_shape)
         rate, critic_rate = attack.learning_rate, attack.critic_learning_rate
-        self.pilot, self.inverse = _learner(pilot.to(device), rate), _learner(inverse.to(device), rate)
+        self.pilot = _learner(pilot.to(device), attack.pilot_learning_rate)
+        self.inverse = _learner(inverse.to(device), rate)
         self.critic = _learner(build_critic(stream.smashed_shape).to(device), critic_rate, momentum=0.0)
         self.recent = torch.empty(0, *stream.smashed_shape, device=device)
+        self.target = torch.zeros(1 + 3 * stream.smashed_shape[0], stream.smashed_shape[0], device=device)
 
     def received(self, message: Message) -> None:
         """Train pilot and inverse on auxiliary images, and the critic on their features against the clients'."""
@@ -127,7 +139,9 @@ class Hijacker:
             self.pilot.learn(loss)
             self.inverse.learn(loss)
             foreign = message.queries[sample(len(message.queries), len(views), message.queries.device)]
-            self.critic.learn(self._distance(features[: len(foreign)].detach(), foreign))
+            own = features[: len(views)].detach()
+            self.critic.learn(self._distance(own[: len(foreign)], foreign))
+            self.target = moments(own) if not self.target.any() else self.target.lerp(moments(own), 0.1)
 
     def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:
         """The critic's loss: Wasserstein distance with gradient penalty (Gulrajani et al., NeurIPS 2017)."""
@@ -139,11 +153,11 @@ class Hijacker:
         return critic(foreign).mean() - critic(own).mean() + self._attack.penalty * penalty
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
-        """The gradient down which smashed data becomes like the pilot's features, as long as `strength` says."""
+        """The gradient down which smashed data becomes like the pilot's features; `strength` long on average."""
         smashed = message.queries.requires_grad_(True)
-        (ascent,) = torch.autograd.grad(self.critic.network(smashed).sum(), smashed)
-        length = ascent.norm().clamp(min=1e-12)
-        return -ascent * (self._attack.strength * gradient.norm() / length)
+        (ascent,) = torch.autograd.grad(self.critic.network(smashed).mean(), smashed)
+        (descent,) = torch.autograd.grad(moment_distance(moments(smashed), self.target), smashed)
+        return self._attack.strength * (self._attack.moment_weight * descent - ascent)
 
     def state(self) -> State:
         """Networks, their optimisers, and the last message."""
@@ -152,6 +166,7 @@ class Hijacker:
             **under("inverse", self.inverse.state()),
             **under("critic", self.critic.state()),
             "recent": self.recent,
+            "target": self.target,
         }
 
     def load_state(self, state: State) -> None:
@@ -160,6 +175,7 @@ class Hijacker:
         self.inverse.load_state(within(state, "inverse"))
         self.critic.load_state(within(state, "critic"))
         self.recent = state["recent"].to(self.recent.device)
+        self.target = state["target"].to(self.target.device)
 
 
 def _learner(network: nn.Module, learning_rate: float, momentum: float = 0.9) -> Learner:

@@ -11,15 +11,16 @@ class ColourMatch:
 
     foreign: images decoded from clients' data; familiar: from the attacker's own, float (n, 3, h, w) each, of
     images that are distributed alike. truth: the images behind `familiar`. Contrast is only ever lowered: what
-    differs more than it should is not to be believed. A decoder that sees nothing in clients' data (all its foreign
-    images are one) thus ends at the mean colour of the attacker's images, the blind guess.
+    differs more than it should is not to be believed. trust: in [0, 1], lowers it further. A decoder that sees nothing
+    in clients' data (all its foreign images are one), or that is not trusted at all, thus ends at the mean colour of
+    the attacker's images, the blind guess.
     """
 
-    def __init__(self, foreign: Tensor, familiar: Tensor, truth: Tensor) -> None:
+    def __init__(self, foreign: Tensor, familiar: Tensor, truth: Tensor, trust: float = 1.0) -> None:
         self._from, spread = _moments(foreign)
         _, usual = _moments(familiar)
         self._to, _ = _moments(truth)
-        self._gain = (usual / spread.clamp(min=1e-6)).clamp(max=1)
+        self._gain = trust * (usual / spread.clamp(min=1e-6)).clamp(max=1)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images float (n, 3, h, w) in [0, 1], from such images."""

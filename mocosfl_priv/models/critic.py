@@ -10,7 +10,7 @@ from torch import Tensor, nn
 SMALLEST_SIDE = 4
 
 
-def build_critic(shape: Sequence[int], width: int = 32) -> nn.Module:
+def build_critic(shape: Sequence[int], width: int = 16) -> nn.Module:
     """From maps (n, *shape) to a score (n, 1), higher for more real; no norms, as WGAN-GP asks for.
 
     A convolution to `width` channels, then halvings to a side of at most four pixels, the channels doubling up to
