@@ -116,7 +116,7 @@ def test_a_hijacker_chooses_what_the_clients_learn(compute: Compute) -> None:
 def test_a_gradient_that_does_not_fit_is_named(compute: Compute, wrong: Any, what: str) -> None:
     class Wrong(Meddler):
         def returned(self, message: Message, gradient: Tensor) -> Tensor:
-            return wrong(gradient)  # type: ignore[no-any-return]
+            return wrong(gradient)
 
     with pytest.raises(RunFailedError, match=f"attack 'meddler' returned {what} for a gradient"):
         train(model(), compute, server_hooks=Hijack([attendee(Wrong())]))

@@ -100,7 +100,9 @@ def attend(
         build_client=lambda: nn.Conv2d(3, shape[0], 1),
     )
     listener = attack.attend(stream, 0)
-    for step in range(messages if listener is not None else 0):
+    if listener is None:
+        return None
+    for step in range(messages):
         with torch.no_grad():
             first, second = (client(moco_v2_view(images, views_rng)) for _ in range(2))
             sent, keys = (z + noise * torch.randn(z.shape, generator=rng) for z in (first, second))
