@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import DecoderTraining, Inversion, KnownImages, MomentFit, fit_moments, invert_through
+from mocosfl_priv.surrogate import Inversion, KnownImages, MomentFit, fit_moments, invert_through
 
 FIT_BATCH = 48
+FIRST_SHARE, FIT_SHARE = 0.5, 0.6  # of a limited budget, used up after the first inversion and after the fit
 TRUSTED = 0.9  # of a copy that explains the victim's messages so well relative to its own: that clients agree
 
 
@@ -34,33 +36,35 @@ class ColluderAttack(Attack):
 
     def __init__(
         self,
-        architecture: str = "res_normN4C64",
+        architecture: str = "unet_N2C32",
         epochs: Annotated[int, Field(ge=1)] = 30,
         batch_size: Annotated[int, Field(ge=1)] = 32,
-        learning_rate: Annotated[float, Field(gt=0)] = 5e-3,
-        ssim_weight: Annotated[float, Field(ge=0)] = 0.1,
+        learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
+        ssim_weight: Annotated[float, Field(ge=0)] = 0.0,
         shift: Annotated[int, Field(ge=0)] = 4,
         iterations: Annotated[int, Field(ge=1)] = 300,
         fit_rate: Annotated[float, Field(gt=0)] = 1e-2,
     ) -> None:
         check_grammar(architecture)
-        self.training = DecoderTraining(architecture, epochs, batch_size, learning_rate, ssim_weight, shift)
+        self.architecture = architecture
+        self.epochs = epochs
+        self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
         self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "colluder"))
         known = KnownImages.of(view.auxiliary, rng)
-        steps = budget.iterate(2 * self.training.steps(len(known.train)) + self.fit.iterations)
+        recipe = self.recipe.passing(self.epochs, len(known.train))
 
-        def invert(client: nn.Module) -> Inversion:
-            return invert_through(
-                lambda images: view.protect(client(images)),
-                view.smashed, known, self.training, steps, view.compute, rng,
-            )  # fmt: skip
+        def invert(client: nn.Module, part: Budget) -> Inversion:
+            sender = Sender(in_batches(client), view.protect)
+            return invert_through(sender, view.smashed, known, self.architecture, recipe, part, view.compute, rng)
 
-        as_held = invert(view.colluder)
+        as_held = invert(view.colluder, budget.share(FIRST_SHARE))
         if as_held.confidence >= TRUSTED or budget.exhausted:
             return as_held.images
         fitted = copy.deepcopy(view.colluder).requires_grad_(True)
+        steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
         fit_moments(fitted, view.protect, view.smashed, known.train, self.fit, steps, rng)
-        return max((as_held, invert(fitted.requires_grad_(False))), key=lambda inversion: inversion.explained).images
+        again = invert(fitted.requires_grad_(False), budget.share(1.0))
+        return max((as_held, again), key=lambda inversion: inversion.explained).images

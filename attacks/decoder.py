@@ -97,7 +97,7 @@ class DecoderAttack(Attack):
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "decoder"))
-        auxiliary = self._knowledge(view.auxiliary, rng)
+        auxiliary = self.knowledge(view.auxiliary, rng)
         train, validation = held_out_split(auxiliary, self.validation_share, rng)
         lpips, note = load_lpips("alex") if self.lpips_weight else (None, "")
         if self.lpips_weight and lpips is None:
@@ -125,7 +125,7 @@ class DecoderAttack(Attack):
             return self.steps or DEFAULT_STEPS
         return self.epochs * -(-images // self.batch_size)
 
-    def _knowledge(self, auxiliary: AuxiliaryData, rng: torch.Generator) -> AuxiliaryData:
+    def knowledge(self, auxiliary: AuxiliaryData, rng: torch.Generator) -> AuxiliaryData:
         """As much of the auxiliary data as this attack is told to use, at random."""
         kept = []
         for of_target, most in ((True, self.target_images), (False, self.source_images)):

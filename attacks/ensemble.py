@@ -134,7 +134,7 @@ class EnsembleAttack(Attack):
         candidates = []
         for place, member in enumerate(finalists):
             last = place == len(finalists) - 1
-            part = _share(limited, (1 - REFINING_SHARE) * (1.0 if last else WINNER_SHARE))
+            part = limited.share((1 - REFINING_SHARE) * (1.0 if last else WINNER_SHARE))
             pays = place == 0 and member.grown is not None and _size(part) >= GROWTH * tried
             images = _run(member.grown if pays and member.grown else member, rehearsal, part, seed)
             if images is not None:
@@ -167,13 +167,13 @@ class EnsembleAttack(Attack):
         known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
         alive = [m for m in (*WITH_KNOWN_ANSWERS, *known, *self.members) if _allowed(m, view)]
         rounds = max(1, math.ceil(math.log2(max(2, len(alive)) / FINALISTS)) + 1)
-        scouting = _share(budget, SCOUTING_SHARE)
+        scouting = budget.share(SCOUTING_SHARE)
         tried = 0.0
         for left in range(rounds, 0, -1):
-            this_round = _share(scouting, 1 / left)
+            this_round = scouting.share(1 / left)
             errors = {}
             for place, member in enumerate(alive):
-                part = _share(this_round, 1 / (len(alive) - place))
+                part = this_round.share(1 / (len(alive) - place))
                 tried = _size(part)
                 images = _run(member, rehearsal, part, seed)
                 errors[member.label] = math.inf if images is None else float(mse(images, truth).mean())
@@ -235,13 +235,6 @@ def _hold_out(view: AttackerView, rng: torch.Generator) -> Tensor:
 def _allowed(member: Member, view: AttackerView) -> bool:
     needs = ATTACKS.load(member.attack).needs
     return all(view.has(need) for need in needs)
-
-
-def _share(budget: Budget, share: float) -> Budget:
-    """`share` of what is left of a budget."""
-    seconds = None if budget.seconds is None else share * max(0.0, budget.seconds - budget.elapsed)
-    steps = None if budget.step_limit is None else max(1, round(share * (budget.step_limit - budget.steps)))
-    return budget.part(seconds=seconds, steps=steps)
 
 
 def _size(budget: Budget) -> float:

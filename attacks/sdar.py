@@ -141,7 +141,7 @@ class Supervised:
         return [_mirrored(images)]
 
     def loss(self, stream: StreamView, simulated: list[Tensor], labels: Tensor | None, message: Message) -> Tensor:
-        assert labels is not None  # labelled messages come with labelled auxiliary images
+        assert labels is not None
         return F.cross_entropy(stream.server(simulated[0]), labels)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.data.augmentation import moco_v2_view
+from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import DecoderTraining, KnownImages, MomentFit, fit_moments, invert_through
+from mocosfl_priv.surrogate import KnownImages, MomentFit, fit_moments, invert_through
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 
@@ -34,11 +35,11 @@ class ShadowAttack(Attack):
 
     def __init__(
         self,
-        architecture: str = "res_normN4C64",
+        architecture: str = "unet_N2C32",
         epochs: Annotated[int, Field(ge=1)] = 30,
         batch_size: Annotated[int, Field(ge=1)] = 32,
-        learning_rate: Annotated[float, Field(gt=0)] = 5e-3,
-        ssim_weight: Annotated[float, Field(ge=0)] = 0.1,
+        learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
+        ssim_weight: Annotated[float, Field(ge=0)] = 0.0,
         shift: Annotated[int, Field(ge=0)] = 4,
         iterations: Annotated[int, Field(ge=1)] = 600,
         fit_batch: Annotated[int, Field(ge=2)] = 48,
@@ -47,7 +48,9 @@ class ShadowAttack(Attack):
         temperature: Annotated[float, Field(gt=0)] = 0.2,
     ) -> None:
         check_grammar(architecture)
-        self.training = DecoderTraining(architecture, epochs, batch_size, learning_rate, ssim_weight, shift)
+        self.architecture = architecture
+        self.epochs = epochs
+        self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
         self.fit = MomentFit(iterations, fit_batch, fit_rate)
         self.contrast = contrast
         self.temperature = temperature
@@ -56,7 +59,6 @@ class ShadowAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "shadow"))
         views_rng = torch.Generator(device=view.compute.device).manual_seed(derive_seed(seed, "shadow", "views"))
         known = KnownImages.of(view.auxiliary, rng)
-        steps = budget.iterate(self.fit.iterations + self.training.steps(len(known.train)))
         server = view.server
         shadow = view.untrained_client()
 
@@ -70,9 +72,14 @@ class ShadowAttack(Attack):
             own = torch.arange(len(images), device=images.device)
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
+        steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
         fit_moments(
-            shadow, view.protect, view.smashed, known.train, self.fit, budget.until(steps, FIT_SHARE), rng,
+            shadow, view.protect, view.smashed, known.train, self.fit, steps, rng,
             contrast if self.contrast else None,
         )  # fmt: skip
         shadow.requires_grad_(False)
-        return invert_through(send, view.smashed, known, self.training, steps, view.compute, rng).images
+        sender = Sender(in_batches(shadow), view.protect)
+        recipe = self.recipe.passing(self.epochs, len(known.train))
+        return invert_through(
+            sender, view.smashed, known, self.architecture, recipe, budget.share(1.0), view.compute, rng
+        ).images

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ STATISTICS_IMAGES = 1024
 VALIDATIONS = 10
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
+DEAD = 1e-6  # a deviation below this is a channel that says nothing
 POOL_BYTES = 512 << 20  # of encoded auxiliary images
 
 
@@ -49,6 +50,10 @@ class Recipe:
     flip: bool = True
     shift: int = 4
     reuse: int = 4
+
+    def passing(self, epochs: int, images: int) -> Recipe:
+        """The same with so many steps as `epochs` passes over `images` take."""
+        return replace(self, steps=epochs * -(-images // self.batch_size))
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,22 @@ class Sender:
 class Inverter:
     """A trained inversion network, and what its training found.
 
-    error: MSE on the validation images at the step that was kept. blind: whether the network is no better there than
-    `guess`, the mean of the training images, which is then what it returns.
+    network: standardisation, then the decoder. error: MSE on the validation images at the step that was kept. blind:
+    whether the network is no better there than `guess`, the mean of the training images, which is then what it returns.
     """
 
     network: nn.Module
     guess: Tensor
     error: float
     blind: bool
+
+    @property
+    def standardise(self) -> Standardise:
+        """The network's first layer, with the moments of the messages it was trained on."""
+        assert isinstance(self.network, nn.Sequential)
+        first = self.network[0]
+        assert isinstance(first, Standardise)
+        return first
 
     def __call__(self, smashed: Tensor) -> Tensor:
         """Images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
@@ -227,11 +240,15 @@ class Standardise(nn.Module):
         axes = [0, *range(2, smashed.dim())]
         self.register_buffer("mean", smashed.mean(axes, keepdim=True))
         # dead channels stay zero instead of being blown up
-        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=1e-6))
+        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
 
     def forward(self, smashed: Tensor) -> Tensor:
         """Standardised smashed data, same shape."""
         return (smashed - self.mean) / self.std
+
+    def restore(self, standardised: Tensor) -> Tensor:
+        """The inverse."""
+        return standardised * self.std + self.mean
 
 
 def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:

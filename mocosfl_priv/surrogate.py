@@ -8,64 +8,20 @@ the attacker has the victims' messages, if not their images.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
+from mocosfl_priv.inversion import DEAD, Recipe, Sender, Standardise, held_out_split, train_inverter
 from mocosfl_priv.models.decoder import build_decoder
-from mocosfl_priv.threat import AuxiliaryData
+from mocosfl_priv.threat import AuxiliaryData, Budget
 
-BATCH_FOR_INFERENCE = 128
-STATISTICS_IMAGES = 1024
 VALIDATION_SHARE = 0.1
 Send = Callable[[Tensor], Tensor]
-DEAD = 1e-6  # a deviation below this is a channel that says nothing
-
-
-@dataclass(frozen=True)
-class DecoderTraining:
-    """How a decoder is trained: see `attacks.decoder`, whose parameters these are."""
-
-    architecture: str
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    ssim_weight: float
-    shift: int
-
-    def steps(self, images: int) -> int:
-        """Steps of a training on so many images."""
-        return self.epochs * -(-images // self.batch_size)
-
-
-class Moments(nn.Module):
-    """Mean and deviation per channel of messages (n, c, ...): (1, c, 1, ...) each, seen once."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, smashed: Tensor) -> None:
-        super().__init__()
-        axes = [0, *range(2, smashed.dim())]
-        self.register_buffer("mean", smashed.mean(axes, keepdim=True))
-        # dead channels stay zero instead of being blown up
-        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
-
-    def forward(self, smashed: Tensor) -> Tensor:
-        """Zero mean and unit deviation."""
-        return (smashed - self.mean) / self.std
-
-    def restore(self, standardised: Tensor) -> Tensor:
-        """The inverse."""
-        return standardised * self.std + self.mean
 
 
 OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # places down and to the right whose channels are compared
@@ -103,7 +59,7 @@ def fit_moments(
         return
     optimiser = torch.optim.Adam(parameters, lr=fit.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=fit.learning_rate, total_steps=fit.iterations)
-    theirs = Moments(smashed)
+    theirs = Standardise(smashed)
     wanted = _neighbourhood(theirs(smashed))
     for _, _step in zip(range(fit.iterations), steps, strict=False):
         chosen = torch.randint(len(images), (fit.batch_size,), generator=rng)
@@ -149,18 +105,9 @@ class KnownImages:
     @classmethod
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
         """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
-        if len(auxiliary) < 2:
-            raise ConfigurationError("a surrogate's decoder needs at least two auxiliary images")
-        images = auxiliary.images
-        candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
-        if len(candidates) < 2:
-            candidates = torch.arange(len(auxiliary))
-        count = max(1, round(VALIDATION_SHARE * len(candidates)))
-        held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
-        rest = torch.ones(len(auxiliary), dtype=torch.bool)
-        rest[held_out] = False
-        mean = mean_image(images[candidates.to(images.device)])
-        return cls(images[rest.to(images.device)], images[held_out.to(images.device)], mean)
+        train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
+        of_target = auxiliary.images[auxiliary.of_target]
+        return cls(train, validation, mean_image(of_target if len(of_target) else auxiliary.images))
 
 
 @dataclass(frozen=True)
@@ -177,50 +124,41 @@ class Inversion:
 
 
 def invert_through(
-    surrogate: Send,
+    surrogate: Sender,
     smashed: Tensor,
     known: KnownImages,
-    training: DecoderTraining,
-    steps: Iterator[int],
+    architecture: str,
+    recipe: Recipe,
+    budget: Budget,
     compute: Compute,
     rng: torch.Generator,
 ) -> Inversion:
-    """Reconstruct the images behind `smashed` (n, *smashed_shape).
+    """Reconstruct the images behind `smashed` (n, *smashed_shape) with a decoder for the surrogate's messages.
 
     They are drawn towards the mean of the known images as far as the surrogate, asked for messages of the
     reconstructions, explains less of the victims' messages than of its own for images it knows: a decoder for a wrong
-    surrogate gives wrong images, not vague ones.
-
-    surrogate: images (m, 3, h, w) in [0, 1] to messages, anew with every call where the defense is randomised.
-    steps: as drawn from the attack's budget; without a single one the mean of the known images is returned.
+    surrogate gives wrong images, not vague ones. Where the decoder learned nothing, that mean is returned.
     """
-    train, validation, mean = known.train, known.validation, known.mean
-    sample = torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES]
-    own, theirs = Moments(_answers(surrogate, train[sample.to(train.device)])), Moments(smashed)
-    decoder = build_decoder(training.architecture, smashed.shape[1:], train.shape[1:])
-    network = nn.Sequential(own, decoder).to(compute.device)
-    if not _train(network, surrogate, train, validation, training, steps, compute, rng):
-        return Inversion(mean.expand(len(smashed), *mean.shape).clone(), 0.0, 0.0)
-    answered = _answers(surrogate, validation)
-    checked = _decode(network, answered)
+    decoder = build_decoder(architecture, smashed.shape[1:], known.mean.shape)
+    inverter = train_inverter(decoder, surrogate, known.train, known.validation, recipe, budget, compute, rng)
+    if inverter.blind:
+        return Inversion(known.mean.expand(len(smashed), *known.mean.shape).clone(), 0.0, 0.0)
+    own, theirs = inverter.standardise, Standardise(smashed)
+    answered = surrogate(known.validation)
+    checked = inverter(answered)
     best, images = -float("inf"), checked[:0]
     for messages in (smashed, own.restore(theirs(smashed))):  # as they came, and with the surrogate's own moments
-        decoded = _decode(network, messages)
+        decoded = inverter(messages)
         explained = _explained(surrogate, decoded, messages)
         if explained > best:
             best, images = explained, decoded
     reached = _explained(surrogate, checked, answered)
     confidence = min(1.0, max(0.0, best) / reached) if reached > 0 else 0.0
-    trust = confidence * _trust(checked, validation, mean)
-    return Inversion((mean + trust * (images - mean)).clamp(0, 1), best, confidence)
+    trust = confidence * _trust(checked, known.validation, known.mean)
+    return Inversion((known.mean + trust * (images - known.mean)).clamp(0, 1), best, confidence)
 
 
-@torch.no_grad()
-def _answers(surrogate: Send, images: Tensor) -> Tensor:
-    return torch.cat([surrogate(batch) for batch in images.split(BATCH_FOR_INFERENCE)])
-
-
-def _explained(surrogate: Send, images: Tensor, smashed: Tensor) -> float:
+def _explained(surrogate: Sender, images: Tensor, smashed: Tensor) -> float:
     """Share of the variance of `smashed` that the surrogate's messages for `images` reproduce; per channel, then
     averaged, so that loud channels do not decide alone. 1 where all is explained, 0 at the channels' means.
     """
@@ -229,7 +167,7 @@ def _explained(surrogate: Send, images: Tensor, smashed: Tensor) -> float:
     alive = variance > DEAD**2
     if not bool(alive.any()):
         return 0.0
-    error = (_answers(surrogate, images) - smashed).square().mean(axes)
+    error = (surrogate(images) - smashed).square().mean(axes)
     return 1 - float((error[alive] / variance[alive]).mean())
 
 
@@ -239,74 +177,3 @@ def _trust(decoded: Tensor, images: Tensor, mean: Tensor) -> float:
     """
     away, wanted = decoded - mean, images - mean
     return float(((away * wanted).sum() / away.square().sum().clamp(min=1e-12)).clamp(0, 1))
-
-
-def _train(
-    network: nn.Module,
-    surrogate: Send,
-    train: Tensor,
-    validation: Tensor,
-    training: DecoderTraining,
-    steps: Iterator[int],
-    compute: Compute,
-    rng: torch.Generator,
-) -> int:
-    """Train `network` and keep its best epoch on `validation`; returns the steps taken."""
-    steps_per_epoch = training.steps(len(train)) // training.epochs
-    planned = training.steps(len(train))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=training.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=training.learning_rate, total_steps=planned)
-    best_error, best_state = float("inf"), None
-    order = torch.empty(0, dtype=torch.long)
-    taken = 0
-    for step, _ in zip(range(planned), steps, strict=False):
-        position = step % steps_per_epoch
-        if position == 0:
-            order = torch.randperm(len(train), generator=rng)
-        chosen = order[position * training.batch_size : (position + 1) * training.batch_size]
-        images = flip_and_shift(train[chosen.to(train.device)], training.shift, rng)
-        smashed = _answers(
-            surrogate, images
-        )  # outside autocast: the victims' messages were computed in full precision too
-        with compute.autocast():
-            decoded = network(smashed)
-        decoded = decoded.float()
-        loss = F.mse_loss(decoded, images)
-        if training.ssim_weight:
-            loss = loss + training.ssim_weight * (1 - ssim_zeropad(decoded, images).mean())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        taken += 1
-        if position == steps_per_epoch - 1:
-            error = float(mse(_decode(network, _answers(surrogate, validation)), validation).mean())
-            if error < best_error:
-                best_error, best_state = error, copy.deepcopy(network.state_dict())
-    if best_state is not None:
-        network.load_state_dict(best_state)
-    return taken
-
-
-@torch.no_grad()
-def _decode(network: nn.Module, smashed: Tensor) -> Tensor:
-    network.eval()
-    decoded = torch.cat([network(batch) for batch in smashed.split(BATCH_FOR_INFERENCE)])
-    network.train()
-    return decoded.float().clamp(0, 1)
-
-
-def flip_and_shift(images: Tensor, shift: int, rng: torch.Generator) -> Tensor:
-    """Mirror each image with probability one half and move it by up to `shift` pixels; edges are reflected."""
-    n, _, height, width = images.shape
-    flips = (torch.rand(n, generator=rng) < 0.5).to(images.device)
-    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
-    if shift == 0:
-        return images
-    padded = F.pad(images, (shift,) * 4, mode="reflect")
-    offsets = torch.randint(0, 2 * shift + 1, (n, 2), generator=rng).to(images.device)
-    rows = (offsets[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (offsets[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
-    batch = torch.arange(n, device=images.device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return padded[batch, channels, rows, columns]

@@ -421,6 +421,12 @@ class Budget:
             parent=self,
         )
 
+    def share(self, share: float) -> Budget:
+        """A budget within this one: `share` of what is left of its limits."""
+        seconds = None if self.seconds is None else share * max(0.0, self.seconds - self.elapsed)
+        steps = None if self.step_limit is None else max(1, round(share * (self.step_limit - self.steps)))
+        return self.part(seconds=seconds, steps=steps)
+
     def iterate(self, planned: int) -> Iterator[int]:
         """0, 1, ... for `planned` steps, or until the budget is exhausted."""
         self._progress.begin(self._stage, planned)

@@ -23,6 +23,7 @@ from mocosfl_priv.experiment import TrainedSystem, attack_system, target_of, tra
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.progress import Silent
 from mocosfl_priv.results import CELL_KEYS, read_record
+from mocosfl_priv.seeding import global_seed
 from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.target import grant_view
 from tests.conftest import TINY
@@ -247,6 +248,20 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     assert id(lab) in {id(thing) for thing in reachable(lambda: lab)}
 
 
+def test_victims_poisoned_after_the_view_was_built_change_nothing(tiny: dict[str, Any]) -> None:
+    attack = {"name": "decoder", "architecture": "unet_N1C8", "epochs": 1}
+    plan = Experiment.from_dict({**tiny, "attacks": [attack]}).plan()
+    trained = train_system(plan.laboratory, plan.systems[0])
+    plugin = plan.attacks[0].plugin
+    with global_seed(0, "clean"):
+        clean = plugin.reconstruct(view_of(plan, trained), Budget(), 0)
+    view = view_of(plan, trained)
+    plan.laboratory.victims.images.fill_(float("nan"))
+    plan.laboratory.roles[Role.VICTIMS].images.fill_(255)
+    with global_seed(0, "clean"):
+        assert torch.equal(plugin.reconstruct(view, Budget(), 0), clean)
+
+
 class Insider(Attack):
     """Server and participant at once."""
 
@@ -264,16 +279,17 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": {"grants": grants}}).plan()
     lab, system = plan.laboratory, plan.systems[0]
     trained = train_system(lab, system)
-    inside, outside = (grant_view(lab, system, trained.model, attack) for attack in plan.attacks)
+    target, victims = target_of(lab, system, trained.model), lab.victims.images
+    inside, outside = (grant_view(lab, target, attack, victims) for attack in plan.attacks)
     victim, colluder = trained.model.participants
     with torch.no_grad():
         sender = trained.model.copy().client
         sender.load_state_dict(victim, strict=False)
-        torch.testing.assert_close(inside.smashed, sender(lab.victims))
+        torch.testing.assert_close(inside.smashed, sender(victims))
         assert all(torch.equal(parameter, colluder[name]) for name, parameter in inside.colluder.named_parameters())
-        assert not torch.allclose(inside.smashed, inside.colluder(lab.victims), atol=1e-3)
+        assert not torch.allclose(inside.smashed, inside.colluder(victims), atol=1e-3)
         # an attack that does not collude sees what it always saw
-        torch.testing.assert_close(outside.smashed, trained.model.client(lab.victims))
+        torch.testing.assert_close(outside.smashed, trained.model.client(victims))
         features = trained.model.trunk(inside.smashed)
         torch.testing.assert_close(inside.server(inside.smashed), trained.model.projector(features))
     assert {n for n, _ in inside.server.named_children()} == {"trunk", "projector"}
@@ -282,7 +298,7 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     assert not own & {id(thing) for thing in things}
     held = {thing.data_ptr() for thing in things if isinstance(thing, Tensor) and thing.numel()}
     parts = (trained.model.client, trained.model.trunk, trained.model.projector)
-    theirs = [*victim.values(), *colluder.values(), *(p for part in parts for p in part.parameters()), lab.victims]
+    theirs = [*victim.values(), *colluder.values(), *(p for part in parts for p in part.parameters()), victims]
     assert not held & {tensor.data_ptr() for tensor in theirs}
     # the walk would see the victim's copy, were it there: no tensor in view has its values
     assert not any(

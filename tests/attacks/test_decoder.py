@@ -74,6 +74,6 @@ def test_auxiliary_images_are_limited_by_kind(compute: Compute) -> None:
     images = photo_patches(60)
     auxiliary = AuxiliaryData(images, torch.arange(60) < 40)
     attack = DecoderAttack(target_images=7, source_images=0)
-    known = attack._knowledge(auxiliary, torch.Generator().manual_seed(0))
+    known = attack.knowledge(auxiliary, torch.Generator().manual_seed(0))
     assert len(known) == 7 and bool(known.of_target.all())
-    assert len(DecoderAttack()._knowledge(auxiliary, torch.Generator())) == 60
+    assert len(DecoderAttack().knowledge(auxiliary, torch.Generator())) == 60

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks import ensemble
+from attacks.ensemble import Candidate, EnsembleAttack, Member, choose
+from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
+from mocosfl_priv.evaluation.image_metrics import mse
+from tests.attacks.closed_form import ColourMixClient, ConstantClient, make_view, photo_patches
+
+HERE = "tests.attacks.test_ensemble:"
+
+
+class Inverse(Attack):
+    """Knows the inverse of the colour mix, up to a blur of its own; counts how often it is asked for how many."""
+
+    needs = frozenset({Capability.QUERY})
+    asked: list[int] = []
+
+    def __init__(self, error: float = 0.0) -> None:
+        self.error = error
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        Inverse.asked.append(len(view.smashed))
+        for _ in budget.iterate(1):
+            pass
+        matrix = ColourMixClient().get_buffer("matrix")
+        images = torch.einsum("dc,nchw->ndhw", torch.linalg.inv(matrix), view.smashed)
+        return (images + self.error * torch.randn(images.shape)).clamp(0, 1)
+
+
+class Failing(Attack):
+    """Always fails."""
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        raise RunFailedError("diverged")
+
+
+@pytest.fixture
+def only_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attack but those given as members."""
+    monkeypatch.setattr(ensemble, "WITH_KNOWN_ANSWERS", ())
+    Inverse.asked.clear()
+
+
+@pytest.mark.usefixtures("only_members")
+def test_the_best_member_is_found_without_the_victims_and_failures_are_survived(compute: Compute) -> None:
+    victims = photo_patches(9, "test")
+    view = make_view(ColourMixClient(), victims, photo_patches(120), compute)
+    members = (
+        {"name": f"{HERE}Failing"},
+        {"name": f"{HERE}Inverse", "error": 0.2},
+        {"name": f"{HERE}Inverse", "error": 0.1},
+        {"name": f"{HERE}Inverse"},
+    )
+    images = EnsembleAttack(steps=2000, members=members).reconstruct(view, Budget(), 0)
+    assert float(mse(images, victims).mean()) < 1e-6
+    # trials see held-out images only; two finalists see the victims and all that is held out
+    assert [count for count in Inverse.asked if count > 18] == [9 + 18] * 2
+    assert set(Inverse.asked) == {18, 27}
+
+
+def test_the_choice_per_image_follows_the_distance_only_where_held_out_images_say_so() -> None:
+    """Two candidates, each good on half of the images: with a telling distance the better is taken, else the mean's."""
+    rng = torch.Generator().manual_seed(0)
+    truth = torch.rand((60, 3, 4, 4), generator=rng)
+    noise = torch.randn(truth.shape, generator=rng)
+    good_first = (torch.arange(60) % 2 == 0).view(-1, 1, 1, 1)
+    first = truth + noise * torch.where(good_first, 0.01, 0.3)
+    second = truth + noise * torch.where(good_first, 0.31, 0.01)
+    telling = [Candidate(images, mse(images, truth)) for images in (first, second)]
+    chosen = choose(telling, truth[20:])
+    assert torch.equal(chosen, torch.where(good_first, first, second)[:20])
+    silent = [Candidate(images, torch.rand(60, generator=rng)) for images in (first, second)]
+    assert torch.equal(choose(silent, truth[20:]), first[:20])
+
+
+def test_refinement_moves_to_what_was_received_and_only_if_that_helps(compute: Compute) -> None:
+    victims = photo_patches(6, "test")
+    view = make_view(ColourMixClient(), victims, photo_patches(80), compute)
+    truth = photo_patches(20)
+    every = torch.cat([victims, truth])
+    start = (every + 0.05 * torch.randn(every.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    refined = ensemble._refine(view, start, view.query(every), truth, Budget())
+    assert refined is not None and float(mse(refined, every).mean()) < 0.5 * float(mse(start, every).mean())
+    constant = make_view(ConstantClient(), victims, photo_patches(80), compute)
+    assert ensemble._refine(constant, start, constant.query(every), truth, Budget()) is None
+
+
+def test_a_client_that_destroys_everything_leaks_nothing(compute: Compute) -> None:
+    victims, known = photo_patches(40, "test"), photo_patches(300)
+    view = make_view(ConstantClient(), victims, known, compute)
+    images = EnsembleAttack(steps=300).reconstruct(view, Budget(), 0)
+    assert leak_ratio(mse(images, victims), blind_guess_floor(known, victims).mse) < 0.02
+
+
+def test_without_queries_the_strongest_that_is_allowed_runs(compute: Compute) -> None:
+    allowed = frozenset({Capability.ARCHITECTURE})
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(40), compute, visible=allowed)
+    assert EnsembleAttack(steps=5).reconstruct(view, Budget(), 0).std() > 0  # unsplit: no grey guess
+
+
+def test_a_defense_s_simulated_attacker_is_tried(compute: Compute) -> None:
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(40), compute)
+    view.simulator = "res_normN0C8"
+    created: list[str] = []
+    original = Member.create
+
+    def recording(self: Member, steps: int) -> Attack:
+        created.append(self.label)
+        return original(self, steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Member, "create", recording)
+        EnsembleAttack(steps=60).reconstruct(view, Budget(), 0)
+    assert "decoder, architecture=res_normN0C8, ssim_weight=1.0" in created
+
+
+def test_members_are_checked_before_anything_runs() -> None:
+    with pytest.raises(ConfigurationError, match="unknown parameter"):
+        EnsembleAttack(members=({"name": "decoder", "epocs": 3},))
