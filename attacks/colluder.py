@@ -13,11 +13,12 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import Inversion, KnownImages, MomentFit, fit_moments, invert_through
+from mocosfl_priv.surrogate import Inversion, KnownImages, MomentFit, fit_moments, invert_through, moments_agree
 
 FIT_BATCH = 48
 FIRST_SHARE, FIT_SHARE = 0.5, 0.6  # of a limited budget, used up after the first inversion and after the fit
-TRUSTED = 0.9  # of a copy that explains the victim's messages so well relative to its own: that clients agree
+TRUSTED = 0.9  # confidence from which on the colluder's copy is taken for the victim's, if moments agree too
+TIE = 0.02  # of explained shares
 
 
 class ColluderAttack(Attack):
@@ -25,9 +26,9 @@ class ColluderAttack(Attack):
 
     Right after a synchronisation both have the same client, and this is the decoder attack. The more they learned
     since, and the less alike their images are, the further apart are the two. Where the copy does not explain the
-    victim's messages, it is first fitted to their moments: both clients come from the same average, so that the fit
-    has little to find. The defense, where the attacker knows it, is passed with fresh randomness in every step
-    (the adaptive attack).
+    victim's messages, or theirs have other moments, it is fitted to these: both clients come from the same average,
+    so that the fit has little to find. The defense, where the attacker knows it, is passed with fresh randomness in
+    every step (the adaptive attack).
 
     iterations, fit_rate: steps and learning rate of that fit. The others are as of the decoder attack.
     """
@@ -60,11 +61,14 @@ class ColluderAttack(Attack):
             sender = Sender(in_batches(client), view.protect)
             return invert_through(sender, view.smashed, known, self.architecture, recipe, part, view.compute, rng)
 
-        as_held = invert(view.colluder, budget.share(FIRST_SHARE))
-        if as_held.confidence >= TRUSTED or budget.exhausted:
+        held = view.colluder
+        as_held = invert(held, budget.share(FIRST_SHARE))
+        alike = moments_agree(Sender(in_batches(held), view.protect), view.smashed, known.train, rng)
+        if (alike and as_held.confidence >= TRUSTED) or budget.exhausted:
             return as_held.images
-        fitted = copy.deepcopy(view.colluder).requires_grad_(True)
+        client = copy.deepcopy(held).requires_grad_(True)
         steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-        fit_moments(fitted, view.protect, view.smashed, known.train, self.fit, steps, rng)
-        again = invert(fitted.requires_grad_(False), budget.share(1.0))
-        return max((as_held, again), key=lambda inversion: inversion.explained).images
+        fit_moments(client, view.protect, view.smashed, known.train, self.fit, steps, rng)
+        fitted = invert(client.requires_grad_(False), budget.share(1.0))
+        # Clients that lose nothing explain every message: then the moments have decided.
+        return (fitted if fitted.explained > as_held.explained - TIE else as_held).images

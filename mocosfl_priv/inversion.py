@@ -27,6 +27,9 @@ STATISTICS_IMAGES = 1024
 VALIDATIONS = 10
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
+# A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
+LARGEST_GRADIENT = 0.2
+FARTHEST = 8.0  # deviations from a channel's mean
 DEAD = 1e-6  # a deviation below this is a channel that says nothing
 POOL_BYTES = 512 << 20  # of encoded auxiliary images
 
@@ -146,6 +149,8 @@ def train_inverter(
         loss = _loss(network, sender.protect(encoded), images, recipe, compute, lpips)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if recipe.one_cycle:
+            nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
         optimiser.step()
         losses.append(loss.detach())
         done = budget.spent(step + 1, recipe.steps)
@@ -243,8 +248,8 @@ class Standardise(nn.Module):
         self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
 
     def forward(self, smashed: Tensor) -> Tensor:
-        """Standardised smashed data, same shape."""
-        return (smashed - self.mean) / self.std
+        """Standardised smashed data, same shape; what is too far out is cut off."""
+        return ((smashed - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
 
     def restore(self, standardised: Tensor) -> Tensor:
         """The inverse."""

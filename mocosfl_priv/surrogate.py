@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.inversion import DEAD, Recipe, Sender, Standardise, held_out_split, train_inverter
+from mocosfl_priv.inversion import DEAD, STATISTICS_IMAGES, Recipe, Sender, Standardise, held_out_split, train_inverter
 from mocosfl_priv.models.decoder import build_decoder
 from mocosfl_priv.threat import AuxiliaryData, Budget
 
 VALIDATION_SHARE = 0.1
+RESAMPLED = 20
 Send = Callable[[Tensor], Tensor]
 
 
@@ -64,8 +65,7 @@ def fit_moments(
     for _, _step in zip(range(fit.iterations), steps, strict=False):
         chosen = torch.randint(len(images), (fit.batch_size,), generator=rng)
         batch = images[chosen.to(images.device)]
-        moments = _neighbourhood(theirs(protect(client(batch))))
-        loss = torch.stack([(a - b).square().sum() / len(b) for a, b in zip(moments, wanted, strict=True)]).sum()
+        loss = _apart(_neighbourhood(theirs(protect(client(batch)))), wanted)
         if further_loss is not None:
             loss = loss + further_loss(batch)
         optimiser.zero_grad(set_to_none=True)
@@ -88,6 +88,25 @@ def _neighbourhood(standardised: Tensor) -> list[Tensor]:
         count = here.shape[0] * here.shape[2] * here.shape[3]
         moments.append(torch.einsum("nchw,ndhw->cd", here, there) / count)
     return moments
+
+
+def _apart(moments: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    return torch.stack([(a - b).square().sum() / len(b) for a, b in zip(moments, wanted, strict=True)]).sum()
+
+
+def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
+    """Whether the moments of `smashed` are as near to those of the surrogate's messages for `images` as the moments
+    of equally many of its messages are, drawn `RESAMPLED` times: then nothing says that the clients differ.
+    """
+    sample = torch.randperm(len(images), generator=rng)[:STATISTICS_IMAGES]
+    own = surrogate(images[sample.to(images.device)])
+    standardise = Standardise(own)
+    wanted = _neighbourhood(standardise(own))
+    by_chance = []
+    for _ in range(RESAMPLED):
+        drawn = torch.randint(len(own), (len(smashed),), generator=rng)
+        by_chance.append(_apart(_neighbourhood(standardise(own[drawn.to(own.device)])), wanted))
+    return bool(_apart(_neighbourhood(standardise(smashed)), wanted) <= torch.stack(by_chance).max())
 
 
 @dataclass(frozen=True)

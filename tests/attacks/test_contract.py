@@ -18,7 +18,7 @@ from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_
 SMALL = {
     "epochs": 2,
     "iterations": 20,
-    "steps": 40,
+    "steps": 12,
     "architecture": "res_normN0C8",
     "width": 8,
     "latent_dim": 8,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.fsha import FshaAttack, Hijacker
-from attacks.sdar import SdarAttack, Simulation, Supervised
+from attacks.sdar import SdarAttack, Simulation
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.models.colour_match import ColourMatch
 from mocosfl_priv.models.critic import Labelled, build_critic
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, StreamView
+from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView
 from mocosfl_priv.training.hooks import Message
 from tests.attacks.closed_form import photo_patches
 
@@ -39,41 +36,6 @@ def stream_of(server: nn.Module, auxiliary: AuxiliaryData, compute: Compute) -> 
     )  # fmt: skip
 
 
-def test_with_labels_sdar_is_the_published_attack(compute: Compute) -> None:
-    """Supervised split learning in a dozen lines: the clients learn classes, the server knows them."""
-    torch.manual_seed(0)
-    client, server = client_network(), nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(24, CLASSES))
-    optimiser = torch.optim.SGD([*client.parameters(), *server.parameters()], lr=0.1, momentum=0.9)
-    patches = photo_patches(512)
-    (images, labels), (own, own_labels) = coloured(patches[::2]), coloured(patches[1::2])
-    auxiliary = AuxiliaryData(own, torch.ones(256, dtype=torch.bool), own_labels)
-    attack = SdarAttack("res_normN0C8", epochs=4, rows=16)
-    simulation = attack.attend(stream_of(server, auxiliary, compute), 0)
-    assert isinstance(simulation, Simulation) and isinstance(simulation.task, Supervised)
-    start = simulation.state()["simulator.network.0.weight"].clone()
-    for step in range(100):
-        chosen = torch.randint(256, (32,))
-        smashed = client(images[chosen])
-        sent = smashed.detach()
-        simulation.received(Message(step, 100, torch.zeros(32, dtype=torch.long), sent, sent, labels[chosen]))
-        optimiser.zero_grad()
-        F.cross_entropy(server(smashed), labels[chosen]).backward()
-        optimiser.step()
-    assert not torch.equal(simulation.state()["simulator.network.0.weight"], start)
-    with torch.no_grad():  # the simulator can do what the clients can, with a server that it never changed
-        logits = server(simulation.simulator.network(own))
-    assert float((logits.argmax(1) == own_labels).float().mean()) > 0.8
-    victims, _ = coloured(photo_patches(32, "test"))
-    with torch.no_grad():
-        view = AttackerView(
-            smashed=client(victims), image_shape=(3, 16, 16), compute=compute, visible=ALL, auxiliary=auxiliary,
-            listener=simulation,
-        )  # fmt: skip
-    guess = attack.reconstruct(view, Budget(), 0)
-    blind = mse(own.mean(0).expand_as(victims), victims).mean()
-    assert float(mse(guess, victims).mean()) < 0.8 * float(blind)
-
-
 def test_the_image_discriminator_is_shown_decoded_data_of_the_clients(compute: Compute) -> None:
     """A public port shows it decoded data of the simulator instead."""
     torch.manual_seed(0)
@@ -91,34 +53,6 @@ def test_the_image_discriminator_is_shown_decoded_data_of_the_clients(compute: C
     fakes = decoded[1]
     assert torch.equal(judged[0], fakes)  # the decoder is praised for it
     assert [torch.equal(shown, fakes) for shown in judged] == [True, True, False]  # called fakes, beside real images
-
-
-def test_fsha_pulls_clients_into_the_pilots_space(compute: Compute) -> None:
-    """One client follows the returned gradients only, and its images come out."""
-    torch.manual_seed(0)
-    client = client_network()
-    optimiser = torch.optim.SGD(client.parameters(), lr=0.02, momentum=0.9)
-    images, known, victims = photo_patches(256), photo_patches(300), photo_patches(32, "test")
-    auxiliary = AuxiliaryData(known, torch.ones(len(known), dtype=torch.bool))
-    attack = FshaAttack("res_normN0C16", epochs=3, rows=32, strength=1.0)
-    hijacker = attack.attend(stream_of(nn.Identity(), auxiliary, compute), 0)
-    assert isinstance(hijacker, Hijacker)
-    for step in range(150):
-        smashed = client(images[torch.randint(256, (32,))])
-        message = Message(step, 150, torch.zeros(32, dtype=torch.long), smashed.detach(), smashed.detach())
-        hijacker.received(message)
-        gradient = hijacker.returned(message, torch.randn_like(smashed))
-        optimiser.zero_grad()
-        smashed.backward(gradient)
-        optimiser.step()
-    with torch.no_grad():
-        view = AttackerView(
-            smashed=client(victims), image_shape=(3, 16, 16), compute=compute, visible=ALL, auxiliary=auxiliary,
-            listener=hijacker,
-        )  # fmt: skip
-    guess = attack.reconstruct(view, Budget(), 0)
-    blind = mse(known.mean(0).expand_as(victims), victims).mean()
-    assert float(mse(guess, victims).mean()) < 0.7 * float(blind)
 
 
 def test_colours_are_matched_without_pairs_and_contrast_is_never_raised() -> None:
