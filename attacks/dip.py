@@ -42,7 +42,7 @@ class DipAttack(Attack):
         learning_rate: Annotated[float, Field(gt=0)] = 0.01,
         channels: Annotated[int, Field(ge=4, multiple_of=4)] = 32,
         scales: Annotated[int, Field(ge=0)] = 3,
-        perturbation: Annotated[float, Field(ge=0)] = 0.3,
+        perturbation: Annotated[float, Field(ge=0)] = 1.0,
         averaging: Annotated[float, Field(ge=0, lt=1)] = 0.95,
         networks_at_once: Annotated[int, Field(ge=1)] = 32,
     ) -> None:

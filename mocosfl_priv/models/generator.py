@@ -10,14 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.models.decoder import NORMS, ResidualBlock
 from mocosfl_priv.models.own_backbone import load_function
 from mocosfl_priv.references import one_line
 
 SMALLEST_MAP = 4  # pixels a side; images are halved down to here, if their sides can be
+NORM = NORMS["group"]
 
 
 class Generator(nn.Module):
     """Latents (n, latent_dim) to images (n, 3, h, w) in (0, 1), in stages that double the map.
+
+    Shortcuts without norms carry brightness and contrast of the image, as in our decoders.
 
     stages: modules whose composition is the generator, so that what flows between them can be searched too.
     """
@@ -34,13 +38,13 @@ class Generator(nn.Module):
                 nn.Sequential(
                     nn.Linear(latent_dim, bottom[0] * bottom[1] * bottom[2]),
                     nn.Unflatten(1, bottom),
-                    *_block(channels[-1], channels[-1]),
+                    ResidualBlock(channels[-1], channels[-1], NORM),
                 )
             ]
         )
         for level in range(doublings, 0, -1):
             self.stages.append(
-                nn.Sequential(nn.Upsample(scale_factor=2), *_block(channels[level], channels[level - 1]))
+                nn.Sequential(nn.Upsample(scale_factor=2), ResidualBlock(channels[level], channels[level - 1], NORM))
             )
         last = cast(nn.Sequential, self.stages[-1])
         last.extend([nn.Conv2d(channels[0], colours, 3, padding=1), nn.Sigmoid()])
@@ -63,9 +67,9 @@ class VariationalAutoencoder(nn.Module):
         colours, height, width_in_pixels = image_shape
         halvings = _halvings(height, width_in_pixels)
         channels = _channels(width, halvings)
-        layers: list[nn.Module] = [*_block(colours, channels[0])]
+        layers: list[nn.Module] = [ResidualBlock(colours, channels[0], NORM)]
         for level in range(halvings):
-            layers += [nn.AvgPool2d(2), *_block(channels[level], channels[level + 1])]
+            layers += [nn.AvgPool2d(2), ResidualBlock(channels[level], channels[level + 1], NORM)]
         elements = channels[-1] * (height >> halvings) * (width_in_pixels >> halvings)
         self._encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(elements, 2 * latent_dim))
         self.generator = Generator(latent_dim, width, image_shape)
@@ -113,13 +117,6 @@ def load_generator(reference: str, image_shape: tuple[int, int, int]) -> nn.Modu
     if float(images.min()) < 0 or float(images.max()) > 1:
         raise ConfigurationError(f"generator {reference} leaves the range from 0 to 1 that images have")
     return generator
-
-
-def _block(in_channels: int, channels: int) -> list[nn.Module]:
-    return [
-        *(nn.Conv2d(in_channels, channels, 3, padding=1), nn.GroupNorm(channels // 4, channels), nn.SiLU()),
-        *(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(channels // 4, channels), nn.SiLU()),
-    ]
 
 
 def _channels(width: int, halvings: int) -> list[int]:

@@ -123,7 +123,7 @@ def test_gaussian_channel_is_inverted_near_the_wiener_optimum_and_never_below(na
 )
 def test_priors_of_images_do_not_beat_the_wiener_optimum_of_white_noise(attack: Attack, compute: Compute) -> None:
     """White images have no structure that such a prior could use; still it must give more than a blind guess."""
-    victims = white_images(40, 16, DEVIATION, seed=1)
+    victims = white_images(20, 16, DEVIATION, seed=1)
     view = make_view(CHANNEL, victims, white_images(100, 16, DEVIATION, seed=2), compute, NOISE)
     error = float(mse(run(attack, view), victims).mean())
     assert 0.97 * wiener_error(CHANNEL, DEVIATION, NOISE) < error < DEVIATION**2

@@ -31,16 +31,16 @@ def test_stacked_networks_are_independent() -> None:
 
 
 def test_victims_come_back_in_their_order_whatever_the_chunks(compute: Compute) -> None:
-    victims = photo_patches(5, "test")
+    victims = photo_patches(3, "test")
     view = make_view(ColourMixClient(), victims, photo_patches(2), compute)
-    images = DipAttack(iterations=60, channels=8, networks_at_once=2).reconstruct(view, Budget(), 0)
+    images = DipAttack(iterations=70, channels=8, networks_at_once=2).reconstruct(view, Budget(), 0)
     errors = torch.stack([mse(images, victim.expand_as(images)) for victim in victims])
-    assert errors.argmin(0).tolist() == [0, 1, 2, 3, 4]
+    assert errors.argmin(0).tolist() == [0, 1, 2]
 
 
 def test_fitting_the_defense_s_randomness_is_not_rewarded(compute: Compute) -> None:
     """With strong noise a long fit ends up in the noise; what is returned must not."""
-    victims = photo_patches(4, "test")
+    victims = photo_patches(2, "test")
     view = make_view(ColourMixClient(), victims, photo_patches(2), compute, noise=0.4)
     images = DipAttack(iterations=200, channels=16).reconstruct(view, Budget(), 0)
     assert float(mse(images, victims).mean()) < 0.3 * 0.4**2
