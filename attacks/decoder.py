@@ -131,8 +131,7 @@ class DecoderAttack(Attack):
         for of_target, most in ((True, self.target_images), (False, self.source_images)):
             mine = (auxiliary.of_target == of_target).nonzero().squeeze(1).cpu()
             kept.append(mine if most is None else mine[torch.randperm(len(mine), generator=rng)[:most]])
-        chosen = torch.cat(kept).to(auxiliary.images.device)
-        return AuxiliaryData(auxiliary.images[chosen], auxiliary.of_target[chosen])
+        return auxiliary.select(torch.cat(kept))
 
 
 def _first(*values: Any) -> Any:

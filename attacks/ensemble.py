@@ -14,8 +14,8 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import MocosflPrivError
-from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.inversion import blind_guess
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.seeding import derive_seed, global_seed
 
@@ -126,8 +126,8 @@ class EnsembleAttack(Attack):
         if not known_answers or len(view.auxiliary) < 2:
             return self._without_known_answers(view, limited, seed)
         rng = torch.Generator().manual_seed(derive_seed(seed, "ensemble"))
-        held_out = _hold_out(view, rng)
-        truth = view.auxiliary.images[held_out.to(view.auxiliary.images.device)]
+        held_out = view.auxiliary.hold_out(HELD_OUT_SHARE, rng, MOST_HELD_OUT)
+        truth = view.auxiliary.select(held_out).images
         finalists, tried = self._scout(view, held_out, limited, seed)
         rehearsal = view.rehearsal(held_out)
         smashed = rehearsal.smashed
@@ -140,7 +140,7 @@ class EnsembleAttack(Attack):
             if images is not None:
                 candidates.append(Candidate(images, _distance(view, images, smashed)))
         if not candidates:
-            return _guess(view)
+            return blind_guess(view)
         count = len(view.smashed)
         if len(candidates) > 1:
             blended = _blend([c.images for c in candidates], truth)
@@ -157,12 +157,12 @@ class EnsembleAttack(Attack):
             attack = member.create(FOR_AS_LONG_AS_IT_LASTS)
             if all(view.has(need) for need in attack.needs):
                 return attack.reconstruct(view.restricted(attack.needs | attack.optional), budget, seed)
-        return _guess(view)
+        return blind_guess(view)
 
     def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> tuple[list[Member], float]:
         """The finalists, best first, by successive halving on held-out images alone, and the size of a last trial."""
         asked = held_out[:TRIAL_IMAGES]
-        truth = view.auxiliary.images[asked.to(view.auxiliary.images.device)]
+        truth = view.auxiliary.select(asked).images
         rehearsal = view.rehearsal(asked, victims=False)
         known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
         alive = [m for m in (*WITH_KNOWN_ANSWERS, *known, *self.members) if _allowed(m, view)]
@@ -221,15 +221,6 @@ def _predict(errors: Tensor, known: Tensor, asked: Tensor) -> Tensor:
     spread = centred.square().sum(1, keepdim=True)
     slope = ((centred * target).sum(1, keepdim=True) / spread.clamp(min=1e-12)).clamp(min=0)
     return target.mean(1, keepdim=True) + slope * (asked - known.mean(1, keepdim=True))
-
-
-def _hold_out(view: AttackerView, rng: torch.Generator) -> Tensor:
-    """Indices of auxiliary images to choose by, of the target distribution where there are such."""
-    candidates = view.auxiliary.of_target.nonzero().squeeze(1).cpu()
-    if len(candidates) < 2:
-        candidates = torch.arange(len(view.auxiliary))
-    count = max(1, min(MOST_HELD_OUT, round(HELD_OUT_SHARE * len(candidates))))
-    return candidates[torch.randperm(len(candidates), generator=rng)[:count]]
 
 
 def _allowed(member: Member, view: AttackerView) -> bool:
@@ -311,12 +302,3 @@ def _pull(view: AttackerView, start: Tensor, smashed: Tensor, strength: float, b
             return None
         done.append(free.detach().clamp(0, 1))
     return torch.cat(done)
-
-
-def _guess(view: AttackerView) -> Tensor:
-    """What somebody knows who learned nothing."""
-    guess = view.smashed.new_full(view.image_shape, 0.5)
-    if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
-        known = view.auxiliary.images[view.auxiliary.of_target]
-        guess = mean_image(known if len(known) else view.auxiliary.images)
-    return guess.expand(len(view.smashed), *view.image_shape).clone()

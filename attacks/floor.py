@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.evaluation.floor import mean_image
+from mocosfl_priv.inversion import blind_guess
 
 
 class Floor(Attack):
@@ -18,9 +18,4 @@ class Floor(Attack):
     blind = True
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
-        guess = view.smashed.new_full(view.image_shape, 0.5)
-        if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
-            auxiliary = view.auxiliary
-            known = auxiliary.images[auxiliary.of_target] if bool(auxiliary.of_target.any()) else auxiliary.images
-            guess = mean_image(known)
-        return guess.expand(len(view.smashed), *view.image_shape).clone()
+        return blind_guess(view)

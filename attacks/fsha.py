@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.data.augmentation import moco_v2_view
-from mocosfl_priv.models.colour_match import ColourMatch, sample
+from mocosfl_priv.inversion import in_batches
+from mocosfl_priv.models.colour_match import believable, sample
 from mocosfl_priv.models.critic import build_critic
 from mocosfl_priv.models.decoder import build_decoder, check_grammar
-from mocosfl_priv.models.moments import explained, moment_distance, moments
+from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.pilot import build_pilot
 from mocosfl_priv.seeding import drawn_generator
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.state import Learner, State, under, within
 
-BATCH_FOR_INFERENCE = 128
 CALIBRATION_IMAGES = 512
 
 
@@ -94,12 +94,7 @@ class FshaAttack(Attack):
             own = images[sample(len(images), CALIBRATION_IMAGES, images.device)]
             views = moco_v2_view(own, drawn_generator(own.device))
             foreign = hijacker.recent if len(hijacker.recent) else view.smashed
-            familiar = stream.protect(_apply(pilot, views))
-            decoded, guess = _apply(inverse, familiar), _apply(inverse, view.smashed)
-            # what clients send is decoded well only where the pilot would send it for the decoded image, too
-            usual = explained(familiar, _apply(pilot, decoded))
-            trust = min(1.0, explained(view.smashed, _apply(pilot, guess)) / max(usual, 1e-3))
-            return ColourMatch(_apply(inverse, foreign), decoded, views, trust)(guess)
+            return believable(in_batches(pilot), stream.protect, in_batches(inverse), views, foreign, view.smashed)
 
 
 class Hijacker:
@@ -180,7 +175,3 @@ class Hijacker:
 
 def _learner(network: nn.Module, learning_rate: float, momentum: float = 0.9) -> Learner:
     return Learner(network, torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(momentum, 0.99)))
-
-
-def _apply(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([network(batch) for batch in inputs.split(BATCH_FOR_INFERENCE)]).float()

@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
+from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.inversion import held_out_split
 from mocosfl_priv.models.generator import VariationalAutoencoder, load_generator
 from mocosfl_priv.seeding import derive_seed
 
@@ -79,7 +80,7 @@ class GlassAttack(Attack):
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         view.client  # noqa: B018 - refused here, not after the generator was trained
         rng = torch.Generator().manual_seed(derive_seed(seed, "glass"))
-        train, held_out = self._split(view, rng)
+        train, held_out = held_out_split(view.auxiliary, self.validation_share, rng)
         known = train[torch.randperm(len(train), generator=rng)[:KNOWN_IMAGES].to(train.device)]
         autoencoder = None
         if self.generator is None:
@@ -101,21 +102,6 @@ class GlassAttack(Attack):
         search = _Search(view, budget, steps, self.iterations, self.step_size, stages, latents, known)
         begun = TRAINING_SHARE if autoencoder is not None else 0.0
         return search.run(held_out[:TRIAL_IMAGES], mean_image(train), self.neighbours, begun)
-
-    def _split(self, view: AttackerView, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Auxiliary images for the generator, and for choices: of the target distribution, where there are such."""
-        auxiliary = view.auxiliary
-        if len(auxiliary) < 2:
-            raise ConfigurationError("attack 'glass' needs at least two auxiliary images")
-        candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
-        if len(candidates) < 2:
-            candidates = torch.arange(len(auxiliary))
-        count = max(1, round(self.validation_share * len(candidates)))
-        held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
-        rest = torch.ones(len(auxiliary), dtype=torch.bool)
-        rest[held_out] = False
-        device = auxiliary.images.device
-        return auxiliary.images[rest.to(device)], auxiliary.images[held_out.to(device)]
 
     def _train(
         self,

@@ -73,8 +73,7 @@ class RmleAttack(Attack):
         self, view: AttackerView, ladder: tuple[float, ...], steps: Iterator[int], rng: torch.Generator
     ) -> float:
         """The total-variation weight that reconstructs a few auxiliary images best, of the target if it has such."""
-        auxiliary = view.auxiliary
-        candidates = auxiliary.images[auxiliary.of_target] if bool(auxiliary.of_target.any()) else auxiliary.images
+        candidates = view.auxiliary.nearest_images
         chosen = torch.randperm(len(candidates), generator=rng)[:TRIAL_IMAGES]
         own = candidates[chosen.to(candidates.device)]
         with torch.no_grad():

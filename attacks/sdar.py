@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Annotated, Protocol
 
 import torch
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.data.augmentation import moco_v2_view
-from mocosfl_priv.models.colour_match import ColourMatch, sample
+from mocosfl_priv.inversion import BATCH_FOR_INFERENCE, in_batches
+from mocosfl_priv.models.colour_match import believable, sample
 from mocosfl_priv.models.critic import Labelled, Unlabelled, build_critic
 from mocosfl_priv.models.decoder import build_decoder, check_grammar
-from mocosfl_priv.models.moments import explained, moment_distance, moments
+from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.seeding import drawn_generator
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.server import info_nce
 from mocosfl_priv.training.state import Learner, State, under, within
 
-BATCH_FOR_INFERENCE = 128
 CALIBRATION_IMAGES = 512
 TEMPERATURE = 0.2
 
@@ -94,13 +95,9 @@ class SdarAttack(Attack):
         with torch.no_grad():
             chosen = sample(len(images), CALIBRATION_IMAGES, images.device)
             own = simulation.task.views(images[chosen])[0]
-            simulated = stream.protect(torch.cat([simulator(batch) for batch in own.split(BATCH_FOR_INFERENCE)]))
             foreign = simulation.recent if len(simulation.recent) else view.smashed
-            decoded, guess = simulation.decode(decoder, simulated), simulation.decode(decoder, view.smashed)
-            # what clients send is decoded well only where the simulator would send it for the decoded image, too
-            usual = explained(simulated, simulator(decoded))
-            trust = min(1.0, explained(view.smashed, simulator(guess)) / max(usual, 1e-3))
-            return ColourMatch(simulation.decode(decoder, foreign), decoded, own, trust)(guess)
+            decode = partial(simulation.decode, decoder)
+            return believable(in_batches(simulator), stream.protect, decode, own, foreign, view.smashed)
 
 
 class Task(Protocol):

@@ -263,15 +263,16 @@ def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator)
     """
     if len(auxiliary) < 2:
         raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
-    candidates = auxiliary.of_target.nonzero().squeeze(1).cpu()
-    if len(candidates) < 2:
-        candidates = torch.arange(len(auxiliary))
-    count = max(1, round(share * len(candidates)))
-    held_out = candidates[torch.randperm(len(candidates), generator=rng)[:count]]
-    rest = torch.ones(len(auxiliary), dtype=torch.bool)
-    rest[held_out] = False
-    device = auxiliary.images.device
-    return auxiliary.images[rest.to(device)], auxiliary.images[held_out.to(device)]
+    held_out = auxiliary.hold_out(share, rng)
+    return auxiliary.without(held_out).images, auxiliary.select(held_out).images
+
+
+def blind_guess(view: AttackerView) -> Tensor:
+    """What somebody says who learned nothing, for every victim: the mean of the nearest auxiliary images, or grey."""
+    guess = view.smashed.new_full(view.image_shape, 0.5)
+    if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
+        guess = mean_image(view.auxiliary.nearest_images)
+    return guess.expand(len(view.smashed), *view.image_shape).clone()
 
 
 def one_cycle(spent: float) -> float:

@@ -125,8 +125,7 @@ class KnownImages:
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
         """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
-        of_target = auxiliary.images[auxiliary.of_target]
-        return cls(train, validation, mean_image(of_target if len(of_target) else auxiliary.images))
+        return cls(train, validation, mean_image(auxiliary.nearest_images))
 
 
 @dataclass(frozen=True)

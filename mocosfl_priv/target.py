@@ -49,11 +49,6 @@ class Target:
     server: nn.Module | None = None
     participants: Sequence[Mapping[str, Tensor]] = ()
 
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """What a threat model can grant here: nobody can hand out a server that is not known."""
-        return frozenset(Capability) - ({Capability.SERVER_MODEL} if self.server is None else set())
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -180,7 +175,7 @@ def grant_view(
     plugin, defense, device = attack.plugin, target.defense, lab.compute.device
     lab.threat.require(plugin.needs, attack.label)
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    visible = visible_to(attack, lab.threat) & target.capabilities
+    visible = visible_to(attack, lab.threat)
     client = _own_copy(target.client, device)
     server = colluder = None
     if target.server is not None and Capability.SERVER_MODEL in visible:

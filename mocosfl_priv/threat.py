@@ -109,6 +109,34 @@ class AuxiliaryData:
     def __len__(self) -> int:
         return len(self.images)
 
+    def select(self, chosen: Tensor) -> AuxiliaryData:
+        """Some of it, by indices or a mask."""
+        chosen = chosen.to(self.images.device)
+        labels = None if self.labels is None else self.labels[chosen]
+        return AuxiliaryData(self.images[chosen], self.of_target[chosen], labels)
+
+    def without(self, held_out: Tensor) -> AuxiliaryData:
+        """All but the indices `held_out`, in their order."""
+        rest = torch.ones(len(self), dtype=torch.bool)
+        rest[held_out] = False
+        return self.select(rest)
+
+    def hold_out(self, share: float, rng: torch.Generator, most: int | None = None) -> Tensor:
+        """Indices of images to choose by: a `share` of those of the target distribution where there are two or more,
+        else of all; at least one, and at most `most`.
+        """
+        candidates = self.of_target.nonzero().squeeze(1).cpu()
+        if len(candidates) < 2:
+            candidates = torch.arange(len(self))
+        count = round(share * len(candidates))
+        count = max(1, count if most is None else min(most, count))
+        return candidates[torch.randperm(len(candidates), generator=rng)[:count]]
+
+    @property
+    def nearest_images(self) -> Tensor:
+        """The images of the target distribution where there are any, else all."""
+        return self.images[self.of_target] if bool(self.of_target.any()) else self.images
+
 
 class AttackerView:
     """All that one attack gets to see.
@@ -242,14 +270,10 @@ class AttackerView:
         `smashed` instead, after the victims' or alone without `victims`, so that what an attack makes of them can be
         compared with the truth.
         """
-        images, of_target = self.auxiliary.images, self.auxiliary.of_target
-        rest = torch.ones(len(images), dtype=torch.bool)
-        rest[held_out] = False
-        rest = rest.to(images.device)
-        messages = self.query(images[held_out.to(images.device)])
+        messages = self.query(self.auxiliary.select(held_out).images)
         inner = self.restricted(self._visible)
         inner.smashed = torch.cat([self.smashed, messages]) if victims else messages
-        inner._auxiliary = AuxiliaryData(images[rest], of_target[rest])
+        inner._auxiliary = self.auxiliary.without(held_out)
         return inner
 
     def _count_queries(self, images: int) -> None:

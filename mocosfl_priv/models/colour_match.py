@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from mocosfl_priv.models.moments import explained
 
 
 class ColourMatch:
@@ -25,6 +29,27 @@ class ColourMatch:
     def __call__(self, images: Tensor) -> Tensor:
         """Images float (n, 3, h, w) in [0, 1], from such images."""
         return (self._to + self._gain * (images - self._from)).clamp(0, 1)
+
+
+def believable(
+    encode: Callable[[Tensor], Tensor],
+    protect: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    views: Tensor,
+    foreign: Tensor,
+    smashed: Tensor,
+) -> Tensor:
+    """What `decode` makes of clients' `smashed` data, as far as it is to be believed; images (n, 3, h, w) in [0, 1].
+
+    It was learned on what `encode` and the defense make of the attacker's images, such as `views`. What clients send is
+    decoded well only where `encode` would send it for the decoded image, too. foreign: more data of the clients, whose
+    colours should be usual.
+    """
+    familiar = protect(encode(views))
+    decoded, guess = decode(familiar), decode(smashed)
+    usual = explained(familiar, encode(decoded))
+    trust = min(1.0, explained(smashed, encode(guess)) / max(usual, 1e-3))
+    return ColourMatch(decode(foreign), decoded, views, trust)(guess)
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,17 @@ from mocosfl_priv.threat import Capability, ThreatModel
 
 PUBLISHED_VICTIMS = "published128"
 IMAGE_SIZE = 32
+IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 SECONDS_PER_ATTACK = 120.0  # a first guess, soon replaced
-NOT_THERE = frozenset({Capability.SERVER_MODEL, Capability.COLLUDING_CLIENT, Capability.TRAINING_STREAM})
+# what only a training could grant
+NOT_THERE = frozenset(
+    {
+        Capability.SERVER_MODEL,
+        Capability.COLLUDING_CLIENT,
+        Capability.TRAINING_STREAM,
+        Capability.GRADIENT_CHANNEL,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -94,12 +103,17 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
         ]
     )
     cells: list[CellResult] = []
+    described: list[dict[str, Any]] = []
     try:
         for checkpoint in plan.checkpoints:
             client = load_published_client(checkpoint.path)
+            cost = _cost(client)
+            described.append(
+                {**asdict(checkpoint), "path": str(checkpoint.path), "client_parameters": cost["client_parameters"]}
+            )
+            rest = {"checkpoint": checkpoint.name, **cost, **lab.recognition_levels}
             for seed in plan.config.seeds:
                 target = _target(plan, checkpoint, client, seed)
-                rest = {"checkpoint": checkpoint.name, **_cost(target, client), **lab.recognition_levels}
                 for attack in plan.attacks:
                     progress.segment()
                     keys = {**_keys(checkpoint), "seed": seed, "attack": attack.label}
@@ -119,7 +133,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
         images=pictures(cells, plan.victim_sets),
         info={
             **common_info(lab, plan.attacks, defenses, flags, time.monotonic() - started),
-            "audit": [_described(checkpoint) for checkpoint in plan.checkpoints],
+            "audit": described,
         },
         config_yaml=plan.config.to_yaml(),
     )
@@ -140,26 +154,18 @@ def _target(plan: AuditPlan, checkpoint: PublishedCheckpoint, client: nn.Module,
     return Target(
         title=checkpoint.name,
         client=client,
-        image_shape=(3, IMAGE_SIZE, IMAGE_SIZE),
+        image_shape=IMAGE_SHAPE,
         defense=plan.undefended.plugin,
         build_client=partial(reinitialised, blank, clone_seed),
         seed=seed,
     )
 
 
-def _cost(target: Target, client: nn.Module) -> dict[str, float]:
+def _cost(client: nn.Module) -> dict[str, float]:
     with torch.no_grad():
-        elements = client(torch.zeros(1, *target.image_shape)).numel()
+        elements = client(torch.zeros(1, *IMAGE_SHAPE)).numel()
     return {
         "client_parameters": count_parameters(client),
-        "client_flops": forward_flops(client, target.image_shape),
+        "client_flops": forward_flops(client, IMAGE_SHAPE),
         "smashed_bytes_per_image": elements * FLOAT_BYTES,
-    }
-
-
-def _described(checkpoint: PublishedCheckpoint) -> dict[str, Any]:
-    return {
-        **asdict(checkpoint),
-        "path": str(checkpoint.path),
-        "client_parameters": count_parameters(load_published_client(checkpoint.path)),
     }

@@ -38,13 +38,16 @@ def page(tiny_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(tiny_run.record, tmp_path_factory.mktemp("report"))
 
 
-def test_page_is_well_formed_and_needs_nothing_from_outside(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+def assert_well_formed_and_self_contained(text: str) -> None:
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
     assert checker.addresses and all(a.startswith("data:image/png;base64,") for a in checker.addresses)
     assert not re.search(r"https?://|<script|@import|url\(", text)
+
+
+def test_page_is_well_formed_and_needs_nothing_from_outside(page: Path) -> None:
+    assert_well_formed_and_self_contained(page.read_text(encoding="utf-8"))
 
 
 def test_page_shows_configuration_hashes_versions_and_seeds(page: Path, tiny_run: RunResult) -> None:
