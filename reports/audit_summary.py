@@ -11,10 +11,9 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, RunRecord
 from reports.per_image import closest_attacks, groups, per_seed
-from reports.summary import NO_LEAK_MARGIN, WORST_CASE, flagged
+from reports.summary import ENSEMBLE, NO_LEAK_MARGIN, WORST_CASE, flagged
 
 PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
-ENSEMBLE = "ensemble"
 PUBLISHED_VICTIMS = "published128"  # the images that logged values were measured on
 NEARLY_BLIND = 0.1  # an attack that removes less than this share of a blind guess's error saw next to nothing
 

@@ -15,6 +15,7 @@ from reports.per_image import closest_attacks, groups, per_seed
 
 GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
+ENSEMBLE = "ensemble"
 NO_LEAK_MARGIN = 0.02
 
 
@@ -175,13 +176,21 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
 
 
 def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
-    """One row per system: its worst case, or its only attack that is not blind, or else its first."""
-    headlines: dict[str, SummaryRow] = {}
+    """One row per system: the ensemble's, which chose without looking at the victims; where it did not run, the worst
+    case, or the only attack that is not blind, or else the first.
+    """
+
+    def rank(row: SummaryRow) -> int:
+        return 0 if row.attack == ENSEMBLE else 1 if row.is_worst_case else 3 if row.blind else 2
+
+    return [min(mine, key=rank) for mine in _by_system(rows).values()]
+
+
+def _by_system(rows: list[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    found: dict[str, list[SummaryRow]] = {}
     for row in rows:
-        known = headlines.get(row.system)
-        if known is None or row.is_worst_case or (known.blind and not row.blind):
-            headlines[row.system] = row
-    return list(headlines.values())
+        found.setdefault(row.system, []).append(row)
+    return found
 
 
 def leaks(rows: list[SummaryRow], system: str) -> bool:
@@ -219,8 +228,19 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
 def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = flagged(record)
+    for system, mine in _by_system(rows).items():
+        single = [row for row in mine if not row.blind and not row.is_worst_case]
+        if not any(row.attack == ENSEMBLE for row in single):
+            continue
+        best = max(single, key=lambda row: row.leak_ratio.value)
+        if best.attack != ENSEMBLE:
+            found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
+    if all(row.attack != ENSEMBLE for row in headline_rows(rows)):
+        found.append(
+            "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."
+        )
     informed = {row.attack for row in rows if not row.blind and not row.is_worst_case}
-    if len(informed) < 2:
+    if len(informed) < 2 and ENSEMBLE not in informed:
         found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
     if record.info["config"]["evaluation"]["probe_selection"] == "test":
         found.append(

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from mocosfl_priv.api import RunResult
-from reports.summary import WORST_CASE, as_frame, caveats, headline_rows, leaks, sentences, summarise
+from mocosfl_priv.results import RunRecord
+from reports.summary import ENSEMBLE, WORST_CASE, as_frame, caveats, headline_rows, leaks, sentences, summarise
 
 
 def test_worst_case_is_the_best_attack_for_every_victim(tiny_run: RunResult) -> None:
@@ -20,6 +21,31 @@ def test_worst_case_is_the_best_attack_for_every_victim(tiny_run: RunResult) -> 
     assert rows[WORST_CASE].leak_ratio.value >= max(rows["decoder"].leak_ratio.value, rows["rmle"].leak_ratio.value)
     assert [rows[name].blind for name in ("floor", "rmle", WORST_CASE)] == [True, False, False]
     assert [row.attack for row in headline_rows(list(rows.values()))] == [WORST_CASE]
+
+
+def with_ensemble(run: RunResult, factor: float) -> RunRecord:
+    """The same run, and an ensemble with `factor` times rmle's errors."""
+    record = run.record
+    cells, images = (frame[frame["attack"] == "rmle"].copy() for frame in (record.cells, record.per_image))
+    cells["attack"] = images["attack"] = ENSEMBLE
+    images["mse"] *= factor
+    return replace(
+        record,
+        cells=pd.concat([record.cells, cells], ignore_index=True),
+        per_image=pd.concat([record.per_image, images], ignore_index=True),
+    )
+
+
+def test_the_ensemble_is_the_headline_where_it_ran(tiny_run: RunResult) -> None:
+    stronger, weaker = with_ensemble(tiny_run, 0.1), with_ensemble(tiny_run, 3.0)
+    for record in (stronger, weaker):
+        rows = summarise(record)
+        assert [row.attack for row in headline_rows(rows)] == [ENSEMBLE]
+        assert not any("did not run" in text for text in caveats(record, rows))
+    assert not any("more than the ensemble" in text for text in caveats(stronger, summarise(stronger)))
+    assert any("more than the ensemble" in text for text in caveats(weaker, summarise(weaker)))
+    without = tiny_run.record
+    assert any("The ensemble did not run" in text for text in caveats(without, summarise(without)))
 
 
 def test_intervals_contain_their_estimate(tiny_run: RunResult) -> None:
