@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+
+# The tests' networks are so small that a second thread costs more than it gains: a worker has one core, before torch
+# counts them.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(worker.removeprefix("gw")) % len(_cores)]})
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
