@@ -17,10 +17,11 @@ from mocosfl_priv.threat import AuxiliaryData
 
 DEFAULT_STEPS = 3000
 
-# The attack that published defenses were tested with (MocoSFL, ResSFL): 1 % of CIFAR-10's training images, nine tenths
-# of them to train on, Adam, 50 epochs.
+# The attack that published defenses were tested with (MocoSFL, ResSFL), by its public code: 1 % of CIFAR-10's training
+# images from the augmenting loader, so mirrored and moved once and for all; nine tenths of them to train on; Adam, 50
+# epochs.
 PAPER: dict[str, Any] = {
-    "architecture": "res_normN4C64",
+    "architecture": "ressfl_N4C64",
     "norm": "batch",
     "target_images": 500,
     "source_images": 0,
@@ -28,8 +29,8 @@ PAPER: dict[str, Any] = {
     "learning_rate": 1e-3,
     "one_cycle": False,
     "standardise": False,
-    "flip": False,
-    "shift": 0,
+    "reuse": 50,
+    "validations": 50,
 }
 
 
@@ -38,17 +39,18 @@ class DecoderAttack(Attack):
 
     The smashed data is standardised per channel; auxiliary images are flipped and shifted; the defense is drawn anew in
     every step, so that a randomised one is met with fresh randomness (the adaptive attack). The step that is kept is
-    chosen on auxiliary images held out from training, of the target distribution where the attacker has such. A decoder
-    that is no better there than the mean image is not used.
+    chosen on auxiliary images held out from training, of the target distribution where the attacker has enough of it.
+    A decoder that is no better there than the mean image is not used.
 
     preset: ``paper`` changes the defaults of what follows to those of the published attack.
     architecture: the capacity ladder is conv_normN0C16, res_normN0C16, res_normN4C64, res_normN8C64, unet_N2C32,
-    unet_N3C48; see `mocosfl_priv.models.decoder`.
+    unet_N3C48, and ressfl_N4C64 is the published attack's; see `mocosfl_priv.models.decoder`.
     epochs: passes over the auxiliary images. steps: batches instead of epochs; 3000 if both are left out.
     learning_rate: peak of a one-cycle schedule, or Adam's constant one without `one_cycle`.
     ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
-    norm: of res_ and conv_ decoders. reuse: passes before images are augmented and encoded afresh.
-    validation_share: of the auxiliary images, held out.
+    norm: of decoders that have norms. reuse: passes before images are augmented and encoded afresh.
+    validations: how often the state is compared with the best so far. validation_share: of the auxiliary images, held
+    out.
     target_images, source_images: use at most so many of the auxiliary images.
     standardise, flip, shift (pixels): as above.
     """
@@ -71,7 +73,8 @@ class DecoderAttack(Attack):
         standardise: bool | None = None,
         flip: bool | None = None,
         shift: Annotated[int, Field(ge=0)] | None = None,
-        reuse: Annotated[int, Field(ge=1)] = 4,
+        reuse: Annotated[int, Field(ge=1)] | None = None,
+        validations: Annotated[int, Field(ge=1)] | None = None,
         validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         target_images: Annotated[int, Field(ge=0)] | None = None,
         source_images: Annotated[int, Field(ge=0)] | None = None,
@@ -90,7 +93,8 @@ class DecoderAttack(Attack):
         self.standardise: bool = _first(standardise, defaults.get("standardise"), True)
         self.flip: bool = _first(flip, defaults.get("flip"), True)
         self.shift: int = _first(shift, defaults.get("shift"), 4)
-        self.reuse = reuse
+        self.reuse: int = _first(reuse, defaults.get("reuse"), 4)
+        self.validations: int = _first(validations, defaults.get("validations"), 10)
         self.validation_share = validation_share
         self.target_images: int | None = _first(target_images, defaults.get("target_images"))
         self.source_images: int | None = _first(source_images, defaults.get("source_images"))
@@ -112,6 +116,7 @@ class DecoderAttack(Attack):
             flip=self.flip,
             shift=self.shift,
             reuse=self.reuse,
+            validations=self.validations,
         )
         decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         inverter = train_inverter(

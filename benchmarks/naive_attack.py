@@ -1,7 +1,8 @@
 """The decoder attack with the structure of MocoSFL's research code, to be compared with ours.
 
-Auxiliary images are saved as JPEG and their smashed data as tensor files, one per image, and read again in every
-epoch; the decoder trains in float32 with Adam; the epoch is chosen on one validation batch with norms in training mode.
+Auxiliary images are augmented once and saved as JPEG, their smashed data as tensor files, one per image; both are read
+again in every epoch. The decoder trains in float32 with Adam; the epoch is chosen on one validation batch with norms in
+training mode.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mocosfl_priv.models.decoder import build_decoder
@@ -28,8 +30,9 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
         self._folder = folder
         self._count = len(images)
         folder.mkdir(parents=True)
+        augment = Compose([RandomCrop(images.shape[-1], padding=4), RandomHorizontalFlip()])
         with torch.no_grad():
-            for index, image in enumerate(images):
+            for index, image in enumerate(map(augment, images)):
                 to_pil_image(image).save(folder / f"{index}.jpg")
                 torch.save(client(image[None])[0], folder / f"{index}.pt")
 
@@ -47,7 +50,7 @@ def attack(client: nn.Module, train: Tensor, validation: Tensor, smashed: Tensor
     torch.manual_seed(seed)
     pairs = DataLoader(Files(folder / "train", client, train), BATCH, shuffle=True)
     checks = DataLoader(Files(folder / "validation", client, validation), BATCH)
-    decoder = build_decoder("res_normN4C64", smashed.shape[1:], train.shape[1:], "batch")
+    decoder = build_decoder("ressfl_N4C64", smashed.shape[1:], train.shape[1:], "batch")
     optimiser = torch.optim.Adam(decoder.parameters(), lr=RATE)
     best, kept = float("inf"), decoder.state_dict()
     for _ in range(EPOCHS):

@@ -24,7 +24,6 @@ from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 BATCH_FOR_INFERENCE = 128
 STATISTICS_IMAGES = 1024
-VALIDATIONS = 10
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
 # A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
@@ -41,7 +40,8 @@ class Recipe:
     steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
     ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
     of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
-    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says.
+    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says. validations: how
+    often, evenly, the state is compared with the best one so far.
     """
 
     steps: int
@@ -53,6 +53,7 @@ class Recipe:
     flip: bool = True
     shift: int = 4
     reuse: int = 4
+    validations: int = 10
 
     def passing(self, epochs: int, images: int) -> Recipe:
         """The same with so many steps as `epochs` passes over `images` take."""
@@ -158,8 +159,8 @@ def train_inverter(
             if not bool(torch.stack(losses).isfinite().all()):
                 raise RunFailedError(f"training of the inversion network diverged near step {step}")
             losses.clear()
-        if done >= (validated + 1) / VALIDATIONS or step == recipe.steps - 1:
-            validated = math.floor(done * VALIDATIONS)
+        if done >= (validated + 1) / recipe.validations or step == recipe.steps - 1:
+            validated = math.floor(done * recipe.validations)
             error = float(mse(decode(network, sender(validation)), validation).mean())
             if error < best_error:
                 best_error, best_state = error, copy.deepcopy(network.state_dict())
@@ -257,7 +258,7 @@ class Standardise(nn.Module):
 
 
 def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Auxiliary images to train on, and a `share` of them held out, of the target distribution where there are such.
+    """Auxiliary images to train on, and a `share` of them held out; see `AuxiliaryData.hold_out`.
 
     Raises ConfigurationError for fewer than two images.
     """

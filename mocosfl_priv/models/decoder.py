@@ -1,10 +1,11 @@
 """Inversion networks: smashed data back to images, by name.
 
 ``res_normN{N}C{C}`` and ``conv_normN{N}C{C}`` are the published attacks' grammar, also used by the simulated attacker
-of attacker-aware defenses. ``edsr_N{N}C{C}`` and ``unet_N{N}C{C}`` are built for the score: residual blocks without
-norms (Lim et al., EDSR, CVPRW 2017), at the resolution of the smashed data, and sub-pixel up-sampling (Shi et al., CVPR
-2016) at the very end. Norms discard an image's brightness and contrast, and work at full resolution costs most of a
-step.
+of attacker-aware defenses. ``ressfl_N{N}C{C}`` is the network that the published attacks really used, by their public
+code: weaker, and kept for comparison with published numbers. ``edsr_N{N}C{C}`` and ``unet_N{N}C{C}`` are built for the
+score: residual blocks without norms (Lim et al., EDSR, CVPRW 2017), at the resolution of the smashed data, and
+sub-pixel up-sampling (Shi et al., CVPR 2016) at the very end. Norms discard an image's brightness and contrast, and
+work at full resolution costs most of a step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mocosfl_priv.errors import ConfigurationError
 Norm = Callable[[int], nn.Module]
 NormName = Literal["group", "batch"]
 
-GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet)_N(\d+)C(\d+)")
+GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet|ressfl)_N(\d+)C(\d+)")
 
 
 class ResidualBlock(nn.Module):
@@ -41,6 +42,26 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return self.shortcut(x) + y
+
+
+class PreActivationBlock(nn.Module):
+    """Norm, ReLU and 3x3 convolution, twice, beside a shortcut, with a norm of its own where channels change."""
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm1 = norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.norm2 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), norm(channels))
+            if in_channels != channels
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
         return self.shortcut(x) + y
 
 
@@ -111,6 +132,31 @@ class SubPixelDecoder(nn.Module):
         return 0.5 + self.tail(x + self.body(x))
 
 
+class ResSflDecoder(nn.Sequential):
+    """The inversion network of ResSFL's and MocoSFL's public code; images in (0, 1).
+
+    A block to C channels and N of C, then two stages or more, up-sampling ones as long as the image is larger, then a
+    block to the image's channels and a sigmoid. Where one doubling is enough, the second stage is a block at full
+    resolution.
+    """
+
+    def __init__(
+        self, blocks: int, channels: int, smashed_channels: int, image_channels: int, scale: int, norm: Norm
+    ) -> None:
+        doublings = scale.bit_length() - 1
+        layers: list[nn.Module] = [PreActivationBlock(smashed_channels, channels, norm), nn.ReLU()]
+        for _ in range(blocks):
+            layers += [PreActivationBlock(channels, channels, norm), nn.ReLU()]
+        for stage in range(max(2, doublings)):
+            if stage < doublings:
+                layers.append(nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1))
+                layers.append(norm(channels))
+            else:
+                layers.append(PreActivationBlock(channels, channels, norm))
+            layers.append(nn.ReLU())
+        super().__init__(*layers, PreActivationBlock(channels, image_channels, norm), nn.Sigmoid())
+
+
 def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(channels // 4 if channels % 4 == 0 else 1, channels)
 
@@ -124,7 +170,7 @@ def check_grammar(architecture: str) -> tuple[str, int, int]:
     if match is None or int(match[3] or match[6]) < 1:
         raise ConfigurationError(
             f"decoder architecture {architecture!r} is not of the form res_normN<blocks>C<channels>, conv_norm..., "
-            "unet_N<blocks>C<channels> or edsr_..."
+            "unet_N<blocks>C<channels>, edsr_... or ressfl_..."
         )
     kind, blocks, channels = (group for group in match.groups() if group is not None)
     return kind, int(blocks), int(channels)
@@ -135,9 +181,11 @@ def build_decoder(
 ) -> nn.Module:
     """A decoder from (n, *smashed_shape) to images (n, *image_shape).
 
-    ``unet`` and ``edsr``: see :class:`SubPixelDecoder`; their images are not bounded. Else images in (0, 1): a block to
-    C channels, N blocks of C, transposed convolutions up to the image size, a block to the image's channels, a sigmoid;
-    norms as named. Raises ConfigurationError where the sizes are no power of two apart.
+    ``unet`` and ``edsr``: see :class:`SubPixelDecoder`; their images are not bounded. ``ressfl``: see
+    :class:`ResSflDecoder`. Else images in (0, 1): a block to C channels, N blocks of C, transposed convolutions up to
+    the image size, a block to the image's channels, a sigmoid; norms as named.
+
+    Raises ConfigurationError where the sizes are no power of two apart.
     """
     kind, blocks, channels = check_grammar(architecture)
     block = ResidualBlock if kind == "res" else ConvBlock
@@ -149,6 +197,8 @@ def build_decoder(
     if kind in ("edsr", "unet"):
         return SubPixelDecoder(kind, blocks, channels, smashed_shape, image_shape)
     make_norm = NORMS[norm]
+    if kind == "ressfl":
+        return ResSflDecoder(blocks, channels, smashed_shape[0], image_shape[0], target // height, make_norm)
     layers: list[nn.Module] = [block(smashed_shape[0], channels, make_norm)]
     layers += [block(channels, channels, make_norm) for _ in range(blocks)]
     while height < target:

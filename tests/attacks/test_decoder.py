@@ -63,9 +63,10 @@ def test_too_few_auxiliary_images_is_said(compute: Compute) -> None:
 
 def test_the_paper_preset_is_the_published_attack_and_gives_way_to_what_is_written_out() -> None:
     paper = DecoderAttack(preset="paper")
-    assert (paper.architecture, paper.norm, paper.epochs) == ("res_normN4C64", "batch", 50)
+    assert (paper.architecture, paper.norm, paper.epochs) == ("ressfl_N4C64", "batch", 50)
     assert (paper.target_images, paper.source_images, paper.learning_rate) == (500, 0, 1e-3)
-    assert not (paper.one_cycle or paper.flip or paper.standardise or paper.shift)
+    assert not (paper.one_cycle or paper.standardise)
+    assert paper.flip and paper.shift == 4 and paper.reuse == paper.validations == paper.epochs  # augmented once
     assert DecoderAttack(preset="paper", shift=2, epochs=3, standardise=True).standardise
     assert DecoderAttack(preset="paper", shift=2, epochs=3).epochs == 3
 

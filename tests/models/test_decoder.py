@@ -8,7 +8,7 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.decoder import build_decoder
 
 
-@pytest.mark.parametrize("architecture", ["res_normN0C8", "res_normN2C6", "conv_normN1C8"])
+@pytest.mark.parametrize("architecture", ["res_normN0C8", "res_normN2C6", "conv_normN1C8", "ressfl_N1C8"])
 @pytest.mark.parametrize("smashed", [(4, 16, 16), (8, 32, 32), (3, 8, 8)])
 def test_decoders_give_images(architecture: str, smashed: tuple[int, int, int]) -> None:
     images = build_decoder(architecture, smashed, (3, 32, 32))(torch.randn(2, *smashed))
@@ -20,6 +20,18 @@ def test_decoders_give_images(architecture: str, smashed: tuple[int, int, int]) 
 @pytest.mark.parametrize("smashed", [(4, 16, 16), (8, 32, 32), (3, 8, 8), (6, 1, 1), (5, 2, 2)])
 def test_sub_pixel_decoders_give_images_of_any_size(architecture: str, smashed: tuple[int, int, int]) -> None:
     assert build_decoder(architecture, smashed, (3, 32, 32))(torch.randn(2, *smashed)).shape == (2, 3, 32, 32)
+
+
+def test_the_network_of_the_published_attacks_has_its_size() -> None:
+    def block(before: int, after: int) -> int:
+        shortcut = before * after + 2 * after if before != after else 0
+        return 2 * before + 9 * before * after + after + 2 * after + 9 * after**2 + after + shortcut
+
+    stem = block(4, 64) + 4 * block(64, 64)
+    doubling = 9 * 64 * 64 + 64 + 2 * 64
+    for smashed, stages in ((32, 2 * block(64, 64)), (16, doubling + block(64, 64)), (4, 3 * doubling)):
+        network = build_decoder("ressfl_N4C64", (4, smashed, smashed), (3, 32, 32), "batch")
+        assert sum(p.numel() for p in network.parameters()) == stem + stages + block(64, 3)
 
 
 def test_norm_is_as_asked() -> None:
