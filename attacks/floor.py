@@ -11,7 +11,7 @@ from mocosfl_priv.inversion import blind_guess
 class Floor(Attack):
     """Guess the mean image of the auxiliary data for every victim; mid-grey without auxiliary data.
 
-    Of the auxiliary images, those of the target distribution are used where there are any.
+    Of the auxiliary images, those of the target distribution are used where there are enough.
     """
 
     optional = frozenset({Capability.AUXILIARY_DATA})

@@ -94,6 +94,9 @@ class ThreatModel:
             )
 
 
+ENOUGH_IMAGES = 16  # the mean of so many errs by another sixteenth of their variance
+
+
 @dataclass(frozen=True)
 class AuxiliaryData:
     """The attacker's own images: float (n, 3, h, w) in [0, 1].
@@ -122,11 +125,11 @@ class AuxiliaryData:
         return self.select(rest)
 
     def hold_out(self, share: float, rng: torch.Generator, most: int | None = None) -> Tensor:
-        """Indices of images to choose by: a `share` of those of the target distribution where there are two or more,
-        else of all; at least one, and at most `most`.
+        """Indices of images to choose by: a `share` of those of the target distribution, where that makes enough of
+        them (a choice by a few images is chance), else of all; at least one, and at most `most`.
         """
         candidates = self.of_target.nonzero().squeeze(1).cpu()
-        if len(candidates) < 2:
+        if round(share * len(candidates)) < ENOUGH_IMAGES:
             candidates = torch.arange(len(self))
         count = round(share * len(candidates))
         count = max(1, count if most is None else min(most, count))
@@ -134,8 +137,8 @@ class AuxiliaryData:
 
     @property
     def nearest_images(self) -> Tensor:
-        """The images of the target distribution where there are any, else all."""
-        return self.images[self.of_target] if bool(self.of_target.any()) else self.images
+        """The images of the target distribution where there are enough to know its mean by, else all."""
+        return self.images[self.of_target] if int(self.of_target.sum()) >= ENOUGH_IMAGES else self.images
 
 
 class AttackerView:

@@ -49,6 +49,34 @@ def test_who_sends_the_gradients_sees_the_messages() -> None:
     assert ThreatModel.of(["training_stream"]).grants == {C.TRAINING_STREAM}
 
 
+def auxiliary_of(target: int, source: int) -> AuxiliaryData:
+    """Images that carry their number, those of the target first."""
+    count = target + source
+    numbered = torch.arange(count).float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    return AuxiliaryData(numbered, torch.arange(count) < target)
+
+
+@pytest.mark.parametrize(("target", "source", "of_target"), [(200, 500, True), (100, 500, False), (0, 200, False)])
+def test_images_to_choose_by_are_of_the_target_where_they_are_enough(target: int, source: int, of_target: bool) -> None:
+    auxiliary = auxiliary_of(target, source)
+    held_out = auxiliary.hold_out(0.1, torch.Generator().manual_seed(0))
+    assert len(held_out) == round(0.1 * (target if of_target else target + source)) == len(set(held_out.tolist()))
+    assert bool((held_out < target).all()) == of_target
+    rest = auxiliary.without(held_out)
+    assert sorted([*rest.images[:, 0, 0, 0].long().tolist(), *held_out.tolist()]) == list(range(target + source))
+    assert int(rest.of_target.sum()) == target - int((held_out < target).sum())
+
+
+def test_a_limit_on_what_is_held_out_and_a_single_image() -> None:
+    assert len(auxiliary_of(200, 0).hold_out(0.5, torch.Generator(), most=20)) == 20
+    assert len(auxiliary_of(3, 0).hold_out(0.01, torch.Generator())) == 1
+
+
+@pytest.mark.parametrize(("target", "nearest"), [(40, 40), (5, 60), (0, 60)])
+def test_few_images_of_the_target_do_not_tell_its_mean(target: int, nearest: int) -> None:
+    assert len(auxiliary_of(target, 60 - target).nearest_images) == nearest
+
+
 @pytest.mark.parametrize(
     ("capability", "reach"),
     [
