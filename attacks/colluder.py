@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.models.moments import moments
 from mocosfl_priv.seeding import derive_seed
 from mocosfl_priv.surrogate import Inversion, KnownImages, MomentFit, fit_moments, invert_through, moments_agree
 
@@ -68,7 +69,7 @@ class ColluderAttack(Attack):
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)
         steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-        fit_moments(client, view.protect, view.smashed, known.train, self.fit, steps, rng)
+        fit_moments(client, view.protect, moments(view.smashed), known.draw(rng), self.fit, steps)
         fitted = invert(client.requires_grad_(False), budget.share(1.0))
         # Clients that lose nothing explain every message: then the moments have decided.
         return (fitted if fitted.explained > as_held.explained - TIE else as_held).images

@@ -18,7 +18,8 @@ from mocosfl_priv.models.critic import build_critic
 from mocosfl_priv.models.decoder import build_decoder, check_grammar
 from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.pilot import build_pilot
-from mocosfl_priv.seeding import drawn_generator
+from mocosfl_priv.models.reflection import JUDGE_STEPS
+from mocosfl_priv.seeding import derive_seed, drawn_generator
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.state import Learner, State, under, within
 
@@ -36,8 +37,8 @@ class FshaAttack(Attack):
 
     Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
 
-    strength: factor of the gradient that clients get, which must fit their learning rate (one relative to the
-    honest gradient would not do: that one grows as the hijacked clients leave what the server knows).
+    strength: factor of the gradient that clients get and, since theirs may be a large learning rate, bound on its norm
+    (one relative to the honest gradient would not do: that one grows as hijacked clients leave what the server knows).
     moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
     of the gradient penalty. rows: of a message and of the auxiliary images, for one step. updates: steps per
     message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary images, in
@@ -94,7 +95,10 @@ class FshaAttack(Attack):
             own = images[sample(len(images), CALIBRATION_IMAGES, images.device)]
             views = moco_v2_view(own, drawn_generator(own.device))
             foreign = hijacker.recent if len(hijacker.recent) else view.smashed
-            return believable(in_batches(pilot), stream.protect, in_batches(inverse), views, foreign, view.smashed)
+            return believable(
+                in_batches(pilot), stream.protect, in_batches(inverse), views, foreign, view.smashed,
+                budget.iterate(JUDGE_STEPS), torch.Generator().manual_seed(derive_seed(seed, "fsha")),
+            )  # fmt: skip
 
 
 class Hijacker:
@@ -119,7 +123,7 @@ class Hijacker:
         self.inverse = _learner(inverse.to(device), rate)
         self.critic = _learner(build_critic(stream.smashed_shape).to(device), critic_rate, momentum=0.0)
         self.recent = torch.empty(0, *stream.smashed_shape, device=device)
-        self.target = torch.zeros(1 + 3 * stream.smashed_shape[0], stream.smashed_shape[0], device=device)
+        self.target = torch.empty(0, stream.smashed_shape[0], device=device)  # moments; empty before the first message
 
     def received(self, message: Message) -> None:
         """Train pilot and inverse on auxiliary images, and the critic on their features against the clients'."""
@@ -136,7 +140,7 @@ class Hijacker:
             foreign = message.queries[sample(len(message.queries), len(views), message.queries.device)]
             own = features[: len(views)].detach()
             self.critic.learn(self._distance(own[: len(foreign)], foreign))
-            self.target = moments(own) if not self.target.any() else self.target.lerp(moments(own), 0.1)
+            self.target = moments(own) if not len(self.target) else self.target.lerp(moments(own), 0.1)
 
     def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:
         """The critic's loss: Wasserstein distance with gradient penalty (Gulrajani et al., NeurIPS 2017)."""
@@ -148,11 +152,12 @@ class Hijacker:
         return critic(foreign).mean() - critic(own).mean() + self._attack.penalty * penalty
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
-        """The gradient down which smashed data becomes like the pilot's features; `strength` long on average."""
+        """The gradient down which smashed data becomes like the pilot's features."""
         smashed = message.queries.requires_grad_(True)
         (ascent,) = torch.autograd.grad(self.critic.network(smashed).mean(), smashed)
         (descent,) = torch.autograd.grad(moment_distance(moments(smashed), self.target), smashed)
-        return self._attack.strength * (self._attack.moment_weight * descent - ascent)
+        wanted = self._attack.moment_weight * descent - ascent
+        return self._attack.strength * wanted / wanted.norm().clamp(min=1)
 
     def state(self) -> State:
         """Networks, their optimisers, and the last message."""

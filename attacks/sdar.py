@@ -18,12 +18,16 @@ from mocosfl_priv.models.colour_match import believable, sample
 from mocosfl_priv.models.critic import Labelled, Unlabelled, build_critic
 from mocosfl_priv.models.decoder import build_decoder, check_grammar
 from mocosfl_priv.models.moments import moment_distance, moments
-from mocosfl_priv.seeding import drawn_generator
+from mocosfl_priv.models.reflection import JUDGE_STEPS
+from mocosfl_priv.seeding import derive_seed, drawn_generator
+from mocosfl_priv.surrogate import MomentFit, fit_best, redrawn
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.server import info_nce
 from mocosfl_priv.training.state import Learner, State, under, within
 
 CALIBRATION_IMAGES = 512
+FIT_BATCH = 64
+FIT_SHARE = 0.5  # of a limited time
 TEMPERATURE = 0.2
 
 
@@ -46,6 +50,10 @@ class SdarAttack(Attack):
     rows: of a message and of the auxiliary images, for one step. updates: steps per message. architecture: of the
     decoder, in the decoder grammar. epochs: passes over the auxiliary images, in which the decoder alone goes on
     learning after the training.
+
+    starts: simulators that are begun afresh after the training beside the one that went along, since training can take
+    any of them to where it no longer comes nearer; ours, too. The one whose output has the moments of the data that was
+    received last goes on. iterations, fit_rate: steps and learning rate of all of them.
     """
 
     needs = frozenset({Capability.TRAINING_STREAM, Capability.AUXILIARY_DATA, Capability.ARCHITECTURE})
@@ -61,6 +69,9 @@ class SdarAttack(Attack):
         updates: Annotated[int, Field(ge=1, le=10)] = 1,
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3,
+        starts: Annotated[int, Field(ge=0)] = 4,
+        iterations: Annotated[int, Field(ge=1)] = 1500,
+        fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
     ) -> None:
         check_grammar(architecture)
         self.architecture = architecture
@@ -72,6 +83,8 @@ class SdarAttack(Attack):
         self.updates = updates
         self.learning_rate = learning_rate
         self.critic_learning_rate = critic_learning_rate
+        self.starts = starts
+        self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
 
     def attend(self, stream: StreamView, seed: int) -> ServerHooks:
         return Simulation(self, stream)
@@ -79,9 +92,18 @@ class SdarAttack(Attack):
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         simulation = view.listener
         assert isinstance(simulation, Simulation), "TRAINING_STREAM is granted, so this attack attended the training"
-        decoder, simulator = copy.deepcopy(simulation.decoder.network), simulation.simulator.network
-        stream = simulation.stream
+        rng = torch.Generator().manual_seed(derive_seed(seed, "sdar"))
+        decoder, stream = copy.deepcopy(simulation.decoder.network), simulation.stream
         images, labels = view.auxiliary.images, view.auxiliary.labels
+
+        def draw(count: int) -> Tensor:
+            return simulation.task.views(images[sample(len(images), count, images.device)])[0]
+
+        simulator = copy.deepcopy(simulation.simulator.network)
+        if len(simulation.target):
+            afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
+            steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
+            simulator = fit_best([simulator, *afresh], stream.protect, simulation.target, draw, self.fit, steps)
         per_epoch = -(-len(images) // self.rows)
         optimiser = torch.optim.Adam(decoder.parameters(), lr=self.learning_rate)
         for _ in budget.iterate(self.epochs * per_epoch):
@@ -97,7 +119,10 @@ class SdarAttack(Attack):
             own = simulation.task.views(images[chosen])[0]
             foreign = simulation.recent if len(simulation.recent) else view.smashed
             decode = partial(simulation.decode, decoder)
-            return believable(in_batches(simulator), stream.protect, decode, own, foreign, view.smashed)
+            return believable(
+                in_batches(simulator), stream.protect, decode, own, foreign, view.smashed,
+                budget.iterate(JUDGE_STEPS), rng,
+            )  # fmt: skip
 
 
 class Task(Protocol):
@@ -154,7 +179,7 @@ class Simulation:
         self._attack = attack
         self._images, self._labels = stream.auxiliary.images, stream.auxiliary.labels
         self.recent = torch.empty(0, *stream.smashed_shape, device=device)
-        self.target = torch.zeros(1 + 3 * stream.smashed_shape[0], stream.smashed_shape[0], device=device)
+        self.target = torch.empty(0, stream.smashed_shape[0], device=device)  # moments; empty before the first message
         if self._labels is None:
             self.task: Task = Contrastive()
         else:
@@ -178,7 +203,7 @@ class Simulation:
     def received(self, message: Message) -> None:
         """One round of all four networks, or as many as `updates` says."""
         now = moments(message.queries)
-        self.target = now if not self.target.any() else self.target.lerp(now, 0.1)
+        self.target = now if not len(self.target) else self.target.lerp(now, 0.1)
         for _ in range(self._attack.updates):
             rows = sample(len(message.queries), self._attack.rows, message.queries.device)
             self._update(message, message.queries[rows], _at(message.labels, rows))

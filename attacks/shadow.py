@@ -7,14 +7,15 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.models.moments import moments
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import KnownImages, MomentFit, fit_moments, invert_through
+from mocosfl_priv.surrogate import KnownImages, MomentFit, fit_best, invert_through, redrawn
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 
@@ -25,10 +26,12 @@ class ShadowAttack(Attack):
     The paper's query-free attack needs labels; here the server was trained without, and so is the shadow: behind it,
     the frozen server must recognise two views of an auxiliary image among those of others (InfoNCE within the batch),
     and the shadow's messages must have the moments of the victims', which the server receives anyway. The decoder
-    passes the defense, where the attacker knows it, with fresh randomness in every step (the adaptive attack).
+    passes the defense, where the attacker knows it, with fresh randomness in every step (the adaptive attack). Moments
+    leave open which way round colours are; that is seen on the reconstructions.
 
-    iterations, fit_batch, fit_rate: steps, images of a step and learning rate of the shadow. contrast: weight of
-    InfoNCE beside the moments. temperature: of InfoNCE. The others are as of the decoder attack.
+    starts: shadows that are tried, from weights of their own; the one whose messages have the victims' moments best
+    goes on. iterations, fit_batch, fit_rate: steps of all of them, images of a step and learning rate. contrast: weight
+    of InfoNCE beside the moments. temperature: of InfoNCE. The others are as of the decoder attack.
     """
 
     needs = frozenset({Capability.ARCHITECTURE, Capability.AUXILIARY_DATA, Capability.SERVER_MODEL})
@@ -41,7 +44,8 @@ class ShadowAttack(Attack):
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         ssim_weight: Annotated[float, Field(ge=0)] = 0.0,
         shift: Annotated[int, Field(ge=0)] = 4,
-        iterations: Annotated[int, Field(ge=1)] = 600,
+        starts: Annotated[int, Field(ge=1)] = 4,
+        iterations: Annotated[int, Field(ge=1)] = 2000,
         fit_batch: Annotated[int, Field(ge=2)] = 48,
         fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
         contrast: Annotated[float, Field(ge=0)] = 1.0,
@@ -52,6 +56,7 @@ class ShadowAttack(Attack):
         self.epochs = epochs
         self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
         self.fit = MomentFit(iterations, fit_batch, fit_rate)
+        self.starts = starts
         self.contrast = contrast
         self.temperature = temperature
 
@@ -60,26 +65,24 @@ class ShadowAttack(Attack):
         views_rng = torch.Generator(device=view.compute.device).manual_seed(derive_seed(seed, "shadow", "views"))
         known = KnownImages.of(view.auxiliary, rng)
         server = view.server
-        shadow = view.untrained_client()
 
-        def send(images: Tensor) -> Tensor:
-            return view.protect(shadow(images))
-
-        def contrast(images: Tensor) -> Tensor:
+        def contrast(shadow: nn.Module, images: Tensor) -> Tensor:
             pair = torch.cat([moco_v2_view(images, views_rng), moco_v2_view(images, views_rng)])
-            first, second = F.normalize(server(send(pair)).float(), dim=1).chunk(2)
+            first, second = F.normalize(server(view.protect(shadow(pair))).float(), dim=1).chunk(2)
             logits = first @ second.T / self.temperature
             own = torch.arange(len(images), device=images.device)
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
         steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-        fit_moments(
-            shadow, view.protect, view.smashed, known.train, self.fit, steps, rng,
+        shadows = [redrawn(view.untrained_client(), rng) for _ in range(self.starts)]
+        shadow = fit_best(
+            shadows, view.protect, moments(view.smashed), known.draw(rng), self.fit, steps,
             contrast if self.contrast else None,
         )  # fmt: skip
         shadow.requires_grad_(False)
         sender = Sender(in_batches(shadow), view.protect)
         recipe = self.recipe.passing(self.epochs, len(known.train))
         return invert_through(
-            sender, view.smashed, known, self.architecture, recipe, budget.share(1.0), view.compute, rng
-        ).images
+            sender, view.smashed, known, self.architecture, recipe, budget.share(1.0), view.compute, rng,
+            right_way_round=False,
+        ).images  # fmt: skip

@@ -8,24 +8,36 @@ the attacker has the victims' messages, if not their images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.inversion import DEAD, STATISTICS_IMAGES, Recipe, Sender, Standardise, held_out_split, train_inverter
+from mocosfl_priv.inversion import (
+    DEAD,
+    STATISTICS_IMAGES,
+    Recipe,
+    Sender,
+    Standardise,
+    held_out_split,
+    in_batches,
+    train_inverter,
+)
 from mocosfl_priv.models.decoder import build_decoder
+from mocosfl_priv.models.moments import moment_distance, moments
+from mocosfl_priv.models.reflection import JUDGE_STEPS, set_right
 from mocosfl_priv.threat import AuxiliaryData, Budget
 
 VALIDATION_SHARE = 0.1
 RESAMPLED = 20
+JUDGE_IMAGES = 1024
+JUDGE_SHARE = 0.1  # of a limited budget
 Send = Callable[[Tensor], Tensor]
-
-
-OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # places down and to the right whose channels are compared
+Draw = Callable[[int], Tensor]  # so many images, at random, alike on average to those behind the messages
+Loss = Callable[[nn.Module, Tensor], Tensor]  # of a client, for a batch of images
 
 
 @dataclass(frozen=True)
@@ -40,58 +52,69 @@ class MomentFit:
 def fit_moments(
     client: nn.Module,
     protect: Send,
-    smashed: Tensor,
-    images: Tensor,
+    wanted: Tensor,
+    draw: Draw,
     fit: MomentFit,
     steps: Iterator[int],
-    rng: torch.Generator,
-    further_loss: Callable[[Tensor], Tensor] | None = None,
+    further_loss: Loss | None = None,
 ) -> None:
-    """Train `client` (in place) until its messages have the moments of `smashed` (n, c, h, w).
+    """Train `client` (in place) until its messages have the moments `wanted`, those of smashed data (n, c, h, w).
 
-    The moments are means, and covariances of all channels at one place and between neighbouring places: the first say
-    how loud channels are, the others tell filters and their directions apart. Images need not be the victims', only
-    alike on average. A client without parameters is left as it is.
+    See :func:`moment_distance`. Images need not be the victims', only alike on average. A client without parameters is
+    left as it is.
 
-    further_loss: of a batch of images, added to the distance of the moments.
+    further_loss: added to the distance of the moments.
     """
     parameters = list(client.parameters())
     if not parameters:
         return
     optimiser = torch.optim.Adam(parameters, lr=fit.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=fit.learning_rate, total_steps=fit.iterations)
-    theirs = Standardise(smashed)
-    wanted = _neighbourhood(theirs(smashed))
     for _, _step in zip(range(fit.iterations), steps, strict=False):
-        chosen = torch.randint(len(images), (fit.batch_size,), generator=rng)
-        batch = images[chosen.to(images.device)]
-        loss = _apart(_neighbourhood(theirs(protect(client(batch)))), wanted)
+        batch = draw(fit.batch_size)
+        loss = moment_distance(moments(protect(client(batch))), wanted)
         if further_loss is not None:
-            loss = loss + further_loss(batch)
+            loss = loss + further_loss(client, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
 
 
-def _neighbourhood(standardised: Tensor) -> list[Tensor]:
-    """Means (c,), and covariances (c, c) of the channels at a place with those `OFFSETS` further."""
-    mean = standardised.mean((0, 2, 3))
-    centred = standardised - mean.view(1, -1, 1, 1)
-    _, _, height, width = standardised.shape
-    moments = [mean]
-    for down, right in OFFSETS:
-        if down >= height or right >= width:
-            continue
-        here = centred[:, :, : height - down, : width - right]
-        there = centred[:, :, down:, right:]
-        count = here.shape[0] * here.shape[2] * here.shape[3]
-        moments.append(torch.einsum("nchw,ndhw->cd", here, there) / count)
-    return moments
+def fit_best(
+    clients: Sequence[nn.Module],
+    protect: Send,
+    wanted: Tensor,
+    draw: Draw,
+    fit: MomentFit,
+    steps: Iterator[int],
+    further_loss: Loss | None = None,
+) -> nn.Module:
+    """Of several clients the one whose messages come to have the moments `wanted` best; see :func:`fit_moments`.
+
+    The best within the reach of one beginning can be far from the client that made the messages. So all are trained
+    with an equal part of the iterations, and the best goes on with a last part.
+    """
+    part = replace(fit, iterations=max(1, fit.iterations // (len(clients) + 1)))
+    distances = []
+    for client in clients:
+        fit_moments(client, protect, wanted, draw, part, steps, further_loss)
+        with torch.no_grad():
+            sent = protect(in_batches(client)(draw(STATISTICS_IMAGES)))
+            distances.append(float(moment_distance(moments(sent), wanted)))
+    best = clients[min(range(len(clients)), key=distances.__getitem__)]
+    fit_moments(best, protect, wanted, draw, part, steps, further_loss)
+    return best
 
 
-def _apart(moments: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    return torch.stack([(a - b).square().sum() / len(b) for a, b in zip(moments, wanted, strict=True)]).sum()
+def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
+    """`client` with the weights of its layers (not biases or norms) drawn anew from a normal of their deviation."""
+    with torch.no_grad():
+        for parameter in client.parameters():
+            if parameter.dim() > 1:
+                drawn = torch.randn(parameter.shape, generator=rng)
+                parameter.copy_(drawn.to(parameter.device) * parameter.square().mean().sqrt())
+    return client
 
 
 def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
@@ -100,21 +123,20 @@ def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch
     """
     sample = torch.randperm(len(images), generator=rng)[:STATISTICS_IMAGES]
     own = surrogate(images[sample.to(images.device)])
-    standardise = Standardise(own)
-    wanted = _neighbourhood(standardise(own))
+    wanted = moments(own)
     by_chance = []
     for _ in range(RESAMPLED):
         drawn = torch.randint(len(own), (len(smashed),), generator=rng)
-        by_chance.append(_apart(_neighbourhood(standardise(own[drawn.to(own.device)])), wanted))
-    return bool(_apart(_neighbourhood(standardise(smashed)), wanted) <= torch.stack(by_chance).max())
+        by_chance.append(moment_distance(moments(own[drawn.to(own.device)]), wanted))
+    return bool(moment_distance(moments(smashed), wanted) <= torch.stack(by_chance).max())
 
 
 @dataclass(frozen=True)
 class KnownImages:
     """The attacker's images, float (n, 3, h, w) in [0, 1], shared out.
 
-    train: to learn from. validation: held out to choose by, of the target distribution where there are such.
-    mean: (3, h, w), of all those: the guess of an attacker that has learned nothing.
+    train: to learn from. validation: held out to choose by, see `AuxiliaryData.hold_out`. mean: (3, h, w): the guess of
+    an attacker that has learned nothing.
     """
 
     train: Tensor
@@ -127,13 +149,17 @@ class KnownImages:
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
         return cls(train, validation, mean_image(auxiliary.nearest_images))
 
+    def draw(self, rng: torch.Generator) -> Draw:
+        """Draws from the images to learn from, with replacement."""
+        return lambda count: self.train[torch.randint(len(self.train), (count,), generator=rng).to(self.train.device)]
+
 
 @dataclass(frozen=True)
 class Inversion:
     """What came of one surrogate.
 
     images: float (n, 3, h, w) in [0, 1]. explained: share of the variance of the victims' messages that the surrogate
-    reproduces from `images`, at most 1. confidence: the same relative to its own messages for known images, in [0, 1].
+    reproduces from `images`. confidence: the same relative to its own messages for known images, in [0, 1].
     """
 
     images: Tensor
@@ -150,15 +176,20 @@ def invert_through(
     budget: Budget,
     compute: Compute,
     rng: torch.Generator,
+    *,
+    right_way_round: bool = True,
 ) -> Inversion:
     """Reconstruct the images behind `smashed` (n, *smashed_shape) with a decoder for the surrogate's messages.
 
     They are drawn towards the mean of the known images as far as the surrogate, asked for messages of the
     reconstructions, explains less of the victims' messages than of its own for images it knows: a decoder for a wrong
     surrogate gives wrong images, not vague ones. Where the decoder learned nothing, that mean is returned.
+
+    right_way_round: the surrogate cannot be that of reflected images; see `mocosfl_priv.models.reflection`.
     """
     decoder = build_decoder(architecture, smashed.shape[1:], known.mean.shape)
-    inverter = train_inverter(decoder, surrogate, known.train, known.validation, recipe, budget, compute, rng)
+    learning = budget if right_way_round else budget.share(1 - JUDGE_SHARE)
+    inverter = train_inverter(decoder, surrogate, known.train, known.validation, recipe, learning, compute, rng)
     if inverter.blind:
         return Inversion(known.mean.expand(len(smashed), *known.mean.shape).clone(), 0.0, 0.0)
     own, theirs = inverter.standardise, Standardise(smashed)
@@ -170,15 +201,19 @@ def invert_through(
         explained = _explained(surrogate, decoded, messages)
         if explained > best:
             best, images = explained, decoded
+    if not right_way_round:
+        truth = known.train[:JUDGE_IMAGES]
+        images = set_right(images, inverter(surrogate(truth)), truth, budget.iterate(JUDGE_STEPS), rng)
     reached = _explained(surrogate, checked, answered)
-    confidence = min(1.0, max(0.0, best) / reached) if reached > 0 else 0.0
-    trust = confidence * _trust(checked, known.validation, known.mean)
+    confidence = min(1.0, best / reached) if reached > 0 else 0.0
+    # squared: a wrong surrogate explains a part, too, by what all natural images share
+    trust = confidence**2 * _trust(checked, known.validation, known.mean)
     return Inversion((known.mean + trust * (images - known.mean)).clamp(0, 1), best, confidence)
 
 
 def _explained(surrogate: Sender, images: Tensor, smashed: Tensor) -> float:
-    """Share of the variance of `smashed` that the surrogate's messages for `images` reproduce; per channel, then
-    averaged, so that loud channels do not decide alone. 1 where all is explained, 0 at the channels' means.
+    """Share of the variance of `smashed` that the surrogate's messages for `images` reproduce, in [0, 1]; per
+    channel, then averaged, so that loud channels do not decide alone.
     """
     axes = [0, *range(2, smashed.dim())]
     variance = smashed.var(axes)
@@ -186,7 +221,8 @@ def _explained(surrogate: Sender, images: Tensor, smashed: Tensor) -> float:
     if not bool(alive.any()):
         return 0.0
     error = (surrogate(images) - smashed).square().mean(axes)
-    return 1 - float((error[alive] / variance[alive]).mean())
+    # a channel of fine detail, which no decoder restores, must not outweigh those that are explained
+    return float((1 - error[alive] / variance[alive]).clamp(min=0).mean())
 
 
 def _trust(decoded: Tensor, images: Tensor, mean: Tensor) -> float:

@@ -307,6 +307,13 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
         if isinstance(thing, Tensor)
         for value in (victim[name] for name in victim if not torch.equal(victim[name], colluder[name]))
     )
+    rows = {}
+    for name in ("floor", "colluder", "shadow"):
+        fast = {} if name == "floor" else {"architecture": "res_normN0C8", "epochs": 2, "iterations": 10}
+        rows[name] = attack_system(lab, trained, ATTACKS.create(PluginSpec(name=name, **fast))).row
+    for name in ("colluder", "shadow"):
+        assert rows[name]["attack_steps"] > 0 and rows[name]["attack_queries"] == 0
+        assert rows[name]["mse"] < 1.15 * rows["floor"]["mse"]  # little learned, and little claimed
 
 
 def test_a_single_client_has_nobody_to_collude_with(tiny: dict[str, Any]) -> None:

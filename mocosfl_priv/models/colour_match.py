@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from mocosfl_priv.models.moments import explained
+from mocosfl_priv.models.reflection import set_right
 
 
 class ColourMatch:
@@ -38,18 +39,21 @@ def believable(
     views: Tensor,
     foreign: Tensor,
     smashed: Tensor,
+    steps: Iterable[int],
+    rng: torch.Generator,
 ) -> Tensor:
     """What `decode` makes of clients' `smashed` data, as far as it is to be believed; images (n, 3, h, w) in [0, 1].
 
     It was learned on what `encode` and the defense make of the attacker's images, such as `views`. What clients send is
     decoded well only where `encode` would send it for the decoded image, too. foreign: more data of the clients, whose
-    colours should be usual.
+    colours should be usual. steps: as many as are spent on finding out which way round colours are; see `set_right`.
     """
     familiar = protect(encode(views))
     decoded, guess = decode(familiar), decode(smashed)
     usual = explained(familiar, encode(decoded))
     trust = min(1.0, explained(smashed, encode(guess)) / max(usual, 1e-3))
-    return ColourMatch(decode(foreign), decoded, views, trust)(guess)
+    both = set_right(torch.cat([guess, decode(foreign)]).clamp(0, 1), decoded.clamp(0, 1), views, steps, rng)
+    return ColourMatch(both[len(guess) :], decoded, views, trust)(both[: len(guess)])
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

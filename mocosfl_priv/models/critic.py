@@ -10,8 +10,8 @@ from torch import Tensor, nn
 SMALLEST_SIDE = 4
 
 
-def build_critic(shape: Sequence[int], width: int = 16) -> nn.Module:
-    """From maps (n, *shape) to a score (n, 1), higher for more real; no norms, as WGAN-GP asks for.
+def build_critic(shape: Sequence[int], width: int = 16, scores: int = 1) -> nn.Module:
+    """From maps (n, *shape) to a score (n, 1), higher for more real, or to several; no norms, as WGAN-GP asks for.
 
     A convolution to `width` channels, then halvings to a side of at most four pixels, the channels doubling up to
     four times the width.
@@ -23,7 +23,7 @@ def build_critic(shape: Sequence[int], width: int = 16) -> nn.Module:
         wider = min(2 * now, 4 * width)
         layers += [nn.Conv2d(now, wider, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
         now, side, height, breadth = wider, -(-side // 2), -(-height // 2), -(-breadth // 2)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(now * height * breadth, 1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(now * height * breadth, scores))
 
 
 class Unlabelled(nn.Module):

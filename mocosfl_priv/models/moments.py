@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-OFFSETS = ((0, 0), (0, 1), (1, 0))
+OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # places down and to the right whose channels are compared
+CELLS = 4  # per side of the grid on which means are compared
+PLACES = 30.0  # weight of that: means of places are small beside variances, but only they tell light from dark
+QUIET = 1e-3  # of the mean variance: less than this share is taken for this share
 
 
 def moments(maps: Tensor) -> Tensor:
-    """Mean of every channel, and the second moments of all pairs of channels at neighbouring places.
+    """Means of every channel, overall and by place, and mean products of all pairs of channels at neighbouring places.
 
-    maps: (n, c, h, w). Returns (1 + 3 c, c): the means, then a (c, c) block for each of `OFFSETS`.
+    maps: (n, c, h, w). Returns (1 + 2 k + 4 c, c): the means; those of the k cells of a grid, for either half of the
+    maps; then a (c, c) block for each of `OFFSETS`. Means of results are results for the maps together.
     """
-    _, channels, height, width = maps.shape
+    count, channels, height, width = maps.shape
     parts = [maps.mean((0, 2, 3)).unsqueeze(0)]
-    for down, right in OFFSETS:
-        here = maps[:, :, : height - min(down, height - 1), : width - min(right, width - 1)]
-        there = maps[:, :, min(down, height - 1) :, min(right, width - 1) :]
+    half = (count + 1) // 2
+    halves = (maps[:half], maps[count - half :])
+    parts += [F.adaptive_avg_pool2d(some.mean(0), CELLS).flatten(1).T for some in halves]
+    for offset in OFFSETS:
+        down, right = min(offset[0], height - 1), min(offset[1], width - 1)
+        here, there = maps[:, :, : height - down, : width - right], maps[:, :, down:, right:]
         left, moved = (part.transpose(0, 1).reshape(channels, -1) for part in (here, there))
         parts.append(left @ moved.T / left.shape[1])
     return torch.cat(parts)
 
 
 def moment_distance(some: Tensor, others: Tensor) -> Tensor:
-    """Squared distance between two results of :func:`moments`, relative to the second; scalar >= 0."""
-    first = (some[:1] - others[:1]).square().sum() / others[:1].square().sum().clamp(min=1e-8)
-    second = (some[1:] - others[1:]).square().sum() / others[1:].square().sum().clamp(min=1e-8)
-    return first + second
+    """Squared distance between two results of :func:`moments`, per channel; a scalar.
+
+    In units of the deviations of `others`, so that loud channels do not decide alone. Means say how loud channels are;
+    covariances, and those of neighbours, tell filters and their directions apart, but not a filter from its negative:
+    that only the means of places do, since photographs are lighter above. Those of a batch are mostly noise, so that
+    part is the product of what either half says, which is right on average, and can be below zero.
+    """
+    (mean, places, covariances), (wanted_mean, wanted_places, wanted) = _parted(some), _parted(others)
+    variance = wanted[0].diagonal()
+    deviation = variance.clamp(min=max(float(QUIET * variance.mean()), 1e-12)).sqrt()
+    first = ((mean - wanted_mean) / deviation).square().sum()
+    second = ((covariances - wanted) / torch.outer(deviation, deviation)).square().sum()
+    apart = (places - wanted_places.mean(0)) / deviation
+    return (first + second) / len(mean) + PLACES * (apart[0] * apart[1]).mean()
+
+
+def _parted(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means (c,), means of places (2, k, c), covariances (o, c, c)."""
+    mean, grid = found[0], 2 * CELLS**2
+    products = found[1 + grid :].view(-1, len(mean), len(mean))
+    return mean, found[1 : 1 + grid].view(2, -1, len(mean)), products - torch.outer(mean, mean)
 
 
 def explained(maps: Tensor, by: Tensor) -> float:

@@ -14,8 +14,9 @@ from attacks.shadow import ShadowAttack
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.models.moments import moments
 from mocosfl_priv.plugins import Attack
-from mocosfl_priv.surrogate import MomentFit, fit_moments
+from mocosfl_priv.surrogate import MomentFit, fit_best, fit_moments, redrawn
 from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import (
     ColourMixClient,
@@ -62,10 +63,47 @@ def test_a_copy_that_drifted_apart_is_fitted_and_still_leaks(compute: Compute) -
     assert leak(unfitted, apart) < leak(attack, apart) - 0.03
 
 
-def test_a_shadow_finds_the_colours_without_a_query(compute: Compute) -> None:
-    view = make_view(ColourMixClient(GAINS), VICTIMS, KNOWN, compute)
-    assert leak(ShadowAttack(**SMALL, iterations=400), view) > 0.2
+def colour_gains(gains: tuple[float, float, float], offset: float = 0.0) -> nn.Module:
+    """A trainable client that scales every colour by itself; covariances tell which ones it turns over."""
+    client = nn.Conv2d(3, 3, 1, groups=3)
+    assert client.bias is not None
+    with torch.no_grad():
+        client.weight.copy_(torch.tensor(gains).view(3, 1, 1, 1))
+        client.bias.fill_(offset)
+    return client
+
+
+def test_a_shadow_finds_what_moments_determine_without_a_query(compute: Compute) -> None:
+    client = colour_gains((0.2, -1.5, 0.6), 0.5).requires_grad_(False)
+    view = make_view(client, VICTIMS, KNOWN, compute, clone=lambda: colour_gains((1.0, 1.0, 1.0)))
+    untrained = ShadowAttack(**SMALL, starts=1, iterations=1, fit_rate=1e-9)
+    assert leak(ShadowAttack(**SMALL, starts=1, iterations=300, fit_rate=0.1), view) > 0.7 > leak(untrained, view)
     assert view.queries == 0
+
+
+def test_of_several_shadows_the_one_that_fits_goes_on() -> None:
+    clients = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(3)]
+    for place, client in enumerate(clients):
+        bias = client[0].bias
+        assert isinstance(bias, Tensor)
+        with torch.no_grad():
+            bias.fill_(0.5 if place == 1 else -50.0)  # all but the second are dead, and stay so
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> Tensor:
+        return KNOWN[torch.randint(len(KNOWN), (count,), generator=rng)]
+
+    fit = MomentFit(80, 32, 0.02)
+    assert fit_best(clients, lambda z: z, moments(VICTIMS), draw, fit, iter(range(80))) is clients[1]
+
+
+def test_redrawn_weights_have_the_same_scale_and_nothing_else_in_common() -> None:
+    client = nn.Conv2d(16, 16, 3)
+    before, bias = client.weight.detach().clone(), client.bias
+    redrawn(client, torch.Generator().manual_seed(0))
+    after = client.weight.detach()
+    assert float(after.std()) == pytest.approx(float(before.std()), rel=0.1) and client.bias is bias
+    assert abs(float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1])) < 0.1
 
 
 @pytest.mark.parametrize("cls", [ColluderAttack, ShadowAttack])
@@ -87,7 +125,12 @@ def test_fitted_messages_have_the_moments_of_those_received(compute: Compute) ->
     client = ColourMixClient(GAINS)
     shadow = untrained_mix()
     received = client(VICTIMS)
-    fit_moments(shadow, lambda z: z, received, VICTIMS, MomentFit(600, 48, 0.05), iter(range(600)), torch.Generator())
+    rng, fit = torch.Generator(), MomentFit(600, 48, 0.05)
+
+    def draw(count: int) -> Tensor:
+        return VICTIMS[torch.randint(len(VICTIMS), (count,), generator=rng)]
+
+    fit_moments(shadow, lambda z: z, moments(received), draw, fit, iter(range(600)))
     with torch.no_grad():
         sent = shadow(VICTIMS)
     torch.testing.assert_close(sent.mean((0, 2, 3)), received.mean((0, 2, 3)), atol=0.03, rtol=0)

@@ -1,0 +1,65 @@
+"""Which way round colours are, where a fit by second moments left it open.
+
+Reflecting colours along a principal axis keeps their mean and their covariance, so a surrogate that was fitted to
+moments may have learned the client of reflected images, and its decoder then gives negatives. People see which is the
+photograph; so does a small network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mocosfl_priv.models.critic import build_critic
+
+SIGNS = tuple(product((1.0, -1.0), repeat=3))  # the identity first
+JUDGE_STEPS = 300  # after which a network sees what reflections are
+BATCH = 64
+LEARNING_RATE = 2e-3
+
+
+class Reflections:
+    """Reflections of colours about their mean, along the principal axes of `images` (n, 3, h, w)."""
+
+    def __init__(self, images: Tensor) -> None:
+        pixels = images.movedim(1, 3).reshape(-1, 3)
+        self._mean = pixels.mean(0)
+        axes = torch.linalg.eigh(torch.cov(pixels.T).double())[1]
+        signs = torch.tensor(SIGNS, dtype=torch.float64, device=images.device)
+        self._matrices = torch.einsum("ij,rj,kj->rik", axes, signs, axes).to(images.dtype)
+
+    def __call__(self, images: Tensor, which: Tensor) -> Tensor:
+        """Images (n, 3, h, w), each after the reflection (n,) of `SIGNS`; twice the same is none, but for clipping."""
+        mean = self._mean.view(1, 3, 1, 1)
+        turned = torch.einsum("nik,nkhw->nihw", self._matrices[which.to(images.device)], images - mean)
+        return (turned + mean).clamp(0, 1)
+
+
+def set_right(decoded: Tensor, known: Tensor, truth: Tensor, steps: Iterable[int], rng: torch.Generator) -> Tensor:
+    """`decoded` images (n, 3, h, w) after the one reflection of all that makes them look like `known` ones.
+
+    known: what the same decoder makes of messages whose images, `truth`, it knows; what reflections are is seen on
+    these. A network learns, as many steps as there are, to tell which reflection a known image went through.
+    """
+    reflections = Reflections(truth)
+    judge = build_critic(known.shape[1:], scores=len(SIGNS)).to(known.device)
+    optimiser = torch.optim.Adam(judge.parameters(), lr=LEARNING_RATE)
+    trained = False
+    for _ in steps:
+        chosen = torch.randint(len(known), (BATCH,), generator=rng).to(known.device)
+        which = torch.randint(len(SIGNS), (BATCH,), generator=rng)
+        with torch.enable_grad():
+            loss = F.cross_entropy(judge(reflections(known[chosen], which)), which.to(known.device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        optimiser.step()
+        trained = True
+    if not trained:
+        return decoded
+    with torch.no_grad():
+        found = F.log_softmax(judge(decoded), dim=1).sum(0).argmax().cpu()
+    return reflections(decoded, found.expand(len(decoded)))
