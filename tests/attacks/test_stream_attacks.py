@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from attacks.sdar import SdarAttack, Simulation
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.data.augmentation import moco_v2_view
+from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
+from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.models.colour_match import ColourMatch
 from mocosfl_priv.models.critic import Labelled, build_critic
-from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView
+from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, StreamView
 from mocosfl_priv.training.hooks import Message
 from tests.attacks.closed_form import photo_patches
 
@@ -53,6 +56,31 @@ def test_the_image_discriminator_is_shown_decoded_data_of_the_clients(compute: C
     fakes = decoded[1]
     assert torch.equal(judged[0], fakes)  # the decoder is praised for it
     assert [torch.equal(shown, fakes) for shown in judged] == [True, True, False]  # called fakes, beside real images
+
+
+def test_sdar_finds_a_client_that_it_may_only_listen_to(compute: Compute) -> None:
+    """No query, no weights, no label: messages about other images than the attacker's, and the architecture."""
+    private, known, victims = photo_patches(600)[::2], photo_patches(600)[1::2], photo_patches(64, "test")
+    torch.manual_seed(5)
+    client = client_network()
+    server = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(24, 5))
+    auxiliary = AuxiliaryData(known, torch.ones(len(known), dtype=torch.bool))
+    attack = SdarAttack("edsr_N1C16", rows=32, epochs=20, starts=3, iterations=1200)
+    listener = attack.attend(stream_of(server, auxiliary, compute), 0)
+    assert listener is not None
+    views = torch.Generator().manual_seed(0)
+    client.requires_grad_(False)
+    for step in range(20):
+        sent = client(moco_v2_view(private[15 * step % 240 :][:60], views))
+        listener.received(Message(step, 20, torch.zeros(60, dtype=torch.long), sent, sent))
+    smashed = client(victims)
+    view = AttackerView(
+        smashed=smashed, image_shape=(3, 16, 16), compute=compute, visible=ALL, auxiliary=auxiliary, listener=listener
+    )
+    torch.manual_seed(0)
+    error = mse(attack.reconstruct(view, Budget(), 0), victims)
+    assert leak_ratio(error, blind_guess_floor(known, victims).mse) > 0.2
+    assert view.queries == 0
 
 
 def test_colours_are_matched_without_pairs_and_contrast_is_never_raised() -> None:
