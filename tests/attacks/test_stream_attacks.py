@@ -58,6 +58,7 @@ def test_the_image_discriminator_is_shown_decoded_data_of_the_clients(compute: C
     assert [torch.equal(shown, fakes) for shown in judged] == [True, True, False]  # called fakes, beside real images
 
 
+@pytest.mark.slow
 def test_sdar_finds_a_client_that_it_may_only_listen_to(compute: Compute) -> None:
     """No query, no weights, no label: messages about other images than the attacker's, and the architecture."""
     private, known, victims = photo_patches(600)[::2], photo_patches(600)[1::2], photo_patches(64, "test")

@@ -66,6 +66,7 @@ def test_penalty_reaches_the_client_but_not_the_decoder(compute: Compute) -> Non
     assert all(p.grad is None for p in attacker.decoder.parameters())
 
 
+@pytest.mark.slow
 def test_training_against_the_attacker_lowers_its_similarity(compute: Compute) -> None:
     """The regulariser does what it says: a fresh decoder, trained as long, sees less."""
 
