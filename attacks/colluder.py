@@ -14,7 +14,15 @@ from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.models.moments import moments
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import Inversion, KnownImages, MomentFit, fit_moments, invert_through, moments_agree
+from mocosfl_priv.surrogate import (
+    Inversion,
+    KnownImages,
+    Likeness,
+    MomentFit,
+    fit_moments,
+    invert_through,
+    moments_agree,
+)
 
 FIT_BATCH = 48
 FIRST_SHARE, FIT_SHARE = 0.5, 0.6  # of a limited budget, used up after the first inversion and after the fit
@@ -69,7 +77,7 @@ class ColluderAttack(Attack):
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)
         steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-        fit_moments(client, view.protect, moments(view.smashed), known.draw(rng), self.fit, steps)
+        fit_moments(client, Likeness(moments(view.smashed), known.draw(rng), view.protect), self.fit, steps)
         fitted = invert(client.requires_grad_(False), budget.share(1.0))
         # Clients that lose nothing explain every message: then the moments have decided.
         return (fitted if fitted.explained > as_held.explained - TIE else as_held).images

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.data.augmentation import moco_v2_view
@@ -119,9 +119,9 @@ class Hijacker:
         ).requires_grad_(True)
         inverse = build_decoder(attack.architecture, stream.smashed_shape, stream.image_shape)
         rate, critic_rate = attack.learning_rate, attack.critic_learning_rate
-        self.pilot = _learner(pilot.to(device), attack.pilot_learning_rate)
-        self.inverse = _learner(inverse.to(device), rate)
-        self.critic = _learner(build_critic(stream.smashed_shape).to(device), critic_rate, momentum=0.0)
+        self.pilot = Learner.with_adam(pilot.to(device), attack.pilot_learning_rate)
+        self.inverse = Learner.with_adam(inverse.to(device), rate)
+        self.critic = Learner.with_adam(build_critic(stream.smashed_shape).to(device), critic_rate, momentum=0.0)
         self.recent = torch.empty(0, *stream.smashed_shape, device=device)
         self.target = torch.empty(0, stream.smashed_shape[0], device=device)  # moments; empty before the first message
 
@@ -176,7 +176,3 @@ class Hijacker:
         self.critic.load_state(within(state, "critic"))
         self.recent = state["recent"].to(self.recent.device)
         self.target = state["target"].to(self.target.device)
-
-
-def _learner(network: nn.Module, learning_rate: float, momentum: float = 0.9) -> Learner:
-    return Learner(network, torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(momentum, 0.99)))

@@ -20,7 +20,7 @@ from mocosfl_priv.models.decoder import build_decoder, check_grammar
 from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.reflection import JUDGE_STEPS
 from mocosfl_priv.seeding import derive_seed, drawn_generator
-from mocosfl_priv.surrogate import MomentFit, fit_best, redrawn
+from mocosfl_priv.surrogate import Likeness, MomentFit, fit_best, redrawn
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.server import info_nce
 from mocosfl_priv.training.state import Learner, State, under, within
@@ -103,7 +103,8 @@ class SdarAttack(Attack):
         if len(simulation.target):
             afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
             steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-            simulator = fit_best([simulator, *afresh], stream.protect, simulation.target, draw, self.fit, steps)
+            likeness = Likeness(simulation.target, draw, stream.protect)
+            simulator = fit_best([simulator, *afresh], likeness, self.fit, steps)
         per_epoch = -(-len(images) // self.rows)
         optimiser = torch.optim.Adam(decoder.parameters(), lr=self.learning_rate)
         for _ in budget.iterate(self.epochs * per_epoch):
@@ -187,11 +188,13 @@ class Simulation:
                 self.task = Supervised(stream.server(torch.zeros(1, *stream.smashed_shape, device=device)).shape[1])
         smashed, image = stream.smashed_shape, stream.image_shape
         rate, critic_rate = attack.learning_rate, attack.critic_learning_rate
-        self.simulator = _learner(stream.untrained_client().requires_grad_(True).to(device), rate)
+        self.simulator = Learner.with_adam(stream.untrained_client().requires_grad_(True).to(device), rate)
         decoder = build_decoder(attack.architecture, self._judged(smashed), image)
-        self.decoder = _learner(self._with_labels(decoder, smashed).to(device), rate)
+        self.decoder = Learner.with_adam(self._with_labels(decoder, smashed).to(device), rate)
         critics = [self._with_labels(build_critic(self._judged(shape)), shape).to(device) for shape in (smashed, image)]
-        self.feature_critic, self.image_critic = (_learner(critic, critic_rate, momentum=0.5) for critic in critics)
+        self.feature_critic, self.image_critic = (
+            Learner.with_adam(critic, critic_rate, momentum=0.5) for critic in critics
+        )
 
     def _judged(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of maps with the channel that labels take, where there are labels."""
@@ -286,7 +289,3 @@ def _mirrored(images: Tensor) -> Tensor:
 
 def _at(labels: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if labels is None else labels[rows.to(labels.device)]
-
-
-def _learner(network: nn.Module, learning_rate: float, momentum: float = 0.9) -> Learner:
-    return Learner(network, torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(momentum, 0.99)))

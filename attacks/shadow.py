@@ -15,7 +15,7 @@ from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.models.moments import moments
 from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import KnownImages, MomentFit, fit_best, invert_through, redrawn
+from mocosfl_priv.surrogate import KnownImages, Likeness, MomentFit, fit_best, invert_through, redrawn
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 
@@ -75,10 +75,8 @@ class ShadowAttack(Attack):
 
         steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
         shadows = [redrawn(view.untrained_client(), rng) for _ in range(self.starts)]
-        shadow = fit_best(
-            shadows, view.protect, moments(view.smashed), known.draw(rng), self.fit, steps,
-            contrast if self.contrast else None,
-        )  # fmt: skip
+        likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
+        shadow = fit_best(shadows, likeness, self.fit, steps)
         shadow.requires_grad_(False)
         sender = Sender(in_batches(shadow), view.protect)
         recipe = self.recipe.passing(self.epochs, len(known.train))

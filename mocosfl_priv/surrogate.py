@@ -49,48 +49,49 @@ class MomentFit:
     learning_rate: float
 
 
-def fit_moments(
-    client: nn.Module,
-    protect: Send,
-    wanted: Tensor,
-    draw: Draw,
-    fit: MomentFit,
-    steps: Iterator[int],
-    further_loss: Loss | None = None,
-) -> None:
-    """Train `client` (in place) until its messages have the moments `wanted`, those of smashed data (n, c, h, w).
+@dataclass(frozen=True)
+class Likeness:
+    """What a surrogate's messages shall be like.
 
-    See :func:`moment_distance`. Images need not be the victims', only alike on average. A client without parameters is
-    left as it is.
-
-    further_loss: added to the distance of the moments.
+    wanted: the moments of smashed data (n, c, h, w). draw: images to be sent; they need not be the victims', only alike
+    on average. protect: the defense. further_loss: added to the distance of the moments; see :func:`moment_distance`.
     """
+
+    wanted: Tensor
+    draw: Draw
+    protect: Send
+    further_loss: Loss | None = None
+
+    def loss(self, client: nn.Module, count: int) -> Tensor:
+        """How unlike the messages of `client` are, for `count` images."""
+        images = self.draw(count)
+        loss = moment_distance(moments(self.protect(client(images))), self.wanted)
+        return loss if self.further_loss is None else loss + self.further_loss(client, images)
+
+    @torch.no_grad()
+    def distance(self, client: nn.Module) -> float:
+        """Distance of the moments alone, for as many images as it takes to compare clients."""
+        sent = self.protect(in_batches(client)(self.draw(STATISTICS_IMAGES)))
+        return float(moment_distance(moments(sent), self.wanted))
+
+
+def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, steps: Iterator[int]) -> None:
+    """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
     parameters = list(client.parameters())
     if not parameters:
         return
     optimiser = torch.optim.Adam(parameters, lr=fit.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=fit.learning_rate, total_steps=fit.iterations)
     for _, _step in zip(range(fit.iterations), steps, strict=False):
-        batch = draw(fit.batch_size)
-        loss = moment_distance(moments(protect(client(batch))), wanted)
-        if further_loss is not None:
-            loss = loss + further_loss(client, batch)
+        loss = likeness.loss(client, fit.batch_size)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
 
 
-def fit_best(
-    clients: Sequence[nn.Module],
-    protect: Send,
-    wanted: Tensor,
-    draw: Draw,
-    fit: MomentFit,
-    steps: Iterator[int],
-    further_loss: Loss | None = None,
-) -> nn.Module:
-    """Of several clients the one whose messages come to have the moments `wanted` best; see :func:`fit_moments`.
+def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, steps: Iterator[int]) -> nn.Module:
+    """Of several clients the one whose messages come to be like that best; see :func:`fit_moments`.
 
     The best within the reach of one beginning can be far from the client that made the messages. So all are trained
     with an equal part of the iterations, and the best goes on with a last part.
@@ -98,12 +99,10 @@ def fit_best(
     part = replace(fit, iterations=max(1, fit.iterations // (len(clients) + 1)))
     distances = []
     for client in clients:
-        fit_moments(client, protect, wanted, draw, part, steps, further_loss)
-        with torch.no_grad():
-            sent = protect(in_batches(client)(draw(STATISTICS_IMAGES)))
-            distances.append(float(moment_distance(moments(sent), wanted)))
+        fit_moments(client, likeness, part, steps)
+        distances.append(likeness.distance(client))
     best = clients[min(range(len(clients)), key=distances.__getitem__)]
-    fit_moments(best, protect, wanted, draw, part, steps, further_loss)
+    fit_moments(best, likeness, part, steps)
     return best
 
 

@@ -54,7 +54,6 @@ def set_right(decoded: Tensor, known: Tensor, truth: Tensor, steps: Iterable[int
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, JUDGE_STEPS)
     # every image of a batch in every reflection, lest the network leans towards one of them
     which = torch.arange(len(SIGNS), device=known.device).repeat_interleave(BATCH)
-    trained = False
     for _ in steps:
         images = known[torch.randint(len(known), (BATCH,), generator=rng).to(known.device)]
         mirrored = (torch.rand(BATCH, 1, 1, 1, generator=rng) < 0.5).to(known.device)
@@ -65,8 +64,7 @@ def set_right(decoded: Tensor, known: Tensor, truth: Tensor, steps: Iterable[int
             loss.backward()
         optimiser.step()
         schedule.step()
-        trained = True
-    if not trained:
+    if schedule.last_epoch == 0:  # no step was left
         return decoded
     with torch.no_grad():
         likely = F.log_softmax(judge(decoded), dim=1)

@@ -52,6 +52,11 @@ class Learner:
         self.network = network
         self._optimiser = optimiser
 
+    @classmethod
+    def with_adam(cls, network: nn.Module, learning_rate: float, momentum: float = 0.9) -> Learner:
+        """As networks that are trained against each other commonly are."""
+        return cls(network, torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(momentum, 0.99)))
+
     def learn(self, loss: Tensor) -> None:
         """One step down `loss`; what else it was computed with gets no gradient, and its graph is kept."""
         parameters = _parameters(self._optimiser)

@@ -16,7 +16,7 @@ from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.models.moments import moments
 from mocosfl_priv.plugins import Attack
-from mocosfl_priv.surrogate import MomentFit, fit_best, fit_moments, redrawn
+from mocosfl_priv.surrogate import Likeness, MomentFit, fit_best, fit_moments, redrawn
 from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import (
     ColourMixClient,
@@ -94,7 +94,8 @@ def test_of_several_shadows_the_one_that_fits_goes_on() -> None:
         return KNOWN[torch.randint(len(KNOWN), (count,), generator=rng)]
 
     fit = MomentFit(80, 32, 0.02)
-    assert fit_best(clients, lambda z: z, moments(VICTIMS), draw, fit, iter(range(80))) is clients[1]
+    likeness = Likeness(moments(VICTIMS), draw, lambda z: z)
+    assert fit_best(clients, likeness, fit, iter(range(80))) is clients[1]
 
 
 def test_redrawn_weights_have_the_same_scale_and_nothing_else_in_common() -> None:
@@ -130,7 +131,7 @@ def test_fitted_messages_have_the_moments_of_those_received(compute: Compute) ->
     def draw(count: int) -> Tensor:
         return VICTIMS[torch.randint(len(VICTIMS), (count,), generator=rng)]
 
-    fit_moments(shadow, lambda z: z, moments(received), draw, fit, iter(range(600)))
+    fit_moments(shadow, Likeness(moments(received), draw, lambda z: z), fit, iter(range(600)))
     with torch.no_grad():
         sent = shadow(VICTIMS)
     torch.testing.assert_close(sent.mean((0, 2, 3)), received.mean((0, 2, 3)), atol=0.03, rtol=0)
