@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
+from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())
 DEFENDER = "defender"  # where, among a system's checkpoints, its defense keeps those of its pre-training
@@ -70,6 +72,10 @@ class System:
         """A file name that is unique within a run."""
         return f"{_in_file_name(self.defense.label)}_cut{self.cut_layer}_target{self.target_fraction:g}_seed{self.seed}"
 
+    def with_own_defense(self) -> System:
+        """The same with a copy of the defense, which its training may change and no other system sees."""
+        return replace(self, defense=replace(self.defense, plugin=copy.deepcopy(self.defense.plugin)))
+
     def trained_title(self, training: Training) -> str:
         """For people: this system, trained in that way."""
         return f"{self.title}, hijacked by {training.hijacker.label}" if training.hijacker else self.title
@@ -86,7 +92,10 @@ def _in_file_name(label: str) -> str:
 
 @dataclass
 class TrainedSystem:
-    """A trained system with its utility and cost, and those who attended its training."""
+    """A trained system with its utility and cost, and those who attended its training.
+
+    system: with the defense as training left it.
+    """
 
     system: System
     training: Training
@@ -108,8 +117,9 @@ class TrainedSystem:
         return self.system.trained_stem(self.training)
 
     def checkpoint(self) -> dict[str, np.ndarray]:
-        """Client, trunk and projector as named arrays."""
-        return {name: value.detach().cpu().contiguous().numpy() for name, value in self.model.named_state().items()}
+        """Client, trunk and projector, and what the defense has learned, as named arrays."""
+        state = {**self.model.named_state(), **under("defense", self.system.defense.plugin.state())}
+        return {name: value.detach().cpu().contiguous().numpy() for name, value in state.items()}
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,7 @@ def train_system(
     checkpoints: folder in which the training keeps its state, and from which it goes on.
     """
     progress = progress or Silent()
+    system = system.with_own_defense()
     config, defense, seed = lab.config, system.defense.plugin, system.seed
     training = config.training
     model_config = defense.architecture(config.model)

@@ -107,7 +107,8 @@ class PreparedModel:
 class Defense(ABC):  # noqa: B024 - every hook has a default; a defense overrides those it uses
     """Protects smashed data. Override the hooks that the defense uses; each default does nothing.
 
-    Constructor arguments are the defense's parameters in a configuration, checked against their annotations.
+    Constructor arguments are the defense's parameters in a configuration, checked against their annotations. Every
+    system that is trained has a copy of its own, on which `prepare` is called before any other hook.
 
     randomised: the same image is not always sent as the same smashed data.
     uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
@@ -152,7 +153,9 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         return gradient
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints."""
+        """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints; where
+        training keeps an earlier state of the model, this comes back with it.
+        """
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most defenses have no state

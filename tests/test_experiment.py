@@ -181,6 +181,34 @@ class Shouting(Defense):
         return 10 * smashed
 
 
+class Counting(Defense):
+    """Knows how many batches it has seen; another each time."""
+
+    def __init__(self) -> None:
+        self.batches = torch.zeros(())
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        self.batches = self.batches + 1
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        return {"batches": self.batches}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.batches = state["batches"].clone()
+
+
+def test_every_system_trains_a_defense_of_its_own_which_is_as_old_as_its_model(tiny: dict[str, Any]) -> None:
+    tiny |= {"defenses": [{"name": f"{__name__}:Counting"}], "seeds": [0, 1], "attacks": ["floor"]}
+    tiny["training"] |= {"epochs": 2, "monitor_every": 1}
+    plan = Experiment.from_dict(tiny).plan()
+    for system in plan.systems:
+        trained = train_system(plan.laboratory, system)
+        learned = trained.checkpoint()["defense.batches"]
+        assert learned == trained.trained.selected_step  # one pass per step
+        assert system.defense.plugin.state()["batches"] == 0
+
+
 def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) -> None:
     plan = Experiment.from_dict(
         {**tiny, "defenses": ["tests.test_experiment:Shouting"], "attacks": ["tests.test_experiment:Spy"]}
@@ -238,7 +266,7 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     view = view_of(plan, trained)
     things = reachable(view)
     assert any(thing is view.client for thing in things) and any(
-        thing is plan.systems[0].defense.plugin for thing in things
+        thing is trained.system.defense.plugin for thing in things
     )
     forbidden = {id(lab), id(lab.roles), id(lab.victims), id(lab.victims.images), id(trained)}
     assert not forbidden & {id(thing) for thing in things}

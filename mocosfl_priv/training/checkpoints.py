@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 
 

@@ -96,7 +96,7 @@ class MocoSFL:
         self.traffic = Traffic()
         self._batches = batches
         self._compute = compute
-        self._hooks = hooks or NoHooks()
+        self.hooks = hooks or NoHooks()
         self.server_hooks = server_hooks or Unattended()
         self._rate = training.learning_rate if learning_rate is None else learning_rate
         self._views_rng = generator(seed, "augmentation", device=compute.device)
@@ -187,9 +187,9 @@ class MocoSFL:
             smashed = self.clients.encode_queries(part.pool, rows, query_views)
             key_smashed = self.clients.encode_keys(part.pool, rows, key_views)
         smashed, key_smashed = smashed.to(first.dtype), key_smashed.to(first.dtype)
-        sent = self._hooks.protect(smashed, self._noise_rng)
+        sent = self.hooks.protect(smashed, self._noise_rng)
         with torch.no_grad():
-            sent_keys = self._hooks.protect(key_smashed, self._noise_rng)
+            sent_keys = self.hooks.protect(key_smashed, self._noise_rng)
         self.traffic.smashed_up += (sent.numel() + sent_keys.numel()) * sent.element_size()
 
         queries, keys, own = sent.detach(), sent_keys, None
@@ -209,9 +209,9 @@ class MocoSFL:
             gradient = self.server_hooks.returned(message, gradient)
             returned = gradient if own is None else gradient[own]
             self.traffic.gradient_down += returned.numel() * returned.element_size()
-            returned = self._hooks.filter_gradient(returned, self._noise_rng)
+            returned = self.hooks.filter_gradient(returned, self._noise_rng)
             outputs, gradients = [sent], [returned]
-            extra = self._hooks.client_loss(query_views, smashed)
+            extra = self.hooks.client_loss(query_views, smashed)
             if extra is not None:  # a mean over this part of the batch
                 outputs.append(extra)
                 gradients.append(torch.full_like(extra, len(images) / batch_images))
@@ -270,7 +270,7 @@ class MocoSFL:
             **under("clients", self.clients.state()),
             **under("server", self.server.state()),
             **under("batches", self._batches.state()),
-            **under("hooks", self._hooks.state()),
+            **under("hooks", self.hooks.state()),
             **under("server_hooks", self.server_hooks.state()),
             "pool": self._pool,
             **_numbered("before_averaging", self._before_averaging),
@@ -295,7 +295,7 @@ class MocoSFL:
         self.clients.load_state(within(tensors, "clients"))
         self.server.load_state(within(tensors, "server"))
         self._batches.load_state(within(tensors, "batches"))
-        self._hooks.load_state(within(tensors, "hooks"))
+        self.hooks.load_state(within(tensors, "hooks"))
         self.server_hooks.load_state(within(tensors, "server_hooks"))
         self._pool = tensors["pool"]
         self._before_averaging = _counted(tensors, "before_averaging", self._compute.device)
@@ -332,7 +332,8 @@ def train_mocosfl(
 ) -> TrainedModel:
     """Train `model` (in place) on `batches` and return the validated best of its states.
 
-    server_hooks: who attends at the server. Where `validate` chooses a state, theirs of that moment comes back too.
+    hooks, server_hooks: the defense, and who attends at the server. Where `validate` chooses a state, theirs of that
+        moment comes back too.
     frozen_client: clients only encode; nothing flows back to them and only the server learns.
     learning_rate: replaces `training.learning_rate`.
     validate: scores a model, higher is better, on data that is neither test nor victims; called every
@@ -350,7 +351,7 @@ def train_mocosfl(
         replay_folder=checkpoints.folder / "replay" if checkpoints else None,
     )  # fmt: skip
     outcome = TrainedModel(model, steps, steps, run.traffic, run.kernel)
-    record = _Record(outcome, run.server_hooks)
+    record = _Record(outcome, (run.hooks, run.server_hooks))
     with global_seed(seed, "training"):
         _run_to_the_end(run, record, validate, observe, observe_every, checkpoints, progress, started)
 
@@ -408,16 +409,16 @@ def _run_to_the_end(
 
 
 class _Record:
-    """Losses since the last validation, history, and the best state so far."""
+    """Losses since the last validation, history, and the best state so far, that of the hooks included."""
 
-    def __init__(self, outcome: TrainedModel, server_hooks: ServerHooks) -> None:
+    def __init__(self, outcome: TrainedModel, hooks: Sequence[ClientHooks | ServerHooks]) -> None:
         self.losses: list[Tensor] = []
         self.outcome = outcome
-        self._server_hooks = server_hooks
+        self._all_hooks = hooks
         self._best_score = -math.inf
         self._best: State = {}
         self._participants: tuple[State, ...] = ()
-        self._best_hooks: State = {}
+        self._best_hooks: tuple[State, ...] = ()
 
     def validated(
         self, step: int, epoch: float, model: SplitModel, validate: Callable[[SplitModel], float] | None
@@ -430,7 +431,9 @@ class _Record:
                 self._best_score, self.outcome.selected_step = score, step
                 self._best = {name: value.detach().clone() for name, value in model.named_state().items()}
                 self._participants = model.participants
-                self._best_hooks = {n: value.detach().clone() for n, value in self._server_hooks.state().items()}
+                self._best_hooks = tuple(
+                    {name: value.detach().clone() for name, value in hooks.state().items()} for hooks in self._all_hooks
+                )
         self.outcome.history.append(entry)
 
     def restore_best(self) -> None:
@@ -438,12 +441,17 @@ class _Record:
             for name, value in self.outcome.model.named_state().items():
                 value.copy_(self._best[name])
             self.outcome.model.participants = self._participants
-            self._server_hooks.load_state(self._best_hooks)
+            for hooks, state in zip(self._all_hooks, self._best_hooks, strict=True):
+                hooks.load_state(state)
 
     def state(self) -> tuple[State, dict[str, Any]]:
         losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        best = under("best", self._best) | under("best_hooks", self._best_hooks)
-        return {"losses": losses, **best, **_numbered("participants", self._participants)}, {
+        return {
+            "losses": losses,
+            **under("best", self._best),
+            **_numbered("best_hooks", self._best_hooks),
+            **_numbered("participants", self._participants),
+        }, {
             "best_score": None if self._best_score == -math.inf else self._best_score,
             "selected_step": self.outcome.selected_step,
             "history": self.outcome.history,
@@ -455,7 +463,7 @@ class _Record:
         self.losses = list(tensors["losses"].to(device).unbind())
         self._best = {name: value.to(device) for name, value in within(tensors, "best").items()}
         self._participants = _counted(tensors, "participants", device)
-        self._best_hooks = within(tensors, "best_hooks")
+        self._best_hooks = tuple(within(tensors, f"best_hooks.{index}") for index in range(len(self._all_hooks)))
         self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
         self.outcome.selected_step = facts["selected_step"]
         self.outcome.history = facts["history"]
