@@ -76,7 +76,7 @@ class DefenderContext:
 
     target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
     build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
-    training: the experiment's training settings.
+    training: the experiment's training settings. training_steps: how many steps it will take.
     checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
     """
 
@@ -88,19 +88,22 @@ class DefenderContext:
     seed: int
     progress: Progress = field(default_factory=Silent)
     checkpoints: Checkpoints | None = None
+    training_steps: int = 1
 
 
 @dataclass(frozen=True)
 class PreparedModel:
     """What a defense hands to training: a model to start from.
 
-    frozen_client: clients keep it as it is; only the server learns, with `learning_rate` if given.
+    frozen_client: clients keep it as it is; only the server learns.
+    learning_rate, client_learning_rate: replace those of the configuration where given.
     earlier_seconds: what pre-training took before it was interrupted and resumed.
     """
 
     model: SplitModel
     frozen_client: bool = False
     learning_rate: float | None = None
+    client_learning_rate: float | None = None
     earlier_seconds: float = 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,26 @@ from mocosfl_priv.seeding import global_seed
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
 
+Objective = Literal["ssim", "mse+ssim"]
+
 DECODER_LEARNING_RATE = 1e-3
 SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
 DECODER_DECAY = 0.2
 DECODER_MILESTONES = (0.3, 0.6, 0.8)  # of the training: epochs 60, 120, 160 of 200
+SMALLEST_SPREAD = 1e-4  # of a batch's colours, lest uniform images divide by zero
 
 
 class SimulatedAttacker(NoHooks):
-    """Decoders from smashed data to images, each trained by Adam on -SSIM, as a loss for the client.
+    """Decoders from smashed data to images, each trained by Adam for the best score, as a loss for the client.
 
     decoders: one or several, in the decoder grammar. alpha, threshold: the client pays
-        alpha * max(0, SSIM - threshold) for the strongest decoder.
-    steps: how often it will :meth:`learn`; its rate decays along them. batch_size: images in a call, which decides
-        about the decoders' norms.
+        alpha * max(0, score - threshold) for the strongest decoder. objective: what a score is, see :func:`score`.
+    steps: how often it will :meth:`learn`. milestones, decay: a decoder's rate is multiplied by `decay` when it has
+        learned for these shares of `steps`.
+    refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and at
+        the full rate; 0 for never. One that grew up with the client has followed it into a corner; a real attacker
+        begins when training is over. One at a time, so that the others go on pressing.
+    batch_size: images in a call, which decides about the decoders' norms.
     """
 
     def __init__(
@@ -41,19 +49,23 @@ class SimulatedAttacker(NoHooks):
         batch_size: int,
         compute: Compute,
         seed: int,
+        objective: Objective = "ssim",
+        refresh: int = 0,
+        milestones: Sequence[float] = DECODER_MILESTONES,
+        decay: float = DECODER_DECAY,
     ) -> None:
-        self._alpha, self._threshold = alpha, threshold
+        self._alpha, self._threshold, self._objective = alpha, threshold, objective
+        self._milestones = [max(1, round(share * steps)) for share in milestones]
+        self._decay = decay
+        self._refresh = refresh
         self._compute = compute
+        self._seed = seed
         norm: NormName = "batch" if batch_size >= SMALLEST_BATCH_FOR_BATCH_NORM else "group"
+        self._blueprints = [(decoder, smashed_shape, image_shape, norm) for decoder in decoders]
         with global_seed(seed, "simulated attacker"):
-            self.decoders: list[nn.Module] = [
-                build_decoder(decoder, smashed_shape, image_shape, norm) for decoder in decoders
-            ]
-        self._optimisers: list[torch.optim.Optimizer] = []
-        for decoder in self.decoders:
-            decoder.to(compute.device)
-            self._optimisers.append(torch.optim.Adam(decoder.parameters(), lr=DECODER_LEARNING_RATE))
-        self._milestones = [max(1, round(share * steps)) for share in DECODER_MILESTONES]
+            self.decoders = [self._built(blueprint) for blueprint in self._blueprints]
+        self._optimisers = [_adam(decoder) for decoder in self.decoders]
+        self._ages = [0] * len(self.decoders)  # steps that each has learned
         self._steps_taken = 0
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
@@ -63,20 +75,23 @@ class SimulatedAttacker(NoHooks):
 
     def learn(self, images: Tensor, smashed: Tensor) -> None:
         """One Adam step of every decoder; nothing flows back to `smashed`."""
-        passed = sum(milestone <= self._steps_taken for milestone in self._milestones)
-        for decoder, optimiser in zip(self.decoders, self._optimisers, strict=True):
+        if self._refresh and self._steps_taken and self._steps_taken % self._refresh == 0:
+            self._begin_afresh(self._ages.index(max(self._ages)))
+        for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
+            passed = sum(milestone <= self._ages[index] for milestone in self._milestones)
+            optimiser.param_groups[0]["lr"] = DECODER_LEARNING_RATE * self._decay**passed
             decoder.requires_grad_(True)
-            optimiser.param_groups[0]["lr"] = DECODER_LEARNING_RATE * DECODER_DECAY**passed
             optimiser.zero_grad(set_to_none=True)
             (-self.score(decoder, images, smashed.detach())).backward()
             optimiser.step()
+            self._ages[index] += 1
         self._steps_taken += 1
 
     def penalty(self, images: Tensor, smashed: Tensor) -> Tensor:
         """What the client pays for what the strongest decoder sees; a scalar whose gradient passes through that one.
 
         It is the strongest on this batch that counts: an attacker takes his best decoder, and a mean would fall, and
-        its gradient end, whenever one of the others is weak.
+        its gradient end, whenever one of the others is weak or has just begun.
         """
         for decoder in self.decoders:
             decoder.requires_grad_(False)  # the client's gradient passes through a decoder, not into it
@@ -85,14 +100,14 @@ class SimulatedAttacker(NoHooks):
         return self._alpha * (strongest - self._threshold).clamp(min=0)
 
     def score(self, decoder: nn.Module, images: Tensor, smashed: Tensor) -> Tensor:
-        """How well `decoder` does, higher for better reconstructions: mean SSIM, a scalar."""
+        """How much of `images` `decoder` finds in `smashed`: a scalar, see :func:`score`."""
         with self._compute.autocast():
             decoded = decoder(smashed)
-        return ssim_zeropad(decoded.float(), images).mean()
+        return score(decoded.float(), images, self._objective)
 
     def state(self) -> dict[str, Tensor]:
-        """Decoders and Adam's moments; rates follow from the number of steps."""
-        state = {"steps": torch.tensor(self._steps_taken)}
+        """Decoders, Adam's moments and ages; rates follow from these."""
+        state = {"steps": torch.tensor(self._steps_taken), "ages": torch.tensor(self._ages)}
         for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
             state |= under(f"decoder.{index}", decoder.state_dict())
             state |= under(f"adam.{index}", optimiser_state(optimiser))
@@ -100,7 +115,35 @@ class SimulatedAttacker(NoHooks):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken."""
-        self._steps_taken = int(state["steps"])
+        self._steps_taken, self._ages = int(state["steps"]), state["ages"].tolist()
         for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
             decoder.load_state_dict(within(state, f"decoder.{index}"))
             load_optimiser_state(optimiser, within(state, f"adam.{index}"))
+
+    def _begin_afresh(self, index: int) -> None:
+        with global_seed(self._seed, "simulated attacker", "begin afresh", self._steps_taken):
+            self.decoders[index] = self._built(self._blueprints[index])
+        self._optimisers[index] = _adam(self.decoders[index])
+        self._ages[index] = 0
+
+    def _built(self, blueprint: tuple[str, Sequence[int], Sequence[int], NormName]) -> nn.Module:
+        return build_decoder(*blueprint).to(self._compute.device)
+
+
+def score(decoded: Tensor, images: Tensor, objective: Objective) -> Tensor:
+    """How good reconstructions of `images` are, over a batch: a scalar, at most 1, and 1 for perfect ones.
+
+    ssim: mean SSIM with zero padding, as published. mse+ssim: the mean of that and of 1 - MSE / spread, where spread is
+    the MSE of the batch's mean colour, so that this half is 0 for a guess that knows no more. SSIM alone hardly asks
+    for colour and brightness, by which images are found as well. `decoded` is not clamped for the MSE: what is out of
+    range keeps its gradient.
+    """
+    similarity = ssim_zeropad(decoded, images).mean()
+    if objective == "ssim":
+        return similarity
+    spread = (images - images.mean((0, 2, 3), keepdim=True)).square().mean().clamp(min=SMALLEST_SPREAD)
+    return (similarity + 1 - (decoded - images).square().mean() / spread) / 2
+
+
+def _adam(decoder: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(decoder.parameters(), lr=DECODER_LEARNING_RATE)
