@@ -72,6 +72,10 @@ class TAResSFL(Defense):
     def simulator(self) -> str:
         return self.decoder
 
+    @property
+    def freezes_clients(self) -> bool:
+        return True
+
     def architecture(self, model: ModelConfig) -> ModelConfig:
         return model.model_copy(update={"bottleneck": self.layer})
 
