@@ -284,6 +284,7 @@ def defender_context(
         seed=expert_seed,
         progress=progress,
         checkpoints=checkpoints.below(DEFENDER) if checkpoints else None,
+        training_steps=planned_training_steps(lab),
     )
 
 

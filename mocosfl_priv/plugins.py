@@ -76,7 +76,7 @@ class DefenderContext:
 
     target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
     build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
-    training: the experiment's training settings.
+    training: the experiment's training settings. training_steps: how many steps it will take.
     checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
     """
 
@@ -88,6 +88,7 @@ class DefenderContext:
     seed: int
     progress: Progress = field(default_factory=Silent)
     checkpoints: Checkpoints | None = None
+    training_steps: int = 1
 
 
 @dataclass(frozen=True)
