@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -117,8 +117,18 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
     uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
     """
 
-    randomised: ClassVar[bool] = False
-    uses_target_data: ClassVar[bool] = False
+    randomised: bool = False
+    uses_target_data: bool = False
+
+    @property
+    def parts(self) -> Sequence[Loaded[Defense]]:
+        """The defenses that this one consists of, where it consists of others."""
+        return ()
+
+    @property
+    def freezes_clients(self) -> bool:
+        """Whether clients keep the model of :meth:`prepare`: what works on their learning is then without effect."""
+        return False
 
     @property
     def simulator(self) -> str | None:
@@ -170,7 +180,7 @@ PluginT = TypeVar("PluginT", Attack, Defense)
 
 @dataclass(frozen=True)
 class Loaded(Generic[PluginT]):
-    """A created plugin, its label in reports, and where its code came from."""
+    """A created plugin, its label in reports, and where its code, that of its parts included, came from."""
 
     label: str
     plugin: PluginT
@@ -226,12 +236,14 @@ class Registry(Generic[PluginT]):
             plugin = cls(**_checked_parameters(cls, spec.parameters, f"{self.kind} {spec.short_name!r}"))
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
-        source = Path(inspect.getfile(cls))
+        code = [Path(inspect.getfile(cls)).read_bytes()]
+        if isinstance(plugin, Defense):
+            code += [part.code_sha256.encode() for part in plugin.parts]
         return Loaded(
             label=spec.label or spec.short_name,
             plugin=plugin,
             origin=f"{cls.__module__}:{cls.__qualname__}",
-            code_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+            code_sha256=hashlib.sha256(b"".join(code)).hexdigest(),
             parameters=spec.parameters,
         )
 

@@ -15,7 +15,7 @@ from mocosfl_priv.seeding import global_seed
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
-SMALL = {"epochs": 1, "batch_size": 8, "decoder": "res_normN0C8"}
+SMALL = {"epochs": 1, "batch_size": 8, "decoder": "res_normN0C8", "parts": ["bottleneck", "nopeek", "gaussian"]}
 NAMES = sorted(DEFENSES.origins())
 IMAGES = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
