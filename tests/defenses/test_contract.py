@@ -72,8 +72,9 @@ def test_it_trains_a_real_split_model(name: str, compute: Compute) -> None:
     prepared = defense.prepare(ctx) or PreparedModel(ctx.build_model())
     shape = PoolShape.of(ctx.training)
     clients = PooledClients(IMAGES, [torch.arange(16), torch.arange(16, 32)], shape, torch.Generator().manual_seed(0))
+    rates = {"client_learning_rate": prepared.client_learning_rate}
     outcome = train_mocosfl(
-        prepared.model, clients, ctx.training, steps=3, compute=compute, seed=0, hooks=defense,
+        prepared.model, clients, ctx.training.model_copy(update=rates), steps=3, compute=compute, seed=0, hooks=defense,
         frozen_client=prepared.frozen_client, learning_rate=prepared.learning_rate,
     )  # fmt: skip
     assert all(bool(p.isfinite().all()) for p in outcome.model.client.parameters())
