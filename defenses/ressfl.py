@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import ConfigurationError, DefenderContext, PreparedModel
-from mocosfl_priv.expert import AttackerAware
-from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.expert import AttackerAware, decoder_set
 from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
 from mocosfl_priv.training.sampling import PoolShape
 from mocosfl_priv.training.state import under, within
@@ -56,28 +55,27 @@ class ResSFL(AttackerAware):
         training_decoder: str | list[str] = "conv_normN0C16",
         interval: Annotated[int, Field(ge=1)] = 5,
     ) -> None:
+        self.training_decoders = decoder_set(training_decoder)
+        self.during_training = during_training
+        self.interval = interval
+        self.has_expert = epochs > 0 or expert is not None
+        self._live: SimulatedAttacker | None = None
+        self._passes = 0
+        if not during_training and not self.has_expert:
+            raise ConfigurationError("epochs: without an expert, clients must be trained against somebody")
         super().__init__(
             alpha, threshold, layer, decoder, objective, refresh, decoder_milestones, decoder_decay, epochs, batch_size,
             learning_rate, transfer, transfer_learning_rate, client_learning_rate, server_start, expert,
         )  # fmt: skip
-        self.training_decoders = [training_decoder] if isinstance(training_decoder, str) else list(training_decoder)
-        for architecture in self.training_decoders:
-            check_grammar(architecture)
-        self.during_training = during_training
-        self.interval = interval
-        self.has_expert = epochs > 0 or expert is not None
         if during_training and self.freezes_clients:
             raise ConfigurationError(
                 "during_training: frozen clients learn nothing; use transfer: low_lr, or set false"
             )
-        if not during_training and not self.has_expert:
-            raise ConfigurationError("epochs: without an expert, clients must be trained against somebody")
-        self._live: SimulatedAttacker | None = None
-        self._passes = 0
 
     @property
-    def simulator(self) -> str:
-        return super().simulator if self.has_expert else self.training_decoders[0]
+    def opponents(self) -> list[list[str]]:
+        pre_training = [self.decoders] if self.has_expert else []
+        return [*pre_training, self.training_decoders] if self.during_training else pre_training
 
     def planned_steps(self, context: DefenderContext) -> int:
         return super().planned_steps(context) if self.has_expert else 0

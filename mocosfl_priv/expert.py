@@ -39,7 +39,7 @@ class AttackerAware(Defense):
     decoder: the attacker, in the decoder grammar; several in a list, the strongest first: adaptive attackers are told
         the first. objective: ssim as published, or mse+ssim (`simulated_attacker.score`).
     refresh: every so many epochs of the pre-training the decoder that has learned for longest begins afresh; 0 for
-        never. It takes several decoders, or the client would be alone for a while.
+        never. A single decoder stays as it is, or the client would be alone for a while.
     decoder_milestones, decoder_decay: shares of the pre-training after which the decoders' rate is multiplied.
     epochs, batch_size, learning_rate: of the pre-training; an epoch is a pass over all its images.
     transfer: clients keep the expert's client side as it is (frozen), or go on learning at a low rate (low_lr).
@@ -70,13 +70,9 @@ class AttackerAware(Defense):
         expert: Path | None = None,
     ) -> None:
         parse_bottleneck(layer)
-        self.decoders = [decoder] if isinstance(decoder, str) else list(decoder)
-        if not self.decoders:
-            raise ConfigurationError("decoder: name at least one")
-        for architecture in self.decoders:
-            check_grammar(architecture)
-        if refresh and len(self.decoders) < 2:
-            raise ConfigurationError("refresh: a single decoder cannot begin afresh; name several in decoder")
+        self.decoders = decoder_set(decoder)
+        if refresh and all(len(decoders) < 2 for decoders in self.opponents):
+            raise ConfigurationError("refresh: a single decoder cannot begin afresh; name several")
         if expert is not None:
             load_published_client(expert)  # what is missing or something else is refused at once
             self.uses_target_data = False
@@ -97,9 +93,14 @@ class AttackerAware(Defense):
         self.expert = expert
 
     @property
+    def opponents(self) -> list[list[str]]:
+        """The decoders of every attacker that is simulated."""
+        return [self.decoders]
+
+    @property
     def simulator(self) -> str:
-        """The first of the decoders."""
-        return self.decoders[0]
+        """The first of the first attacker's decoders."""
+        return self.opponents[0][0]
 
     @property
     def freezes_clients(self) -> bool:
@@ -185,6 +186,16 @@ class AttackerAware(Defense):
         finally:
             context.progress.end()
         return trained.earlier_seconds
+
+
+def decoder_set(decoder: str | list[str]) -> list[str]:
+    """One or several decoders as a list; ConfigurationError for none, and for what is not in the decoder grammar."""
+    decoders = [decoder] if isinstance(decoder, str) else decoder
+    if not decoders:
+        raise ConfigurationError("decoder: name at least one")
+    for architecture in decoders:
+        check_grammar(architecture)
+    return decoders
 
 
 def import_client(model: SplitModel, path: Path) -> None:

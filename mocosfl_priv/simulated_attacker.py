@@ -32,8 +32,8 @@ class SimulatedAttacker(NoHooks):
     steps: how often it will :meth:`learn`. milestones, decay: a decoder's rate is multiplied by `decay` when it has
         learned for these shares of `steps`.
     refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and at
-        the full rate; 0 for never. One that grew up with the client has followed it into a corner; a real attacker
-        begins when training is over. One at a time, so that the others go on pressing.
+        the full rate; 0 for never. A client outruns those whose rate decays, and a real attacker begins when training
+        is over. One at a time, so that the others go on pressing.
     batch_size: images in a call, which decides about the decoders' norms.
     """
 
