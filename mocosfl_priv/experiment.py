@@ -164,6 +164,8 @@ def train_system(
     kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(lab, system, model_config, progress, kept)
     audience = _audience(lab, system, prepared.model, how)
+    if prepared.client_learning_rate is not None:
+        training = training.model_copy(update={"client_learning_rate": prepared.client_learning_rate})
 
     private = lab.roles[Role.CLIENT_PRIVATE]
     shape = PoolShape.of(training)

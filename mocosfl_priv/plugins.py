@@ -95,13 +95,15 @@ class DefenderContext:
 class PreparedModel:
     """What a defense hands to training: a model to start from.
 
-    frozen_client: clients keep it as it is; only the server learns, with `learning_rate` if given.
+    frozen_client: clients keep it as it is; only the server learns.
+    learning_rate, client_learning_rate: replace those of the configuration where given.
     earlier_seconds: what pre-training took before it was interrupted and resumed.
     """
 
     model: SplitModel
     frozen_client: bool = False
     learning_rate: float | None = None
+    client_learning_rate: float | None = None
     earlier_seconds: float = 0.0
 
 
