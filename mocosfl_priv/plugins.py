@@ -27,12 +27,14 @@ from torch import Tensor
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
+from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.references import import_place
 from mocosfl_priv.threat import AttackerView, Budget, Capability, StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import ServerHooks
+from mocosfl_priv.training.mocosfl import messages_per_draw
 
 
 class Attack(ABC):
@@ -78,6 +80,7 @@ class DefenderContext:
     build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
     training: the experiment's training settings. training_steps: how many steps it will take.
     checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
+    most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
     """
 
     target_images: Tensor
@@ -89,6 +92,13 @@ class DefenderContext:
     progress: Progress = field(default_factory=Silent)
     checkpoints: Checkpoints | None = None
     training_steps: int = 1
+    most_draws: Callable[[], int] | None = None
+
+    @property
+    def messages_per_image(self) -> int:
+        """The most messages that a private image gives rise to in training, of clients that learn; counted anew."""
+        draws = self.training.epochs if self.most_draws is None else self.most_draws()
+        return draws * messages_per_draw(self.training, frozen_client=False)
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,13 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """The server's gradient (n, *smashed_shape) on its way in; same shape."""
         return gradient
+
+    def guarantee(self, messages: int) -> Guarantee | None:
+        """What holds for any attacker that saw `messages` messages of each image; None if nothing is promised.
+
+        Reports set it beside what was measured, and a measurement below it is an error.
+        """
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints; where

@@ -9,7 +9,7 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import RunRecord, victims_key
 from reports.figures import VICTIMS, draw_all, shown_victims, strips
 from reports.page import data_uri, render, save_pictures
-from reports.summary import as_frame, caveats, headline_rows, sentences, summarise
+from reports.summary import as_frame, caveats, headline_rows, promises, sentences, summarise
 
 
 def write_training_report(record: RunRecord, folder: Path) -> Path:
@@ -30,7 +30,8 @@ def write_training_report(record: RunRecord, folder: Path) -> Path:
         config=record.config_yaml,
         rows=rows,
         headlines=headline_rows(rows),
-        sentences=sentences(rows),
+        sentences=[*sentences(rows), *promises(record, rows)],
+        guaranteed=any(row.guarantee for row in rows),
         caveats=caveats(record, rows),
         figures={stem: data_uri(png) for stem, png in figures.items()},
         strips=pictures,
