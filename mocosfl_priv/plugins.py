@@ -4,7 +4,7 @@ A plugin is addressed as
 - a built-in by its file name in ``attacks/`` or ``defenses/``: ``decoder``;
 - a class that an installed package lists under the entry-point group ``mocosfl_priv.attacks`` or
   ``mocosfl_priv.defenses``, by the entry point's name;
-- ``package.module:Class`` or ``path/to/file.py:Class``.
+- ``package.module:Class`` or ``path/to/file.py:Class``, or ``path/to/file.py`` where that holds a single one.
 """
 
 from __future__ import annotations
@@ -234,17 +234,19 @@ class Registry(Generic[PluginT]):
         return dict(sorted(found.items()))
 
     def load(self, reference: str) -> type[PluginT]:
-        """The class behind a name, ``module:Class`` or ``file.py:Class``; raises ConfigurationError."""
+        """The class behind a name, ``module:Class``, ``file.py:Class`` or ``file.py``; raises ConfigurationError."""
         if ":" in reference:
             place, class_name = reference.rsplit(":", 1)
             return self._class_in(import_place(place, reference), class_name, reference)
+        if reference.endswith(".py"):
+            return self._only_class_in(import_place(reference, reference), reference)
         origins = self.origins()
         if reference not in origins:
             raise unknown_name(self.kind, reference, origins)
         origin = origins[reference]
         if ":" in origin:
             return self.load(origin)
-        return self._only_class_in(import_place(origin, reference))
+        return self._only_class_in(import_place(origin, reference), origin)
 
     def create(self, spec: PluginSpec) -> Loaded[PluginT]:
         """Load the class of `spec`, check its parameters against the constructor's annotations, and create it."""
@@ -274,7 +276,7 @@ class Registry(Generic[PluginT]):
         implementation: type[PluginT] = candidate
         return implementation
 
-    def _only_class_in(self, module: Any) -> type[PluginT]:
+    def _only_class_in(self, module: Any, where: str) -> type[PluginT]:
         own = [
             value
             for value in vars(module).values()
@@ -283,9 +285,8 @@ class Registry(Generic[PluginT]):
             and not value.__name__.startswith("_")
         ]
         if len(own) != 1:
-            raise ConfigurationError(
-                f"{module.__name__} must define exactly one {self.base.__name__}, found {len(own)}"
-            )
+            names = f" ({', '.join(cls.__name__ for cls in own)}); name one as {where}:{own[0].__name__}" if own else ""
+            raise ConfigurationError(f"{where} must define exactly one {self.base.__name__}, found {len(own)}{names}")
         implementation: type[PluginT] = own[0]
         return implementation
 

@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
 SCHEMA_VERSION = 4
+UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
 COSTS = [

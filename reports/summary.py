@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
-from reports.per_image import closest_attacks, groups, per_seed
+from reports.per_image import GROUP, bootstrap_options, closest_attacks, differences, groups, of_system, per_seed
 
-GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
 ENSEMBLE = "ensemble"
 NO_LEAK_MARGIN = 0.02
@@ -83,21 +81,20 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
     picking among guesses would look like a leak. Looking at the victims for the choice makes it an upper bound on
     what one attacker reaches with these attacks: the number a defense must answer for.
     """
-    settings = record.info["config"]["evaluation"]
-    options = {"samples": settings["bootstrap_samples"], "confidence": settings["confidence"]}
+    options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     rows = []
     for group, system in record.per_image.groupby(GROUP, sort=False):
         key: tuple[Any, ...] = tuple(group)
-        probe = _matching(record.probe, key)
-        cells = _matching(record.cells, key)
+        probe = of_system(record.probe, key)
+        cells = of_system(record.cells, key)
         places = groups(probe)
         accuracy = {name: mean_interval(per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
         few_labels = {
             fraction: mean_interval(per_seed(probe, semi_column(fraction)), groups=places, **options)
-            for fraction in settings["label_fractions"]
+            for fraction in record.info["config"]["evaluation"]["label_fractions"]
         }
-        undefended = _matching(record.probe, ("none", key[1], 0.0))
+        undefended = of_system(record.probe, ("none", key[1], 0.0))
         shared: dict[str, Any] = {
             "defense": str(key[0]),
             "cut_layer": int(key[1]),
@@ -109,12 +106,12 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
             "linear_untrained": float(probe["linear_untrained"].mean()),
             "recognition_levels": {name: float(cells[name].iloc[0]) for name in RECOGNITION_LEVELS},
-            "knn_gain": mean_interval(_differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
+            "knn_gain": mean_interval(differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
             "linear_gain": mean_interval(
-                _differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
+                differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
             ),
             "linear_against_none": (
-                mean_interval(_differences(probe, "linear", undefended, "linear"), groups=places, **options)
+                mean_interval(differences(probe, "linear", undefended, "linear"), groups=places, **options)
                 if len(undefended) == len(probe) and key[0] != "none"
                 else None
             ),
@@ -235,7 +232,7 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
             _against(row.knn, "kNN", row.knn_gain, "raw pixels", row.knn_raw_pixels),
         ]
         if row.linear_against_none is not None:
-            parts.append(f"Against no defense the linear probe changes by {_points(row.linear_against_none)}")
+            parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
         said.append(f"{row.system}: {'. '.join(parts)}.")
     return said
 
@@ -328,23 +325,11 @@ def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: fl
     return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
 
 
-def _points(difference: Interval) -> str:
+def points(difference: Interval) -> str:
+    """A difference of accuracies in percentage points."""
     low, high = 100 * difference.low, 100 * difference.high
     return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def _percent(interval: Interval) -> str:
     return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-
-
-def _matching(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
-    mask = np.ones(len(frame), dtype=bool)
-    for column, value in zip(GROUP, key, strict=True):
-        mask &= (frame[column] == value).to_numpy()
-    return frame[mask]
-
-
-def _differences(ours: pd.DataFrame, column: str, theirs: pd.DataFrame, their_column: str) -> list[np.ndarray]:
-    """Per seed and image, one column minus another: paired by seed and image."""
-    pairs = zip(per_seed(ours, column), per_seed(theirs, their_column), strict=True)
-    return [first - second for first, second in pairs]

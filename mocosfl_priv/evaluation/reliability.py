@@ -19,8 +19,9 @@ import pandas as pd
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.distribution_shift import ImageStatistics, distribution_shifts
 from mocosfl_priv.evaluation.statistics import (
+    SMALLEST_EFFECT,
     Interval,
-    hierarchical_bootstrap,
+    leak_difference_interval,
     leak_ratio_interval,
     mean_interval,
 )
@@ -45,7 +46,6 @@ FLAGS = (
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
 ENOUGH_SEEDS = 3
 SMALLEST_LEAK = 0.02  # what may pass for R = 0
-SMALLEST_EFFECT = 0.01  # difference of R
 WHITE_BOX = "client_weights"
 DECODER = "architecture"  # the parameter that holds a decoder of the grammar
 DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # an attack's own share of its data
@@ -181,10 +181,8 @@ class _Place:
         if not seeds:
             return None
         ours, theirs = ours[ours["seed"].isin(seeds)], theirs[theirs["seed"].isin(seeds)]
-        columns = zip(_per_seed(ours, "mse"), _per_seed(theirs, "mse"), _per_seed(ours, "mse_floor"), strict=True)
-        pairs = [np.column_stack([first - second, floor]) for first, second, floor in columns]
-        interval = hierarchical_bootstrap(
-            pairs, lambda means: means[..., 0] / means[..., 1], groups=_groups(ours),
+        interval = leak_difference_interval(
+            _per_seed(theirs, "mse"), _per_seed(ours, "mse"), _per_seed(ours, "mse_floor"), groups=_groups(ours),
             samples=self.facts.samples, confidence=self.facts.confidence,
         )  # fmt: skip
         return interval if interval.low > 0 and interval.value >= SMALLEST_EFFECT else None

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from defenses.adversarial_noise import AdversarialNoise
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError
-from tests.defenses.test_contract import context
 
 
 def trained_surrogate(compute: Compute, strength: float) -> tuple[AdversarialNoise, Tensor, Tensor]:
     """After 60 steps on smooth images behind an untrained client; the images, and their smashed data."""
     defense = AdversarialNoise(strength=strength, decoder="res_normN0C8")
-    ctx = replace(context(defense, compute), training_steps=1000)
+    ctx = replace(small_context(defense, compute), training_steps=1000)
     defense.prepare(ctx)
     coarse = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")

@@ -12,10 +12,10 @@ from scipy import integrate, optimize, stats
 
 from defenses.local_dp import LocalDP, Mechanism, noise_multiplier, spent
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
-from tests.defenses.test_contract import context
 
 
 def analytic_gaussian(epsilon: float, delta: float) -> float:
@@ -124,8 +124,8 @@ def test_a_training_is_calibrated_to_its_messages(compute: Compute) -> None:
     """per training: all messages together spend epsilon. per message: each does, and the training spends more."""
     whole, single = LocalDP(4.0, per="training"), LocalDP(4.0, per="message")
     for defense in (whole, single):
-        assert defense.prepare(context(defense, compute)) is None
-    messages = context(whole, compute).messages_per_image
+        assert defense.prepare(small_context(defense, compute)) is None
+    messages = small_context(whole, compute).messages_per_image
     assert messages == 4
     assert whole.guarantee(messages).epsilon == pytest.approx(4.0)
     assert whole.guarantee(1).epsilon < 4.0

@@ -6,12 +6,12 @@ from torch.distributions import Laplace
 
 from defenses.shredder import Shredder, standard_laplace
 from mocosfl_priv.compute import Compute
-from tests.defenses.test_contract import context
+from mocosfl_priv.defense_contract import small_context
 
 
 def prepared(compute: Compute, **parameters: float) -> tuple[Shredder, tuple[int, ...]]:
     defense = Shredder(**parameters)
-    ctx = context(defense, compute)
+    ctx = small_context(defense, compute)
     defense.prepare(ctx)
     return defense, ctx.build_model().smashed_shape
 
