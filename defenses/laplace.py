@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
+from mocosfl_priv.noise import clip_mean_magnitude, laplace_like
 
 
 class LaplaceNoise(Defense):
@@ -30,8 +31,4 @@ class LaplaceNoise(Defense):
         self.clip = clip
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        size = smashed.flatten(1).abs().mean(1).clamp(min=1e-24)
-        shrink = (self.clip / size).clamp(max=1).view(-1, *[1] * (smashed.dim() - 1))
-        # The difference of two exponentials; the inverse of the distribution function is infinite where a draw is 0.
-        first, second = (torch.empty_like(smashed).exponential_(generator=rng) for _ in range(2))
-        return smashed * shrink + self.scale * self.clip * (first - second)
+        return clip_mean_magnitude(smashed, self.clip) + self.scale * self.clip * laplace_like(smashed, rng)

@@ -12,8 +12,8 @@ from scipy import integrate, optimize, stats
 
 from defenses.local_dp import LocalDP, Mechanism, noise_multiplier, spent
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
 
