@@ -158,3 +158,12 @@ def test_paper_protocol_changes_defaults_and_nothing_that_is_written_out() -> No
     assert mixed.training.paper_gradient == "one_sided"
     # what was resolved is written out, so that a stored configuration says the same without the protocol's help
     assert parse_config(yaml.safe_load(paper.to_yaml())) == paper
+
+
+def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "defenses: [&weak {name: gaussian, sigma: 0.1, clip: 2.0}, {<<: *weak, label: strong, sigma: 1.0}]\n"
+    )
+    weak, strong = load_config(path).defenses
+    assert strong.parameters == {"sigma": 1.0, "clip": 2.0} and weak.parameters["sigma"] == 0.1
