@@ -38,22 +38,13 @@ def test_a_new_defense_passes_the_test_that_comes_with_it(tmp_path: Path) -> Non
 
 
 def test_a_new_defense_is_named_after_its_file_and_keeps_the_house_rules(tmp_path: Path) -> None:
-    source, test = new_defense(tmp_path / "drop_some.py")
+    source, test = files = new_defense(tmp_path / "drop_some.py")
     assert DEFENSES.load(str(source)).__name__ == "DropSome"
     assert "from drop_some import DropSome" in test.read_text() and "MyDefense" not in test.read_text()
     for hook in ("architecture", "prepare", "client_loss", "protect", "filter_gradient", "state", "load_state"):
         assert f"def {hook}(self" in source.read_text()
     for command in (["check", "--ignore", "D102,ARG002,D103,INP,PLR,ANN"], ["format", "--check"]):
-        words = [
-            sys.executable,
-            "-m",
-            "ruff",
-            *command,
-            "--config",
-            str(ROOT / "pyproject.toml"),
-            str(source),
-            str(test),
-        ]
+        words = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), *map(str, files)]
         result = subprocess.run(words, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout
 
