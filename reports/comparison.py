@@ -46,10 +46,10 @@ class Comparison:
     def finding(self) -> str:
         """In words. A difference counts where its interval excludes zero and it is no smaller than SMALLEST_EFFECT."""
         if self.leak is None:
-            return "was not attacked by what also succeeded on"
-        if abs(self.leak.value) >= SMALLEST_EFFECT and not self.leak.low <= 0 <= self.leak.high:
-            return "leaks less than" if self.leak.value < 0 else "leaks more than"
-        return "no difference shown to"
+            return "not compared"
+        if abs(self.leak.value) < SMALLEST_EFFECT or self.leak.low <= 0 <= self.leak.high:
+            return "no difference shown"
+        return "leaks less than" if self.leak.value < 0 else "leaks more than"
 
 
 def compare(record: RunRecord, ours: Key, theirs: Key) -> Comparison:

@@ -121,8 +121,12 @@ def _verdict(record: RunRecord, rows: list[SummaryRow], headlines: dict[Key, Sum
 
 
 def _said(system: str, comparison: Comparison) -> str:
-    leak = f": R differs by {_shown(comparison.leak, '+')}" if comparison.leak else ""
-    return f"{system} {comparison.finding} {comparison.other}{leak}; its linear probe by {points(comparison.linear)}"
+    finding, other = comparison.finding, comparison.other
+    accuracy = f"the linear probe differs by {points(comparison.linear)}"
+    if comparison.leak is None:
+        return f"{system} and {other} are {finding}, since no attack succeeded on both; {accuracy}"
+    who = f"{system} {finding} {other}" if finding.startswith("leaks") else f"{finding} between {system} and {other}"
+    return f"{who}: R differs by {_shown(comparison.leak, '+')}; {accuracy}"
 
 
 def _shown(interval: Interval, sign: str = "") -> str:

@@ -15,6 +15,7 @@ from mocosfl_priv.config import (
     parse_bottleneck,
     parse_config,
     with_added_plugins,
+    with_candidate,
 )
 from mocosfl_priv.errors import ConfigurationError
 
@@ -167,3 +168,17 @@ def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
     )
     weak, strong = load_config(path).defenses
     assert strong.parameters == {"sigma": 1.0, "clip": 2.0} and weak.parameters["sigma"] == 0.1
+
+
+def test_a_candidate_is_one_of_the_defenses() -> None:
+    config = parse_config({"defenses": ["none", "gaussian"]})
+    assert config.candidate is None
+    tried = with_candidate(config, "some/where/mine.py")
+    assert tried.candidate == "mine" and [d.label for d in tried.defenses] == ["none", "gaussian", "mine"]
+    assert with_candidate(config, "mine.py:Mine").candidate == "Mine"
+    with pytest.raises(ConfigurationError, match="two entries are called 'none'"):
+        with_candidate(config, "none")
+    with pytest.raises(
+        ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"
+    ):
+        parse_config({"defenses": ["none", "gaussian"], "candidate": "gausian"})

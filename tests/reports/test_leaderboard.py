@@ -27,11 +27,10 @@ def test_the_least_leaking_stands_first_with_its_headline() -> None:
     assert list(table.index) == ["noise-strong", "lonely", "noise-medium", "noise-weak", "bottleneck", "none"]
     record = made_up(SYSTEMS)
     for row in headline_rows(summarise(record)):
-        mine = table.loc[row.defense]
+        mine = table.loc[row.defense].to_dict()
         assert mine["attack"] == row.attack
-        assert list(mine[["leak_ratio", "leak_ratio_low", "leak_ratio_high"]]) == [
-            row.leak_ratio.value, row.leak_ratio.low, row.leak_ratio.high,
-        ]  # fmt: skip
+        interval = [mine[name] for name in ("leak_ratio", "leak_ratio_low", "leak_ratio_high")]
+        assert interval == [row.leak_ratio.value, row.leak_ratio.low, row.leak_ratio.high]
         assert mine["linear_accuracy"] == pytest.approx(SYSTEMS[row.defense][1], abs=0.03)
         assert mine["client_flops"] == row.cost["client_flops"]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mocosfl_priv.plugins import DEFENSES
@@ -34,10 +36,10 @@ def test_the_controls_are_known_by_their_classes() -> None:
     [
         (0.40, 0.50, "taressfl-medium", "leaks less than", "leaks less than"),
         (0.60, 0.50, "taressfl-medium", "leaks less than", "leaks more than"),
-        (0.50, 0.50, "taressfl-medium", "leaks less than", "no difference shown to"),
+        (0.50, 0.50, "taressfl-medium", "leaks less than", "no difference shown"),
         (0.20, 0.57, "taressfl-weak", "leaks less than", "leaks less than"),
         (0.90, 0.40, "taressfl-strong", "leaks more than", "leaks more than"),
-        (0.80, 0.40, "taressfl-strong", "no difference shown to", "leaks more than"),
+        (0.80, 0.40, "taressfl-strong", "no difference shown", "leaks more than"),
     ],
 )
 def test_matched_means_the_strength_with_the_nearest_accuracy(
@@ -51,8 +53,9 @@ def test_matched_means_the_strength_with_the_nearest_accuracy(
     difference = leak - STRENGTHS[nearest][0]
     assert verdict.against_taressfl.leak is not None
     assert verdict.against_taressfl.leak.value == pytest.approx(difference, abs=0.005)
-    said = " ".join(verdict.sentences())
-    assert "Against TAResSFL at matched accuracy: mine (cut 1) " + against_taressfl in said
+    said = verdict.sentences()[2]
+    assert said.startswith("Against TAResSFL at matched accuracy: ") and against_taressfl in said
+    assert f"{nearest} (cut 1): R differs by " in said and "an interval that contains zero" in said
 
 
 def test_where_no_strength_is_as_accurate_the_verdict_says_so() -> None:
@@ -61,7 +64,7 @@ def test_where_no_strength_is_as_accurate_the_verdict_says_so() -> None:
     assert verdict.against_taressfl.other == "taressfl-weak (cut 1)"
     said = " ".join(verdict.sentences())
     assert "nothing can be said, since no strength of it is as accurate" in said
-    assert "linear probe by +1" in said and "no comparison at equal use" in said
+    assert "linear probe differs by +1" in said and "no comparison at equal use" in said
 
 
 def test_a_matched_strength_goes_before_a_nearer_one_that_is_not() -> None:
@@ -89,7 +92,7 @@ def test_a_difference_too_small_to_matter_is_none() -> None:
     verdict = verdict_on(0.505, 0.50)
     against = verdict.against_taressfl
     assert against is not None and against.leak is not None and against.leak.low > 0
-    assert against.finding == "no difference shown to"
+    assert against.finding == "no difference shown"
 
 
 def test_differences_are_paired_by_image_and_seed() -> None:
@@ -107,9 +110,11 @@ def test_both_are_compared_under_the_attacks_that_succeeded_on_both() -> None:
     record = made_up({"none": NONE, "mine": (0.8, 0.6)}, candidate="mine", failed=[("mine", "rmle")])
     comparison = compare(record, key("mine"), key("none"))
     assert comparison.attacks == ["decoder"] and comparison.leak is not None
-    assert comparison.finding == "no difference shown to"  # though the worst case of all is closer on none
+    assert comparison.finding == "no difference shown"  # though the worst case of all is closer on none
     nothing = made_up({"none": NONE, "mine": (0.8, 0.6)}, failed=[("mine", "rmle"), ("none", "decoder")])
     assert compare(nothing, key("mine"), key("none")).leak is None
+    (verdict,) = verdicts(replace(nothing, info={**nothing.info, "config": record.info["config"]}))
+    assert "no attack succeeded on both" in verdict.sentences()[1]
 
 
 def test_the_ensemble_is_what_is_compared_where_it_ran() -> None:
