@@ -88,7 +88,7 @@ def promising_run() -> RunResult:
     return Experiment.from_dict(
         {
             **TINY,
-            "data": {"train_limit": 200, "test_limit": 80, "victims": 16},
+            "data": {"train_limit": 160, "test_limit": 60, "victims": 16},
             "training": {**TINY["training"], "clients": 2, "server_batch": 16, "queue_size": 32},
             "defenses": [f"{__file__}:Boastful", {"name": "local_dp", "epsilon": 1.0, "per": "training"}],
             "attacks": ["floor", {"name": "rmle", "iterations": 100, "tv": 0.01}],
