@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
+from mocosfl_priv.noise import clip_rms
 
 
 class GaussianNoise(Defense):
@@ -30,7 +31,5 @@ class GaussianNoise(Defense):
         self.clip = clip
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        size = smashed.flatten(1).square().mean(1).clamp(min=1e-24).sqrt()  # sqrt has no gradient at zero
-        scale = (self.clip / size).clamp(max=1).view(-1, *[1] * (smashed.dim() - 1))
         noise = torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
-        return smashed * scale + self.sigma * self.clip * noise
+        return clip_rms(smashed, self.clip) + self.sigma * self.clip * noise

@@ -310,6 +310,7 @@ def _print_table(result: RunResult) -> None:
         ("leak_ratio", "leak R", "{:.3f}"),
         ("mse", "MSE", "{:.4f}"),
         ("mse_floor", "floor", "{:.4f}"),
+        *([("mse_bound", "bound", "{:.4f}")] if result.table()["mse_bound"].notna().any() else []),
         ("ssim", "SSIM", "{:.3f}"),
         *([] if audit else utility),
         ("attack_seconds", "attack s", "{:.1f}"),

@@ -274,6 +274,9 @@ class ComputeConfig(Section):
     )
 
 
+COMPOSITION = "composition"  # the defense that a list of defenses stands for
+
+
 class PluginSpec(BaseModel):
     """An attack or a defense, by name or reference, with its parameters beside it."""
 
@@ -295,7 +298,15 @@ class PluginSpec(BaseModel):
 
 
 def _plugin_from_text(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+    """A bare name, or a list of defenses that work together (in short ``one+other``), called by their names."""
+    if isinstance(value, str):
+        if "+" not in value or ":" in value:  # a path may have a plus sign
+            return {"name": value}
+        value = value.split("+")
+    if isinstance(value, list | tuple):
+        names = [part.get("name", "?") if isinstance(part, Mapping) else str(part) for part in value]
+        return {"name": COMPOSITION, "label": "+".join(name.rsplit(":", 1)[-1] for name in names), "parts": value}
+    return value
 
 
 PluginEntry = Annotated[PluginSpec, BeforeValidator(_plugin_from_text)]
@@ -437,7 +448,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, whose keys may be overridden
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
@@ -543,8 +555,8 @@ def with_added_plugins(config: ExperimentConfig, defenses: Sequence[str], attack
     if not defenses and not attacks:
         return config
     document = config.model_dump(mode="json")
-    document["defenses"] += [{"name": name} for name in defenses]
-    document["attacks"] += [{"name": name} for name in attacks]
+    document["defenses"] += defenses
+    document["attacks"] += attacks
     return parse_config(document, where="--defense/--attack")
 
 

@@ -132,18 +132,22 @@ class _Outfit:
     context: DefenderContext
 
 
-def _outfit(make: Make) -> _Outfit:
-    defense = make()
+def small_context(defense: Defense, compute: Compute) -> DefenderContext:
+    """What `defense` may use before a training of a small model on random images."""
     model = defense.architecture(SMALL_MODEL)
 
     def build() -> SplitModel:
         with global_seed(0, "small model"):
             return build_split_model(model, 1, 32, [0.5] * 3, [0.25] * 3)
 
-    compute = Compute.resolve(ComputeConfig(device="cpu", precision="float32", threads=1))
     images = _images(20)
-    context = DefenderContext(images[:4], images[4:], build, SMALL_TRAINING, compute, seed=0)
-    return _Outfit(defense, defense.prepare(context) or PreparedModel(build()), context)
+    return DefenderContext(images[:4], images[4:], build, SMALL_TRAINING, compute, seed=0)
+
+
+def _outfit(make: Make) -> _Outfit:
+    defense = make()
+    context = small_context(defense, Compute.resolve(ComputeConfig(device="cpu", precision="float32", threads=1)))
+    return _Outfit(defense, defense.prepare(context) or PreparedModel(context.build_model()), context)
 
 
 def _ready(make: Make) -> tuple[Defense, Tensor]:

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,12 +27,14 @@ from torch import Tensor
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
+from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.references import import_place
 from mocosfl_priv.threat import AttackerView, Budget, Capability, StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import ServerHooks
+from mocosfl_priv.training.mocosfl import messages_per_draw
 
 
 class Attack(ABC):
@@ -76,8 +78,9 @@ class DefenderContext:
 
     target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
     build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
-    training: the experiment's training settings.
+    training: the experiment's training settings. training_steps: how many steps it will take.
     checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
+    most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
     """
 
     target_images: Tensor
@@ -88,19 +91,29 @@ class DefenderContext:
     seed: int
     progress: Progress = field(default_factory=Silent)
     checkpoints: Checkpoints | None = None
+    training_steps: int = 1
+    most_draws: Callable[[], int] | None = None
+
+    @property
+    def messages_per_image(self) -> int:
+        """The most messages that a private image gives rise to in training, of clients that learn; counted anew."""
+        draws = self.training.epochs if self.most_draws is None else self.most_draws()
+        return draws * messages_per_draw(self.training, frozen_client=False)
 
 
 @dataclass(frozen=True)
 class PreparedModel:
     """What a defense hands to training: a model to start from.
 
-    frozen_client: clients keep it as it is; only the server learns, with `learning_rate` if given.
+    frozen_client: clients keep it as it is; only the server learns.
+    learning_rate, client_learning_rate: replace those of the configuration where given.
     earlier_seconds: what pre-training took before it was interrupted and resumed.
     """
 
     model: SplitModel
     frozen_client: bool = False
     learning_rate: float | None = None
+    client_learning_rate: float | None = None
     earlier_seconds: float = 0.0
 
 
@@ -114,8 +127,18 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
     uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
     """
 
-    randomised: ClassVar[bool] = False
-    uses_target_data: ClassVar[bool] = False
+    randomised: bool = False
+    uses_target_data: bool = False
+
+    @property
+    def parts(self) -> Sequence[Loaded[Defense]]:
+        """The defenses that this one consists of, where it consists of others."""
+        return ()
+
+    @property
+    def freezes_clients(self) -> bool:
+        """Whether clients keep the model of :meth:`prepare`: what works on their learning is then without effect."""
+        return False
 
     @property
     def simulator(self) -> str | None:
@@ -152,6 +175,13 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """The server's gradient (n, *smashed_shape) on its way in; same shape."""
         return gradient
 
+    def guarantee(self, messages: int) -> Guarantee | None:
+        """What holds for any attacker that saw `messages` messages of each image; None if nothing is promised.
+
+        Reports set it beside what was measured, and a measurement below it is an error.
+        """
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints; where
         training keeps an earlier state of the model, this comes back with it.
@@ -167,7 +197,7 @@ PluginT = TypeVar("PluginT", Attack, Defense)
 
 @dataclass(frozen=True)
 class Loaded(Generic[PluginT]):
-    """A created plugin, its label in reports, and where its code came from."""
+    """A created plugin, its label in reports, and where its code, that of its parts included, came from."""
 
     label: str
     plugin: PluginT
@@ -225,12 +255,14 @@ class Registry(Generic[PluginT]):
             plugin = cls(**_checked_parameters(cls, spec.parameters, f"{self.kind} {spec.short_name!r}"))
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
-        source = Path(inspect.getfile(cls))
+        code = [Path(inspect.getfile(cls)).read_bytes()]
+        if isinstance(plugin, Defense):
+            code += [part.code_sha256.encode() for part in plugin.parts]
         return Loaded(
             label=spec.label or spec.short_name,
             plugin=plugin,
             origin=f"{cls.__module__}:{cls.__qualname__}",
-            code_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+            code_sha256=hashlib.sha256(b"".join(code)).hexdigest(),
             parameters=spec.parameters,
         )
 

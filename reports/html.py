@@ -17,7 +17,7 @@ from reports.leaderboard import (
     leaderboard_notes,
 )
 from reports.page import data_uri, render, save_pictures
-from reports.summary import as_frame, caveats, headline_rows, sentences, summarise
+from reports.summary import as_frame, caveats, headline_rows, promises, sentences, summarise
 from reports.verdict import verdicts
 
 
@@ -52,7 +52,8 @@ def write_training_report(record: RunRecord, folder: Path) -> Path:
         board_lines=[leaderboard_cells(entry) for entry in board],
         board_notes=leaderboard_notes(record, board),
         headlines=headline_rows(rows),
-        sentences=sentences(rows),
+        sentences=[*sentences(rows), *promises(record, rows)],
+        guaranteed=any(row.guarantee for row in rows),
         caveats=caveats(record, rows),
         figures={stem: data_uri(png) for stem, png in figures.items()},
         strips=pictures,

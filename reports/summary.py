@@ -15,6 +15,7 @@ from reports.per_image import GROUP, bootstrap_options, closest_attacks, differe
 WORST_CASE = "worst case"
 ENSEMBLE = "ensemble"
 NO_LEAK_MARGIN = 0.02
+VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing that matters
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class SummaryRow:
     differences to the utility floors, `linear_against_none` the one to the undefended system at the same cut layer.
     `semi_supervised` holds the accuracy by fraction of the labels, `recognition_levels` chance levels and ceilings of
     the two recognition metrics, NaN where not measured. `blind` marks attacks that need nothing and so ignore the
-    smashed data.
+    smashed data. `guarantee` says what the defense promises of any attacker that saw as much, `mse_bound` the mean MSE
+    that follows; empty and NaN if nothing, and for the worst case, which chose by looking at the victims.
     """
 
     defense: str
@@ -46,6 +48,8 @@ class SummaryRow:
     semi_supervised: dict[float, Interval]
     recognition_levels: dict[str, float]
     blind: bool
+    guarantee: str
+    mse_bound: float
     cost: dict[str, float]
 
     @property
@@ -57,6 +61,11 @@ class SummaryRow:
     def is_worst_case(self) -> bool:
         """Whether this row combines all attacks."""
         return self.attack == WORST_CASE
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the bound allows of an attacker almost everything."""
+        return self.mse_bound < VACUOUS * self.mse_floor
 
 
 def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
@@ -121,11 +130,15 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             cost = {name: float(mine[name].mean()) for name in COSTS}
             total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
             cost |= {str(name): float(value) for name, value in total.items()}
+            # with several seeds the one that promises least
+            promised = mine.sort_values("guarantee_epsilon").iloc[-1]
             rows.append(
                 SummaryRow(
                     **shared,
                     attack=attack,
                     blind=attack in blind,
+                    guarantee=str(promised["guarantee"]) if attack != WORST_CASE else "",
+                    mse_bound=max(0.0, float(values["mse_bound"].mean())) if attack != WORST_CASE else float("nan"),
                     leak_ratio=leak_ratio_interval(
                         per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
                     ),
@@ -163,6 +176,8 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         entry |= {
             "mse_floor": row.mse_floor,
+            "guarantee": row.guarantee,
+            "mse_bound": row.mse_bound,
             "knn_raw_pixels": row.knn_raw_pixels,
             "linear_untrained": row.linear_untrained,
             **row.recognition_levels,
@@ -222,6 +237,34 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
     return said
 
 
+def promises(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+    """What is guaranteed, beside the best that a single attack did; a sentence for each system with a guarantee."""
+    said = []
+    for system, mine in _by_system(rows).items():
+        single = [row for row in mine if row.guarantee and not row.blind]
+        if not single:
+            continue
+        best = min(single, key=lambda row: row.metrics["mse"].value)
+        training = [entry["guarantee"] for entry in _trained(record, system) if entry["guarantee"]]
+        vacuous = f", vacuous: it allows R = {1 - VACUOUS:g}" if best.is_vacuous else ""
+        said.append(
+            f"{system}: any attacker: MSE >= {best.mse_bound:.2g} ({best.guarantee}{vacuous}); measured "
+            f"{best.metrics['mse'].value:.4f} ({best.attack}). Whole training: "
+            + " and ".join(dict.fromkeys(entry["claim"] for entry in training))
+            + "."
+        )
+    return said
+
+
+def _trained(record: RunRecord, system: str) -> list[dict[str, Any]]:
+    """What run.json says of the trainings of `system`, by seed."""
+    return [
+        entry
+        for entry in record.info["systems"]
+        if system_name(entry["defense"], entry["cut_layer"], entry["target_fraction"]) == system
+    ]
+
+
 def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = flagged(record)
@@ -232,6 +275,12 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         best = max(single, key=lambda row: row.leak_ratio.value)
         if best.attack != ENSEMBLE:
             found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
+    for system in _by_system(rows):
+        if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
+            found.append(
+                f"{system}: the guarantee of the whole training is about an image's own messages. Clients that learn "
+                "hold it in their weights as well, which are averaged in the clear and make later messages."
+            )
     if all(row.attack != ENSEMBLE for row in headline_rows(rows)):
         found.append(
             "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."

@@ -173,3 +173,12 @@ def test_a_candidate_is_one_of_the_defenses() -> None:
         ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"
     ):
         parse_config({"defenses": ["none", "gaussian"], "candidate": "gausian"})
+
+
+def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "defenses: [&weak {name: gaussian, sigma: 0.1, clip: 2.0}, {<<: *weak, label: strong, sigma: 1.0}]\n"
+    )
+    weak, strong = load_config(path).defenses
+    assert strong.parameters == {"sigma": 1.0, "clip": 2.0} and weak.parameters["sigma"] == 0.1

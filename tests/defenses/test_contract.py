@@ -15,7 +15,7 @@ from mocosfl_priv.defense_contract import CHECKS, Make, require_protection
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES, DefenderContext, Defense, PreparedModel, summary
 
-SMALL = {"epochs": 1, "batch_size": 8, "decoder": "res_normN0C8"}
+SMALL = {"epochs": 1, "batch_size": 8, "decoder": "res_normN0C8", "parts": ["bottleneck", "nopeek", "gaussian"]}
 NAMES = sorted(DEFENSES.origins())
 
 

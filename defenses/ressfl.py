@@ -1,0 +1,113 @@
+"""ResSFL: a resistant client by attacker-aware training and transfer (Li et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mocosfl_priv import ConfigurationError, DefenderContext, PreparedModel
+from mocosfl_priv.expert import AttackerAware
+from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
+from mocosfl_priv.training.sampling import PoolShape
+from mocosfl_priv.training.state import under, within
+
+
+class ResSFL(AttackerAware):
+    """Clients start from an expert that was trained against a simulated attacker, and are trained against one too.
+
+    The expert is trained at the server on source images only. Clients take its client side over and go on at a low
+    rate, while a small decoder learns along and they pay alpha * max(0, SSIM - threshold) for what it sees.
+
+    Ours is an adaptation: the paper trains classifiers and we MoCo, for the expert and for the clients. And one decoder
+    learns from all clients, as if theirs were averaged in every step, where the public code gives each its own and
+    leaves averaging to an option.
+
+    during_training: whether clients pay while they learn; without it this is a plain transfer.
+    training_decoder: whom they pay for, in the decoder grammar, several in a list: small, since clients train it.
+    interval: it learns in every so many-th pass of a step; clients pay in all.
+    epochs: of the expert; 0 for none: clients then start untrained, and learn at the rates of the configuration.
+    All else: see :class:`AttackerAware`; the schedule of decoders applies to both trainings, in shares of each.
+    """
+
+    def __init__(
+        self,
+        alpha: Annotated[float, Field(ge=0)] = 0.3,
+        threshold: Annotated[float, Field(ge=-1, le=1)] = 0.5,
+        layer: str = "noReLUC8S1",
+        decoder: str | list[str] = "res_normN4C64",
+        objective: Objective = "ssim",
+        refresh: Annotated[int, Field(ge=0)] = 0,
+        decoder_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = DECODER_MILESTONES,
+        decoder_decay: Annotated[float, Field(gt=0, le=1)] = DECODER_DECAY,
+        epochs: Annotated[int, Field(ge=0)] = 200,
+        batch_size: Annotated[int, Field(ge=2)] = 128,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+        transfer: Literal["frozen", "low_lr"] = "low_lr",
+        transfer_learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+        client_learning_rate: Annotated[float, Field(gt=0)] = 0.005,
+        server_start: Literal["expert", "scratch"] = "expert",
+        expert: Path | None = None,
+        during_training: bool = True,
+        training_decoder: str | list[str] = "conv_normN0C16",
+        interval: Annotated[int, Field(ge=1)] = 5,
+    ) -> None:
+        super().__init__(
+            alpha, threshold, layer, decoder, objective, refresh, decoder_milestones, decoder_decay, epochs, batch_size,
+            learning_rate, transfer, transfer_learning_rate, client_learning_rate, server_start, expert,
+        )  # fmt: skip
+        self.training_decoders = [training_decoder] if isinstance(training_decoder, str) else list(training_decoder)
+        for architecture in self.training_decoders:
+            check_grammar(architecture)
+        self.during_training = during_training
+        self.interval = interval
+        self.has_expert = epochs > 0 or expert is not None
+        if during_training and self.freezes_clients:
+            raise ConfigurationError(
+                "during_training: frozen clients learn nothing; use transfer: low_lr, or set false"
+            )
+        if not during_training and not self.has_expert:
+            raise ConfigurationError("epochs: without an expert, clients must be trained against somebody")
+        self._live: SimulatedAttacker | None = None
+        self._passes = 0
+
+    @property
+    def simulator(self) -> str:
+        return super().simulator if self.has_expert else self.training_decoders[0]
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        return super().planned_steps(context) if self.has_expert else 0
+
+    def prepare(self, context: DefenderContext) -> PreparedModel:
+        prepared = super().prepare(context) if self.has_expert else PreparedModel(context.build_model())
+        if self.during_training:
+            training, rows = context.training, context.compute.rows_per_pass
+            images = PoolShape.of(training).images
+            passes = -(-images * (2 if training.symmetric else 1) // rows) * context.training_steps
+            self._live = self.attacker(
+                self.training_decoders, prepared.model, -(-passes // self.interval), training.epochs,
+                min(images, rows), context,
+            )  # fmt: skip
+        return prepared
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        if self._live is None:
+            return None
+        if self._passes % self.interval == 0:
+            self._live.learn(images, smashed)
+        self._passes += 1
+        return self._live.penalty(images, smashed)
+
+    def state(self) -> dict[str, Tensor]:
+        if self._live is None:
+            return {}
+        return {"passes": torch.tensor(self._passes), **under("attacker", self._live.state())}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if self._live is not None:
+            self._passes = int(state["passes"])
+            self._live.load_state(within(state, "attacker"))

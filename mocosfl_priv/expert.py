@@ -1,0 +1,243 @@
+"""An expert: the model that a defender trains at the server, before there are clients, to hand out its client side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mocosfl_priv.config import ModelConfig, parse_bottleneck
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.models.published import load_published_client
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel
+from mocosfl_priv.seeding import generator
+from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
+from mocosfl_priv.training.hooks import ClientHooks
+from mocosfl_priv.training.mocosfl import train_mocosfl
+from mocosfl_priv.training.sampling import ClientBatch, total_steps
+
+# The expert is trained by one party: what concerns many clients and their traffic has no meaning for it.
+ONE_CLIENT = {"clients": 1, "pool": None, "heterogeneity": None, "client_learning_rate": None, "replay": None,
+              "divergence_aware": None}  # fmt: skip
+
+
+class AttackerAware(Defense):
+    """What ResSFL and TAResSFL share: an expert that is trained against a simulated attacker, and its transfer.
+
+    The expert learns MoCo's task with a penalty for what the attacker's decoders see (`SimulatedAttacker`). Clients
+    then start from its client side.
+
+    alpha, threshold: strength of the penalty, and the score below which it is content.
+    layer: the bottleneck.
+    decoder: the attacker, in the decoder grammar; several in a list, the strongest first: adaptive attackers are told
+        the first. objective: ssim as published, or mse+ssim (`simulated_attacker.score`).
+    refresh: every so many epochs of the pre-training the decoder that has learned for longest begins afresh; 0 for
+        never. It takes several decoders, or the client would be alone for a while.
+    decoder_milestones, decoder_decay: shares of the pre-training after which the decoders' rate is multiplied.
+    epochs, batch_size, learning_rate: of the pre-training; an epoch is a pass over all its images.
+    transfer: clients keep the expert's client side as it is (frozen), or go on learning at a low rate (low_lr).
+    transfer_learning_rate, client_learning_rate: of server and clients after the transfer.
+    server_start: the server goes on from the expert's server side, or starts afresh.
+    expert: a client of the public MocoSFL release to use instead of pre-training one; `import_client` says which fit.
+        It keeps its own normalisation. The release's server side is not read: the server starts afresh. What target
+        data it has seen is the file's own matter: it is run once, whatever the target fractions.
+    """
+
+    def __init__(
+        self,
+        alpha: Annotated[float, Field(ge=0)] = 2.0,
+        threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6,
+        layer: str = "C4S2",
+        decoder: str | list[str] = "res_normN4C64",
+        objective: Objective = "ssim",
+        refresh: Annotated[int, Field(ge=0)] = 0,
+        decoder_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = DECODER_MILESTONES,
+        decoder_decay: Annotated[float, Field(gt=0, le=1)] = DECODER_DECAY,
+        epochs: Annotated[int, Field(ge=1)] = 200,
+        batch_size: Annotated[int, Field(ge=2)] = 128,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.06,
+        transfer: Literal["frozen", "low_lr"] = "frozen",
+        transfer_learning_rate: Annotated[float, Field(gt=0)] = 0.001,
+        client_learning_rate: Annotated[float, Field(gt=0)] = 0.0001,
+        server_start: Literal["expert", "scratch"] = "expert",
+        expert: Path | None = None,
+    ) -> None:
+        parse_bottleneck(layer)
+        self.decoders = [decoder] if isinstance(decoder, str) else list(decoder)
+        if not self.decoders:
+            raise ConfigurationError("decoder: name at least one")
+        for architecture in self.decoders:
+            check_grammar(architecture)
+        if refresh and len(self.decoders) < 2:
+            raise ConfigurationError("refresh: a single decoder cannot begin afresh; name several in decoder")
+        if expert is not None:
+            load_published_client(expert)  # what is missing or something else is refused at once
+            self.uses_target_data = False
+        self.alpha = alpha
+        self.threshold = threshold
+        self.layer = layer
+        self.objective: Objective = objective
+        self.refresh = refresh
+        self.decoder_milestones = decoder_milestones
+        self.decoder_decay = decoder_decay
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.transfer = transfer
+        self.transfer_learning_rate = transfer_learning_rate
+        self.client_learning_rate = client_learning_rate
+        self.server_start = server_start
+        self.expert = expert
+
+    @property
+    def simulator(self) -> str:
+        """The first of the decoders."""
+        return self.decoders[0]
+
+    @property
+    def freezes_clients(self) -> bool:
+        """See :class:`Defense`."""
+        return self.transfer == "frozen"
+
+    def architecture(self, model: ModelConfig) -> ModelConfig:
+        """The configured model with this defense's bottleneck."""
+        return model.model_copy(update={"bottleneck": self.layer})
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        """The expert's. Raises ConfigurationError where it has no images, or where an imported one does not fit."""
+        if self.expert is not None:
+            import_client(context.build_model(), self.expert)  # refused before anything is trained
+            return 0
+        images = len(context.source_images) + len(self.target_images(context))
+        if images == 0:
+            raise ConfigurationError("the defender has neither source nor target images to train an expert on")
+        return total_steps(images, self.batch_size, self.epochs)
+
+    def prepare(self, context: DefenderContext) -> PreparedModel:
+        """The expert, trained or imported, as it is handed out."""
+        model, earlier_seconds = context.build_model(), 0.0
+        if self.expert is not None:
+            import_client(model, self.expert)
+        else:
+            steps = self.planned_steps(context)
+            attacker = self.attacker(self.decoders, model, steps, self.epochs, self.batch_size, context)
+            earlier_seconds = self._train_expert(model, attacker, steps, context)
+            if self.server_start == "scratch":
+                fresh = context.build_model()
+                model.trunk, model.projector = fresh.trunk, fresh.projector
+        return PreparedModel(
+            model,
+            frozen_client=self.freezes_clients,
+            learning_rate=self.transfer_learning_rate,
+            client_learning_rate=None if self.freezes_clients else self.client_learning_rate,
+            earlier_seconds=earlier_seconds,
+        )
+
+    def target_images(self, context: DefenderContext) -> Tensor:
+        """What the expert may see of the target data: nothing where the defense does without."""
+        return context.target_images if self.uses_target_data else context.target_images[:0]
+
+    def attacker(
+        self, decoders: Sequence[str], model: SplitModel, steps: int, epochs: int, batch_size: int,
+        context: DefenderContext,
+    ) -> SimulatedAttacker:  # fmt: skip
+        """An attacker as configured, of `decoders`, for a training of `model` in which it learns `steps` times."""
+        return SimulatedAttacker(
+            decoders,
+            model.smashed_shape,
+            model.image_shape,
+            alpha=self.alpha,
+            threshold=self.threshold,
+            steps=steps,
+            batch_size=batch_size,
+            compute=context.compute,
+            seed=context.seed,
+            objective=self.objective,
+            refresh=-(-self.refresh * steps // epochs) if len(decoders) > 1 else 0,
+            milestones=self.decoder_milestones,
+            decay=self.decoder_decay,
+        )
+
+    def _train_expert(self, model: SplitModel, attacker: ClientHooks, steps: int, context: DefenderContext) -> float:
+        """Train `model` in place; returns what was spent on it before an interruption."""
+        batches = HalfTargetBatches(
+            self.target_images(context),
+            context.source_images,
+            self.batch_size,
+            generator(context.seed, "expert batches"),
+        )
+        settings = context.training.model_copy(update={**ONE_CLIENT, "epochs": self.epochs})
+        context.progress.begin("expert", steps)
+        try:
+            trained = train_mocosfl(
+                model, batches, settings, steps=steps, compute=context.compute, seed=context.seed, hooks=attacker,
+                learning_rate=self.learning_rate, checkpoints=context.checkpoints, progress=context.progress,
+            )  # fmt: skip
+        except RunFailedError as error:
+            raise RunFailedError(f"the defender's expert: {error}") from error
+        finally:
+            context.progress.end()
+        return trained.earlier_seconds
+
+
+def import_client(model: SplitModel, path: Path) -> None:
+    """Give `model` the client of the public MocoSFL release in `path`; its server's half stays as it is.
+
+    Raises ConfigurationError unless the model's own client computes the same with the same weights, which takes the
+    paper's ResNet-18 at 32 pixels, cut and compressed as the published one is.
+    """
+    client = load_published_client(path)
+    own = copy.deepcopy(model.client)
+    try:
+        own.load_state_dict(client.state_dict())
+    except RuntimeError:
+        fits = False
+    else:
+        own.normalise = client.normalise  # the release's constants, which are no weights
+        probe = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found, published = own(probe), client(probe)
+        fits = found.shape == published.shape and torch.allclose(found, published, atol=1e-5)
+    if not fits:
+        cut = sum(unit.isdecimal() for unit, _ in client.named_children())
+        raise ConfigurationError(
+            f"{path}: this published client is a ResNet-18 for 32 pixels, cut after unit {cut}, with smashed data "
+            f"{tuple(client(torch.zeros(1, *model.image_shape)).shape[1:])}; the configured client is another network"
+        )
+    model.client = client
+
+
+class HalfTargetBatches:
+    """Batches of one "client", half target images (over-sampled) and half source images; all source if no target."""
+
+    clients = 1
+
+    def __init__(self, target: Tensor, source: Tensor, batch_size: int, rng: torch.Generator) -> None:
+        self.images_per_epoch = len(target) + len(source)
+        self._parts = [(source, batch_size - batch_size // 2), (target, batch_size // 2)]
+        if len(target) == 0:
+            self._parts = [(source, batch_size)]
+        if len(source) == 0:
+            self._parts = [(target, batch_size)]
+        self._rng = rng
+
+    def next(self) -> ClientBatch:
+        """The next batch, drawn with replacement: a one-percent target share is repeated within a batch."""
+        chosen = [images[torch.randint(len(images), (count,), generator=self._rng)] for images, count in self._parts]
+        images = torch.cat(chosen)
+        return ClientBatch(torch.zeros(1, dtype=torch.long), (len(images),), images)
+
+    def state(self) -> dict[str, Tensor]:
+        """The generator's state; nothing else decides about the next batch."""
+        return {"generator": self._rng.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._rng.set_state(state["generator"])
