@@ -48,7 +48,15 @@ def made_up(
             for turn, attack in enumerate(attacks):
                 cause = "no memory" if (label, attack) in failed else ""
                 numbers = dict.fromkeys(COSTS, 1000.0 * (place + 1)) | dict.fromkeys(RECOGNITION_LEVELS, np.nan)
-                cell = {**keys, "attack": attack, "victims": "test", "failure": cause, "flags": "", "guarantee": "", **numbers}
+                cell = {
+                    **keys,
+                    "attack": attack,
+                    "victims": "test",
+                    "failure": cause,
+                    "flags": "",
+                    "guarantee": "",
+                    **numbers,
+                }
                 cells.append({**cell, "attack_seconds": 1.0, "attack_steps": 1, "attack_queries": 0})
                 if cause:
                     continue
