@@ -127,5 +127,5 @@ def test_three_defenses_train_together_and_are_attacked(tiny: dict[str, Any]) ->
 
 def test_a_composition_comes_from_where_its_parts_do() -> None:
     """Two different compositions are no two strengths of one defense."""
-    (spec,) = ExperimentConfig(defenses=[["bottleneck", "gaussian"]]).defenses  # type: ignore[arg-type]
+    (spec,) = ExperimentConfig(defenses=[["bottleneck", "gaussian"]]).defenses
     assert DEFENSES.create(spec).origin == "defenses.bottleneck:BottleneckDefense+defenses.gaussian:GaussianNoise"
