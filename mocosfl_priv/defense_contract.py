@@ -147,7 +147,7 @@ def small_context(defense: Defense, compute: Compute) -> DefenderContext:
 
 def _outfit(make: Make) -> _Outfit:
     defense = make()
-    context = small_context(defense, Compute.resolve(ComputeConfig(device="cpu", precision="float32")))
+    context = small_context(defense, Compute.resolve(ComputeConfig(device="cpu", precision="float32", threads=1)))
     return _Outfit(defense, defense.prepare(context) or PreparedModel(context.build_model()), context)
 
 

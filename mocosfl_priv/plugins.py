@@ -256,12 +256,14 @@ class Registry(Generic[PluginT]):
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
         code = [Path(inspect.getfile(cls)).read_bytes()]
-        if isinstance(plugin, Defense):
+        origins = [f"{cls.__module__}:{cls.__qualname__}"]
+        if isinstance(plugin, Defense) and plugin.parts:
             code += [part.code_sha256.encode() for part in plugin.parts]
+            origins = [part.origin for part in plugin.parts]
         return Loaded(
             label=spec.label or spec.short_name,
             plugin=plugin,
-            origin=f"{cls.__module__}:{cls.__qualname__}",
+            origin="+".join(origins),
             code_sha256=hashlib.sha256(b"".join(code)).hexdigest(),
             parameters=spec.parameters,
         )

@@ -130,3 +130,9 @@ def test_three_defenses_train_together_and_are_attacked(tiny: dict[str, Any]) ->
     (recorded,) = run.record.info["plugins"]["defenses"]
     assert recorded["parameters"]["recipe"] == "bottleneck + nopeek + gaussian(sigma=0.3)"
     assert "randomised" in recorded["traits"]
+
+
+def test_a_composition_comes_from_where_its_parts_do() -> None:
+    """Two different compositions are no two strengths of one defense."""
+    (spec,) = ExperimentConfig(defenses=[["bottleneck", "gaussian"]]).defenses
+    assert DEFENSES.create(spec).origin == "defenses.bottleneck:BottleneckDefense+defenses.gaussian:GaussianNoise"

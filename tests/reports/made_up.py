@@ -48,13 +48,21 @@ def made_up(
             for turn, attack in enumerate(attacks):
                 cause = "no memory" if (label, attack) in failed else ""
                 numbers = dict.fromkeys(COSTS, 1000.0 * (place + 1)) | dict.fromkeys(RECOGNITION_LEVELS, np.nan)
-                cell = {**keys, "attack": attack, "victims": "test", "failure": cause, "flags": "", **numbers}
+                cell = {
+                    **keys,
+                    "attack": attack,
+                    "victims": "test",
+                    "failure": cause,
+                    "flags": "",
+                    "guarantee": "",
+                    **numbers,
+                }
                 cells.append({**cell, "attack_seconds": 1.0, "attack_steps": 1, "attack_queries": 0})
                 if cause:
                     continue
                 theirs = np.arange(VICTIMS) % len(attacks) == turn
                 errors = (1 - leak) * floors + np.where(theirs, 0, 0.1 * FLOOR) + rng.normal(0, 2e-4, VICTIMS)
-                measured = dict.fromkeys(("psnr", "ssim", "ssim_zeropad", "lpips"), 0.5)
+                measured = dict.fromkeys(("psnr", "ssim", "ssim_zeropad", "lpips"), 0.5) | {"mse_bound": np.nan}
                 images.append(
                     pd.DataFrame(
                         {**keys, "attack": attack, "victims": "test", "image": np.arange(VICTIMS),
