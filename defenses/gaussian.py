@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
-from mocosfl_priv.clipping import clip_rms
+from mocosfl_priv.noise import clip_rms
 
 
 class GaussianNoise(Defense):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Laplace
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.clipping import clip_rms
+from mocosfl_priv.noise import clip_rms, laplace_like
 from mocosfl_priv.training.sampling import PoolShape
 from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
 
@@ -59,8 +59,7 @@ class Shredder(Defense):
         return Laplace(self._location, self._log_scale.exp())
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        uniform = torch.rand(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
-        drawn = standard_laplace(uniform)
+        drawn = laplace_like(smashed, rng)
         if torch.is_grad_enabled():
             self._drawn = drawn  # what the gradient that returns for these messages is about
         return clip_rms(smashed, self.clip) + self._location + self._log_scale.exp() * drawn
@@ -86,10 +85,3 @@ class Shredder(Defense):
         self._location.copy_(state["location"])
         self._log_scale.copy_(state["log_scale"])
         load_optimiser_state(self._optimiser, within(state, "adam"))
-
-
-def standard_laplace(uniform: Tensor) -> Tensor:
-    """From draws in [0, 1) to ones with location 0 and scale 1, by the inverse of the distribution function."""
-    centred = uniform - 0.5
-    # a draw of exactly 0 would be infinite
-    return -centred.sign() * torch.log1p((-2 * centred.abs()).clamp(min=-1 + 1e-7))

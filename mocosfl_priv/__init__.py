@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mocosfl_priv.errors import MocosflPrivError as MocosflPrivError
     from mocosfl_priv.errors import RunFailedError as RunFailedError
     from mocosfl_priv.errors import ThreatModelError as ThreatModelError
+    from mocosfl_priv.guarantee import Guarantee as Guarantee
     from mocosfl_priv.plugins import Attack as Attack
     from mocosfl_priv.plugins import DefenderContext as DefenderContext
     from mocosfl_priv.plugins import Defense as Defense
@@ -33,6 +34,7 @@ _HOMES = {
     "api": ("Experiment", "RunResult"),
     "config": ("ExperimentConfig", "ModelConfig", "TrainingConfig"),
     "errors": ("ConfigurationError", "MocosflPrivError", "RunFailedError", "ThreatModelError"),
+    "guarantee": ("Guarantee",),
     "plugins": ("Attack", "Defense", "DefenderContext", "PreparedModel"),
     "threat": ("AttackerView", "AuxiliaryData", "Budget", "Capability", "StreamView", "ThreatModel"),
     "training.hooks": ("Message",),

@@ -17,6 +17,7 @@ import pandas as pd
 
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import Destination, RunRecord, write_record
 from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
@@ -78,15 +79,18 @@ class RunResult:
         return self.record.cells.copy()
 
     def require_success(self) -> None:
-        """Raise RunFailedError if an attack failed; the rows of the others stand."""
+        """Raise RunFailedError if an attack failed, or did better than a defense promised; all other rows stand."""
         cells = self.record.cells
         failed = cells[cells["failure"] != ""]
+        wrong = [flag["sentence"] for flag in self.record.info["flags"] if flag["name"] == BOUND_VIOLATED]
         if len(failed):
             first = failed.iloc[0]
-            raise RunFailedError(
+            wrong.append(
                 f"{len(failed)} of {len(cells)} attacks failed; the first: {first['attack']!r} on {first['defense']}, "
                 f"cut {first['cut_layer']}, seed {first['seed']}: {first['failure']}"
             )
+        if wrong:
+            raise RunFailedError(" ".join(wrong))
 
     def report(self, out: Path | str, overwrite: bool = False) -> Path:
         """Write results and report to the folder `out`, as a whole or not at all; returns the HTML's path."""

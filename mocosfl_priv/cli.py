@@ -1,4 +1,4 @@
-"""The command line: demo, run, report, validate, ls.
+"""The command line: demo, new, try, run, report, validate, ls.
 
 Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
 """
@@ -40,11 +40,11 @@ SetOption = Annotated[
 ]
 DefenseOption = Annotated[
     list[str] | None,
-    typer.Option("--defense", metavar="NAME|FILE.py:CLASS", help="Add a defense to the configuration. Repeatable."),
+    typer.Option("--defense", metavar="NAME|FILE.py[:CLASS]", help="Add a defense to the configuration. Repeatable."),
 ]
 AttackOption = Annotated[
     list[str] | None,
-    typer.Option("--attack", metavar="NAME|FILE.py:CLASS", help="Add an attack to the configuration. Repeatable."),
+    typer.Option("--attack", metavar="NAME|FILE.py[:CLASS]", help="Add an attack to the configuration. Repeatable."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 CheckpointsOption = Annotated[
@@ -64,6 +64,37 @@ def demo(
 ) -> None:
     """Train, attack, report: the whole path on embedded photographs, in minutes on two cores."""
     _run("demo", out, set_, defense, attack, overwrite=True)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="defense")],
+    file: Annotated[Path, typer.Argument(help="The file to write; its class is named after it.")],
+    debug: DebugOption = False,
+) -> None:
+    """Write a commented defense to start from, and its test beside it."""
+    from mocosfl_priv.scaffold import new_defense
+
+    kinds = {"defense": new_defense}
+    if kind not in kinds:
+        raise unknown_name("kind", kind, kinds)
+    source, test = kinds[kind](file)
+    print(f"{source}: a defense that works, with every hook; edit it\n{test}: pytest {test}")
+    print(f"then: mocosfl-priv try {source}")
+
+
+@app.command("try")
+def try_(
+    defense: Annotated[str, typer.Argument(metavar="FILE.py[:CLASS]|NAME", help="The defense on trial.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; an earlier trial there is replaced. [default: runs/try-NAME]")
+    ] = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Give a verdict on a defense, against none and TAResSFL at matched accuracy, in minutes on two cores."""
+    experiment = _trial(defense, set_)
+    _run_to(out or Path("runs") / f"try-{experiment.config.candidate}", experiment, overwrite=True)
 
 
 @app.command()
@@ -211,6 +242,20 @@ def _experiment(
     return Experiment(with_added_plugins(experiment.config, defenses or [], attacks or []))
 
 
+def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:
+    """The shipped trial with one more defense; ConfigurationError, before any data is read, if that is broken."""
+    from mocosfl_priv.api import Experiment
+    from mocosfl_priv.config import PluginSpec, with_candidate
+    from mocosfl_priv.defense_contract import require_protection
+    from mocosfl_priv.plugins import DEFENSES, Defense
+
+    spec = PluginSpec(name=reference)
+    if DEFENSES.load(reference).prepare is Defense.prepare:  # another one may take long: training will show its faults
+        require_protection(lambda: DEFENSES.create(spec).plugin, reference)
+    experiment = _experiment("try", overrides, None, None)
+    return Experiment(with_candidate(experiment.config, reference))
+
+
 def _run(
     config: str,
     out: Path,
@@ -220,12 +265,16 @@ def _run(
     overwrite: bool,
     checkpoints: Path | None = None,
 ) -> None:
+    _run_to(out, _experiment(config, overrides, defenses, attacks), overwrite, checkpoints)
+
+
+def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:
+    """Run, write, and print the table, and the verdict if there was a candidate."""
     from mocosfl_priv.api import run_planned
     from mocosfl_priv.display import TerminalProgress
     from mocosfl_priv.results import Destination
 
     console = Console(stderr=True)
-    experiment = _experiment(config, overrides, defenses, attacks)
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
             plan = experiment.checked()
@@ -234,6 +283,9 @@ def _run(
         page = result.report_to(destination)
     _print_table(result)
     print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+    verdict = page.parent / "verdict.txt"
+    if verdict.is_file():
+        print(f"\nverdict, also in {verdict}:\n\n{verdict.read_text(encoding='utf-8')}")
     result.require_success()
 
 
@@ -258,6 +310,7 @@ def _print_table(result: RunResult) -> None:
         ("leak_ratio", "leak R", "{:.3f}"),
         ("mse", "MSE", "{:.4f}"),
         ("mse_floor", "floor", "{:.4f}"),
+        *([("mse_bound", "bound", "{:.4f}")] if result.table()["mse_bound"].notna().any() else []),
         ("ssim", "SSIM", "{:.3f}"),
         *([] if audit else utility),
         ("attack_seconds", "attack s", "{:.1f}"),

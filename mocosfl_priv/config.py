@@ -292,8 +292,9 @@ class PluginSpec(BaseModel):
 
     @property
     def short_name(self) -> str:
-        """The name without a file or module in front of it."""
-        return self.name.rsplit(":", 1)[-1]
+        """The name without a file or module in front of it; of a file alone, its own without folder and ending."""
+        name = self.name.rsplit(":", 1)[-1]
+        return Path(name).stem if name.endswith(".py") else name
 
 
 def _plugin_from_text(value: object) -> object:
@@ -383,6 +384,9 @@ class ExperimentConfig(Section):
         (0.01,), min_length=1, description="share of the target training set that a defender may pre-train on"
     )
     defenses: tuple[PluginEntry, ...] = Field((PluginSpec(name="none"),), min_length=1)
+    candidate: str | None = Field(
+        None, description="label of the defense on trial: the report gives a verdict on it against none and taressfl"
+    )
     attacks: tuple[PluginEntry, ...] = Field((PluginSpec(name="floor"), PluginSpec(name="decoder")), min_length=1)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -419,6 +423,11 @@ class ExperimentConfig(Section):
     def _labels_and_duplicates(self) -> ExperimentConfig:
         object.__setattr__(self, "defenses", _labelled(self.defenses, "defenses"))
         object.__setattr__(self, "attacks", _labelled(self.attacks, "attacks"))
+        labels = [str(spec.label) for spec in self.defenses]
+        if self.candidate is not None and self.candidate not in labels:
+            raise ValueError(
+                f"candidate {self.candidate!r} is none of the defenses; {did_you_mean(self.candidate, labels)}"
+            )
         for where in ("seeds", "cut_layers", "target_fractions"):
             _distinct(getattr(self, where), where)
         _distinct(self.evaluation.label_fractions, "evaluation.label_fractions")
@@ -439,7 +448,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, whose keys may be overridden
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
@@ -548,3 +558,11 @@ def with_added_plugins(config: ExperimentConfig, defenses: Sequence[str], attack
     document["defenses"] += defenses
     document["attacks"] += attacks
     return parse_config(document, where="--defense/--attack")
+
+
+def with_candidate(config: ExperimentConfig, reference: str) -> ExperimentConfig:
+    """`config` with one more defense, by name or reference, which is on trial."""
+    document = config.model_dump(mode="json")
+    document["defenses"].append({"name": reference})
+    document["candidate"] = PluginSpec(name=reference).short_name
+    return parse_config(document, where=reference)

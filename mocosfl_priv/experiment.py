@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.data.partitions import make_partition
@@ -23,6 +24,7 @@ from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
+from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import Laboratory, fresh_model
 from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
@@ -34,8 +36,8 @@ from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, li
 from mocosfl_priv.target import Target, Trial, attack_seed, on_device, protect_afresh, try_attack
 from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
-from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
+from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, most_draws, total_steps
 from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())
@@ -95,6 +97,8 @@ class TrainedSystem:
     """A trained system with its utility and cost, and those who attended its training.
 
     system: with the defense as training left it.
+    guarantee: what it promises of any attacker that sees every message that training makes of an image; None for
+        nothing.
     """
 
     system: System
@@ -105,6 +109,7 @@ class TrainedSystem:
     untrained: np.ndarray
     cost: dict[str, float]
     frozen: bool
+    guarantee: Guarantee | None = None
 
     @property
     def model(self) -> SplitModel:
@@ -163,16 +168,13 @@ def train_system(
     started = time.monotonic()
     kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(lab, system, model_config, progress, kept)
+    guarantee = _training_guarantee(lab, system, prepared.frozen_client)
     audience = _audience(lab, system, prepared.model, how)
     if prepared.client_learning_rate is not None:
         training = training.model_copy(update={"client_learning_rate": prepared.client_learning_rate})
 
     private = lab.roles[Role.CLIENT_PRIVATE]
-    shape = PoolShape.of(training)
-    partition = make_partition(private.labels, training, data_weights(training), generator(seed, "partition"))
-    batches = PooledClients(
-        private.images, partition, shape, generator(seed, "client batches"), training.partial_batches == "drop"
-    )
+    batches = _client_batches(lab, seed, private.images)
     steps = planned_training_steps(lab)
     progress.begin("training", steps)
     try:
@@ -222,7 +224,38 @@ def train_system(
         "paper_megabytes_per_client": paper.total,
         "training_seconds": seconds,
     }
-    return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client)
+    return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client, guarantee)
+
+
+def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:
+    """Who trains with which of the private images, step by step; `images` stand for them."""
+    training = lab.config.training
+    partition = make_partition(
+        lab.roles[Role.CLIENT_PRIVATE].labels, training, data_weights(training), generator(seed, "partition")
+    )
+    return PooledClients(
+        images,
+        partition,
+        PoolShape.of(training),
+        generator(seed, "client batches"),
+        training.partial_batches == "drop",
+    )
+
+
+def _most_draws(lab: Laboratory, seed: int) -> int:
+    """How often a training of `seed` draws the private image that it draws most."""
+    images = len(lab.roles[Role.CLIENT_PRIVATE])
+    return most_draws(_client_batches(lab, seed, torch.arange(images)), images, planned_training_steps(lab))
+
+
+def _training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarantee | None:
+    try:
+        if system.defense.plugin.guarantee(1) is None:
+            return None
+        messages = _most_draws(lab, system.seed) * messages_per_draw(lab.config.training, frozen)
+        return system.defense.plugin.guarantee(messages)
+    except Exception as error:
+        raise _failure(system.title, error) from error
 
 
 def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Training = HONEST) -> Checkpoints | None:
@@ -287,6 +320,7 @@ def defender_context(
         progress=progress,
         checkpoints=checkpoints.below(DEFENDER) if checkpoints else None,
         training_steps=planned_training_steps(lab),
+        most_draws=partial(_most_draws, lab, system.seed),
     )
 
 
@@ -320,7 +354,10 @@ def attack_system(
     """
     system = trained.system
     attended = trained.audience.of(attack.label)
-    (trial,) = try_attack(lab, target_of(lab, system, trained.model), attack, [lab.victims], progress, attended)
+    target = target_of(lab, system, trained.model)
+    if trained.guarantee is not None:
+        target = replace(target, training_messages=trained.guarantee.messages)
+    (trial,) = try_attack(lab, target, attack, [lab.victims], progress, attended)
     rest = {
         "checkpoint": f"checkpoints/{trained.file_stem}.safetensors",
         "knn_accuracy": float(trained.utility.knn.mean()),

@@ -12,11 +12,12 @@ from torch import Tensor
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, ModelConfig
 from mocosfl_priv.data.roles import DataRoles, Role
-from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor
+from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor, hindsight_floor
 from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
 from mocosfl_priv.evaluation.recognition import RecognitionJudge, build_judge
 from mocosfl_priv.evaluation.utility import ProbeData, probe_features, raw_pixel_knn, to_unit_range
+from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import RECOGNITION_LEVELS
@@ -39,6 +40,10 @@ class VictimSet:
     images: Tensor
     groups: Tensor
     floor: Floor
+
+    def least_error(self, guarantee: Guarantee) -> np.ndarray:
+        """Terms (n,) of the mean MSE on these images that `guarantee` promises of any attacker."""
+        return guarantee.bound(hindsight_floor(self.images).numpy())
 
 
 @dataclass

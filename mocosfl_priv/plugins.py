@@ -4,7 +4,7 @@ A plugin is addressed as
 - a built-in by its file name in ``attacks/`` or ``defenses/``: ``decoder``;
 - a class that an installed package lists under the entry-point group ``mocosfl_priv.attacks`` or
   ``mocosfl_priv.defenses``, by the entry point's name;
-- ``package.module:Class`` or ``path/to/file.py:Class``.
+- ``package.module:Class`` or ``path/to/file.py:Class``, or ``path/to/file.py`` where that holds a single one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from torch import Tensor
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
+from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.references import import_place
 from mocosfl_priv.threat import AttackerView, Budget, Capability, StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import ServerHooks
+from mocosfl_priv.training.mocosfl import messages_per_draw
 
 
 class Attack(ABC):
@@ -78,6 +80,7 @@ class DefenderContext:
     build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
     training: the experiment's training settings. training_steps: how many steps it will take.
     checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
+    most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
     """
 
     target_images: Tensor
@@ -89,6 +92,13 @@ class DefenderContext:
     progress: Progress = field(default_factory=Silent)
     checkpoints: Checkpoints | None = None
     training_steps: int = 1
+    most_draws: Callable[[], int] | None = None
+
+    @property
+    def messages_per_image(self) -> int:
+        """The most messages that a private image gives rise to in training, of clients that learn; counted anew."""
+        draws = self.training.epochs if self.most_draws is None else self.most_draws()
+        return draws * messages_per_draw(self.training, frozen_client=False)
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,13 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """The server's gradient (n, *smashed_shape) on its way in; same shape."""
         return gradient
 
+    def guarantee(self, messages: int) -> Guarantee | None:
+        """What holds for any attacker that saw `messages` messages of each image; None if nothing is promised.
+
+        Reports set it beside what was measured, and a measurement below it is an error.
+        """
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints; where
         training keeps an earlier state of the model, this comes back with it.
@@ -217,17 +234,19 @@ class Registry(Generic[PluginT]):
         return dict(sorted(found.items()))
 
     def load(self, reference: str) -> type[PluginT]:
-        """The class behind a name, ``module:Class`` or ``file.py:Class``; raises ConfigurationError."""
+        """The class behind a name, ``module:Class``, ``file.py:Class`` or ``file.py``; raises ConfigurationError."""
         if ":" in reference:
             place, class_name = reference.rsplit(":", 1)
             return self._class_in(import_place(place, reference), class_name, reference)
+        if reference.endswith(".py"):
+            return self._only_class_in(import_place(reference, reference), reference)
         origins = self.origins()
         if reference not in origins:
             raise unknown_name(self.kind, reference, origins)
         origin = origins[reference]
         if ":" in origin:
             return self.load(origin)
-        return self._only_class_in(import_place(origin, reference))
+        return self._only_class_in(import_place(origin, reference), origin)
 
     def create(self, spec: PluginSpec) -> Loaded[PluginT]:
         """Load the class of `spec`, check its parameters against the constructor's annotations, and create it."""
@@ -237,12 +256,14 @@ class Registry(Generic[PluginT]):
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
         code = [Path(inspect.getfile(cls)).read_bytes()]
-        if isinstance(plugin, Defense):
+        origins = [f"{cls.__module__}:{cls.__qualname__}"]
+        if isinstance(plugin, Defense) and plugin.parts:
             code += [part.code_sha256.encode() for part in plugin.parts]
+            origins = [part.origin for part in plugin.parts]
         return Loaded(
             label=spec.label or spec.short_name,
             plugin=plugin,
-            origin=f"{cls.__module__}:{cls.__qualname__}",
+            origin="+".join(origins),
             code_sha256=hashlib.sha256(b"".join(code)).hexdigest(),
             parameters=spec.parameters,
         )
@@ -257,7 +278,7 @@ class Registry(Generic[PluginT]):
         implementation: type[PluginT] = candidate
         return implementation
 
-    def _only_class_in(self, module: Any) -> type[PluginT]:
+    def _only_class_in(self, module: Any, where: str) -> type[PluginT]:
         own = [
             value
             for value in vars(module).values()
@@ -266,9 +287,8 @@ class Registry(Generic[PluginT]):
             and not value.__name__.startswith("_")
         ]
         if len(own) != 1:
-            raise ConfigurationError(
-                f"{module.__name__} must define exactly one {self.base.__name__}, found {len(own)}"
-            )
+            names = f" ({', '.join(cls.__name__ for cls in own)}); name one as {where}:{own[0].__name__}" if own else ""
+            raise ConfigurationError(f"{where} must define exactly one {self.base.__name__}, found {len(own)}{names}")
         implementation: type[PluginT] = own[0]
         return implementation
 

@@ -30,7 +30,8 @@ from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
 COSTS = [
@@ -49,6 +50,7 @@ ATTACK_COSTS = [
     "attack_out_of_time",
 ]
 METRICS = ["mse", "psnr", "ssim", "ssim_zeropad", "lpips", "recognised", "reidentified"]
+GUARANTEE = ["guarantee", "guarantee_epsilon", "guarantee_delta", "mse_bound"]
 RECOGNITION_LEVELS = [
     "recognition_chance",
     "recognition_ceiling",
@@ -63,6 +65,7 @@ COLUMNS = [
     *METRICS,
     "mse_floor",
     "leak_ratio",
+    *GUARANTEE,
     *RECOGNITION_LEVELS,
     *ATTACK_COSTS,
     "failure",
@@ -112,7 +115,9 @@ class RunRecord:
     """A finished run in memory.
 
     cells: one row per cell, :func:`cell_columns`; `flags` names the flags that concern it, joined by semicolons.
-    per_image: `CELL_KEYS`, image, group, metrics, mse_floor.
+        `guarantee` is what the defense promises of any attacker that saw as many messages as this one, empty if
+        nothing; `mse_bound` the mean MSE that follows.
+    per_image: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound (terms of the mean; NaN if nothing is promised).
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
@@ -186,8 +191,8 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """A table as it was written: an empty field is a missing number, but no cause of failure, and no flags."""
-    texts = ("failure", "flags")
+    """A table as it was written: an empty field is a missing number, but no cause of failure, no flag, no promise."""
+    texts = ("failure", "flags", "guarantee")
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str))
     return table.fillna({name: "" for name in texts if name in table})
 

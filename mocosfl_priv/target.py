@@ -17,6 +17,7 @@ from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelErr
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import BATCH
+from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import TEST_VICTIMS, Laboratory, VictimSet
 from mocosfl_priv.peak_memory import peak_memory
 from mocosfl_priv.plugins import Attack, Defense, Loaded
@@ -38,6 +39,7 @@ class Target:
     build_client: a freshly initialised client of the same layers. It is bound to settings only: it goes to the
         attacker, and must not carry data along.
     seed: of the victims' messages and of the attacks.
+    training_messages: the most that training made of one image.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Target:
     seed: int
     server: nn.Module | None = None
     participants: Sequence[Mapping[str, Tensor]] = ()
+    training_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Trial:
 
     reconstruction: float (n, 3, h, w) in [0, 1], and values: metric to (n,); neither if the attack failed.
     cost: `ATTACK_COSTS`. failure: the cause in one line, empty if there is none.
+    guarantee: what the defense promises of any attacker that saw as much; None for nothing.
     """
 
     victims: VictimSet
@@ -63,6 +67,14 @@ class Trial:
     values: dict[str, np.ndarray]
     cost: dict[str, Any]
     failure: str = ""
+    guarantee: Guarantee | None = None
+
+    @property
+    def least_error(self) -> np.ndarray:
+        """Per victim, terms of the mean MSE that is promised; NaN if nothing is."""
+        if self.guarantee is None:
+            return np.full(len(self.victims.images), np.nan)
+        return self.victims.least_error(self.guarantee)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -73,6 +85,10 @@ class Trial:
             **{name: float(self.values.get(name, missing).mean()) for name in METRICS},
             "mse_floor": float(floor.mean()),
             "leak_ratio": leak_ratio(self.values.get("mse", missing), floor),
+            "guarantee": self.guarantee.claim if self.guarantee else "",
+            "guarantee_epsilon": self.guarantee.epsilon if self.guarantee else np.nan,
+            "guarantee_delta": self.guarantee.delta if self.guarantee else np.nan,
+            "mse_bound": max(0.0, float(self.least_error.mean())) if self.guarantee else np.nan,
             **self.cost,
             "failure": self.failure,
         }
@@ -86,6 +102,7 @@ class Trial:
                 "image": np.arange(count),
                 "group": self.victims.groups.numpy()[:count],
                 **self.values,
+                "mse_bound": self.least_error[:count],
             }
         )
 
@@ -145,8 +162,9 @@ def try_attack(
         "attack_out_of_time": budget.exhausted,
     }
     assert cost.keys() == set(ATTACK_COSTS)
+    guarantee = target.defense.guarantee(_messages_seen(lab, target, attended))
     if reconstruction is None:
-        return [Trial(victims, None, {}, cost, failure) for victims in victim_sets]
+        return [Trial(victims, None, {}, cost, failure, guarantee) for victims in victim_sets]
     parts = reconstruction.split([len(victims.images) for victims in victim_sets])
     return [
         Trial(
@@ -154,6 +172,7 @@ def try_attack(
             part,
             {name: value.numpy() for name, value in _score(lab, part, victims).items()},
             cost,
+            guarantee=guarantee,
         )
         for victims, part in zip(victim_sets, parts, strict=True)
     ]
@@ -185,8 +204,7 @@ def grant_view(
         colluder = _own_copy(client, device)
         for own, parameters in zip((client, colluder), target.participants, strict=False):
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
-    # Who knows that messages are randomised waits for more of them; who does not takes the first.
-    observations = lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
+    observations = _observations(lab, defense)
     messages_rng = generator(target.seed, "victims' messages", device=device)
     attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
     with torch.no_grad():
@@ -208,6 +226,20 @@ def grant_view(
         simulator=defense.simulator,
         listener=attended.listener if attended else None,
     )
+
+
+def _observations(lab: Laboratory, defense: Defense) -> int:
+    """Who knows that messages are randomised waits for more of them; who does not takes the first."""
+    return lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
+
+
+def _messages_seen(lab: Laboratory, target: Target, attended: Attendee | None) -> int:
+    """How many messages of one image an attacker has. Who attends training has all that it makes of an image, too.
+
+    Victims take no part in training, so this is more than was used against them: a promise that is also kept to the
+    private images, and the smaller for it.
+    """
+    return _observations(lab, target.defense) + (target.training_messages if attended else 0)
 
 
 def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, RunRecord
-from reports.per_image import closest_attacks, groups, per_seed
+from reports.per_image import bootstrap_options, closest_attacks, groups, per_seed
 from reports.summary import ENSEMBLE, NO_LEAK_MARGIN, WORST_CASE, flagged
 
 PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
@@ -92,8 +92,7 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
 
     An attack that failed with any seed takes no part.
     """
-    settings = record.info["config"]["evaluation"]
-    options = {"samples": settings["bootstrap_samples"], "confidence": settings["confidence"]}
+    options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     labels = checkpoint_labels(record.info["audit"])
     found: dict[str, list[AuditedCheckpoint]] = {}

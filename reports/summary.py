@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
-from reports.per_image import closest_attacks, groups, per_seed
+from reports.per_image import GROUP, bootstrap_options, closest_attacks, differences, groups, of_system, per_seed
 
-GROUP = ["defense", "cut_layer", "target_fraction"]
 WORST_CASE = "worst case"
 ENSEMBLE = "ensemble"
 NO_LEAK_MARGIN = 0.02
+VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing that matters
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class SummaryRow:
     differences to the utility floors, `linear_against_none` the one to the undefended system at the same cut layer.
     `semi_supervised` holds the accuracy by fraction of the labels, `recognition_levels` chance levels and ceilings of
     the two recognition metrics, NaN where not measured. `blind` marks attacks that need nothing and so ignore the
-    smashed data.
+    smashed data. `guarantee` says what the defense promises of any attacker that saw as much, `mse_bound` the mean MSE
+    that follows; empty and NaN if nothing, and for the worst case, which chose by looking at the victims.
     """
 
     defense: str
@@ -48,6 +48,8 @@ class SummaryRow:
     semi_supervised: dict[float, Interval]
     recognition_levels: dict[str, float]
     blind: bool
+    guarantee: str
+    mse_bound: float
     cost: dict[str, float]
 
     @property
@@ -59,6 +61,11 @@ class SummaryRow:
     def is_worst_case(self) -> bool:
         """Whether this row combines all attacks."""
         return self.attack == WORST_CASE
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the bound allows of an attacker almost everything."""
+        return self.mse_bound < VACUOUS * self.mse_floor
 
 
 def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
@@ -74,21 +81,20 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
     picking among guesses would look like a leak. Looking at the victims for the choice makes it an upper bound on
     what one attacker reaches with these attacks: the number a defense must answer for.
     """
-    settings = record.info["config"]["evaluation"]
-    options = {"samples": settings["bootstrap_samples"], "confidence": settings["confidence"]}
+    options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     rows = []
     for group, system in record.per_image.groupby(GROUP, sort=False):
         key: tuple[Any, ...] = tuple(group)
-        probe = _matching(record.probe, key)
-        cells = _matching(record.cells, key)
+        probe = of_system(record.probe, key)
+        cells = of_system(record.cells, key)
         places = groups(probe)
         accuracy = {name: mean_interval(per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
         few_labels = {
             fraction: mean_interval(per_seed(probe, semi_column(fraction)), groups=places, **options)
-            for fraction in settings["label_fractions"]
+            for fraction in record.info["config"]["evaluation"]["label_fractions"]
         }
-        undefended = _matching(record.probe, ("none", key[1], 0.0))
+        undefended = of_system(record.probe, ("none", key[1], 0.0))
         shared: dict[str, Any] = {
             "defense": str(key[0]),
             "cut_layer": int(key[1]),
@@ -100,12 +106,12 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
             "linear_untrained": float(probe["linear_untrained"].mean()),
             "recognition_levels": {name: float(cells[name].iloc[0]) for name in RECOGNITION_LEVELS},
-            "knn_gain": mean_interval(_differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
+            "knn_gain": mean_interval(differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
             "linear_gain": mean_interval(
-                _differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
+                differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
             ),
             "linear_against_none": (
-                mean_interval(_differences(probe, "linear", undefended, "linear"), groups=places, **options)
+                mean_interval(differences(probe, "linear", undefended, "linear"), groups=places, **options)
                 if len(undefended) == len(probe) and key[0] != "none"
                 else None
             ),
@@ -124,11 +130,15 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             cost = {name: float(mine[name].mean()) for name in COSTS}
             total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
             cost |= {str(name): float(value) for name, value in total.items()}
+            # with several seeds the one that promises least
+            promised = mine.sort_values("guarantee_epsilon").iloc[-1]
             rows.append(
                 SummaryRow(
                     **shared,
                     attack=attack,
                     blind=attack in blind,
+                    guarantee=str(promised["guarantee"]) if attack != WORST_CASE else "",
+                    mse_bound=max(0.0, float(values["mse_bound"].mean())) if attack != WORST_CASE else float("nan"),
                     leak_ratio=leak_ratio_interval(
                         per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
                     ),
@@ -166,6 +176,8 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         entry |= {
             "mse_floor": row.mse_floor,
+            "guarantee": row.guarantee,
+            "mse_bound": row.mse_bound,
             "knn_raw_pixels": row.knn_raw_pixels,
             "linear_untrained": row.linear_untrained,
             **row.recognition_levels,
@@ -220,9 +232,37 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
             _against(row.knn, "kNN", row.knn_gain, "raw pixels", row.knn_raw_pixels),
         ]
         if row.linear_against_none is not None:
-            parts.append(f"Against no defense the linear probe changes by {_points(row.linear_against_none)}")
+            parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
         said.append(f"{row.system}: {'. '.join(parts)}.")
     return said
+
+
+def promises(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+    """What is guaranteed, beside the best that a single attack did; a sentence for each system with a guarantee."""
+    said = []
+    for system, mine in _by_system(rows).items():
+        single = [row for row in mine if row.guarantee and not row.blind]
+        if not single:
+            continue
+        best = min(single, key=lambda row: row.metrics["mse"].value)
+        training = [entry["guarantee"] for entry in _trained(record, system) if entry["guarantee"]]
+        vacuous = f", vacuous: it allows R = {1 - VACUOUS:g}" if best.is_vacuous else ""
+        said.append(
+            f"{system}: any attacker: MSE >= {best.mse_bound:.2g} ({best.guarantee}{vacuous}); measured "
+            f"{best.metrics['mse'].value:.4f} ({best.attack}). Whole training: "
+            + " and ".join(dict.fromkeys(entry["claim"] for entry in training))
+            + "."
+        )
+    return said
+
+
+def _trained(record: RunRecord, system: str) -> list[dict[str, Any]]:
+    """What run.json says of the trainings of `system`, by seed."""
+    return [
+        entry
+        for entry in record.info["systems"]
+        if system_name(entry["defense"], entry["cut_layer"], entry["target_fraction"]) == system
+    ]
 
 
 def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
@@ -235,6 +275,12 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         best = max(single, key=lambda row: row.leak_ratio.value)
         if best.attack != ENSEMBLE:
             found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
+    for system in _by_system(rows):
+        if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
+            found.append(
+                f"{system}: the guarantee of the whole training is about an image's own messages. Clients that learn "
+                "hold it in their weights as well, which are averaged in the clear and make later messages."
+            )
     if all(row.attack != ENSEMBLE for row in headline_rows(rows)):
         found.append(
             "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."
@@ -279,23 +325,11 @@ def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: fl
     return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
 
 
-def _points(difference: Interval) -> str:
+def points(difference: Interval) -> str:
+    """A difference of accuracies in percentage points."""
     low, high = 100 * difference.low, 100 * difference.high
     return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def _percent(interval: Interval) -> str:
     return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-
-
-def _matching(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
-    mask = np.ones(len(frame), dtype=bool)
-    for column, value in zip(GROUP, key, strict=True):
-        mask &= (frame[column] == value).to_numpy()
-    return frame[mask]
-
-
-def _differences(ours: pd.DataFrame, column: str, theirs: pd.DataFrame, their_column: str) -> list[np.ndarray]:
-    """Per seed and image, one column minus another: paired by seed and image."""
-    pairs = zip(per_seed(ours, column), per_seed(theirs, their_column), strict=True)
-    return [first - second for first, second in pairs]

@@ -174,14 +174,14 @@ def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
         "defenses": ["none", "taressfl", "gaussian", "bottleneck"],
         "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
         "models": ["resnet18", "resnet50", "vgg13", "mobilenetv2", "vit_tiny", "FILE.py:FUNCTION"],
-        "configs": ["demo"],
+        "configs": ["demo", "try"],
         "capabilities": ["client_weights", "query", "auxiliary_data", "server_model", "colluding_client"],
     }.items():
         listed = in_process("ls", kind)
         assert listed.returncode == 0
         assert set(names) <= {line.split(" ")[0] for line in listed.stdout.splitlines() if line.strip()}
     text = in_process("--help").stdout
-    for command in ("demo", "run", "report", "validate", "ls", "Exit codes"):
+    for command in ("demo", "new", "try", "run", "report", "validate", "ls", "Exit codes"):
         assert command in text
 
 

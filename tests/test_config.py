@@ -15,6 +15,7 @@ from mocosfl_priv.config import (
     parse_bottleneck,
     parse_config,
     with_added_plugins,
+    with_candidate,
 )
 from mocosfl_priv.errors import ConfigurationError
 
@@ -158,3 +159,26 @@ def test_paper_protocol_changes_defaults_and_nothing_that_is_written_out() -> No
     assert mixed.training.paper_gradient == "one_sided"
     # what was resolved is written out, so that a stored configuration says the same without the protocol's help
     assert parse_config(yaml.safe_load(paper.to_yaml())) == paper
+
+
+def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "defenses: [&weak {name: gaussian, sigma: 0.1, clip: 2.0}, {<<: *weak, label: strong, sigma: 1.0}]\n"
+    )
+    weak, strong = load_config(path).defenses
+    assert strong.parameters == {"sigma": 1.0, "clip": 2.0} and weak.parameters["sigma"] == 0.1
+
+
+def test_a_candidate_is_one_of_the_defenses() -> None:
+    config = parse_config({"defenses": ["none", "gaussian"]})
+    assert config.candidate is None
+    tried = with_candidate(config, "some/where/mine.py")
+    assert tried.candidate == "mine" and [d.label for d in tried.defenses] == ["none", "gaussian", "mine"]
+    assert with_candidate(config, "mine.py:Mine").candidate == "Mine"
+    with pytest.raises(ConfigurationError, match="two entries are called 'none'"):
+        with_candidate(config, "none")
+    with pytest.raises(
+        ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"
+    ):
+        parse_config({"defenses": ["none", "gaussian"], "candidate": "gausian"})

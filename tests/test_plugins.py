@@ -51,6 +51,17 @@ def test_a_users_file(tmp_path: Path) -> None:
     assert len(loaded.code_sha256) == 64
 
 
+def test_a_file_with_a_single_defense_needs_no_class(tmp_path: Path) -> None:
+    loaded = DEFENSES.create(PluginSpec(name=str(write(tmp_path)), factor=0.25))
+    assert loaded.label == "mine" and type(loaded.plugin).__name__ == "Mine"
+    (tmp_path / "two").mkdir()
+    both = write(tmp_path / "two", MINE + "\n\nclass Other(Mine):\n    pass\n")
+    with pytest.raises(
+        ConfigurationError, match=r"exactly one Defense, found 2 \(Mine, Other\); name one as .*mine\.py:Mine"
+    ):
+        DEFENSES.load(str(both))
+
+
 def test_a_module_of_another_package() -> None:
     assert DEFENSES.load("tests.test_plugins:Ranged") is Ranged
 

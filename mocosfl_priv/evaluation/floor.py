@@ -48,6 +48,15 @@ def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
     return Floor(kind, guess, mse(guess.expand_as(victims), victims))
 
 
+def hindsight_floor(victims: Tensor) -> Tensor:
+    """Errors (n,) of the one guess that is best for these very victims (n, 3, h, w), their own mean image.
+
+    No guess of independent images that ignores the smashed data has a smaller mean error in the long run, whatever it
+    knows of their distribution; so promises about any attacker start from it, and not from what one guess reached.
+    """
+    return mse(mean_image(victims).expand_as(victims), victims)
+
+
 def leak_ratio(error: np.ndarray | Tensor, floor: np.ndarray | Tensor) -> float:
     """R = 1 - mean error / mean floor over the same victims; 1 is perfect reconstruction, <= 0 is no leak."""
     return 1.0 - float(torch.as_tensor(error).mean()) / float(torch.as_tensor(floor).mean())

@@ -3,6 +3,7 @@
 A defense looks good when an attack is bad. Each flag is a sign of a bad attack or of a missing control, found in the
 results alone: what was run, and the errors per image. A difference counts where the interval of the paired difference
 (hierarchical bootstrap over seeds, then images) excludes zero and the leak ratio changes by `SMALLEST_EFFECT` or more.
+A measured error below the one that a defense promises of any attacker is more than a sign: it ends the run as an error.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ import pandas as pd
 
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.distribution_shift import ImageStatistics, distribution_shifts
-from mocosfl_priv.evaluation.statistics import Interval, hierarchical_bootstrap, leak_ratio_interval
+from mocosfl_priv.evaluation.statistics import (
+    SMALLEST_EFFECT,
+    Interval,
+    leak_difference_interval,
+    leak_ratio_interval,
+    mean_interval,
+)
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.results import CELL_KEYS
 
+BOUND_VIOLATED = "bound-violated"
 FLAGS = (
     "attack-failed",
+    BOUND_VIOLATED,
     "no-undefended-control",
     "attack-at-floor-on-undefended",
     "black-box-beats-white-box",
@@ -37,7 +46,6 @@ FLAGS = (
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
 ENOUGH_SEEDS = 3
 SMALLEST_LEAK = 0.02  # what may pass for R = 0
-SMALLEST_EFFECT = 0.01  # difference of R
 WHITE_BOX = "client_weights"
 DECODER = "architecture"  # the parameter that holds a decoder of the grammar
 DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # an attack's own share of its data
@@ -106,7 +114,8 @@ def reliability_flags(cells: pd.DataFrame, per_image: pd.DataFrame, facts: RunFa
     """Every flag of a run, in the order of `FLAGS`.
 
     cells: one row per cell with `CELL_KEYS`, mse, attack_out_of_time and, where an attack failed, NaN as its mse and
-    the cause in `failure`. per_image: `CELL_KEYS`, image, group, mse, mse_floor; nothing of failed attacks is used.
+    the cause in `failure`; `guarantee` is what was promised. per_image: `CELL_KEYS`, image, group, mse, mse_floor,
+    mse_bound (NaN where nothing was promised); nothing of failed attacks is used.
     """
     failed = {tuple(row) for row in cells.loc[cells["mse"].isna(), [*PLACE, "attack"]].itertuples(index=False)}
     places: dict[tuple[Any, ...], _Place] = {}
@@ -120,6 +129,7 @@ def reliability_flags(cells: pd.DataFrame, per_image: pd.DataFrame, facts: RunFa
         places[place] = _Place(dict(zip(PLACE, place, strict=True)), sound, facts)
     found = [
         *_failed(cells),
+        *(flag for place in places.values() for flag in _bound_violated(place, cells)),
         *_without_control(list(places.values())),
         *_at_floor(list(places.values())),
         *(flag for place in places.values() for flag in _black_box_beats_white_box(place)),
@@ -171,10 +181,8 @@ class _Place:
         if not seeds:
             return None
         ours, theirs = ours[ours["seed"].isin(seeds)], theirs[theirs["seed"].isin(seeds)]
-        columns = zip(_per_seed(ours, "mse"), _per_seed(theirs, "mse"), _per_seed(ours, "mse_floor"), strict=True)
-        pairs = [np.column_stack([first - second, floor]) for first, second, floor in columns]
-        interval = hierarchical_bootstrap(
-            pairs, lambda means: means[..., 0] / means[..., 1], groups=_groups(ours),
+        interval = leak_difference_interval(
+            _per_seed(theirs, "mse"), _per_seed(ours, "mse"), _per_seed(ours, "mse_floor"), groups=_groups(ours),
             samples=self.facts.samples, confidence=self.facts.confidence,
         )  # fmt: skip
         return interval if interval.low > 0 and interval.value >= SMALLEST_EFFECT else None
@@ -191,6 +199,25 @@ def _failed(cells: pd.DataFrame) -> Iterator[Flag]:
             f"{_title(key)}: attack {key['attack']} failed with {_seeds(rows)} and takes no part in any average{cause}."
         )
         yield Flag("attack-failed", sentence, **key)
+
+
+def _bound_violated(place: _Place, cells: pd.DataFrame) -> Iterator[Flag]:
+    """An attack that does what a defense says none can: the promise is false, or what leads to it is."""
+    for label, rows in place.attacks.items():
+        if rows["mse_bound"].isna().any():
+            continue
+        above = mean_interval(
+            _per_seed(rows.assign(above=rows["mse"] - rows["mse_bound"]), "above"), groups=_groups(rows),
+            samples=place.facts.samples, confidence=place.facts.confidence,
+        )  # fmt: skip
+        if above.high < 0:
+            mine = (cells[[*PLACE, "attack"]] == pd.Series({**place.key, "attack": label})).all(axis=1)
+            claim = cells.loc[mine, "guarantee"].iloc[0]
+            sentence = (
+                f"the guarantee does not hold: attack {label} has MSE {rows['mse'].mean():.4f}, below the "
+                f"{rows['mse_bound'].mean():.4f} that is claimed of any attacker ({claim}; difference {_shown(above)})."
+            )
+            yield Flag(BOUND_VIOLATED, f"{place.title}: {sentence}", **place.key, attack=label)
 
 
 def _without_control(places: Sequence[_Place]) -> Iterator[Flag]:

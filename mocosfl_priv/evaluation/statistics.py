@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CHUNK = 50
+SMALLEST_EFFECT = 0.01  # difference of two leak ratios below which none is claimed
 
 
 @dataclass(frozen=True)
@@ -84,4 +85,26 @@ def leak_ratio_interval(
     pairs = [np.column_stack([error, floor]) for error, floor in zip(errors, floors, strict=True)]
     return hierarchical_bootstrap(
         pairs, lambda means: 1 - means[..., 0] / means[..., 1], groups=groups, samples=samples, confidence=confidence
+    )
+
+
+def leak_difference_interval(
+    errors: Sequence[np.ndarray],
+    other_errors: Sequence[np.ndarray],
+    floors: Sequence[np.ndarray],
+    *,
+    groups: np.ndarray | None = None,
+    samples: int,
+    confidence: float,
+) -> Interval:
+    """Interval of R of the first minus R of the others, where both face the same images and so the same floors.
+
+    Resamples what belongs to an image and a seed together, so that the difference is paired by both.
+    """
+    pairs = [
+        np.column_stack([other - error, floor])
+        for error, other, floor in zip(errors, other_errors, floors, strict=True)
+    ]
+    return hierarchical_bootstrap(
+        pairs, lambda means: means[..., 0] / means[..., 1], groups=groups, samples=samples, confidence=confidence
     )

@@ -115,6 +115,7 @@ def _system_info(trained: TrainedSystem) -> dict[str, Any]:
         "steps": trained.trained.steps,
         "selected_step": trained.trained.selected_step,
         "frozen_client": trained.frozen,
+        "guarantee": trained.guarantee.as_json() if trained.guarantee else None,
         "smashed_shape": list(trained.model.smashed_shape),
         "linear_probe_penalty": trained.utility.linear_penalty,
         "semi_supervised": {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,10 @@ from mocosfl_priv.evaluation.reliability import AttackFacts, Flag, RunFacts, rel
 from mocosfl_priv.experiment import CellResult
 from mocosfl_priv.laboratory import Laboratory, VictimSet
 from mocosfl_priv.plugins import Attack, Defense, Loaded
-from mocosfl_priv.results import SCHEMA_VERSION, cell_columns, image_key, victims_key
+from mocosfl_priv.results import SCHEMA_VERSION, UNDEFENDED, cell_columns, image_key, victims_key
 from mocosfl_priv.stream import visible_to
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
-
-UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control
 
 
 def gather(
@@ -97,7 +97,7 @@ def common_info(
         "flags": [asdict(flag) for flag in flags],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
         "platform": f"{platform.system()} {platform.machine()}",
-        "command": " ".join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

@@ -175,9 +175,7 @@ class MocoSFL:
         images = part.images.to(self._compute.device)
         first, second = moco_v2_view(images, self._views_rng), moco_v2_view(images, self._views_rng)
         order = _client_by_client(part.sizes, images.device) if self.training.symmetric else None
-        # One-sided, and for frozen clients whose two models are one, a single encoding of each view serves as query
-        # and as key; else each view is encoded by both models.
-        single = self.training.paper_gradient == "one_sided" or not self.clients.trainable
+        single = encodes_once(self.training, not self.clients.trainable)
         if single or order is None:
             rows, query_views, key_views = list(part.sizes), first, second
         else:
@@ -310,6 +308,19 @@ class MocoSFL:
             self.replay.load_state(facts["replay"])
         if type(self.clients) is ClientBank:  # what was measured once stays
             self.clients.kernel = facts["kernel"]
+
+
+def encodes_once(training: TrainingConfig, frozen_client: bool) -> bool:
+    """Whether a single encoding of each view serves as query and as key; else both models of a client encode it.
+
+    That is so one-sided, and for frozen clients, whose two models are one.
+    """
+    return training.paper_gradient == "one_sided" or frozen_client
+
+
+def messages_per_draw(training: TrainingConfig, frozen_client: bool) -> int:
+    """Messages that an image gives rise to each time that it is drawn for a step."""
+    return 4 if training.symmetric and not encodes_once(training, frozen_client) else 2
 
 
 def train_mocosfl(

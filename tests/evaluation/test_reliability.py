@@ -49,12 +49,13 @@ def results(errors: dict[tuple[str, str], float], seeds: int = 3) -> tuple[pd.Da
             keys = {"defense": defense, "attack": name, "cut_layer": 1, "target_fraction": 0.0, "seed": seed,
                     "victims": "test"}  # fmt: skip
             rows.append({**keys, "mse": error * FLOOR, "attack_out_of_time": False,
-                         "failure": "diverged" if np.isnan(error) else ""})  # fmt: skip
+                         "failure": "diverged" if np.isnan(error) else "", "guarantee": ""})  # fmt: skip
             if not np.isnan(error):
                 noise = np.random.default_rng([seed, len(images)]).normal(1, 0.05, VICTIMS)
                 images.append(pd.DataFrame(
                     {**keys, "image": range(VICTIMS), "group": np.arange(VICTIMS) // 2,
-                     "mse": error * FLOOR * HARDNESS * noise, "mse_floor": FLOOR * HARDNESS}
+                     "mse": error * FLOOR * HARDNESS * noise, "mse_floor": FLOOR * HARDNESS,
+                     "mse_bound": np.nan}
                 ))  # fmt: skip
     return pd.DataFrame(rows), pd.concat(images, ignore_index=True)
 
@@ -190,6 +191,31 @@ def test_failed_attacks_are_named_and_compared_with_nothing() -> None:
     cells.loc[(cells["attack"] == "rmle") & (cells["defense"] == "none") & (cells["seed"] == 1), "mse"] = np.nan
     names = [flag.name for flag in reliability_flags(cells, per_image, FACTS)]
     assert names == ["attack-failed", "no-undefended-control"]  # one failed seed: its other seeds prove nothing
+
+
+def promised(share: float, seeds: int = 3) -> list[Flag]:
+    """A defense that promises `share` of the floor's error of any attacker; rmle reaches half of it."""
+    cells, per_image = results(GOOD, seeds)
+    cells.loc[cells["defense"] == "bottleneck", "guarantee"] = "a promise"
+    mine = per_image["defense"] == "bottleneck"
+    per_image.loc[mine, "mse_bound"] = share * per_image.loc[mine, "mse_floor"]
+    return reliability_flags(cells, per_image, FACTS)
+
+
+def test_a_measurement_below_a_promised_bound_is_flagged_first() -> None:
+    (flag,) = promised(0.55)
+    assert (flag.name, flag.defense, flag.attack) == ("bound-violated", "bottleneck", "rmle")
+    assert FLAGS.index(flag.name) == FLAGS.index("attack-failed") + 1
+    assert "bottleneck (cut 1): the guarantee does not hold: attack rmle has MSE 0.0" in flag.sentence
+    assert "claimed of any attacker (a promise; difference -0.0" in flag.sentence
+    assert {flag.attack for flag in promised(0.9)} == {"rmle", "decoder"}
+    assert promised(0.45) == []
+
+
+def test_chance_does_not_break_a_promise() -> None:
+    """A bound that is reached exactly lies within the interval of the paired difference."""
+    for seeds in (3, 5):
+        assert promised(0.5, seeds) == []
 
 
 def test_flags_know_the_rows_they_are_about() -> None:

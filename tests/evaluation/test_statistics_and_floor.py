@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
-from mocosfl_priv.evaluation.statistics import hierarchical_bootstrap, leak_ratio_interval, mean_interval
+from mocosfl_priv.evaluation.statistics import (
+    hierarchical_bootstrap,
+    leak_difference_interval,
+    leak_ratio_interval,
+    mean_interval,
+)
 
 
 def test_interval_of_one_seed_matches_the_normal_approximation() -> None:
@@ -75,3 +80,13 @@ def test_floor_is_the_better_blind_guess_and_never_looks_at_victims() -> None:
     again = blind_guess_floor(known, victims.flip(0))
     assert torch.equal(again.image, floor.image)
     assert leak_ratio(floor.mse, floor.mse) == 0
+
+
+def test_a_difference_of_leak_ratios_is_paired() -> None:
+    """Errors that are a share of each image's own floor: R differs by the shares whatever is drawn."""
+    floors = [np.random.default_rng(seed).uniform(0.01, 1, 40) for seed in range(3)]
+    ours, theirs = ([share * floor for floor in floors] for share in (0.3, 0.5))
+    interval = leak_difference_interval(ours, theirs, floors, samples=200, confidence=0.95)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.2, 0.2, 0.2))
+    single = [leak_ratio_interval(errors, floors, samples=200, confidence=0.95) for errors in (ours, theirs)]
+    assert interval.value == pytest.approx(single[0].value - single[1].value)

@@ -1,0 +1,93 @@
+"""Noise made against a surrogate of the attacker (after Miyato et al., TPAMI 2019, and adversarial-noise defenses)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mocosfl_priv import DefenderContext, Defense, PreparedModel
+from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.simulated_attacker import SimulatedAttacker
+
+
+class AdversarialNoise(Defense):
+    """Every message moves to where a surrogate decoder's reconstruction changes most.
+
+    Who protects a message in use does not look at images, so the direction is the virtual adversarial one of Miyato et
+    al.: from a random start, power iteration on the distance between what the surrogate makes of the message and of
+    the moved one. The surrogate learns along with the clients, from the messages as they are sent: from the noise,
+    too, as an attacker would.
+
+    strength: length of the move, as a share of the message's own. decoder: the surrogate, in the decoder grammar.
+    steps: of power iteration.
+    """
+
+    randomised = True
+
+    def __init__(
+        self,
+        strength: Annotated[float, Field(ge=0)] = 0.5,
+        decoder: str = "res_normN0C16",
+        steps: Annotated[int, Field(ge=1)] = 2,
+    ) -> None:
+        check_grammar(decoder)
+        self.strength = strength
+        self.decoder = decoder
+        self.steps = steps
+
+    @property
+    def simulator(self) -> str:
+        return self.decoder
+
+    def prepare(self, context: DefenderContext) -> PreparedModel | None:
+        model = context.build_model()
+        self._compute = context.compute
+        self._surrogate = SimulatedAttacker(
+            [self.decoder], model.smashed_shape, model.image_shape,
+            alpha=0.0, threshold=0.0, steps=context.training_steps, batch_size=1,  # no norm over a batch
+            compute=context.compute, seed=context.seed,
+        )  # fmt: skip
+        return None
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        """The surrogate learns; clients do not pay."""
+        self._surrogate.learn(images, self._sent)
+        return None
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        moved = smashed + self._perturbation(smashed.detach(), rng)
+        if torch.is_grad_enabled():
+            self._sent = moved.detach()  # what the surrogate will learn from
+        return moved
+
+    @torch.enable_grad()
+    def _perturbation(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        """Of each message (n, ...), `strength` times as long as it."""
+        (decoder,) = self._surrogate.decoders
+        radius = self.strength * _length(smashed)
+        direction = torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
+        with torch.no_grad():
+            clean = self._decoded(decoder, smashed)
+        for _ in range(self.steps):
+            move = (radius * direction / _length(direction)).requires_grad_(True)
+            change = (self._decoded(decoder, smashed + move) - clean).square().sum()
+            (direction,) = torch.autograd.grad(change, move)
+        return radius * direction / _length(direction)
+
+    def _decoded(self, decoder: torch.nn.Module, smashed: Tensor) -> Tensor:
+        with self._compute.autocast():
+            return decoder(smashed).float()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._surrogate.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._surrogate.load_state(state)
+
+
+def _length(messages: Tensor) -> Tensor:
+    """Euclidean, of each message (n, c, h, w); shape (n, 1, 1, 1). Never quite zero."""
+    return messages.flatten(1).norm(dim=1).clamp(min=1e-20).view(-1, 1, 1, 1)

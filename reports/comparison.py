@@ -1,0 +1,105 @@
+"""Two systems of a run side by side, paired by image and seed: what a verdict and a leaderboard rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, leak_difference_interval, mean_interval
+from mocosfl_priv.results import RunRecord
+from reports.per_image import (
+    GROUP,
+    Key,
+    bootstrap_options,
+    closest_attacks,
+    differences,
+    groups,
+    of_system,
+    per_seed,
+)
+from reports.summary import ENSEMBLE, system_name
+
+BOTTLENECK = "defenses.bottleneck:BottleneckDefense"
+TARESSFL = "defenses.taressfl:TAResSFL"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One system beside an `other`: its leak ratio R and its linear-probe accuracy, each minus the other's.
+
+    attacks: those under which `leak` was found, the same for both; where there is none, `leak` is None.
+    """
+
+    other: str
+    attacks: list[str]
+    leak: Interval | None
+    linear: Interval
+
+    @property
+    def matched(self) -> bool:
+        """Whether the two are not shown to differ in accuracy."""
+        return is_matched(self.linear)
+
+    @property
+    def finding(self) -> str:
+        """In words. A difference counts where its interval excludes zero and it is no smaller than SMALLEST_EFFECT."""
+        if self.leak is None:
+            return "not compared"
+        if abs(self.leak.value) < SMALLEST_EFFECT or self.leak.low <= 0 <= self.leak.high:
+            return "no difference shown"
+        return "leaks less than" if self.leak.value < 0 else "leaks more than"
+
+
+def compare(record: RunRecord, ours: Key, theirs: Key) -> Comparison:
+    """`ours` beside `theirs`, under the ensemble where it succeeded on both, else under the worst case over all
+    attacks that did: a worst case over other attacks would be another measure.
+    """
+    attacks = [name for name in sound_attacks(record, ours) if name in sound_attacks(record, theirs)]
+    attacks = [ENSEMBLE] if ENSEMBLE in attacks else attacks
+    leak = None
+    if attacks:
+        mine, others = (_closest(of_system(record.per_image, key), attacks) for key in (ours, theirs))
+        leak = leak_difference_interval(
+            per_seed(mine, "mse"), per_seed(others, "mse"), per_seed(mine, "mse_floor"),
+            groups=groups(mine), **bootstrap_options(record),
+        )  # fmt: skip
+    return Comparison(system_name(*theirs), attacks, leak, accuracy_difference(record, ours, theirs))
+
+
+def accuracy_difference(record: RunRecord, ours: Key, theirs: Key) -> Interval:
+    """Linear-probe accuracy of one system minus that of another."""
+    mine, others = (of_system(record.probe, key) for key in (ours, theirs))
+    return mean_interval(
+        differences(mine, "linear", others, "linear"), groups=groups(mine), **bootstrap_options(record)
+    )
+
+
+def is_matched(difference: Interval) -> bool:
+    """Whether a difference of accuracies may be none."""
+    return difference.low <= 0 <= difference.high
+
+
+def sound_attacks(record: RunRecord, key: Key) -> list[str]:
+    """The attacks on a system that use the smashed data and failed with no seed, in the order of the results."""
+    blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
+    cells = of_system(record.cells, key)
+    failed = set(cells["attack"][cells["failure"] != ""])
+    return [str(name) for name in cells["attack"].unique() if name not in blind | failed]
+
+
+def systems_of(record: RunRecord, *, origin: str | None = None, label: str | None = None) -> list[Key]:
+    """The systems of a run in the order of the results: all, or those of one class, or under one label."""
+    origins = {plugin["label"]: plugin["origin"] for plugin in record.info["plugins"]["defenses"]}
+    keys: list[Key] = list(record.cells[GROUP].drop_duplicates().itertuples(index=False, name=None))
+    return [key for key in keys if origin in (None, origins[key[0]]) and label in (None, key[0])]
+
+
+def concerns(flag: dict[str, Any], key: Key) -> bool:
+    """Whether a flag of run.json is about a system, or about the whole run."""
+    return all(flag.get(name) in (None, value) for name, value in zip(GROUP, key, strict=True))
+
+
+def _closest(values: pd.DataFrame, attacks: list[str]) -> pd.DataFrame:
+    return closest_attacks(values[values["attack"].isin(attacks)])
