@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import ConfigurationError, DefenderContext, Defense, ModelConfig, PreparedModel
+from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Guarantee, ModelConfig, PreparedModel
 from mocosfl_priv.config import PluginEntry
 from mocosfl_priv.plugins import DEFENSES, Loaded
 from mocosfl_priv.training.state import under, within
@@ -79,6 +79,11 @@ class Composition(Defense):
         for defense in reversed(self._defenses):
             gradient = defense.filter_gradient(gradient, rng)
         return gradient
+
+    def guarantee(self, messages: int) -> Guarantee | None:
+        """The strongest of its parts': what comes before it or after it looks at the same message only."""
+        promised = [found for defense in self._defenses if (found := defense.guarantee(messages)) is not None]
+        return min(promised, key=lambda found: found.epsilon, default=None)
 
     def state(self) -> dict[str, Tensor]:
         return {

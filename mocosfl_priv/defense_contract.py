@@ -81,8 +81,9 @@ def trains_a_split_model(make: Make) -> None:
     outfit = _outfit(make)
     shape = PoolShape.of(SMALL_TRAINING)
     batches = PooledClients(_images(32), [torch.arange(16), torch.arange(16, 32)], shape, _rng())
+    training = SMALL_TRAINING.model_copy(update={"client_learning_rate": outfit.prepared.client_learning_rate})
     outcome = train_mocosfl(
-        outfit.prepared.model, batches, SMALL_TRAINING, steps=3, compute=outfit.context.compute, seed=0,
+        outfit.prepared.model, batches, training, steps=3, compute=outfit.context.compute, seed=0,
         hooks=outfit.defense, frozen_client=outfit.prepared.frozen_client,
         learning_rate=outfit.prepared.learning_rate,
     )  # fmt: skip

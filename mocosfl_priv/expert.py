@@ -190,8 +190,8 @@ class AttackerAware(Defense):
 def import_client(model: SplitModel, path: Path) -> None:
     """Give `model` the client of the public MocoSFL release in `path`; its server's half stays as it is.
 
-    Raises ConfigurationError unless the model's own client computes the same with the same weights, which takes the
-    paper's ResNet-18 at 32 pixels, cut and compressed as the published one is.
+    Raises ConfigurationError unless the model's own client computes the same with the same weights: it must be the
+    paper's ResNet-18 at 32 pixels, cut and compressed as the published one is, or begin like it.
     """
     client = load_published_client(path)
     own = copy.deepcopy(model.client)

@@ -161,6 +161,15 @@ def test_paper_protocol_changes_defaults_and_nothing_that_is_written_out() -> No
     assert parse_config(yaml.safe_load(paper.to_yaml())) == paper
 
 
+def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "defenses: [&weak {name: gaussian, sigma: 0.1, clip: 2.0}, {<<: *weak, label: strong, sigma: 1.0}]\n"
+    )
+    weak, strong = load_config(path).defenses
+    assert strong.parameters == {"sigma": 1.0, "clip": 2.0} and weak.parameters["sigma"] == 0.1
+
+
 def test_a_candidate_is_one_of_the_defenses() -> None:
     config = parse_config({"defenses": ["none", "gaussian"]})
     assert config.candidate is None
@@ -173,12 +182,3 @@ def test_a_candidate_is_one_of_the_defenses() -> None:
         ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"
     ):
         parse_config({"defenses": ["none", "gaussian"], "candidate": "gausian"})
-
-
-def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
-    path = tmp_path / "merged.yaml"
-    path.write_text(
-        "defenses: [&weak {name: gaussian, sigma: 0.1, clip: 2.0}, {<<: *weak, label: strong, sigma: 1.0}]\n"
-    )
-    weak, strong = load_config(path).defenses
-    assert strong.parameters == {"sigma": 1.0, "clip": 2.0} and weak.parameters["sigma"] == 0.1

@@ -560,8 +560,23 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
     assert len(run.record.info["systems"]) == 1 and len(run.record.probe) == len(tiny_run.record.probe)
 
 
-def test_an_interrupted_experiment_goes_on_from_its_checkpoints(tiny: dict[str, Any], tmp_path: Path) -> None:
-    expert = {"name": "taressfl", "epochs": 2, "decoder": "res_normN0C8", "batch_size": 64}
+@pytest.mark.parametrize(
+    "expert",
+    [
+        {"name": "taressfl", "decoder": ["conv_normN0C8", "edsr_N1C8"], "refresh": 1},
+        {
+            "name": "ressfl",
+            "decoder": "conv_normN0C8",
+            "training_decoder": ["conv_normN0C8", "edsr_N1C8"],
+            "interval": 2,
+        },
+    ],
+    ids=lambda expert: expert["name"],
+)
+def test_an_interrupted_experiment_goes_on_from_its_checkpoints(
+    expert: dict[str, Any], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    expert = {**expert, "epochs": 2, "batch_size": 64}
     few = {**tiny["data"], "auxiliary_source_fraction": 0.9}  # what is left for the expert is soon seen
     document = {
         **tiny, "defenses": [expert], "attacks": ["floor"], "data": few,
@@ -585,10 +600,14 @@ def test_an_interrupted_experiment_goes_on_from_its_checkpoints(tiny: dict[str, 
     for steps in (expert_steps // 2 + 2, expert_steps + 14):  # within the expert, and within the training after it
         with pytest.raises(KeyboardInterrupt):
             experiment.run(Interruption(steps), tmp_path)
-    assert (tmp_path / "taressfl_cut1_target0.01_seed0" / "defender").is_dir()
+    assert next(tmp_path.glob(f"{expert['name']}_cut1_target*_seed0/defender")).is_dir()
     resumed = experiment.run(checkpoints=tmp_path)
     pd.testing.assert_frame_equal(resumed.table().drop(columns=TIMES), whole.table().drop(columns=TIMES))
     pd.testing.assert_frame_equal(resumed.record.training, whole.record.training)
+    for file, found in resumed.record.checkpoints.items():
+        expected = whole.record.checkpoints[file]
+        assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+        assert any(name.startswith("defense.attacker.") for name in found) == (expert["name"] == "ressfl")
     other = Experiment.from_dict({**document, "training": {**document["training"], "ema": 0.9}})
     with pytest.raises(ConfigurationError, match="belongs to another configuration"):
         other.run(checkpoints=tmp_path)

@@ -81,6 +81,13 @@ def test_it_has_the_traits_of_its_parts() -> None:
     assert with_expert.simulator == "res_normN4C64"
 
 
+def test_the_strongest_promise_of_its_parts_holds() -> None:
+    weak, strong = {"name": "local_dp", "epsilon": 4.0}, {"name": "local_dp", "epsilon": 2.0}
+    alone = DEFENSES.create(PluginSpec.model_validate(strong)).plugin.guarantee(3)
+    assert composed("bottleneck", strong, "topk_prune").guarantee(3) == alone
+    assert composed("bottleneck", weak).guarantee(1) != alone and composed("bottleneck", "dropout").guarantee(1) is None
+
+
 def test_its_code_is_that_of_its_parts() -> None:
     one, other = (
         DEFENSES.create(PluginSpec(name="composition", parts=p)) for p in (["dropout", SHIFT], [SHIFT, SCALE])

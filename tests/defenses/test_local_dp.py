@@ -135,7 +135,7 @@ def test_a_training_is_calibrated_to_its_messages(compute: Compute) -> None:
 
 def test_what_cannot_be_private_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="Gaussian noise has no epsilon at delta 0"):
-        DEFENSES.create(PluginSpec(name="local_dp", delta=0.0))  # type: ignore[call-arg]
+        DEFENSES.create(PluginSpec(name="local_dp", delta=0.0))
     with pytest.raises(ConfigurationError, match="epsilon"):
-        DEFENSES.create(PluginSpec(name="local_dp", epsilon=0.0))  # type: ignore[call-arg]
+        DEFENSES.create(PluginSpec(name="local_dp", epsilon=0.0))
     assert LocalDP(1.0, 0.0, "laplace").guarantee(3).epsilon == pytest.approx(3.0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.seeding import global_seed
 from mocosfl_priv.simulated_attacker import SimulatedAttacker
+from mocosfl_priv.training.mocosfl import train_mocosfl
+from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 
 def context(compute: Compute, defense: TAResSFL, target: int = 20, size: int = 32) -> DefenderContext:
@@ -51,19 +53,52 @@ def test_training_against_the_attacker_lowers_its_similarity(compute: Compute) -
 
 
 def test_the_expert_is_frozen_and_the_server_start_is_as_asked(compute: Compute) -> None:
-    options: dict[str, object] = {"decoder": "res_normN0C8", "batch_size": 8, "epochs": 1}
-    build: Callable[..., TAResSFL] = TAResSFL
-    expert_start, scratch = build(**options), build(**options, server_start="scratch")
-    first, second = (d.prepare(context(compute, d)) for d in (expert_start, scratch))
-    assert first.frozen_client and first.learning_rate == 0.001
+    options: dict[str, Any] = {"decoder": ["conv_normN0C8", "edsr_N1C8"], "batch_size": 32, "epochs": 1, "refresh": 1}
+    expert_start, scratch = TAResSFL(**options), TAResSFL(**options, server_start="scratch")
+    first, second = (d.prepare(context(compute, d, size=16)) for d in (expert_start, scratch))
+    assert first.frozen_client and expert_start.freezes_clients
+    assert first.learning_rate == 0.001 and first.client_learning_rate is None
     for a, b in zip(first.model.client.parameters(), second.model.client.parameters(), strict=True):
         assert torch.equal(a, b)
-    fresh = context(compute, scratch).build_model()
+    fresh = context(compute, scratch, size=16).build_model()
     for a, b in zip(second.model.trunk.parameters(), fresh.trunk.parameters(), strict=True):
         assert torch.equal(a, b)
     assert any(
         not torch.equal(a, b) for a, b in zip(first.model.trunk.parameters(), fresh.trunk.parameters(), strict=True)
     )
+
+
+def test_low_rate_transfer_moves_clients_a_little(compute: Compute) -> None:
+    """Trained as a system is, a frozen client stays what the expert is; another leaves it as far as its rate says."""
+    small: dict[str, Any] = {"decoder": "conv_normN0C8", "batch_size": 64, "epochs": 1}
+
+    def moved(**options: Any) -> float:
+        defense = TAResSFL(**small, **options)
+        ctx = context(compute, defense, size=16)
+        prepared = defense.prepare(ctx)
+        before = prepared.model.copy().client.state_dict()
+        images = ctx.source_images[:40]
+        clients = PooledClients(images, list(torch.arange(40).split(8)), PoolShape(5, 2), torch.Generator())
+        rates = {"client_learning_rate": prepared.client_learning_rate}
+        train_mocosfl(
+            prepared.model, clients, ctx.training.model_copy(update=rates), steps=4, compute=compute, seed=0,
+            hooks=defense, frozen_client=prepared.frozen_client, learning_rate=prepared.learning_rate,
+        )  # fmt: skip
+        after = prepared.model.client.state_dict()
+        return max(float((after[name] - before[name]).abs().max()) for name in before)
+
+    low, lower = moved(transfer="low_lr", client_learning_rate=0.01), moved(transfer="low_lr")
+    assert moved() == 0 < lower < 0.1 * low
+
+
+def test_settings_that_contradict_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="single decoder cannot begin afresh"):
+        TAResSFL(refresh=2)
+    with pytest.raises(ConfigurationError, match="name at least one"):
+        TAResSFL(decoder=[])
+    with pytest.raises(ConfigurationError, match="'unet_9' is not of the form"):
+        TAResSFL(decoder=["res_normN4C64", "unet_9"])
+    assert TAResSFL(decoder=["unet_N2C32", "res_normN4C64"]).simulator == "unet_N2C32"
 
 
 def test_a_defender_without_images_is_refused(compute: Compute) -> None:
