@@ -21,7 +21,7 @@ from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
-from mocosfl_priv.errors import MocosflPrivError, RunFailedError
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.laboratory import Laboratory, fresh_model
 from mocosfl_priv.models.own_backbone import backbone_code
@@ -163,6 +163,8 @@ def train_system(
     started = time.monotonic()
     kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(lab, system, model_config, progress, kept)
+    if defense.detects and prepared.frozen_client:
+        raise ConfigurationError(f"{system.title}: a detector judges gradients, and frozen clients get none")
     audience = _audience(lab, system, prepared.model, how)
 
     private = lab.roles[Role.CLIENT_PRIVATE]

@@ -9,7 +9,7 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import RunRecord, victims_key
 from reports.figures import VICTIMS, draw_all, shown_victims, strips
 from reports.page import data_uri, render, save_pictures
-from reports.summary import as_frame, caveats, headline_rows, sentences, summarise
+from reports.summary import as_frame, caveats, detections, headline_rows, sentences, summarise
 
 
 def write_training_report(record: RunRecord, folder: Path) -> Path:
@@ -32,6 +32,7 @@ def write_training_report(record: RunRecord, folder: Path) -> Path:
         headlines=headline_rows(rows),
         sentences=sentences(rows),
         caveats=caveats(record, rows),
+        detections=detections(record),
         figures={stem: data_uri(png) for stem, png in figures.items()},
         strips=pictures,
         shown=shown_victims(len(record.images[victims_key(VICTIMS)])),
