@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Guarantee, ModelConfig, PreparedModel
+from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Detection, Guarantee, ModelConfig, PreparedModel
 from mocosfl_priv.config import PluginEntry
 from mocosfl_priv.plugins import DEFENSES, Loaded
 from mocosfl_priv.training.state import under, within
 
-ON_LEARNING = ("client_loss", "filter_gradient")  # hooks without effect on clients that do not learn
+ON_LEARNING = ("client_loss", "disguise", "filter_gradient")  # hooks without effect on clients that do not learn
 
 
 class Composition(Defense):
@@ -34,6 +34,7 @@ class Composition(Defense):
         self._defenses = [part.plugin for part in self._parts]
         self.recipe = " + ".join(_described(part) for part in self._parts)
         self.randomised = any(defense.randomised for defense in self._defenses)
+        self.detects = any(defense.detects for defense in self._defenses)
         self.uses_target_data = any(defense.uses_target_data for defense in self._defenses)
 
     @property
@@ -75,6 +76,11 @@ class Composition(Defense):
             smashed = defense.protect(smashed, rng)
         return smashed
 
+    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        for defense in self._defenses:
+            keys = defense.disguise(keys, owners, step, rng)
+        return keys
+
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         for defense in reversed(self._defenses):
             gradient = defense.filter_gradient(gradient, rng)
@@ -84,6 +90,9 @@ class Composition(Defense):
         """The strongest of its parts': what comes before it or after it looks at the same message only."""
         promised = [found for defense in self._defenses if (found := defense.guarantee(messages)) is not None]
         return min(promised, key=lambda found: found.epsilon, default=None)
+
+    def detection(self) -> Detection | None:
+        return next((found for defense in self._defenses if (found := defense.detection()) is not None), None)
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -113,6 +122,11 @@ def _check(parts: tuple[Loaded[Defense], ...]) -> None:
     for part in parts:
         if origins.count(part.origin) > 1:
             raise ConfigurationError(f"{part.label} stands twice")
+    detectors = [part.label for part in parts if part.plugin.detects]
+    if len(detectors) > 1:
+        raise ConfigurationError(
+            f"{' and '.join(detectors)} would judge each other's false messages: one detector is enough"
+        )
     shapers = [part.label for part in parts if _overrides(part, "architecture")]
     if len(shapers) > 1:
         raise ConfigurationError(f"{' and '.join(shapers)} both change the model, each to a bottleneck of its own")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mocosfl_priv.plugins import Attack as Attack
     from mocosfl_priv.plugins import DefenderContext as DefenderContext
     from mocosfl_priv.plugins import Defense as Defense
+    from mocosfl_priv.plugins import Detection as Detection
     from mocosfl_priv.plugins import PreparedModel as PreparedModel
     from mocosfl_priv.threat import AttackerView as AttackerView
     from mocosfl_priv.threat import AuxiliaryData as AuxiliaryData
@@ -35,7 +36,7 @@ _HOMES = {
     "config": ("ExperimentConfig", "ModelConfig", "TrainingConfig"),
     "errors": ("ConfigurationError", "MocosflPrivError", "RunFailedError", "ThreatModelError"),
     "guarantee": ("Guarantee",),
-    "plugins": ("Attack", "Defense", "DefenderContext", "PreparedModel"),
+    "plugins": ("Attack", "Defense", "DefenderContext", "Detection", "PreparedModel"),
     "threat": ("AttackerView", "AuxiliaryData", "Budget", "Capability", "StreamView", "ThreatModel"),
     "training.hooks": ("Message",),
 }

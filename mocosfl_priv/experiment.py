@@ -22,7 +22,7 @@ from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
-from mocosfl_priv.errors import MocosflPrivError, RunFailedError
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import Laboratory, fresh_model
@@ -169,6 +169,8 @@ def train_system(
     kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(lab, system, model_config, progress, kept)
     guarantee = _training_guarantee(lab, system, prepared.frozen_client)
+    if defense.detects and prepared.frozen_client:
+        raise ConfigurationError(f"{system.title}: a detector judges gradients, and frozen clients get none")
     audience = _audience(lab, system, prepared.model, how)
     if prepared.client_learning_rate is not None:
         training = training.model_copy(update={"client_learning_rate": prepared.client_learning_rate})

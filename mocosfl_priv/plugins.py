@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -117,6 +118,27 @@ class PreparedModel:
     earlier_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Detection:
+    """What the clients of one training found out about their server.
+
+    clients_judging: those that gathered enough to judge; without any nothing is detected. clients_alarmed: how many of
+    them raised an alarm at some time; the run alarms when more than half did. first_alarm_step: when that was so, None
+    for never. score: the detector's own, averaged over the judging clients; NaN without any.
+    """
+
+    fakes_judged: int
+    clients_judging: int
+    clients_alarmed: int
+    first_alarm_step: int | None = None
+    score: float = math.nan
+
+    @property
+    def alarm(self) -> bool:
+        """Of the run as a whole."""
+        return 2 * self.clients_alarmed > self.clients_judging
+
+
 class Defense(ABC):  # noqa: B024 - every hook has a default; a defense overrides those it uses
     """Protects smashed data. Override the hooks that the defense uses; each default does nothing.
 
@@ -125,10 +147,12 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
 
     randomised: the same image is not always sent as the same smashed data.
     uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
+    detects: judges the server by the gradients that come in; refused where clients are frozen and none does.
     """
 
     randomised: bool = False
     uses_target_data: bool = False
+    detects: bool = False
 
     @property
     def parts(self) -> Sequence[Loaded[Defense]]:
@@ -171,9 +195,22 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """
         return smashed
 
+    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """The keys (n, *smashed_shape) that really go out beside the queries of the same rows; same shape.
+
+        For detectors, which watch how the server takes false ones. owners: int64 (n,) on the CPU, the clients of the
+        rows, who know their own keys only. Called after :meth:`protect`, in training only, and only where a gradient
+        will come in; the next :meth:`filter_gradient` gets the one for these rows.
+        """
+        return keys
+
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """The server's gradient (n, *smashed_shape) on its way in; same shape."""
         return gradient
+
+    def detection(self) -> Detection | None:
+        """After training, of a defense that detects: what it found, over the whole of the training."""
+        return None
 
     def guarantee(self, messages: int) -> Guarantee | None:
         """What holds for any attacker that saw `messages` messages of each image; None if nothing is promised.

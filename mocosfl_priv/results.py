@@ -6,6 +6,7 @@ A run directory holds
     probe.parquet         correctness of every probe test image, per trained system
     training.csv          loss and validation score over training
     leakage.csv           what the curve's attacks got from the model while it trained; empty without a curve
+    detections.csv        what detectors found out about their server, per trained system; empty without a detector
     run.json              configuration, data-role hashes, versions, seeds, floors, plugin code hashes
     config.yaml           the configuration with every default written out; runs again as it is
     images.safetensors    victims and reconstructions, uint8
@@ -98,6 +99,17 @@ LEAKAGE_COLUMNS = [
     "attack_seconds",
     "failure",
 ]
+DETECTION_COLUMNS = [
+    *SYSTEM_KEYS,
+    "hijacked_by",
+    "alarm",
+    "first_alarm_step",
+    "clients_judging",
+    "clients_alarmed",
+    "fakes_judged",
+    "score",
+    "failure",
+]
 RECORD_FILES = (
     "run.json",
     "results.csv",
@@ -105,6 +117,7 @@ RECORD_FILES = (
     "probe.parquet",
     "training.csv",
     "leakage.csv",
+    "detections.csv",
     "config.yaml",
     "images.safetensors",
 )
@@ -121,6 +134,8 @@ class RunRecord:
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
+    detections: `DETECTION_COLUMNS`, one row per training of a system whose defense detects; `hijacked_by` is the attack
+        that chose the gradients, empty for none, `failure` why that attack stopped doing so, empty if it did not.
     images: the victims (:func:`victims_key`) and an array per cell that did not fail (:func:`image_key`);
         uint8 (n, 3, h, w).
     checkpoints: file name to named arrays. info: everything else, as JSON.
@@ -135,6 +150,7 @@ class RunRecord:
     info: dict[str, Any]
     config_yaml: str
     checkpoints: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    detections: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=DETECTION_COLUMNS))
 
 
 def image_key(cell: dict[str, Any]) -> str:
@@ -154,6 +170,7 @@ def write_record(record: RunRecord, folder: Path) -> None:
     record.probe.to_parquet(folder / "probe.parquet", index=False)
     record.training.to_csv(folder / "training.csv", index=False)
     record.leakage.to_csv(folder / "leakage.csv", index=False)
+    record.detections.to_csv(folder / "detections.csv", index=False)
     (folder / "run.json").write_text(json.dumps(record.info, indent=2) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text(record.config_yaml, encoding="utf-8")
     save_file(record.images, folder / "images.safetensors")
@@ -180,6 +197,7 @@ def read_record(folder: Path) -> RunRecord:
             probe=pd.read_parquet(folder / "probe.parquet"),
             training=_read_csv(folder / "training.csv"),
             leakage=_read_csv(folder / "leakage.csv"),
+            detections=_read_csv(folder / "detections.csv"),
             images=load_file(folder / "images.safetensors"),
             info=info,
             config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -191,8 +209,10 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """A table as it was written: an empty field is a missing number, but no cause of failure, no flag, no promise."""
-    texts = ("failure", "flags", "guarantee")
+    """A table as it was written: an empty field is a missing number, but no cause of failure, no flag, no
+    promise, no hijacker.
+    """
+    texts = ("failure", "flags", "guarantee", "hijacked_by")
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str))
     return table.fillna({name: "" for name in texts if name in table})
 

@@ -17,7 +17,7 @@ from reports.leaderboard import (
     leaderboard_notes,
 )
 from reports.page import data_uri, render, save_pictures
-from reports.summary import as_frame, caveats, headline_rows, promises, sentences, summarise
+from reports.summary import as_frame, caveats, detections, headline_rows, promises, sentences, summarise
 from reports.verdict import verdicts
 
 
@@ -55,6 +55,7 @@ def write_training_report(record: RunRecord, folder: Path) -> Path:
         sentences=[*sentences(rows), *promises(record, rows)],
         guaranteed=any(row.guarantee for row in rows),
         caveats=caveats(record, rows),
+        detections=detections(record),
         figures={stem: data_uri(png) for stem, png in figures.items()},
         strips=pictures,
         shown=shown_victims(len(record.images[victims_key(VICTIMS)])),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
+from mocosfl_priv.evaluation.statistics import Interval, Rate, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
 from reports.per_image import GROUP, bootstrap_options, closest_attacks, differences, groups, of_system, per_seed
 
@@ -152,6 +152,52 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 )
             )
     return rows
+
+
+@dataclass(frozen=True)
+class DetectionRow:
+    """How a system's detector did over all seeds, against one hijacker.
+
+    detected: alarms of the trainings it hijacked; falsely: alarms of the honest ones, the same for every hijacker.
+    undecided: trainings of both kinds in which no client could judge; failed: those in which the hijacker gave up
+    (its gradients are honest from there on). Neither counts as a run.
+    """
+
+    system: str
+    hijacker: str
+    detected: Rate
+    falsely: Rate
+    undecided: int
+    failed: int
+
+
+def detections(record: RunRecord) -> list[DetectionRow]:
+    """A row for every detector and hijacker; one without a hijacker where there was none. Empty without a detector."""
+    confidence = record.info["config"]["evaluation"]["confidence"]
+    rows = []
+    for group, system in record.detections.groupby(GROUP, sort=False):
+        key: tuple[Any, ...] = tuple(group)
+        honest = system[system["hijacked_by"] == ""]
+        for hijacker in [name for name in system["hijacked_by"].unique() if name] or [""]:
+            hijacked = system[(system["hijacked_by"] == hijacker) & (hijacker != "")]
+            both = pd.concat([honest, hijacked])
+            rows.append(
+                DetectionRow(
+                    system=system_name(*key),
+                    hijacker=hijacker,
+                    detected=_alarms(hijacked, confidence),
+                    falsely=_alarms(honest, confidence),
+                    undecided=int((both["clients_judging"] == 0).sum()),
+                    failed=int((both["failure"] != "").sum()),
+                )
+            )
+    return rows
+
+
+def _alarms(trainings: pd.DataFrame, confidence: float) -> Rate:
+    """Of those trainings in which clients could judge, and what they judged went on."""
+    judged = trainings[(trainings["clients_judging"] > 0) & (trainings["failure"] == "")]
+    return Rate.of_runs(int(judged["alarm"].sum()), len(judged), confidence)
 
 
 def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:

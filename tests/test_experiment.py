@@ -14,7 +14,18 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, Defense, Experiment
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    Budget,
+    Capability,
+    DefenderContext,
+    Defense,
+    Experiment,
+    Message,
+    PreparedModel,
+    StreamView,
+)
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.data.roles import Role
@@ -22,10 +33,11 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelE
 from mocosfl_priv.experiment import TrainedSystem, attack_system, target_of, train_system
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.progress import Silent
-from mocosfl_priv.results import CELL_KEYS, read_record
+from mocosfl_priv.results import CELL_KEYS, DETECTION_COLUMNS, read_record, write_record
 from mocosfl_priv.seeding import global_seed
 from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.target import grant_view
+from mocosfl_priv.training.hooks import ServerHooks, Unattended
 from tests.conftest import TINY
 
 TIMES = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
@@ -207,6 +219,57 @@ def test_every_system_trains_a_defense_of_its_own_which_is_as_old_as_its_model(t
         learned = trained.checkpoint()["defense.batches"]
         assert learned == trained.trained.selected_step  # one pass per step
         assert system.defense.plugin.state()["batches"] == 0
+
+
+class Watching(Counting):
+    """Detects, with clients that get no gradient."""
+
+    detects = True
+
+    def prepare(self, context: DefenderContext) -> PreparedModel:
+        return PreparedModel(context.build_model(), frozen_client=True)
+
+
+def test_a_detector_of_frozen_clients_is_refused(tiny: dict[str, Any]) -> None:
+    plan = Experiment.from_dict({**tiny, "defenses": [f"{__name__}:Watching"], "attacks": ["floor"]}).plan()
+    with pytest.raises(ConfigurationError, match="Watching, cut 1, seed 0: a detector judges gradients"):
+        train_system(plan.laboratory, plan.systems[0])
+
+
+class Blinding(Attack):
+    """Hijacks with one gradient for everybody, and guesses grey."""
+
+    needs = frozenset({Capability.GRADIENT_CHANNEL})
+
+    def attend(self, stream: StreamView, seed: int) -> ServerHooks:
+        return self.OneGradient()
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        return torch.full((len(view.smashed), *view.image_shape), 0.5)
+
+    class OneGradient(Unattended):
+        def returned(self, message: Message, gradient: Tensor) -> Tensor:
+            return torch.full_like(gradient, 1e-4)
+
+
+def test_what_detectors_found_stands_in_the_record(tiny: dict[str, Any], tmp_path: Path) -> None:
+    guard = {"name": "splitguard", "fake_probability": 0.4, "warmup": 1, "window": 1, "wait": 1}
+    tiny |= {
+        "defenses": ["none", guard],
+        "attacks": ["floor", f"{__name__}:Blinding"],
+        "threat": {"grants": ["gradient_channel"]},
+    }
+    record = Experiment.from_dict(tiny).run().record
+    found = record.detections
+    assert found.columns.tolist() == DETECTION_COLUMNS and found["defense"].tolist() == ["splitguard"] * 2
+    assert found["hijacked_by"].tolist() == ["", "Blinding"] and (found["failure"] == "").all()
+    assert (found["clients_judging"] > 0).all() and (found["fakes_judged"] > 0).all()
+    hijacked = found.iloc[1]
+    assert (
+        hijacked["alarm"] and hijacked["first_alarm_step"] >= 1 and hijacked["score"] == pytest.approx(0.25, abs=0.01)
+    )
+    write_record(record, tmp_path)
+    pd.testing.assert_frame_equal(read_record(tmp_path).detections, found, check_dtype=False)
 
 
 def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) -> None:

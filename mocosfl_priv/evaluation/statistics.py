@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta
 
 CHUNK = 50
 SMALLEST_EFFECT = 0.01  # difference of two leak ratios below which none is claimed
@@ -108,3 +109,26 @@ def leak_difference_interval(
     return hierarchical_bootstrap(
         pairs, lambda means: means[..., 0] / means[..., 1], groups=groups, samples=samples, confidence=confidence
     )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many of how many, with the interval of Clopper and Pearson (Biometrika 1934); all of [0, 1] of none."""
+
+    count: int
+    of: int
+    low: float
+    high: float
+
+    @classmethod
+    def of_runs(cls, count: int, of: int, confidence: float = 0.95) -> Rate:
+        """Exact, so wide where runs are few: 0 of 3 may still be 7 in 10."""
+        tail = (1 - confidence) / 2
+        low = float(beta.ppf(tail, count, of - count + 1)) if count else 0.0
+        high = float(beta.ppf(1 - tail, count + 1, of - count)) if count < of else 1.0
+        return cls(count, of, low, high)
+
+    def __str__(self) -> str:
+        if self.of == 0:
+            return "no run"
+        return f"{self.count} of {self.of} runs [{100 * self.low:.0f}, {100 * self.high:.0f}] %"

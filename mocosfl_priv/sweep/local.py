@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment import DEFENDER, CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
 from mocosfl_priv.progress import Progress, Segment, Silent
-from mocosfl_priv.results import LEAKAGE_COLUMNS, RunRecord, semi_column
+from mocosfl_priv.results import DETECTION_COLUMNS, LEAKAGE_COLUMNS, RunRecord, semi_column
 from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.sweep.record import common_info, gather, pictures
 
@@ -60,6 +61,10 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
         leakage=pd.DataFrame(
             [{**trained.system.keys, **row} for trained in trained_systems for row in trained.trained.observations],
             columns=LEAKAGE_COLUMNS,
+        ),
+        detections=pd.DataFrame(
+            [row for trained in (*trained_systems, *hijacked) for row in _detections(trained)],
+            columns=DETECTION_COLUMNS,
         ),
         images=pictures(cells, [lab.victims]),
         info={
@@ -126,6 +131,23 @@ def _system_info(trained: TrainedSystem) -> dict[str, Any]:
         "client_kernel": trained.trained.kernel,
         "replay_epochs": trained.trained.replay_epochs,
     }
+
+
+def _detections(trained: TrainedSystem) -> list[dict[str, Any]]:
+    """The row of a system whose defense detects; none without."""
+    detection, hijacker = trained.system.defense.plugin.detection(), trained.training.hijacker
+    if detection is None:
+        return []
+    attendee = trained.audience.of(hijacker.label) if hijacker else None
+    return [
+        {
+            **trained.system.keys,
+            "hijacked_by": hijacker.label if hijacker else "",
+            "alarm": detection.alarm,
+            **asdict(detection),
+            "failure": attendee.failure if attendee else "",
+        }
+    ]
 
 
 def _hijacked_info(trained: TrainedSystem) -> dict[str, Any]:

@@ -148,5 +148,8 @@ def _plugin_info(loaded: Any, traits: list[str]) -> dict[str, Any]:
 
 
 def _parameters(loaded: Any) -> dict[str, Any]:
-    """The plain attributes of a plugin: its parameters, defaults included."""
-    return {k: v for k, v in vars(loaded.plugin).items() if v is None or isinstance(v, str | int | float | bool)}
+    """The plain public attributes of a plugin: its parameters, defaults included."""
+    public = {name: value for name, value in vars(loaded.plugin).items() if not name.startswith("_")}
+    return {
+        name: value for name, value in public.items() if value is None or isinstance(value, str | int | float | bool)
+    }

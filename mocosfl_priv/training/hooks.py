@@ -13,13 +13,21 @@ from torch import Tensor
 
 
 class ClientHooks(Protocol):
-    """The three places, in the order in which a step meets them, and what a checkpoint keeps."""
+    """The four places, in the order in which a step meets them, and what a checkpoint keeps.
+
+    Each is met once in every pass of a step; what comes in then answers what went out before it.
+    """
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """A scalar, averaged over the batch, that is added to the clients' loss; None for none."""
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
         """The smashed data on its way out, same shape; gradients flow back through it."""
+
+    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """The keys that really go out beside the queries of the same rows, same shape; owners: int64 (n,) on the CPU,
+        the clients of the rows. Not called where no gradient will come in.
+        """
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """The server's gradient on its way in, same shape."""
@@ -41,6 +49,10 @@ class NoHooks:
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
         """Unchanged."""
         return smashed
+
+    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """Unchanged."""
+        return keys
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """Unchanged."""

@@ -188,6 +188,9 @@ class MocoSFL:
         sent = self.hooks.protect(smashed, self._noise_rng)
         with torch.no_grad():
             sent_keys = self.hooks.protect(key_smashed, self._noise_rng)
+            if learning:
+                senders = part.pool.repeat_interleave(torch.tensor(rows))
+                sent_keys = self.hooks.disguise(sent_keys, senders, self.step_count, self._noise_rng)
         self.traffic.smashed_up += (sent.numel() + sent_keys.numel()) * sent.element_size()
 
         queries, keys, own = sent.detach(), sent_keys, None

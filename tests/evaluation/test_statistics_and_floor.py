@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.statistics import (
+    Rate,
     hierarchical_bootstrap,
     leak_difference_interval,
     leak_ratio_interval,
@@ -90,3 +93,15 @@ def test_a_difference_of_leak_ratios_is_paired() -> None:
     assert (interval.value, interval.low, interval.high) == pytest.approx((0.2, 0.2, 0.2))
     single = [leak_ratio_interval(errors, floors, samples=200, confidence=0.95) for errors in (ours, theirs)]
     assert interval.value == pytest.approx(single[0].value - single[1].value)
+
+
+def test_rates_of_few_runs_are_exact_and_wide() -> None:
+    none, all_of_them, some = Rate.of_runs(0, 3), Rate.of_runs(3, 3), Rate.of_runs(2, 5, confidence=0.9)
+    assert (none.low, none.high) == pytest.approx((0, 1 - 0.025 ** (1 / 3)))
+    assert (all_of_them.low, all_of_them.high) == pytest.approx((0.025 ** (1 / 3), 1))
+
+    def at_least(count: int, of: int, share: float) -> float:
+        return sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(count, of + 1))
+
+    assert at_least(2, 5, some.low) == pytest.approx(0.05) and 1 - at_least(3, 5, some.high) == pytest.approx(0.05)
+    assert str(none) == "0 of 3 runs [0, 71] %" and str(Rate.of_runs(0, 0)) == "no run"

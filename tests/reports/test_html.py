@@ -12,6 +12,7 @@ from mocosfl_priv.api import RunResult
 from mocosfl_priv.results import RunRecord, image_key, victims_key
 from reports import write_report
 from reports.figures import shown_victims
+from tests.reports.test_summary import watched
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -126,3 +127,10 @@ def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tm
     single = pd.DataFrame(record.per_image).query("attack == 'rmle'")
     spread = single["mse"].mean() * 0.2 / single["mse_floor"].mean()
     assert rmle["leak_ratio_high"] - rmle["leak_ratio_low"] > spread  # seeds differ, and the interval shows it
+
+
+def test_page_shows_on_how_many_runs_a_detection_rate_rests(page: Path, tiny_run: RunResult, tmp_path: Path) -> None:
+    text = write_report(watched(tiny_run), tmp_path).read_text(encoding="utf-8")
+    assert_well_formed_and_self_contained(text)
+    assert "<td>fsha</td><td>2 of 3 runs [9, 99] %</td><td>1 of 2 runs [1, 99] %</td>" in text
+    assert "malicious server" not in page.read_text(encoding="utf-8")

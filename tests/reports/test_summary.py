@@ -7,8 +7,18 @@ import pandas as pd
 import pytest
 
 from mocosfl_priv.api import RunResult
-from mocosfl_priv.results import RunRecord
-from reports.summary import ENSEMBLE, WORST_CASE, as_frame, caveats, headline_rows, leaks, sentences, summarise
+from mocosfl_priv.results import DETECTION_COLUMNS, RunRecord
+from reports.summary import (
+    ENSEMBLE,
+    WORST_CASE,
+    as_frame,
+    caveats,
+    detections,
+    headline_rows,
+    leaks,
+    sentences,
+    summarise,
+)
 
 
 def test_worst_case_is_the_best_attack_for_every_victim(tiny_run: RunResult) -> None:
@@ -157,3 +167,45 @@ def test_cost_in_accuracy_is_paired_with_the_undefended_system(tiny_run: RunResu
     change = rows[1].linear_against_none
     assert change is not None and change.value == pytest.approx(-record.probe["linear"].mean())
     assert "Against no defense the linear probe changes by -" in sentences(rows)[1]
+
+
+def watched(run: RunResult) -> RunRecord:
+    """The same run, and a detector over three seeds: one honest false alarm, one hijacker missed, one that gave up."""
+    trainings = [
+        (0, "", True, 4), (1, "", False, 4), (2, "", False, 0),
+        (0, "fsha", True, 4), (1, "fsha", False, 4), (2, "fsha", True, 4),
+        (0, "mine", True, 4), (1, "mine", False, 4), (2, "mine", False, 4),
+    ]  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {
+                "defense": "guard",
+                "cut_layer": 1,
+                "target_fraction": 0.0,
+                "seed": seed,
+                "hijacked_by": hijacker,
+                "alarm": alarm,
+                "clients_judging": judging,
+                "failure": "it broke" if (hijacker, seed) == ("mine", 2) else "",
+            }
+            for seed, hijacker, alarm, judging in trainings
+        ],
+        columns=DETECTION_COLUMNS,
+    )
+    return replace(run.record, detections=table)
+
+
+def test_detectors_are_counted_over_runs(tiny_run: RunResult) -> None:
+    assert detections(tiny_run.record) == []
+    fsha, mine = detections(watched(tiny_run))
+    assert (fsha.system, fsha.hijacker, mine.hijacker) == ("guard (cut 1)", "fsha", "mine")
+    assert str(fsha.detected) == "2 of 3 runs [9, 99] %" and str(mine.detected) == "1 of 2 runs [1, 99] %"
+    assert str(fsha.falsely) == str(mine.falsely) == "1 of 2 runs [1, 99] %"
+    assert (fsha.undecided, fsha.failed, mine.undecided, mine.failed) == (1, 0, 1, 1)
+
+
+def test_without_a_hijacker_only_false_alarms_are_counted(tiny_run: RunResult) -> None:
+    record = watched(tiny_run)
+    honest = replace(record, detections=record.detections[record.detections["hijacked_by"] == ""])
+    (row,) = detections(honest)
+    assert str(row.detected) == "no run" and row.falsely.of == 2
