@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
+from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.inversion import Recipe, Sender, held_out_split, train_inverter
 from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
@@ -121,7 +122,7 @@ class DecoderAttack(Attack):
         decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         inverter = train_inverter(
             decoder, Sender.of(view), train, validation, recipe, budget, view.compute, rng,
-            standardise=self.standardise, lpips=lpips,
+            guess=mean_image(auxiliary.nearest_images), standardise=self.standardise, lpips=lpips,
         )  # fmt: skip
         return inverter(view.smashed)
 

@@ -122,10 +122,13 @@ def train_inverter(
     compute: Compute,
     rng: torch.Generator,
     *,
+    guess: Tensor,
     standardise: bool = True,
     lpips: Lpips | None = None,
 ) -> Inverter:
     """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
+
+    guess: the image (3, h, w) that stands for all victims where nothing better was learned.
 
     The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
     the loss is no longer finite.
@@ -137,7 +140,6 @@ def train_inverter(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01 if recipe.one_cycle else 0.0
     )
     pool = EncodedPool(train, sender.encode, recipe, rng)
-    guess = mean_image(train)
     blind_error = float(mse(guess.expand_as(validation), validation).mean())
     best_error, best_state = math.inf, None
     validated = 0

@@ -188,7 +188,9 @@ def invert_through(
     """
     decoder = build_decoder(architecture, smashed.shape[1:], known.mean.shape)
     learning = budget if right_way_round else budget.share(1 - JUDGE_SHARE)
-    inverter = train_inverter(decoder, surrogate, known.train, known.validation, recipe, learning, compute, rng)
+    inverter = train_inverter(
+        decoder, surrogate, known.train, known.validation, recipe, learning, compute, rng, guess=known.mean
+    )
     if inverter.blind:
         return Inversion(known.mean.expand(len(smashed), *known.mean.shape).clone(), 0.0, 0.0)
     own, theirs = inverter.standardise, Standardise(smashed)
