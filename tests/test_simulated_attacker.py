@@ -99,7 +99,7 @@ def test_one_decoder_at_a_time_begins_afresh_and_regains(images: Tensor, client:
     attacker, smashed = build(compute, ["conv_normN0C8", "edsr_N1C16"], refresh=30), client(images).detach()
 
     def scores() -> list[float]:
-        return [float(attacker.score(decoder, images, smashed)) for decoder in attacker.decoders]
+        return [attacker.score(decoder, images, smashed).item() for decoder in attacker.decoders]
 
     def learn(steps: int) -> list[nn.Module]:
         for _ in range(steps):
