@@ -148,8 +148,14 @@ def _plugin_info(loaded: Any, traits: list[str]) -> dict[str, Any]:
 
 
 def _parameters(loaded: Any) -> dict[str, Any]:
-    """The plain public attributes of a plugin: its parameters, defaults included."""
+    """The plain public attributes of a plugin, lists of plain values too: its parameters, defaults included."""
     public = {name: value for name, value in vars(loaded.plugin).items() if not name.startswith("_")}
     return {
-        name: value for name, value in public.items() if value is None or isinstance(value, str | int | float | bool)
+        name: list(value) if isinstance(value, list | tuple) else value
+        for name, value in public.items()
+        if _is_plain(value) or (isinstance(value, list | tuple) and all(_is_plain(item) for item in value))
     }
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
