@@ -121,8 +121,8 @@ class DecoderAttack(Attack):
         )
         decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         inverter = train_inverter(
-            decoder, Sender.of(view), train, validation, recipe, budget, view.compute, rng,
-            guess=mean_image(auxiliary.nearest_images), standardise=self.standardise, lpips=lpips,
+            decoder, Sender.of(view), train.images, validation.images, recipe, budget, view.compute, rng,
+            guess=mean_image(train.nearest_images), standardise=self.standardise, lpips=lpips,
         )  # fmt: skip
         return inverter(view.smashed)
 

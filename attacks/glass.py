@@ -80,7 +80,7 @@ class GlassAttack(Attack):
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         view.client  # noqa: B018 - refused here, not after the generator was trained
         rng = torch.Generator().manual_seed(derive_seed(seed, "glass"))
-        train, held_out = held_out_split(view.auxiliary, self.validation_share, rng)
+        train, held_out = (part.images for part in held_out_split(view.auxiliary, self.validation_share, rng))
         known = train[torch.randperm(len(train), generator=rng)[:KNOWN_IMAGES].to(train.device)]
         autoencoder = None
         if self.generator is None:

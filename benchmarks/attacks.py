@@ -112,7 +112,8 @@ def _split(auxiliary: AuxiliaryData, seed: int) -> tuple[Tensor, Tensor]:
     """The images that the attack with this seed trains on and chooses by."""
     rng = torch.Generator().manual_seed(derive_seed(seed, "decoder"))
     attack = DecoderAttack(preset="paper")
-    return held_out_split(attack.knowledge(auxiliary, rng), attack.validation_share, rng)
+    train, validation = held_out_split(attack.knowledge(auxiliary, rng), attack.validation_share, rng)
+    return train.images, validation.images
 
 
 def _timed(run: Callable[[], Tensor], victims: Tensor) -> tuple[float, float]:

@@ -19,7 +19,8 @@ class AdversarialNoise(Defense):
     Who protects a message in use does not look at images, so the direction is the virtual adversarial one of Miyato et
     al.: from a random start, power iteration on the distance between what the surrogate makes of the message and of
     the moved one. The surrogate learns along with the clients, from the messages as they are sent: from the noise,
-    too, as an attacker would.
+    too, as an attacker would. One surrogate learns from all clients, as if theirs were averaged in every step; that
+    traffic is not counted.
 
     strength: length of the move, as a share of the message's own. decoder: the surrogate, in the decoder grammar.
     steps: of power iteration.
@@ -47,7 +48,7 @@ class AdversarialNoise(Defense):
         self._compute = context.compute
         self._surrogate = SimulatedAttacker(
             [self.decoder], model.smashed_shape, model.image_shape,
-            alpha=0.0, threshold=0.0, steps=context.training_steps, batch_size=1,  # no norm over a batch
+            alpha=0.0, threshold=0.0, steps=context.training_passes, batch_size=1,  # no norm over a batch
             compute=context.compute, seed=context.seed,
         )  # fmt: skip
         return None

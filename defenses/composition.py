@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -15,6 +16,11 @@ from mocosfl_priv.plugins import DEFENSES, Loaded
 from mocosfl_priv.training.state import under, within
 
 ON_LEARNING = ("client_loss", "disguise", "filter_gradient")  # hooks without effect on clients that do not learn
+AT_MOST_ONE = {
+    "architecture": "change the model, each to a bottleneck of its own",
+    "guarantee": "promise something, and what follows from both is not known",
+    "disguise": "send false messages, and would judge each other's",
+}
 
 
 class Composition(Defense):
@@ -22,8 +28,8 @@ class Composition(Defense):
 
     In a configuration a list of defenses stands for it: ``defenses: [none, [bottleneck, nopeek, gaussian]]``,
     on the command line ``--defense bottleneck+nopeek+gaussian``.
-    Refused are parts that get into each other's way: two that change the model, or one that works on what clients
-    learn beside one that freezes them.
+    Refused are parts that get into each other's way: two that change the model, one that works on what clients learn
+    beside one that freezes them, or an order in which one would learn about other messages than its own.
 
     parts: two or more defenses, by name or with parameters.
     """
@@ -36,6 +42,11 @@ class Composition(Defense):
         self.randomised = any(defense.randomised for defense in self._defenses)
         self.detects = any(defense.detects for defense in self._defenses)
         self.uses_target_data = any(defense.uses_target_data for defense in self._defenses)
+
+    def __copy__(self) -> Composition:
+        twin = object.__new__(type(self))
+        twin.__dict__ = self.__dict__ | {"_defenses": [copy.copy(defense) for defense in self._defenses]}
+        return twin
 
     @property
     def parts(self) -> tuple[Loaded[Defense], ...]:
@@ -58,14 +69,15 @@ class Composition(Defense):
         return sum(defense.planned_steps(context) for defense in self._defenses)
 
     def prepare(self, context: DefenderContext) -> PreparedModel | None:
-        prepared: dict[str, PreparedModel] = {}
-        for part in self._parts:
-            kept = context.checkpoints.below(part.label) if context.checkpoints else None
-            if (model := part.plugin.prepare(replace(context, checkpoints=kept))) is not None:
-                prepared[part.label] = model
+        found = [(part, part.plugin.prepare(context)) for part in self._parts]
+        prepared = [(part, model) for part, model in found if model is not None]
         if len(prepared) > 1:
-            raise ConfigurationError(f"{' and '.join(prepared)} both bring a model to start from")
-        return next(iter(prepared.values()), None)
+            raise ConfigurationError(f"{_named(part for part, _ in prepared)} both bring a model to start from")
+        for part, model in prepared:
+            if model.frozen_client:
+                _refuse_idle(part, self._parts)
+            return model
+        return None
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         losses = [loss for d in self._defenses if (loss := d.client_loss(images, smashed)) is not None]
@@ -87,9 +99,8 @@ class Composition(Defense):
         return gradient
 
     def guarantee(self, messages: int) -> Guarantee | None:
-        """The strongest of its parts': what comes before it or after it looks at the same message only."""
-        promised = [found for defense in self._defenses if (found := defense.guarantee(messages)) is not None]
-        return min(promised, key=lambda found: found.epsilon, default=None)
+        """That of the part that promises one: what other parts do to its messages looks at nothing else."""
+        return next((found for d in self._defenses if (found := d.guarantee(messages)) is not None), None)
 
     def detection(self) -> Detection | None:
         return next((found for defense in self._defenses if (found := defense.detection()) is not None), None)
@@ -122,20 +133,39 @@ def _check(parts: tuple[Loaded[Defense], ...]) -> None:
     for part in parts:
         if origins.count(part.origin) > 1:
             raise ConfigurationError(f"{part.label} stands twice")
-    detectors = [part.label for part in parts if part.plugin.detects]
-    if len(detectors) > 1:
-        raise ConfigurationError(
-            f"{' and '.join(detectors)} would judge each other's false messages: one detector is enough"
-        )
-    shapers = [part.label for part in parts if _overrides(part, "architecture")]
-    if len(shapers) > 1:
-        raise ConfigurationError(f"{' and '.join(shapers)} both change the model, each to a bottleneck of its own")
-    for frozen in parts:
-        idle = [part.label for part in parts if part is not frozen and any(_overrides(part, h) for h in ON_LEARNING)]
-        if frozen.plugin.freezes_clients and idle:
+    for hook, clash in AT_MOST_ONE.items():
+        several = [part for part in parts if _overrides(part, hook)]
+        if len(several) > 1:
+            raise ConfigurationError(f"{_named(several)} both {clash}")
+    senders = [part for part in parts if _overrides(part, "protect")]
+    for part in senders:
+        if _overrides(part, "client_loss") and part is not senders[0]:
             raise ConfigurationError(
-                f"{frozen.label} freezes the clients, and {idle[0]} works on what they learn: it would do nothing"
+                f"{part.label} learns about its own messages: it must stand before {senders[0].label}"
             )
+        if _overrides(part, "filter_gradient") and part is not senders[-1]:
+            raise ConfigurationError(
+                f"{part.label} learns from the gradients of its own messages: it must stand after {senders[-1].label}"
+            )
+    for part in parts[:-1]:
+        if part.plugin.detects:
+            raise ConfigurationError(f"{part.label} drops gradients that others would learn from: it must stand last")
+    for part in parts:
+        if part.plugin.freezes_clients:
+            _refuse_idle(part, parts)
+
+
+def _refuse_idle(frozen: Loaded[Defense], parts: tuple[Loaded[Defense], ...]) -> None:
+    """Raise ConfigurationError where another part works on what the clients of `frozen` learn."""
+    for part in parts:
+        if part is not frozen and any(_overrides(part, hook) for hook in ON_LEARNING):
+            raise ConfigurationError(
+                f"{frozen.label} freezes the clients, and {part.label} works on what they learn: it would do nothing"
+            )
+
+
+def _named(parts: Iterable[Loaded[Defense]]) -> str:
+    return " and ".join(part.label for part in parts)
 
 
 def _overrides(part: Loaded[Defense], hook: str) -> bool:

@@ -88,7 +88,7 @@ def noise_multiplier(mechanism: Mechanism, epsilon: float, delta: float, message
     if mechanism == "gaussian":
         return float(dp.get_sigma_gaussian(epsilon, delta) * messages**0.5)
     sum_of_epsilons = messages / epsilon
-    if spent(mechanism, sum_of_epsilons, delta, messages) >= epsilon:  # nothing to gain from delta
+    if _renyi_epsilon(sum_of_epsilons, delta, messages) >= epsilon:  # nothing to gain from delta
         return sum_of_epsilons
     return float(
         dp.calibrate_dp_mechanism(
@@ -114,8 +114,14 @@ def spent(mechanism: Mechanism, multiplier: float, delta: float, messages: int) 
 
     if mechanism == "gaussian":
         return float(dp.get_epsilon_gaussian(multiplier / messages**0.5, delta))
+    return min(messages / multiplier, _renyi_epsilon(multiplier, delta, messages))
+
+
+def _renyi_epsilon(multiplier: float, delta: float, messages: int) -> float:
+    import dp_accounting as dp
+
     event = dp.SelfComposedDpEvent(dp.LaplaceDpEvent(multiplier), messages)
-    return min(messages / multiplier, float(_renyi_accountant().compose(event).get_epsilon(delta)))
+    return float(_renyi_accountant().compose(event).get_epsilon(delta))
 
 
 def _renyi_accountant() -> Any:

@@ -64,8 +64,10 @@ class ResSFL(AttackerAware):
         if not during_training and not self.has_expert:
             raise ConfigurationError("epochs: without an expert, clients must be trained against somebody")
         super().__init__(
-            alpha, threshold, layer, decoder, objective, refresh, decoder_milestones, decoder_decay, epochs, batch_size,
-            learning_rate, transfer, transfer_learning_rate, client_learning_rate, server_start, expert,
+            alpha=alpha, threshold=threshold, layer=layer, decoder=decoder, objective=objective, refresh=refresh,
+            decoder_milestones=decoder_milestones, decoder_decay=decoder_decay, epochs=epochs, batch_size=batch_size,
+            learning_rate=learning_rate, transfer=transfer, transfer_learning_rate=transfer_learning_rate,
+            client_learning_rate=client_learning_rate, server_start=server_start, expert=expert,
         )  # fmt: skip
         if during_training and self.freezes_clients:
             raise ConfigurationError(
@@ -83,12 +85,10 @@ class ResSFL(AttackerAware):
     def prepare(self, context: DefenderContext) -> PreparedModel:
         prepared = super().prepare(context) if self.has_expert else PreparedModel(context.build_model())
         if self.during_training:
-            training, rows = context.training, context.compute.rows_per_pass
-            images = PoolShape.of(training).images
-            passes = -(-images * (2 if training.symmetric else 1) // rows) * context.training_steps
+            training = context.training
             self._live = self.attacker(
-                self.training_decoders, prepared.model, -(-passes // self.interval), training.epochs,
-                min(images, rows), context,
+                self.training_decoders, prepared.model, -(-context.training_passes // self.interval), training.epochs,
+                min(PoolShape.of(training).images, context.compute.rows_per_pass), context,
             )  # fmt: skip
         return prepared
 

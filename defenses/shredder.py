@@ -22,8 +22,9 @@ class Shredder(Defense):
 
     The paper learns noise for a finished network. Here it is learned along with the clients, from the gradients that
     return to them: the loss falls by `reward` for every e-fold of the scales' geometric mean, so that noise grows
-    where the server can do without the element. Messages are clipped first, lest clients outshout it. All
-    clients share the distribution, and an adaptive attacker knows it.
+    where the server can do without the element. Messages are clipped first, lest clients outshout it. All clients
+    share the distribution, which takes a step in every pass (that traffic is not counted), and an adaptive attacker
+    knows it.
 
     reward: of louder noise, beside the contrastive loss. initial: scale of the noise at the start, and clip: bound on
     the root mean square of a message's elements. learning_rate: Adam's, of locations and logarithms of scales.

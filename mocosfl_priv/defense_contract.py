@@ -30,7 +30,7 @@ Make = Callable[[], Defense]
 
 
 def keeps_shape_and_lets_gradients_through(make: Make) -> None:
-    """`protect` and `filter_gradient` return what they get in shape and type; `protect` has a finite gradient."""
+    """`protect`, `disguise` and `filter_gradient` return what they get in shape and type; `protect` has a finite gradient."""
     defense, smashed = _ready(make)
     before = smashed.clone()
     smashed.requires_grad_(True)
@@ -41,6 +41,9 @@ def keeps_shape_and_lets_gradients_through(make: Make) -> None:
     protected.square().sum().backward()
     assert smashed.grad is not None, "no gradient passes through protect: is something detached?"
     assert bool(smashed.grad.isfinite().all()), "the gradient through protect is not finite"
+    keys = torch.randn(smashed.shape, generator=_rng(2))
+    sent = defense.disguise(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
+    assert _alike(sent, keys), f"disguise makes {_form(sent)} of keys {_form(keys)}"
     gradient = torch.randn(smashed.shape, generator=_rng(1))
     filtered = defense.filter_gradient(gradient, _rng())
     assert _alike(filtered, gradient), f"filter_gradient makes {_form(filtered)} of a gradient {_form(gradient)}"

@@ -128,7 +128,7 @@ def train_inverter(
 ) -> Inverter:
     """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
 
-    guess: the image (3, h, w) that stands for all victims where nothing better was learned.
+    guess: the image (3, h, w) that stands for all victims where nothing better was learned; not made of `validation`.
 
     The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
     the loss is no longer finite.
@@ -259,7 +259,7 @@ class Standardise(nn.Module):
         return standardised * self.std + self.mean
 
 
-def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[AuxiliaryData, AuxiliaryData]:
     """Auxiliary images to train on, and a `share` of them held out; see `AuxiliaryData.hold_out`.
 
     Raises ConfigurationError for fewer than two images.
@@ -267,7 +267,7 @@ def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator)
     if len(auxiliary) < 2:
         raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
     held_out = auxiliary.hold_out(share, rng)
-    return auxiliary.without(held_out).images, auxiliary.select(held_out).images
+    return auxiliary.without(held_out), auxiliary.select(held_out)
 
 
 def blind_guess(view: AttackerView) -> Tensor:

@@ -36,6 +36,7 @@ from mocosfl_priv.threat import AttackerView, Budget, Capability, StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.mocosfl import messages_per_draw
+from mocosfl_priv.training.sampling import PoolShape
 
 
 class Attack(ABC):
@@ -94,6 +95,12 @@ class DefenderContext:
     checkpoints: Checkpoints | None = None
     training_steps: int = 1
     most_draws: Callable[[], int] | None = None
+
+    @property
+    def training_passes(self) -> int:
+        """How often the hooks of a pass are called in training; about, where clients' batches are unequal."""
+        views = PoolShape.of(self.training).images * (2 if self.training.symmetric else 1)
+        return self.training_steps * -(-views // self.compute.rows_per_pass)
 
     @property
     def messages_per_image(self) -> int:
@@ -292,7 +299,8 @@ class Registry(Generic[PluginT]):
             plugin = cls(**_checked_parameters(cls, spec.parameters, f"{self.kind} {spec.short_name!r}"))
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
-        code = [Path(inspect.getfile(cls)).read_bytes()]
+        own = cls.__mro__[: cls.__mro__.index(self.base)]
+        code = [Path(inspect.getfile(ancestor)).read_bytes() for ancestor in own]
         origins = [f"{cls.__module__}:{cls.__qualname__}"]
         if isinstance(plugin, Defense) and plugin.parts:
             code += [part.code_sha256.encode() for part in plugin.parts]

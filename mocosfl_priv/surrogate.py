@@ -146,7 +146,7 @@ class KnownImages:
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
         """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
-        return cls(train, validation, mean_image(auxiliary.nearest_images))
+        return cls(train.images, validation.images, mean_image(train.nearest_images))
 
     def draw(self, rng: torch.Generator) -> Draw:
         """Draws from the images to learn from, with replacement."""

@@ -191,7 +191,7 @@ def grant_view(
 
     victims: float (n, 3, h, w) in [0, 1]; the view holds their messages only.
     """
-    plugin, defense, device = attack.plugin, target.defense, lab.compute.device
+    plugin, defense, device = attack.plugin, copy.copy(target.defense), lab.compute.device
     lab.threat.require(plugin.needs, attack.label)
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
     visible = visible_to(attack, lab.threat)
@@ -259,8 +259,11 @@ def attack_seed(seed: int, attack: Loaded[Attack]) -> int:
 
 
 def protect_afresh(defense: Defense, smashed: Tensor) -> Tensor:
-    """The defense's transformation with randomness from torch's global generator."""
-    return defense.protect(smashed, drawn_generator(smashed.device))
+    """The defense's transformation with randomness from torch's global generator.
+
+    By a copy that shares what the defense has learned: what hooks remember between two calls belongs to the training.
+    """
+    return copy.copy(defense).protect(smashed, drawn_generator(smashed.device))
 
 
 def on_device(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:

@@ -151,11 +151,11 @@ def _parameters(loaded: Any) -> dict[str, Any]:
     """The plain public attributes of a plugin, lists of plain values too: its parameters, defaults included."""
     public = {name: value for name, value in vars(loaded.plugin).items() if not name.startswith("_")}
     return {
-        name: list(value) if isinstance(value, list | tuple) else value
+        name: list(value) if isinstance(value, list | tuple) else str(value) if isinstance(value, Path) else value
         for name, value in public.items()
         if _is_plain(value) or (isinstance(value, list | tuple) and all(_is_plain(item) for item in value))
     }
 
 
 def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
+    return value is None or isinstance(value, str | int | float | bool | Path)

@@ -42,8 +42,8 @@ def test_it_lowers_the_surrogate_s_score_and_more_than_noise_of_that_size(comput
     def error(messages: Tensor) -> float:
         return float((decoder(messages) - images).square().mean())
 
-    assert error(moved) > error(smashed + noise) > 0.95 * error(smashed)
-    assert error(moved) > 1.2 * error(smashed)
+    assert error(moved) > 1.05 * error(smashed)
+    assert error(moved) - error(smashed) > 3 * (error(smashed + noise) - error(smashed))
 
 
 def test_it_finds_the_most_sensitive_direction_of_a_linear_decoder(compute: Compute) -> None:

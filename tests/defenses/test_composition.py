@@ -1,33 +1,60 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mocosfl_priv import Defense, Experiment
+from mocosfl_priv import DefenderContext, Defense, Experiment, Guarantee, PreparedModel
+from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, ModelConfig, PluginSpec
+from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
 
 
 class Scale(Defense):
-    """Multiplies by `factor`, its gradient too."""
+    """Multiplies messages by `factor`."""
 
     def __init__(self, factor: float = 2.0) -> None:
         self.factor = factor
-        self.seen = torch.zeros(())
-
-    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
-        self.seen = self.seen + 1
-        return self.factor * smashed.mean()
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
         return self.factor * smashed
 
+
+class Shift(Defense):
+    """Adds one to messages."""
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        return smashed + 1
+
+
+class ScaleGradient(Defense):
+    """Doubles gradients."""
+
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
-        return gradient * self.factor
+        return 2 * gradient
+
+
+class ShiftGradient(Defense):
+    """Adds one to gradients."""
+
+    def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+        return gradient + 1
+
+
+class Pull(Defense):
+    """Three times the mean of messages as a loss; counts."""
+
+    def __init__(self) -> None:
+        self.seen = torch.zeros(())
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return 3 * smashed.mean()
 
     def state(self) -> dict[str, Tensor]:
         return {"seen": self.seen}
@@ -36,17 +63,7 @@ class Scale(Defense):
         self.seen = state["seen"].clone()
 
 
-class Shift(Defense):
-    """Adds one, to the gradient too."""
-
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        return smashed + 1
-
-    def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
-        return gradient + 1
-
-
-SCALE, SHIFT = f"{__name__}:Scale", f"{__name__}:Shift"
+SCALE, SHIFT, PULL = f"{__name__}:Scale", f"{__name__}:Shift", f"{__name__}:Pull"
 
 
 def composed(*parts: Any) -> Defense:
@@ -54,19 +71,19 @@ def composed(*parts: Any) -> Defense:
 
 
 def test_messages_pass_the_first_part_first_and_gradients_last(rng: torch.Generator) -> None:
-    both = composed({"name": SCALE, "factor": 3.0}, SHIFT)
     ones = torch.ones(2, 4, 6, 6)
-    torch.testing.assert_close(both.protect(ones, rng), 4 * ones)
-    torch.testing.assert_close(both.filter_gradient(ones, rng), 6 * ones)
+    torch.testing.assert_close(composed({"name": SCALE, "factor": 3.0}, SHIFT).protect(ones, rng), 4 * ones)
+    filters = composed(f"{__name__}:ScaleGradient", f"{__name__}:ShiftGradient")
+    torch.testing.assert_close(filters.filter_gradient(ones, rng), 4 * ones)
 
 
 def test_losses_add_up_and_states_stay_apart(rng: torch.Generator) -> None:
-    both = composed({"name": SCALE, "factor": 3.0}, {"name": "nopeek", "alpha": 0.0})
+    both = composed(PULL, {"name": "nopeek", "alpha": 0.0})
     images, smashed = torch.rand(4, 3, 8, 8, generator=rng), torch.rand(4, 2, 4, 4, generator=rng)
     loss = both.client_loss(images, smashed)
     assert loss is not None
     torch.testing.assert_close(loss, 3 * smashed.mean())
-    other = composed({"name": SCALE, "factor": 3.0}, {"name": "nopeek", "alpha": 0.0})
+    other = composed(PULL, {"name": "nopeek", "alpha": 0.0})
     other.load_state(both.state())
     assert other.state().keys() == {"0.seen"} and float(other.state()["0.seen"]) == 1
     assert composed("bottleneck", "gaussian").client_loss(images, smashed) is None
@@ -81,11 +98,51 @@ def test_it_has_the_traits_of_its_parts() -> None:
     assert with_expert.simulator == "res_normN4C64"
 
 
-def test_the_strongest_promise_of_its_parts_holds() -> None:
-    weak, strong = {"name": "local_dp", "epsilon": 4.0}, {"name": "local_dp", "epsilon": 2.0}
-    alone = DEFENSES.create(PluginSpec.model_validate(strong)).plugin.guarantee(3)
-    assert composed("bottleneck", strong, "topk_prune").guarantee(3) == alone
-    assert composed("bottleneck", weak).guarantee(1) != alone and composed("bottleneck", "dropout").guarantee(1) is None
+def test_the_promise_of_a_part_holds() -> None:
+    promising = {"name": "local_dp", "epsilon": 2.0}
+    alone = DEFENSES.create(PluginSpec.model_validate(promising)).plugin.guarantee(3)
+    assert alone is not None and composed("bottleneck", promising, "topk_prune").guarantee(3) == alone
+    assert composed("bottleneck", "dropout").guarantee(1) is None
+
+
+class Listening(Defense):
+    """Remembers what it sent."""
+
+    sent: Tensor | None = None
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        self.sent = smashed
+        return smashed
+
+
+def test_a_copy_s_parts_remember_for_themselves(rng: torch.Generator) -> None:
+    """What an attack that attends training asks of the defense must not be taken for the training's own."""
+    both = composed(SHIFT, f"{__name__}:Listening")
+    copy.copy(both).protect(torch.rand(2, 2, 4, 4), rng)
+    remembering = both.parts[1].plugin
+    assert isinstance(remembering, Listening) and remembering.sent is None
+    both.protect(torch.rand(2, 2, 4, 4), rng)
+    assert remembering.sent is not None
+
+
+class Promising(Defense):
+    """Promises what it likes."""
+
+    def guarantee(self, messages: int) -> Guarantee:
+        return Guarantee(1.0, 0.0, messages)
+
+
+class Freezing(Defense):
+    """Does not say that its clients are frozen."""
+
+    def prepare(self, context: DefenderContext) -> PreparedModel:
+        return PreparedModel(context.build_model(), frozen_client=True)
+
+
+def test_clients_that_turn_out_frozen_are_refused_too(compute: Compute) -> None:
+    both = composed(f"{__name__}:Freezing", "nopeek")
+    with pytest.raises(ConfigurationError, match="Freezing freezes the clients, and nopeek"):
+        both.prepare(small_context(both, compute))
 
 
 def test_its_code_is_that_of_its_parts() -> None:
@@ -104,6 +161,15 @@ def test_its_code_is_that_of_its_parts() -> None:
         (["taressfl", "nopeek"], "taressfl freezes the clients, and nopeek works on what they learn"),
         (["gaussian", {"name": "composition", "parts": ["dropout", "nopeek"]}], "name its parts"),
         (["gaussian"], "at least 2 items"),
+        (["gaussian", "mid"], "mid learns about its own messages: it must stand before gaussian"),
+        (["local_dp", "adversarial_noise"], "adversarial_noise learns about its own messages"),
+        (
+            ["shredder", "dropout"],
+            "shredder learns from the gradients of its own messages: it must stand after dropout",
+        ),
+        (["splitguard", "shredder"], "splitguard drops gradients that others would learn from: it must stand last"),
+        (["taressfl", "splitguard"], "taressfl freezes the clients, and splitguard works on"),
+        (["local_dp", f"{__name__}:Promising"], "local_dp and Promising both promise something"),
         (["gaussian", "nopeak"], "nopeek"),
     ],
 )
