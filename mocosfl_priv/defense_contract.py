@@ -30,7 +30,7 @@ Make = Callable[[], Defense]
 
 
 def keeps_shape_and_lets_gradients_through(make: Make) -> None:
-    """`protect`, `disguise` and `filter_gradient` return what they get in shape and type; `protect` has a finite gradient."""
+    """What goes out and what comes in keep shape and type; `protect` has a finite gradient."""
     defense, smashed = _ready(make)
     before = smashed.clone()
     smashed.requires_grad_(True)

@@ -256,9 +256,11 @@ class Blinding(Attack):
 def test_what_detectors_found_stands_in_the_record(tiny: dict[str, Any], tmp_path: Path) -> None:
     guard = {"name": "splitguard", "fake_probability": 0.4, "warmup": 1, "window": 1, "wait": 1}
     tiny |= {
-        "defenses": ["none", guard],
+        "defenses": [guard],
         "attacks": ["floor", f"{__name__}:Blinding"],
         "threat": {"grants": ["gradient_channel"]},
+        "data": tiny["data"] | {"train_limit": 300},
+        "evaluation": tiny["evaluation"] | {"recognition_epochs": 0, "label_fractions": []},
     }
     record = Experiment.from_dict(tiny).run().record
     found = record.detections
