@@ -300,12 +300,13 @@ class PluginSpec(BaseModel):
 def _plugin_from_text(value: object) -> object:
     """A bare name, or a list of defenses that work together (in short ``one+other``), called by their names."""
     if isinstance(value, str):
-        if "+" not in value or ":" in value:  # a path may have a plus sign
+        if "+" not in value or any(sign in value for sign in (":", "/", ".py")):  # a path may have a plus sign
             return {"name": value}
         value = value.split("+")
     if isinstance(value, list | tuple):
         names = [part.get("name", "?") if isinstance(part, Mapping) else str(part) for part in value]
-        return {"name": COMPOSITION, "label": "+".join(name.rsplit(":", 1)[-1] for name in names), "parts": value}
+        label = "+".join(PluginSpec(name=name).short_name for name in names)
+        return {"name": COMPOSITION, "label": label, "parts": value}
     return value
 
 
@@ -562,7 +563,10 @@ def with_added_plugins(config: ExperimentConfig, defenses: Sequence[str], attack
 
 def with_candidate(config: ExperimentConfig, reference: str) -> ExperimentConfig:
     """`config` with one more defense, by name or reference, which is on trial."""
+    candidate = PluginSpec(name=reference).short_name
+    if candidate in [spec.label for spec in config.defenses]:
+        raise ConfigurationError(f"{candidate} takes part in every trial: name another defense")
     document = config.model_dump(mode="json")
-    document["defenses"].append({"name": reference})
-    document["candidate"] = PluginSpec(name=reference).short_name
+    document["defenses"].insert(0, {"name": reference})  # its faults show before others are trained
+    document["candidate"] = candidate
     return parse_config(document, where=reference)

@@ -23,6 +23,7 @@ from reports.summary import ENSEMBLE, system_name
 
 BOTTLENECK = "defenses.bottleneck:BottleneckDefense"
 TARESSFL = "defenses.taressfl:TAResSFL"
+CLOSE = 0.03  # of linear-probe accuracy: what is further apart is not matched, however uncertain
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,26 @@ class Comparison:
 
     @property
     def matched(self) -> bool:
-        """Whether the two are not shown to differ in accuracy."""
+        """Whether the two are about as accurate."""
         return is_matched(self.linear)
+
+    @property
+    def unmatched(self) -> str:
+        """How accuracies stand, where they are not matched."""
+        if self.linear.low > 0:
+            return "The nearest is less accurate"
+        return (
+            "The nearest is more accurate" if self.linear.high < 0 else "The accuracy of the nearest is too uncertain"
+        )
+
+    @property
+    def without_match(self) -> str:
+        """What a comparison says all the same."""
+        if self.linear.low > 0 and self.finding == "leaks less than":
+            return "this is better in both"
+        if self.linear.high < 0 and self.finding == "leaks more than":
+            return "this is worse in both"
+        return "this is no comparison at equal accuracy"
 
     @property
     def finding(self) -> str:
@@ -77,8 +96,8 @@ def accuracy_difference(record: RunRecord, ours: Key, theirs: Key) -> Interval:
 
 
 def is_matched(difference: Interval) -> bool:
-    """Whether a difference of accuracies may be none."""
-    return difference.low <= 0 <= difference.high
+    """Whether a difference of accuracies is small, and not shown to be one."""
+    return difference.low <= 0 <= difference.high and abs(difference.value) <= CLOSE
 
 
 def sound_attacks(record: RunRecord, key: Key) -> list[str]:

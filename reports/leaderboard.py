@@ -8,8 +8,9 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
-from reports.comparison import BOTTLENECK, accuracy_difference, concerns, is_matched, systems_of
-from reports.summary import SummaryRow, headline_rows, points, system_name
+from reports.comparison import BOTTLENECK, CLOSE, accuracy_difference, concerns, is_matched, sound_attacks, systems_of
+from reports.per_image import Key
+from reports.summary import ENSEMBLE, SummaryRow, headline_rows, points, system_name
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
 HEADINGS = [
@@ -23,7 +24,7 @@ HEADINGS = [
     "against control",
     "matched",
     "bytes per image",
-    "client MFLOPs",
+    "client model MFLOPs",
     "training MB",
     "seeds",
     "flags",
@@ -35,8 +36,9 @@ class Entry:
     """A defended system: its headline row, and its linear-probe accuracy minus that of others, paired.
 
     family: the class of its defense, as ``module:Class``. control: the system whose accuracy it is to match, None where
-    there is none at this cut. against_none, against_control: None where there is none, or this is it. best_of_family:
-    of several systems of one family at one cut, it has the lowest R among the matched. flags: how many are about it.
+    there is none at this cut. against_none, against_control: None where there is none, or this is it. flags: how many
+    are about it. missing: attacks that failed here and succeeded on others at this cut, so that its R is no equal.
+    best_of_family: of several systems of one family at one cut, it has the lowest R among the matched.
     """
 
     row: SummaryRow
@@ -45,6 +47,7 @@ class Entry:
     against_none: Interval | None
     against_control: Interval | None
     flags: int
+    missing: tuple[str, ...] = ()
     best_of_family: bool = False
 
     @property
@@ -56,7 +59,8 @@ class Entry:
 
 
 def leaderboard(record: RunRecord, rows: list[SummaryRow]) -> list[Entry]:
-    """One entry per system that has a headline in `rows`, by cut layer and then R, lowest first.
+    """One entry per system that has a headline in `rows`, by cut layer and then R, lowest first; last those on which an
+    attack failed that succeeded on others.
 
     The control is the first bottleneck at the same cut: it shows what fewer numbers alone do. Without one, it is the
     undefended system.
@@ -68,7 +72,7 @@ def leaderboard(record: RunRecord, rows: list[SummaryRow]) -> list[Entry]:
         for key, row in headlines.items()
         if key[0] == plugin["label"]
     ]
-    entries.sort(key=lambda entry: (entry.row.cut_layer, entry.row.leak_ratio.value))
+    entries.sort(key=lambda entry: (entry.row.cut_layer, bool(entry.missing), entry.row.leak_ratio.value))
     return [replace(entry, best_of_family=_is_best(entry, entries)) for entry in entries]
 
 
@@ -86,13 +90,23 @@ def _entry(record: RunRecord, row: SummaryRow, family: str) -> Entry:
         against_none=accuracy_difference(record, key, none) if none not in (None, key) else None,
         against_control=accuracy_difference(record, key, control) if control not in (None, key) else None,
         flags=sum(concerns(flag, key) for flag in record.info["flags"]),
+        missing=_missing_attacks(record, key),
     )
+
+
+def _missing_attacks(record: RunRecord, key: Key) -> tuple[str, ...]:
+    """Those that count for others at this cut: of the ensemble, where it succeeded, no other attack counts."""
+    elsewhere = {
+        attack for other in systems_of(record) if other[1] == key[1] for attack in sound_attacks(record, other)
+    }
+    counting = {ENSEMBLE} if ENSEMBLE in elsewhere else elsewhere
+    return tuple(sorted(counting - set(sound_attacks(record, key))))
 
 
 def _is_best(entry: Entry, entries: list[Entry]) -> bool:
     """`entries` in their order."""
     family = [e for e in entries if (e.family, e.row.cut_layer) == (entry.family, entry.row.cut_layer)]
-    return len(family) > 1 and entry is next((e for e in family if e.matched), None)
+    return len(family) > 1 and entry is next((e for e in family if e.matched and not e.missing), None)
 
 
 def leaderboard_frame(entries: list[Entry]) -> pd.DataFrame:
@@ -106,6 +120,7 @@ def leaderboard_frame(entries: list[Entry]) -> pd.DataFrame:
             "cut_layer": row.cut_layer,
             "target_fraction": row.target_fraction,
             "attack": row.attack,
+            "missing_attacks": ";".join(entry.missing),
         }
         intervals = {
             "leak_ratio": row.leak_ratio,
@@ -131,7 +146,7 @@ def leaderboard_cells(entry: Entry) -> list[str]:
         f"{row.defense}, {100 * row.target_fraction:.3g} % target data" if row.target_fraction else row.defense,
         str(row.cut_layer),
         f"{row.leak_ratio.value:.3f} [{row.leak_ratio.low:.3f}, {row.leak_ratio.high:.3f}]",
-        row.attack,
+        f"{row.attack}, without {', '.join(entry.missing)}" if entry.missing else row.attack,
         _accuracy(row.linear),
         _accuracy(row.knn),
         points(entry.against_none) if entry.against_none else "–",
@@ -151,14 +166,21 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
     confidence = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
     notes = [
         "Leak ratio R = 1 - MSE / MSE of a blind guess: 1 is a perfect reconstruction, 0 a guess. It is the "
-        "ensemble's, or, where that did not run, that of the worst case over the attacks that did. Lowest first.",
+        "ensemble's, or, where that did not run, that of the worst case over the attacks that did. Lowest first; "
+        "systems on which an attack failed stand last. Where a single attack found more than the ensemble, the report "
+        "says so.",
         f"Brackets are {confidence} intervals over seeds and images. Differences are in points of linear-probe "
         "accuracy, paired by seed and image.",
     ]
+    notes.append(
+        "Costs are those of the client's model, one image forward, and of dense messages: the defense's own "
+        "computation, backward passes and what sparse codes could save are not counted."
+    )
     if controls:
         notes.append(
-            f"Matched: the difference to the control ({', '.join(controls)}) has an interval that contains zero, so "
-            "that none is shown. Best of its kind: of several strengths of a defense, the matched one that leaks least."
+            f"Matched: the difference to the control ({', '.join(controls)}) is at most {100 * CLOSE:g} points, and "
+            "its interval contains zero. Best of its kind: of several strengths of a defense, the matched one that "
+            "leaks least; it is picked by these very results, so it is a reading aid."
         )
     return notes
 

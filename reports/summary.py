@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval, Rate, leak_ratio_interval, mean_interval
@@ -138,7 +139,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                     attack=attack,
                     blind=attack in blind,
                     guarantee=str(promised["guarantee"]) if attack != WORST_CASE else "",
-                    mse_bound=max(0.0, float(values["mse_bound"].mean())) if attack != WORST_CASE else float("nan"),
+                    mse_bound=float(np.clip(values["mse_bound"].mean(), 0, None)) if attack != WORST_CASE else np.nan,
                     leak_ratio=leak_ratio_interval(
                         per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
                     ),
@@ -195,9 +196,9 @@ def detections(record: RunRecord) -> list[DetectionRow]:
 
 
 def _alarms(trainings: pd.DataFrame, confidence: float) -> Rate:
-    """Of those trainings in which clients could judge, and what they judged went on."""
-    judged = trainings[(trainings["clients_judging"] > 0) & (trainings["failure"] == "")]
-    return Rate.of_runs(int(judged["alarm"].sum()), len(judged), confidence)
+    """Of those trainings in which what clients judged went on; where none of them could judge, none gave alarm."""
+    sound = trainings[trainings["failure"] == ""]
+    return Rate.of_runs(int(sound["alarm"].sum()), len(sound), confidence)
 
 
 def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
@@ -264,7 +265,9 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
     """The findings in plain words."""
     said = []
     for row in headline_rows(rows):
-        if not leaks(rows, row.system):
+        if row.blind:
+            leak = "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
+        elif not leaks(rows, row.system):
             leak = "no attack does better than a blind guess"
         else:
             similarity = row.metrics.get("ssim", row.metrics["ssim_zeropad"])

@@ -70,8 +70,8 @@ class Verdict:
                 f"Against TAResSFL at matched accuracy: {_said(self.system, against)}, an interval that contains zero."
             )
         return (
-            "Against TAResSFL at matched accuracy: nothing can be said, since no strength of it is as accurate. "
-            f"Beside the nearest: {_said(self.system, against)}, so this is no comparison at equal use."
+            f"Against TAResSFL at matched accuracy: no strength of it is matched. {against.unmatched}: "
+            f"{_said(self.system, against)}, so {against.without_match}."
         )
 
     def _costs(self, row: SummaryRow) -> str:
@@ -110,14 +110,19 @@ def _verdict(record: RunRecord, rows: list[SummaryRow], headlines: dict[Key, Sum
     ]
     return Verdict(
         system=system_name(*key),
-        headline=headlines.get(key),
-        undefended=headlines.get(undefended) if undefended else None,
+        headline=_informed(headlines.get(key)),
+        undefended=_informed(headlines.get(undefended)) if undefended else None,
         leaks=leaks(rows, system_name(*key)),
         attacks=sound_attacks(record, key),
         against_none=compare(record, key, undefended) if undefended else None,
         against_taressfl=strengths[nearest] if nearest else None,
         flags=flags,
     )
+
+
+def _informed(row: SummaryRow | None) -> SummaryRow | None:
+    """`row`, unless it is a blind guess's, which says nothing of a system."""
+    return None if row is None or row.blind else row
 
 
 def _said(system: str, comparison: Comparison) -> str:

@@ -174,9 +174,9 @@ def test_a_candidate_is_one_of_the_defenses() -> None:
     config = parse_config({"defenses": ["none", "gaussian"]})
     assert config.candidate is None
     tried = with_candidate(config, "some/where/mine.py")
-    assert tried.candidate == "mine" and [d.label for d in tried.defenses] == ["none", "gaussian", "mine"]
+    assert tried.candidate == "mine" and [d.label for d in tried.defenses] == ["mine", "none", "gaussian"]
     assert with_candidate(config, "mine.py:Mine").candidate == "Mine"
-    with pytest.raises(ConfigurationError, match="two entries are called 'none'"):
+    with pytest.raises(ConfigurationError, match="none takes part in every trial"):
         with_candidate(config, "none")
     with pytest.raises(
         ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"

@@ -13,9 +13,10 @@ from torch import Tensor
 
 
 class ClientHooks(Protocol):
-    """The four places, in the order in which a step meets them, and what a checkpoint keeps.
+    """The four places, and what a checkpoint keeps.
 
-    Each is met once in every pass of a step; what comes in then answers what went out before it.
+    A pass of a step protects its queries, then its keys, and disguises these; where clients learn, it then filters the
+    gradient that comes back for the queries, and asks for the loss.
     """
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:

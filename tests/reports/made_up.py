@@ -87,7 +87,7 @@ def made_up(
             },
             "config_sha256": "c" * 64,
             "plugins": {
-                "attacks": [{"label": attack, "blind": False} for attack in attacks],
+                "attacks": [{"label": attack, "blind": attack == "floor"} for attack in attacks],
                 "defenses": [
                     {"label": label, "origin": ORIGINS.get(label.split("-")[0], f"{label.split('-')[0]}:Mine")}
                     for label in systems

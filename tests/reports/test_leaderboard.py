@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from reports.leaderboard import HEADINGS, leaderboard, leaderboard_frame, leaderboard_markdown
-from reports.summary import headline_rows, summarise
+from reports.summary import headline_rows, sentences, summarise
 from tests.reports.made_up import made_up
 
 SYSTEMS = {
@@ -88,3 +88,17 @@ def test_the_markdown_can_stand_in_the_docs() -> None:
     assert "Run of 2025-01-02, 12 s on cpu" in text and "torch 2.6" in text
     assert "```\nmocosfl-priv run a|b\n```" in text
     assert "best of its kind" in text and "the control (bottleneck (cut 1))" in text
+
+
+def test_a_defense_on_which_attacks_failed_is_not_ranked_with_the_others() -> None:
+    systems = {"none": (0.9, 0.7), "noise-weak": (0.7, 0.7), "noise-strong": (0.5, 0.7), "crashing": (0.1, 0.7)}
+    attacks = ("floor", "decoder", "rmle")
+    failed = [("crashing", "decoder"), ("crashing", "rmle"), ("noise-strong", "decoder")]
+    record = made_up(systems, attacks=attacks, failed=failed)
+    entries = leaderboard(record, summarise(record))
+    assert [entry.row.defense for entry in entries][:2] == ["noise-weak", "none"]
+    missing = {entry.row.defense: entry.missing for entry in entries}
+    assert missing == {"none": (), "noise-weak": (), "noise-strong": ("decoder",), "crashing": ("decoder", "rmle")}
+    assert [entry.row.defense for entry in entries if entry.best_of_family] == ["noise-weak"]
+    said = " ".join(sentences(summarise(record)))
+    assert "crashing (cut 1): no attack that uses the smashed data succeeded" in said

@@ -200,7 +200,7 @@ def test_detectors_are_counted_over_runs(tiny_run: RunResult) -> None:
     fsha, mine = detections(watched(tiny_run))
     assert (fsha.system, fsha.hijacker, mine.hijacker) == ("guard (cut 1)", "fsha", "mine")
     assert str(fsha.detected) == "2 of 3 runs [9, 99] %" and str(mine.detected) == "1 of 2 runs [1, 99] %"
-    assert str(fsha.falsely) == str(mine.falsely) == "1 of 2 runs [1, 99] %"
+    assert str(fsha.falsely) == str(mine.falsely) == "1 of 3 runs [1, 91] %"
     assert (fsha.undecided, fsha.failed, mine.undecided, mine.failed) == (1, 0, 1, 1)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mocosfl_priv.plugins import DEFENSES
@@ -63,8 +64,12 @@ def test_where_no_strength_is_as_accurate_the_verdict_says_so() -> None:
     assert verdict.against_taressfl is not None and not verdict.against_taressfl.matched
     assert verdict.against_taressfl.other == "taressfl-weak (cut 1)"
     said = " ".join(verdict.sentences())
-    assert "nothing can be said, since no strength of it is as accurate" in said
-    assert "linear probe differs by +1" in said and "no comparison at equal use" in said
+    assert "no strength of it is matched. The nearest is less accurate" in said
+    assert "linear probe differs by +1" in said and "this is better in both" in said
+    worse = " ".join(verdict_on(0.97, 0.2).sentences())
+    assert "The nearest is more accurate" in worse and "this is worse in both" in worse
+    neither = " ".join(verdict_on(0.97, 0.75).sentences())
+    assert "The nearest is less accurate" in neither and "no comparison at equal accuracy" in neither
 
 
 def test_a_matched_strength_goes_before_a_nearer_one_that_is_not() -> None:
@@ -74,11 +79,11 @@ def test_a_matched_strength_goes_before_a_nearer_one_that_is_not() -> None:
     assert before.against_taressfl is not None and before.against_taressfl.other == "taressfl-medium (cut 1)"
     probe = record.probe
     mine = probe[probe["defense"] == "mine"]["linear"].to_numpy()
-    noisy = mine.copy()
-    noisy[:200], noisy[200:] = ~mine[:200], ~mine[200:]  # far from mine image by image, nearly as accurate on average
+    noisy = np.random.default_rng(0).permutation(mine)  # far from mine image by image
+    noisy[np.flatnonzero(noisy)[:8]] = False  # and two points less accurate on average
     probe.loc[probe["defense"] == "taressfl-strong", "linear"] = noisy
     probe.loc[probe["defense"] == "taressfl-medium", "linear"] = (
-        mine & (probe.loc[probe["defense"] == "mine", "image"] % 20 > 0).to_numpy()
+        mine & (probe.loc[probe["defense"] == "mine", "image"] % 30 > 0).to_numpy()
     )
     (after,) = verdicts(record)
     assert after.against_taressfl is not None
