@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
-from mocosfl_priv.plugins import Loaded
+from mocosfl_priv.plugins import DEFENSES, Loaded
 from mocosfl_priv.stream import Attendee, Audience, Hijack, live_server, seat, trainings
 from mocosfl_priv.sweep.grid import plan
+from mocosfl_priv.target import protect_afresh
 from mocosfl_priv.threat import ThreatModel
 from tests.training.test_mocosfl import model, state, train
 
@@ -87,6 +91,25 @@ def test_a_passive_listener_changes_nothing_and_hears_everything(compute: Comput
     again = Meddler()
     train(model(), compute, server_hooks=Audience([attendee(again)]))
     assert again.drawn == meddler.drawn and len(set(again.drawn)) == 6
+
+
+@pytest.mark.parametrize("name", ["adversarial_noise", "shredder"])
+def test_who_asks_the_defense_does_not_change_what_it_remembers_of_training(name: str, compute: Compute) -> None:
+    class Curious(Meddler):
+        def received(self, message: Message) -> None:
+            mine = torch.rand(3, *message.queries.shape[1:], requires_grad=True)
+            protect_afresh(defense, mine).sum().backward()
+            super().received(message)
+
+    trained = []
+    for audience in (None, Audience([attendee(Curious())])):
+        defense, network = DEFENSES.create(PluginSpec(name=name)).plugin, model()
+        defense.prepare(replace(small_context(defense, compute), build_model=model, training_steps=6))
+        train(network, compute, hooks=defense, server_hooks=audience)
+        assert audience is None or not audience.of("meddler").failure  # type: ignore[union-attr]
+        trained.append([*state(network), *defense.state().values()])
+    assert len(trained[0]) > len(state(model()))
+    assert all(torch.equal(alone, attended) for alone, attended in zip(*trained, strict=True))
 
 
 def test_a_hijacker_chooses_what_the_clients_learn(compute: Compute) -> None:
