@@ -645,6 +645,7 @@ def test_an_interrupted_experiment_goes_on_from_its_checkpoints(
     document = {
         **tiny, "defenses": [expert], "attacks": ["floor"], "data": few,
         "training": {**tiny["training"], "epochs": 2},
+        "evaluation": {**tiny["evaluation"], "recognition_epochs": 0},
     }  # fmt: skip
     whole = Experiment.from_dict(document).run()
 

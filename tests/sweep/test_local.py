@@ -34,10 +34,12 @@ class Counter(Silent):
 
 def test_progress_is_what_was_planned(tiny: dict[str, Any]) -> None:
     tiny["defenses"] = ["none", {"name": "taressfl", "epochs": 1, "batch_size": 64, "decoder": "res_normN0C8"}]
+    tiny["attacks"] = ["floor", {"name": "rmle", "iterations": 2}]
+    tiny["evaluation"] |= {"recognition_epochs": 0}
     counter = Counter()
     checked = plan(Experiment.from_dict(tiny).config)
     run_plan(checked, counter)
-    assert counter.started == len(counter.planned) == 2 * (1 + 3)
+    assert counter.started == len(counter.planned) == 2 * (1 + 2)
     assert counter.steps["training"] == counter.announced["training"] == 2 * checked.training_steps
     assert counter.steps["expert"] == counter.announced["expert"] == checked.expert_steps(checked.systems[1])
 
