@@ -38,7 +38,7 @@ def cli(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The same without the seconds that a new process needs to import torch; for requests that train nothing."""
+    """The same without the seconds that a new process needs to import torch; for what does not need one."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
 
@@ -76,7 +76,9 @@ def readme_block(containing: str) -> str:
     return next(block for block in blocks if containing in block)
 
 
-def test_a_defense_from_the_readme_runs_and_appears_in_the_report(cli: Run, config: Path, tmp_path: Path) -> None:
+def test_a_defense_from_the_readme_runs_and_appears_in_the_report(
+    cli: Run, in_process: Run, config: Path, tmp_path: Path
+) -> None:
     source = readme_block("(Defense)")
     assert len(source.splitlines()) <= 35
     class_name = re.search(r"class (\w+)\(Defense\)", source)[1]  # type: ignore[index]
@@ -89,10 +91,10 @@ def test_a_defense_from_the_readme_runs_and_appears_in_the_report(cli: Run, conf
     assert "leak R" in result.stdout and "out/report.html" in result.stdout
     assert "left" in result.stderr  # the progress lines
 
-    again = cli("run", "tiny.yaml", "--out", "out")
+    again = in_process("run", "tiny.yaml", "--out", "out")
     assert "is not empty" in one_clear_line(again, 2)
     (tmp_path / "out/report.html").unlink()
-    assert cli("report", "out").returncode == 0
+    assert in_process("report", "out").returncode == 0
     assert class_name in (tmp_path / "out/report.html").read_text()
 
 
@@ -123,21 +125,23 @@ def test_unusable_requests_end_with_one_line_and_exit_code_2(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-def test_corrupt_and_empty_data_end_with_one_line(cli: Run, config: Path, tmp_path: Path, make_image_folder) -> None:  # type: ignore[no-untyped-def]
+def test_corrupt_and_empty_data_end_with_one_line(
+    in_process: Run, config: Path, tmp_path: Path, make_image_folder
+) -> None:  # type: ignore[no-untyped-def]
     root = make_image_folder({"train/a": 20, "train/b": 20, "test/a": 20, "test/b": 20})
     words = ["run", "tiny.yaml", "--out", "o", "--set", f"data.dataset=imagefolder:{root}"]
     (root / "train/a/0003.png").write_bytes(b"broken")
-    assert "0003.png cannot be read" in one_clear_line(cli(*words), 2)
+    assert "0003.png cannot be read" in one_clear_line(in_process(*words), 2)
     (root / "train/c").mkdir()
     (root / "train/a/0003.png").unlink()
-    assert "holds no images" in one_clear_line(cli(*words), 2)
+    assert "holds no images" in one_clear_line(in_process(*words), 2)
     assert not (tmp_path / "o").exists()
 
 
-def test_failed_training_is_exit_code_3_and_writes_nothing(cli: Run, config: Path, tmp_path: Path) -> None:
-    result = cli("run", "tiny.yaml", "--out", "o", "--set", "training.learning_rate=1e30")
+def test_failed_training_is_exit_code_3_and_writes_nothing(in_process: Run, config: Path, tmp_path: Path) -> None:
+    result = in_process("run", "tiny.yaml", "--out", "o", "--set", "training.learning_rate=1e30")
     assert "training diverged" in one_clear_line(result, 3)
-    debug = cli("run", "tiny.yaml", "--out", "o", "--debug", "--set", "training.learning_rate=1e30")
+    debug = in_process("run", "tiny.yaml", "--out", "o", "--debug", "--set", "training.learning_rate=1e30")
     assert debug.returncode == 3 and "Traceback" in debug.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
@@ -187,6 +191,6 @@ def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
         assert command in text
 
 
-def test_validate_counts_without_training(cli: Run) -> None:
-    result = cli("validate", "demo")
+def test_validate_counts_without_training(in_process: Run) -> None:
+    result = in_process("validate", "demo")
     assert result.returncode == 0 and "valid: 4 systems" in result.stdout and "12 result rows" in result.stdout

@@ -214,6 +214,7 @@ class Counting(Defense):
 def test_every_system_trains_a_defense_of_its_own_which_is_as_old_as_its_model(tiny: dict[str, Any]) -> None:
     tiny |= {"defenses": [{"name": f"{__name__}:Counting"}], "seeds": [0, 1], "attacks": ["floor"]}
     tiny["training"] |= {"epochs": 2, "monitor_every": 1}
+    tiny["evaluation"] |= {"label_fractions": []}
     plan = Experiment.from_dict(tiny).plan()
     for system in plan.systems:
         trained = train_system(plan.laboratory, system)
@@ -520,7 +521,8 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     folder = page.parent
     assert {path.name for path in folder.iterdir()} == {
         "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "leakage.csv", "run.json", "config.yaml",
-        "images.safetensors", "checkpoints", "report.html", "summary.csv", "figures",
+        "images.safetensors", "checkpoints", "report.html", "summary.csv", "figures", "detections.csv",
+        "leaderboard.csv", "leaderboard.md",
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
     weights = load_file(folder / row["checkpoint"])

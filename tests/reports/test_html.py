@@ -132,5 +132,5 @@ def test_several_seeds_cuts_and_defenses_make_one_report(tiny_run: RunResult, tm
 def test_page_shows_on_how_many_runs_a_detection_rate_rests(page: Path, tiny_run: RunResult, tmp_path: Path) -> None:
     text = write_report(watched(tiny_run), tmp_path).read_text(encoding="utf-8")
     assert_well_formed_and_self_contained(text)
-    assert "<td>fsha</td><td>2 of 3 runs [9, 99] %</td><td>1 of 2 runs [1, 99] %</td>" in text
+    assert "<td>fsha</td><td>2 of 3 runs [9, 99] %</td><td>1 of 3 runs [1, 91] %</td>" in text
     assert "malicious server" not in page.read_text(encoding="utf-8")
