@@ -126,8 +126,8 @@ def test_unusable_requests_end_with_one_line_and_exit_code_2(
 
 
 def test_corrupt_and_empty_data_end_with_one_line(
-    in_process: Run, config: Path, tmp_path: Path, make_image_folder
-) -> None:  # type: ignore[no-untyped-def]
+    in_process: Run, config: Path, tmp_path: Path, make_image_folder: Callable[..., Path]
+) -> None:
     root = make_image_folder({"train/a": 20, "train/b": 20, "test/a": 20, "test/b": 20})
     words = ["run", "tiny.yaml", "--out", "o", "--set", f"data.dataset=imagefolder:{root}"]
     (root / "train/a/0003.png").write_bytes(b"broken")
