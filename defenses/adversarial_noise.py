@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
 from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.noise import gaussian_like
 from mocosfl_priv.simulated_attacker import SimulatedAttacker
 
 
@@ -69,7 +70,7 @@ class AdversarialNoise(Defense):
         """Of each message (n, ...), `strength` times as long as it."""
         (decoder,) = self._surrogate.decoders
         radius = self.strength * _length(smashed)
-        direction = torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
+        direction = gaussian_like(smashed, rng)
         with torch.no_grad():
             clean = self._decoded(decoder, smashed)
         for _ in range(self.steps):

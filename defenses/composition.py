@@ -73,11 +73,12 @@ class Composition(Defense):
         prepared = [(part, model) for part, model in found if model is not None]
         if len(prepared) > 1:
             raise ConfigurationError(f"{_named(part for part, _ in prepared)} both bring a model to start from")
-        for part, model in prepared:
-            if model.frozen_client:
-                _refuse_idle(part, self._parts)
-            return model
-        return None
+        if not prepared:
+            return None
+        ((part, model),) = prepared
+        if model.frozen_client:
+            _refuse_idle(part, self._parts)
+        return model
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         losses = [loss for d in self._defenses if (loss := d.client_loss(images, smashed)) is not None]

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
-from mocosfl_priv.noise import clip_rms
+from mocosfl_priv.noise import clip_rms, gaussian_like
 
 
 class GaussianNoise(Defense):
@@ -31,5 +31,4 @@ class GaussianNoise(Defense):
         self.clip = clip
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
-        return clip_rms(smashed, self.clip) + self.sigma * self.clip * noise
+        return clip_rms(smashed, self.clip) + self.sigma * self.clip * gaussian_like(smashed, rng)

@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from defenses.gaussian import GaussianNoise
-from defenses.laplace import LaplaceNoise
 from mocosfl_priv import DefenderContext, Defense, Guarantee, PreparedModel
+from mocosfl_priv.noise import clip_mean_magnitude, clip_rms, gaussian_like, laplace_like
 
 Mechanism = Literal["gaussian", "laplace"]
 
@@ -70,8 +69,8 @@ class LocalDP(Defense):
         clip = self.clip if self.clip_of == "element" else self.clip / norm
         noise = 2 * norm * self.noise_multiplier  # in units of the clip per element
         if self.mechanism == "gaussian":
-            return GaussianNoise(noise, clip).protect(smashed, rng)
-        return LaplaceNoise(noise, clip).protect(smashed, rng)
+            return clip_rms(smashed, clip) + noise * clip * gaussian_like(smashed, rng)
+        return clip_mean_magnitude(smashed, clip) + noise * clip * laplace_like(smashed, rng)
 
     def guarantee(self, messages: int) -> Guarantee:
         assert self.noise_multiplier is not None

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
+from mocosfl_priv.noise import gaussian_like
 
 
 class MutualInformation(Defense):
@@ -33,8 +34,7 @@ class MutualInformation(Defense):
         return self.beta * divergence(smashed, self.sigma)
 
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
-        return smashed + self.sigma * noise
+        return smashed + self.sigma * gaussian_like(smashed, rng)
 
 
 def divergence(means: Tensor, sigma: float) -> Tensor:

@@ -19,6 +19,11 @@ def clip_mean_magnitude(smashed: Tensor, bound: float) -> Tensor:
     return _clipped(smashed, smashed.flatten(1).abs().mean(1).clamp(min=SMALLEST), bound)
 
 
+def gaussian_like(smashed: Tensor, rng: torch.Generator) -> Tensor:
+    """Gaussian noise of mean 0 and deviation 1, independent for every element."""
+    return torch.randn(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype)
+
+
 def laplace_like(smashed: Tensor, rng: torch.Generator) -> Tensor:
     """Laplace noise of location 0 and scale 1, independent for every element."""
     # by the inverse of the distribution function, four times as fast as torch's exponential draws
