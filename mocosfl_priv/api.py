@@ -4,6 +4,8 @@ from mocosfl_priv import Experiment
 run = Experiment.from_yaml("configs/demo.yaml", {"defenses": ["none", "my_defense.py:Mine"]}).run()
 run.table()          # a pandas frame
 run.report("out/")   # results.csv, per_image.parquet, report.html, figures/
+
+A grid that is too long for one sitting is a sweep: `Sweep.from_yaml(...).run("out/", resume=True)`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,15 @@ from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
 from mocosfl_priv.progress import Progress
-from mocosfl_priv.results import Destination, RunRecord, write_record
+from mocosfl_priv.results import Destination, RunRecord, replace_files, write_record
 from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
+from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
+from mocosfl_priv.sweep.folder import SweepFolder
 from mocosfl_priv.sweep.grid import Plan, plan
 from mocosfl_priv.sweep.local import run_plan
+from mocosfl_priv.sweep.schedule import Engine, Observer, Task, Unobserved, run_tasks
+from mocosfl_priv.sweep.stages import attack, missing_tasks, stored_record
+from mocosfl_priv.sweep.store import Store
 
 
 @dataclass(frozen=True)
@@ -118,3 +125,89 @@ class RunResult:
                 f"results are kept in {folder}, but their report failed: {type(failure[0]).__name__}: {failure[0]}"
             ) from failure[0]
         return folder / "report.html"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A validated sweep."""
+
+    document: SweepDocument
+
+    @classmethod
+    def from_yaml(
+        cls,
+        path: Path | str,
+        overrides: Sequence[str] | Mapping[str, Any] = (),
+        defenses: Sequence[str] = (),
+        attacks: Sequence[str] = (),
+    ) -> Sweep:
+        """Read a YAML file, an experiment's or one with axes; see :func:`mocosfl_priv.sweep.document.load_sweep`."""
+        return cls(load_sweep(path, overrides, defenses, attacks))
+
+    def run(
+        self, out: Path | str, engine: Engine, observer: Observer | None = None, *, resume: bool = False
+    ) -> SweepResult:
+        """Compute what the store in `out` lacks, then write a run directory per variant and the table of all.
+
+        A cell that fails leaves a row that says why. `engine` is closed in any case. Raises ConfigurationError before
+        anything is computed; StorageError, and whatever interrupts, when it stops early: what is complete is kept.
+        """
+        observer = observer or Unobserved()
+        try:
+            with SweepFolder(Path(out), resume) as folder:
+                tasks, cells = self._missing(folder.store)
+                observer.planned(list(tasks.values()), cells, cells - sum(t.function is attack for t in tasks.values()))
+                failures = run_tasks(list(tasks.values()), engine, observer)
+                results = {variant.name: self._write(variant, folder, failures) for variant in self.document.variants}
+                return SweepResult(folder.folder, self._write_table(folder, results), results)
+        finally:
+            engine.close()
+
+    def _missing(self, store: Store) -> tuple[dict[str, Task], int]:
+        """Tasks by key, so that what variants share is computed once, and the number of all cells."""
+        tasks: dict[str, Task] = {}
+        cells = 0
+        for variant in self.document.variants:
+            checked = plan(variant.config)
+            cells += checked.cells
+            for task in missing_tasks(checked, store, variant.name if variant.labels else ""):
+                tasks.setdefault(task.key, task)
+        return tasks, cells
+
+    def _write(self, variant: Variant, folder: SweepFolder, failures: dict[str, str]) -> RunResult:
+        record = stored_record(variant.config, folder.store, failures)
+        result = RunResult(record)
+        with Destination(folder.runs / variant.name, overwrite=True) as destination:
+            if (record.cells["failure"] == "").any():
+                result.report_to(destination)
+            else:
+                destination.commit(lambda staging: write_record(record, staging))
+        return result
+
+    def _write_table(self, folder: SweepFolder, results: Mapping[str, RunResult]) -> pd.DataFrame:
+        tables = []
+        for variant in self.document.variants:
+            table = results[variant.name].table()
+            for place, (axis, label) in enumerate(variant.labels.items()):
+                table.insert(place, axis, label)
+            tables.append(table)
+        table = pd.concat(tables, ignore_index=True)
+        replace_files(folder.folder, lambda staging: table.to_csv(staging / "results.csv", index=False))
+        return table
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep that came to its end.
+
+    cells: the rows of all variants, with a column for every axis. runs: by the name of the variant.
+    """
+
+    folder: Path
+    cells: pd.DataFrame
+    runs: Mapping[str, RunResult]
+
+    def require_success(self) -> None:
+        """See :meth:`RunResult.require_success`, of all variants."""
+        for run in self.runs.values():
+            run.require_success()

@@ -1,4 +1,4 @@
-"""The command line: demo, new, try, run, report, validate, ls.
+"""The command line: demo, new, try, run, sweep, report, validate, ls.
 
 Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
 """
@@ -51,6 +51,10 @@ CheckpointsOption = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Keep the state of trainings here; after an interruption, go on from it."),
 ]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on in --out: what is stored there is not computed again.")
+]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Tasks at once. [default: one per core, or per GPU]")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once done.")]
 
 
@@ -110,6 +114,35 @@ def run(
 ) -> None:
     """Run an experiment and write its results and report to a directory, as a whole or not at all."""
     _run(config, out, set_, defense, attack, overwrite, checkpoints)
+
+
+@app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(help="A YAML file, with axes or without, or a name from `ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep: its store, and a run directory per variant.")],
+    resume: ResumeOption = False,
+    workers: WorkersOption = None,
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a grid in parallel that survives anything: what is complete is kept, and shared where cells need the same."""
+    from mocosfl_priv.api import Sweep
+    from mocosfl_priv.display import TerminalSweep
+    from mocosfl_priv.sweep.processes import LocalEngine, default_workers
+
+    planned = Sweep.from_yaml(_config_path(config), set_ or [], defense or [], attack or [])
+    console = Console(stderr=True)
+    count, gpus = default_workers(planned.document.variants[0].config.compute)
+    engine = LocalEngine(workers or count, gpus)
+    with TerminalSweep(console, engine.slots) as observer:
+        result = planned.run(out, engine, observer, resume=resume)
+    for name, run in result.runs.items():
+        _print_table(run)
+        print(f"\nreport: {out / 'runs' / name / 'report.html'}\n")
+    print(f"table of all:  {out / 'results.csv'}")
+    result.require_success()
 
 
 @app.command()
@@ -204,10 +237,10 @@ def _list_models() -> Listing:
 
 
 def _list_configs() -> Listing:
-    from mocosfl_priv.config import load_config
+    from mocosfl_priv.config import read_document
 
     return ["name", "what it shows"], [
-        [name, load_config(path).description] for name, path in _shipped_configs().items()
+        [name, str(read_document(path).get("description", ""))] for name, path in _shipped_configs().items()
     ]
 
 
@@ -232,14 +265,18 @@ def _experiment(
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.config import with_added_plugins
 
-    path = Path(config)
-    if not path.is_file():
-        shipped = _shipped_configs()
-        if config not in shipped:
-            raise unknown_name("configuration (no such file)", config, shipped)
-        path = shipped[config]
-    experiment = Experiment.from_yaml(path, overrides or [])
+    experiment = Experiment.from_yaml(_config_path(config), overrides or [])
     return Experiment(with_added_plugins(experiment.config, defenses or [], attacks or []))
+
+
+def _config_path(config: str) -> Path:
+    path = Path(config)
+    if path.is_file():
+        return path
+    shipped = _shipped_configs()
+    if config not in shipped:
+        raise unknown_name("configuration (no such file)", config, shipped)
+    return shipped[config]
 
 
 def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:
@@ -337,7 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; no result was written", EXIT_INTERRUPTED)
+        kept = "what is complete is kept, --resume goes on" if words[:1] == ["sweep"] else "no result was written"
+        _fail(f"interrupted; {kept}", EXIT_INTERRUPTED)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except MocosflPrivError as error:

@@ -35,7 +35,7 @@ class Compute:
         use_cuda = config.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if use_cuda else "cpu")
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _has_bfloat16(device))
-        threads = config.threads or _usable_cores()
+        threads = config.threads or usable_cores()
         torch.set_num_threads(threads)
         _keep_freed_memory()
         return cls(device, bfloat16, threads, config.rows_per_pass, config.client_kernel)
@@ -90,7 +90,7 @@ def _cpu_flags() -> set[str]:
         return set()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may run on; all of them where the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

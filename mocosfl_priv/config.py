@@ -470,6 +470,11 @@ def load_config(path: Path | str, overrides: Sequence[str] | Mapping[str, Any] =
 
     Raises ConfigurationError with the path of every offending key.
     """
+    return parse_config(read_document(path), overrides, where=str(path))
+
+
+def read_document(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file, not yet validated; raises ConfigurationError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -481,22 +486,30 @@ def load_config(path: Path | str, overrides: Sequence[str] | Mapping[str, Any] =
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a configuration is a mapping of keys, not a {type(raw).__name__}")
-    return parse_config(raw, overrides, where=str(path))
+    return raw
 
 
 def parse_config(
     raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), where: str = "configuration"
 ) -> ExperimentConfig:
     """Validate an already loaded document; see :func:`load_config`."""
-    document = dict(raw)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
-    for key, value in pairs:
-        document = _with_value(document, key.split("."), value, key)
+    document = with_overrides(raw, overrides)
     try:
         return ExperimentConfig.model_validate(document)
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise ConfigurationError(f"{where}: {problems}") from error
+
+
+def with_overrides(
+    raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any], where: str = "--set"
+) -> dict[str, Any]:
+    """A copy of the document `raw` with `overrides`: ``a.b=c`` strings, or a mapping of dotted paths to values."""
+    document = dict(raw)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
+    for key, value in pairs:
+        document = _with_value(document, key.split("."), value, f"{where} {key}")
+    return document
 
 
 def _split_override(text: str) -> tuple[str, Any]:
@@ -513,7 +526,7 @@ def _with_value(node: Any, keys: list[str], value: Any, path: str) -> Any:
     head, *rest = keys
     if isinstance(node, list | tuple):
         if not head.isdecimal() or int(head) >= len(node):
-            raise ConfigurationError(f"--set {path}: {head!r} is not a position in a list of {len(node)}")
+            raise ConfigurationError(f"{path}: {head!r} is not a position in a list of {len(node)}")
         copy = list(node)
         copy[int(head)] = _with_value(copy[int(head)], rest, value, path)
         return copy
@@ -521,7 +534,7 @@ def _with_value(node: Any, keys: list[str], value: Any, path: str) -> Any:
         if isinstance(node, str):  # `defenses.0.sigma=1` where the entry is a bare name
             node = {"name": node}
         else:
-            raise ConfigurationError(f"--set {path}: {head!r} lies below a plain value")
+            raise ConfigurationError(f"{path}: {head!r} lies below a plain value")
     mapping = dict(node or {})
     mapping[head] = _with_value(mapping.get(head), rest, value, path)
     return mapping

@@ -28,6 +28,10 @@ class RunFailedError(MocosflPrivError):
     exit_code = 3
 
 
+class StorageError(RunFailedError):
+    """The disk does not take what was computed: what would be computed next would be lost, too. Exit code 3."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt `name`: the closest of `known`, or all of them when nothing is close."""
     names = sorted(known)

@@ -22,7 +22,7 @@ from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
-from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError, StorageError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import Laboratory, fresh_model
@@ -168,10 +168,10 @@ def train_system(
     started = time.monotonic()
     kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(lab, system, model_config, progress, kept)
-    guarantee = _training_guarantee(lab, system, prepared.frozen_client)
+    guarantee = training_guarantee(lab, system, prepared.frozen_client)
     if defense.detects and prepared.frozen_client:
         raise ConfigurationError(f"{system.title}: a detector judges gradients, and frozen clients get none")
-    audience = _audience(lab, system, prepared.model, how)
+    audience = audience_of(lab, system, prepared.model, how)
     if prepared.client_learning_rate is not None:
         training = training.model_copy(update={"client_learning_rate": prepared.client_learning_rate})
 
@@ -250,7 +250,8 @@ def _most_draws(lab: Laboratory, seed: int) -> int:
     return most_draws(_client_batches(lab, seed, torch.arange(images)), images, planned_training_steps(lab))
 
 
-def _training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarantee | None:
+def training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarantee | None:
+    """What the defense promises of whoever sees every message that training makes of an image; None for nothing."""
     try:
         if system.defense.plugin.guarantee(1) is None:
             return None
@@ -264,15 +265,16 @@ def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Tr
     """Where `system` keeps the state of its training below `folder`; None for nowhere."""
     if folder is None:
         return None
-    model_config = system.defense.plugin.architecture(lab.config.model)
-    return Checkpoints(folder / system.trained_stem(how), _identity(lab, system, model_config, how))
+    text = json.dumps(training_document(lab, system, how), sort_keys=True, default=str)
+    return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest())
 
 
-def _identity(lab: Laboratory, system: System, model_config: ModelConfig, how: Training) -> str:
-    """Everything that decides how a system's training runs, as a digest: what its checkpoints are recognised by."""
+def training_document(lab: Laboratory, system: System, how: Training) -> dict[str, Any]:
+    """Everything that decides how a system's training runs, save the code around it."""
     config, defense = lab.config, system.defense
+    model_config = defense.plugin.architecture(config.model)
     curve = lab.curve_attacks if config.leakage.every else ()
-    document = {
+    return {
         "system": system.keys,
         "model": [model_config.model_dump(mode="json"), backbone_code(model_config.backbone)],
         "training": config.training.model_dump(mode="json", exclude={"checkpoint_every"}),
@@ -288,10 +290,9 @@ def _identity(lab: Laboratory, system: System, model_config: ModelConfig, how: T
         "roles": {role: record.content_sha256 for role, record in lab.roles.records.items()},
         "defense": [defense.origin, defense.code_sha256, defense.parameters],
     }
-    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _audience(lab: Laboratory, system: System, model: SplitModel, how: Training) -> Audience:
+def audience_of(lab: Laboratory, system: System, model: SplitModel, how: Training) -> Audience:
     """The listeners of those who attend the training of `model`, in it from its first message on."""
     model.to(lab.compute.device)
     limit = lab.config.threat.seconds
@@ -339,7 +340,7 @@ def _prepare(
 
 def _failure(title: str, error: Exception) -> MocosflPrivError:
     """What a failed training is reported as; a user's defense can fail in any way."""
-    if isinstance(error, RunFailedError):
+    if isinstance(error, RunFailedError) and not isinstance(error, StorageError):
         return RunFailedError(f"{title}: {error}")
     if isinstance(error, MocosflPrivError):
         return error

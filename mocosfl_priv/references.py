@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError
 
 
 def import_place(place: str, reference: str) -> ModuleType:
@@ -18,6 +18,11 @@ def import_place(place: str, reference: str) -> ModuleType:
     Paths are relative to the current folder. Raises ConfigurationError, in one line, whatever goes wrong.
     """
     return _import_file(Path(place)) if place.endswith(".py") else _import_module(place, reference)
+
+
+def cause(error: BaseException) -> str:
+    """What a row says of `error`: what this package says itself as it stands, anything else with its type."""
+    return " ".join(str(error).split()) if isinstance(error, MocosflPrivError) else one_line(error)
 
 
 def one_line(error: BaseException) -> str:

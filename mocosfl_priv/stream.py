@@ -19,7 +19,7 @@ from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
 from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.plugins import Attack, Loaded
-from mocosfl_priv.references import one_line
+from mocosfl_priv.references import cause
 from mocosfl_priv.seeding import derive_seed, global_seed
 from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView, ThreatModel, with_implied
 from mocosfl_priv.training.hooks import Message, ServerHooks
@@ -100,7 +100,7 @@ class Attendee:
         except ThreatModelError:
             raise
         except Exception as error:  # a user's attack can fail in any way
-            self.failure = f"while it attended training: {type(error).__name__}: {one_line(error)}"
+            self.failure = f"while it attended training: {cause(error)}"
             return None
         finally:
             self.seconds += self._now() - started

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
+from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import BATCH
@@ -22,7 +22,7 @@ from mocosfl_priv.laboratory import TEST_VICTIMS, Laboratory, VictimSet
 from mocosfl_priv.peak_memory import peak_memory
 from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.progress import Progress
-from mocosfl_priv.references import one_line
+from mocosfl_priv.references import cause
 from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, METRICS
 from mocosfl_priv.seeding import derive_seed, drawn_generator, generator, global_seed
 from mocosfl_priv.stream import Attendee, copied_auxiliary, visible_to
@@ -150,10 +150,8 @@ def try_attack(
         reconstruction = check_reconstruction(returned, expected, attack.label)
     except ThreatModelError:
         raise
-    except MocosflPrivError as error:
-        failure = one_line(error)
     except Exception as error:  # a user's attack can fail in any way
-        failure = f"{type(error).__name__}: {one_line(error)}"
+        failure = cause(error)
     cost = {
         "attack_seconds": budget.elapsed,
         "attack_peak_megabytes": memory.device_added if device.type == "cuda" else memory.resident_added,

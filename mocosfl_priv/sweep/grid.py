@@ -14,11 +14,13 @@ from mocosfl_priv.experiment import System, defender_context, planned_training_s
 from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
-from mocosfl_priv.progress import Silent
+from mocosfl_priv.progress import Segment, Silent
 from mocosfl_priv.seeding import generator
 from mocosfl_priv.stream import Training, trainings, visible_to
 from mocosfl_priv.threat import Capability, ThreatModel
 from mocosfl_priv.training.sampling import PoolShape
+
+SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.2, 0.2, 6.0  # first guesses, soon replaced
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,19 @@ class Plan:
         model_config = system.defense.plugin.architecture(lab.config.model)
         return system.defense.plugin.planned_steps(defender_context(lab, system, model_config, Silent()))
 
+    def training_segment(self, system: System, training: Training) -> Segment:
+        """What `training` of `system` is called, and how long it may take."""
+        expert = self.expert_steps(system)
+        guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * expert
+        attending = "".join(f", {attack.label} attends" for attack in training.attending)
+        kind = f"train with {expert} expert steps{attending}"
+        return Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.attending)))
+
+    def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:
+        """The same of `attack` on `system`."""
+        seconds = SECONDS_PER_ATTACK if attack.plugin.needs else 0.1
+        return Segment(f"attack {system.title}: {attack.label}", attack.label, seconds)
+
     @property
     def training_steps(self) -> int:
         """Steps of one training."""
@@ -61,10 +76,27 @@ class Plan:
 
 
 def plan(config: ExperimentConfig) -> Plan:
-    """Check `config` against plugins, models, threat model and data, and lay out its grid.
+    """Lay out the grid of `config`, and check everything that can be checked before training.
+
+    Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
+    """
+    laid_out = lay_out(config)
+    laboratory = laid_out.laboratory
+    attacks = (*laid_out.attacks, *laboratory.curve_attacks)
+    _check_partition(laboratory)
+    _check_auxiliary_data(laboratory, attacks)
+    _check_colluder(config, attacks)
+    for system in laid_out.systems:  # a bottleneck that does not fit is found by building
+        laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+    for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
+        laid_out.expert_steps(system)
+    return laid_out
+
+
+def lay_out(config: ExperimentConfig) -> Plan:
+    """The grid of `config`, against plugins, models and threat model: what :func:`plan` has checked once before.
 
     A defense that sees no target data runs once, with target fraction 0, however many fractions are asked for.
-    Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
     """
     compute = Compute.resolve(config.compute)
     threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
@@ -93,15 +125,7 @@ def plan(config: ExperimentConfig) -> Plan:
         for defense in defenses
         for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
     )
-    _check_partition(laboratory)
-    _check_auxiliary_data(laboratory, (*attacks, *curve))
-    _check_colluder(config, (*attacks, *curve))
-    for system in systems:  # a bottleneck that does not fit is found by building
-        laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
-    checked = Plan(config, systems, attacks, laboratory)
-    for system in systems:  # a defense refuses here what it cannot prepare with
-        checked.expert_steps(system)
-    return checked
+    return Plan(config, systems, attacks, laboratory)
 
 
 def _check_partition(lab: Laboratory) -> None:

@@ -6,6 +6,7 @@ flushed, and renamed, so a process that dies at any moment leaves the one before
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,14 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.errors import ConfigurationError, StorageError
 
-FORMAT = 3
+FORMAT = 4
 KEPT = 2
+
+
+class DamagedCheckpointError(ConfigurationError):
+    """A checkpoint that cannot be read as it was written; without it, the training can begin anew."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,22 @@ class Checkpoints:
         return Checkpoints(self.folder / name, f"{self.identity}/{name}")
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`; raises RunFailedError when it cannot be written."""
+        """Write the checkpoint of `step`; raises StorageError when it cannot be written."""
         place = self.folder / f"step_{step:09d}"
         staging = self.folder / f".partial-{uuid.uuid4().hex[:8]}"
-        document = {"format": FORMAT, "identity": self.identity, "step": step, "facts": facts}
         try:
             staging.mkdir(parents=True)
             save_file(
                 {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
                 staging / "state.safetensors",
             )
+            document = {
+                "format": FORMAT,
+                "identity": self.identity,
+                "step": step,
+                "state_sha256": _checksum(staging / "state.safetensors"),
+                "facts": facts,
+            }
             (staging / "state.json").write_text(json.dumps(document), encoding="utf-8")
             for name in ("state.safetensors", "state.json"):
                 with (staging / name).open("rb") as written:
@@ -59,13 +70,13 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise RunFailedError(f"checkpoint {place} cannot be written: {reason}") from error
+            raise StorageError(f"checkpoint {place} cannot be written: {reason}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def verify(self) -> None:
         """Raise ConfigurationError if there is no place to write, or if the newest checkpoint cannot be gone on from:
-        damaged, or of another training.
+        of another training, or damaged (DamagedCheckpointError).
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,11 +86,6 @@ class Checkpoints:
             raise ConfigurationError(f"checkpoints: {self.folder} is not writable")
         if steps := self._steps():
             self._document(steps[-1])
-            try:
-                with safe_open(steps[-1] / "state.safetensors", framework="pt"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise _damaged(steps[-1], error) from error
 
     def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Step, tensors and facts of the newest checkpoint; None if there is none. Raises as :meth:`verify` does."""
@@ -97,6 +103,7 @@ class Checkpoints:
         try:
             document: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
             known, identity = document["format"] == FORMAT, document["identity"]
+            intact = not known or document["state_sha256"] == _checksum(place / "state.safetensors")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(place, error) from error
         if not known:
@@ -107,11 +114,18 @@ class Checkpoints:
             raise ConfigurationError(
                 f"checkpoint {place} belongs to another configuration, data or seed; choose another folder or remove it"
             )
+        if not intact:
+            raise _damaged(place, ValueError("its checksum is another"))
         return document
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step_*")) if self.folder.is_dir() else []
 
 
-def _damaged(place: Path, error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"checkpoint {place} is damaged ({error}); remove it to go on without it")
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(place: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"checkpoint {place} is damaged ({error}); remove it to go on without it")

@@ -1,0 +1,74 @@
+"""The folder of a sweep, and the right to work in it.
+
+It holds
+    lock            held by the process that works here
+    store/          artefacts by their address
+    runs/NAME/      an ordinary run directory for every variant, made from the store
+    results.csv     the rows of all variants, with a column for every axis
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.sweep.store import Store
+
+LOCK = "lock"
+
+
+class SweepFolder:
+    """Opens the folder for one process. Use as a context manager.
+
+    Raises ConfigurationError where there is something already and `resume` is not set, where it is no sweep, where
+    another process works in it, and where its store is of another format.
+    """
+
+    def __init__(self, folder: Path, resume: bool) -> None:
+        self.folder = Path(folder)
+        there = self.folder.is_dir() and any(self.folder.iterdir())
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigurationError(f"--out {folder} is a file")
+        if there and not (self.folder / LOCK).is_file():
+            raise ConfigurationError(f"--out {folder} holds other files than a sweep; choose another folder")
+        if there and not resume:
+            raise ConfigurationError(f"--out {folder} holds a sweep already; add --resume to go on, or choose another")
+        self._lock: IO[str] | None = None
+
+    @property
+    def runs(self) -> Path:
+        """Where the run directories of the variants lie."""
+        return self.folder / "runs"
+
+    def __enter__(self) -> SweepFolder:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"--out {self.folder}: another sweep is at work here (process {self._owner()}); wait for it or stop it"
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        self.store = Store(self.folder / "store")
+        self.store.clean()
+        return self
+
+    def _owner(self) -> str:
+        assert self._lock is not None
+        self._lock.seek(0)
+        return self._lock.read().strip() or "unknown"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()  # which lets go of it; so does a process that is killed

@@ -1,0 +1,77 @@
+"""The local engine: processes on this machine, each with a task at a time and, where there are any, a GPU."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from multiprocessing import connection, get_context, parent_process
+from typing import TYPE_CHECKING
+
+from pebble import ProcessExpired, ProcessPool
+
+from mocosfl_priv.sweep.schedule import Task
+
+if TYPE_CHECKING:
+    from mocosfl_priv.config import ComputeConfig
+
+
+class LocalEngine:
+    """`workers` spawned processes. One that dies is replaced; all of them end with the process that made them.
+
+    gpus: how many GPUs there are to be shared out among tasks; 0 for none.
+    """
+
+    def __init__(self, workers: int, gpus: int = 0) -> None:
+        self.slots = workers
+        self._free = [index % gpus for index in range(workers)] if gpus else []
+        self._pool = ProcessPool(max_workers=workers, initializer=_end_with_parent, context=get_context("spawn"))
+
+    def submit(self, task: Task) -> Future[None]:
+        """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
+        gpu = self._free.pop() if self._free else None
+        future: Future[None] = self._pool.schedule(_run, args=(task, gpu))
+        if gpu is not None:
+            future.add_done_callback(lambda _: self._free.append(gpu))
+        return future
+
+    def died(self, error: BaseException) -> bool:
+        """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
+        return isinstance(error, ProcessExpired)
+
+    def close(self) -> None:
+        """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+
+def default_workers(config: ComputeConfig) -> tuple[int, int]:
+    """How many processes suit this machine, and how many GPUs they share: one per GPU, or as many as cores allow."""
+    from mocosfl_priv.compute import Compute, usable_cores  # imports torch, which a schedule of other tasks need not
+
+    if Compute.resolve(config).device.type == "cuda":
+        import torch
+
+        return torch.cuda.device_count(), torch.cuda.device_count()
+    return max(1, usable_cores() // (config.threads or 1)), 0
+
+
+def _run(task: Task, gpu: int | None) -> None:
+    if gpu is not None:
+        import torch  # processes that need none do not wait for it
+
+        torch.cuda.set_device(gpu)
+    task.function(*task.arguments)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its children: they watch it themselves."""
+    parent = parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,167 @@
+"""Sweeps of real systems."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mocosfl_priv.api import Experiment, Sweep, SweepResult
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, read_record
+from mocosfl_priv.sweep.schedule import Task, ThisProcess, Unobserved
+from mocosfl_priv.sweep.store import Store
+
+TIMINGS = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
+
+
+class Interrupted(ThisProcess):
+    """Ends the process, as far as the sweep can tell, before its n-th task."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def submit(self, task: Task) -> Future[None]:
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        return super().submit(task)
+
+
+class Counter(Unobserved):
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.cached = -1
+
+    def planned(self, tasks: Any, cells: int, cached: int) -> None:
+        self.tasks, self.cached = [task.segment.title for task in tasks], cached
+
+
+@pytest.fixture
+def document(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    tiny["attacks"] = ["floor", {"name": "decoder", "architecture": "conv_normN0C8", "steps": 10}]
+    tiny["data"]["train_limit"] = 300
+    tiny["axes"] = {"partition": {"iid": {}, "shards": {"training.partition": "classes_per_client"}}}
+    return write(tiny, tmp_path / "sweep.yaml")
+
+
+def write(document: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns=TIMINGS)
+
+
+def same(one: SweepResult, other: SweepResult) -> None:
+    pd.testing.assert_frame_equal(comparable(one.cells), comparable(other.cells))
+    for name in one.runs:
+        a, b = (read_record(sweep.folder / "runs" / name) for sweep in (one, other))
+        pd.testing.assert_frame_equal(a.per_image, b.per_image)
+        pd.testing.assert_frame_equal(a.probe, b.probe)
+        pd.testing.assert_frame_equal(a.training, b.training)
+        assert a.images.keys() == b.images.keys()
+        assert all(np.array_equal(a.images[key], b.images[key]) for key in a.images)
+
+
+def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_path: Path) -> None:
+    sweep = Sweep.from_yaml(document)
+    undisturbed = sweep.run(tmp_path / "undisturbed", ThisProcess())
+    assert undisturbed.cells["partition"].tolist() == ["iid"] * 2 + ["shards"] * 2
+    assert (undisturbed.cells["failure"] == "").all()
+    iid, shards = (undisturbed.runs[f"partition={label}"].table() for label in ("iid", "shards"))
+    assert iid["knn_accuracy"][0] != shards["knn_accuracy"][0]
+
+    folder = tmp_path / "disturbed"
+    for after in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(folder, Interrupted(after), resume=True)
+    store = Store(folder / "store")
+    damaged = next((store.folder / "system").iterdir())
+    tensors = damaged / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\xff")
+    counter = Counter()
+    resumed = sweep.run(folder, ThisProcess(), counter, resume=True)
+    same(undisturbed, resumed)
+    assert counter.cached > 0
+    events = [(entry["event"], entry["key"]) for entry in store.journal()]
+    assert all(events.count(("done", key)) <= 1 + events.count(("discarded", key)) for _, key in events)
+
+    again = Counter()
+    same(undisturbed, sweep.run(folder, ThisProcess(), again, resume=True))
+    assert again.tasks == [] and again.cached == 4
+    options = Sweep.from_yaml(document, {"evaluation.confidence": 0.9, "evaluation.bootstrap_samples": 100})
+    options.run(folder, ThisProcess(), again, resume=True)
+    assert again.tasks == []  # what concerns the report only runs nothing again
+    more = Counter()
+    with pytest.raises(KeyboardInterrupt):
+        Sweep.from_yaml(document, attacks=["rmle"]).run(folder, Interrupted(0), more, resume=True)
+    assert [title.rpartition(": ")[2] for title in more.tasks] == ["rmle"] * 2  # systems and judge are there
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_what_a_run_gives(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["compute"]["threads"] = 1
+    run = Experiment.from_dict(tiny).run()
+    sweep = Sweep.from_yaml(write(tiny, tmp_path / "run.yaml")).run(tmp_path / "sweep", ThisProcess())
+    pd.testing.assert_frame_equal(comparable(sweep.cells), comparable(run.table()), rtol=1e-4)
+
+
+def test_a_training_that_fails_fails_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["attacks"] = ["floor"]
+    tiny["defenses"] = ["none", "tests.sweep.test_sweep:Unlucky"]
+    tiny["evaluation"]["recognition_epochs"] = 0
+    result = Sweep.from_yaml(write(tiny, tmp_path / "sweep.yaml")).run(tmp_path / "out", ThisProcess())
+    good, bad = result.cells.iloc[0], result.cells.iloc[1]
+    assert good["failure"] == "" and np.isfinite(good["leak_ratio"])
+    assert bad["defense"] == "Unlucky" and "out of luck" in bad["failure"]
+    assert np.isnan(bad[["leak_ratio", "linear_accuracy", "attack_seconds"]].astype(float)).all()
+    assert (result.folder / "runs" / "tiny" / "report.html").is_file()
+    with pytest.raises(RunFailedError, match="1 of 2 attacks failed; the first: 'floor' on Unlucky"):
+        result.require_success()
+
+
+from mocosfl_priv.plugins import Defense  # noqa: E402
+
+
+class Unlucky(Defense):
+    """Fails in training."""
+
+    def protect(self, smashed: Any, rng: Any) -> Any:
+        raise IndexError("out of luck")
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([], "a mapping of axes is expected"),
+        ({"seed": {"a": {}}}, "no column of the results"),
+        ({"a/b": {"a": {}}}, "no column of the results"),
+        ({"kind": {}}, "a mapping of labels to settings"),
+        ({"kind": {1: {}}}, "1 is no label"),
+        ({"kind": {"a": 3}}, "settings are expected|settings by their paths"),
+        ({"kind": {"a": {"training.epoch": 3}}}, "did you mean 'epochs'"),
+        ({"kind": {"a": {"attacks.x": 3}}}, "axes.kind.a attacks.x: 'x' is not a position"),
+    ],
+)
+def test_axes_that_make_no_sense_are_refused(axes: Any, message: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Sweep.from_yaml(write({**tiny, "axes": axes}, tmp_path / "sweep.yaml"))
+
+
+def test_axes_multiply(tiny: dict[str, Any], tmp_path: Path) -> None:
+    axes = {"size": {"s": {"training.clients": 2}, "l": {"training.clients": 4}}, "kind": {"a": {}, "b": {"name": "B"}}}
+    sweep = Sweep.from_yaml(write({**tiny, "axes": axes}, tmp_path / "sweep.yaml"), {"training.epochs": 2})
+    variants = {v.name: (v.config.training.clients, v.config.name) for v in sweep.document.variants}
+    assert variants == {
+        "size=s_kind=a": (2, "tiny"), "size=s_kind=b": (2, "B"), "size=l_kind=a": (4, "tiny"), "size=l_kind=b": (4, "B")
+    }  # fmt: skip
+    assert {v.config.training.epochs for v in sweep.document.variants} == {2}
+    assert {v.config.compute.threads for v in sweep.document.variants} == {1}
+    assert not set(axes) & set(CELL_KEYS) and ATTACK_COSTS
