@@ -22,6 +22,8 @@ from mocosfl_priv.errors import MocosflPrivError, unknown_name
 
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment, RunResult
+    from mocosfl_priv.config import ComputeConfig
+    from mocosfl_priv.sweep.schedule import Engine
 
 EXIT_UNUSABLE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -54,7 +56,12 @@ CheckpointsOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on in --out: what is stored there is not computed again.")
 ]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Tasks at once. [default: one per core, or per GPU]")]
+EngineOption = Annotated[
+    str, typer.Option(metavar="local|ray", help="Processes on this machine, or the Ray cluster that RAY_ADDRESS names.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Tasks at once on this machine. [default: one per core, or per GPU]")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once done.")]
 
 
@@ -121,6 +128,7 @@ def sweep(
     config: Annotated[str, typer.Argument(help="A YAML file, with axes or without, or a name from `ls configs`.")],
     out: Annotated[Path, typer.Option(help="Folder of the sweep: its store, and a run directory per variant.")],
     resume: ResumeOption = False,
+    engine: EngineOption = "local",
     workers: WorkersOption = None,
     set_: SetOption = None,
     defense: DefenseOption = None,
@@ -130,14 +138,11 @@ def sweep(
     """Run a grid in parallel that survives anything: what is complete is kept, and shared where cells need the same."""
     from mocosfl_priv.api import Sweep
     from mocosfl_priv.display import TerminalSweep
-    from mocosfl_priv.sweep.processes import LocalEngine, default_workers
 
     planned = Sweep.from_yaml(_config_path(config), set_ or [], defense or [], attack or [])
-    console = Console(stderr=True)
-    count, gpus = default_workers(planned.document.variants[0].config.compute)
-    engine = LocalEngine(workers or count, gpus)
-    with TerminalSweep(console, engine.slots) as observer:
-        result = planned.run(out, engine, observer, resume=resume)
+    runs_on = _engine(engine, workers, planned.document.variants[0].config.compute)
+    with TerminalSweep(Console(stderr=True), runs_on.slots) as observer:
+        result = planned.run(out, runs_on, observer, resume=resume)
     for name, run in result.runs.items():
         _print_table(run)
         print(f"\nreport: {out / 'runs' / name / 'report.html'}\n")
@@ -267,6 +272,21 @@ def _experiment(
 
     experiment = Experiment.from_yaml(_config_path(config), overrides or [])
     return Experiment(with_added_plugins(experiment.config, defenses or [], attacks or []))
+
+
+def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
+    engines = ("local", "ray")
+    if name not in engines:
+        raise unknown_name("engine", name, engines)
+    threads = compute.threads or 1
+    if name == "ray":
+        from mocosfl_priv.sweep.ray_cluster import RayEngine
+
+        return RayEngine(cpus=threads, gpus=1 if compute.device == "cuda" else 0)
+    from mocosfl_priv.sweep.processes import LocalEngine, default_workers
+
+    count, gpus = default_workers(compute)
+    return LocalEngine(workers or count, gpus)
 
 
 def _config_path(config: str) -> Path:

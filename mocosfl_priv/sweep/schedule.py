@@ -30,9 +30,11 @@ class Task:
 
 
 class Engine(Protocol):
-    """Runs tasks somewhere, `slots` at once."""
+    """Runs tasks somewhere."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many at once; it may change."""
 
     def submit(self, task: Task) -> Future[None]:
         """Begin a task."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -165,3 +169,27 @@ def test_axes_multiply(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert {v.config.training.epochs for v in sweep.document.variants} == {2}
     assert {v.config.compute.threads for v in sweep.document.variants} == {1}
     assert not set(axes) & set(CELL_KEYS) and ATTACK_COSTS
+
+
+@pytest.mark.slow
+def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    """The command itself, with two workers, killed ten times."""
+
+    def command(out: str) -> list[str]:
+        return [
+            sys.executable, "-m", "mocosfl_priv.cli", "sweep", "sweep/tiny", "--out", str(tmp_path / out), "--resume",
+            "--workers", "2",
+        ]  # fmt: skip
+
+    subprocess.run(command("undisturbed"), check=True, capture_output=True)
+    rng = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(command("disturbed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(12, 30))
+        process.kill()
+        process.wait(30)
+    subprocess.run(command("disturbed"), check=True, capture_output=True)
+    one, other = (pd.read_csv(tmp_path / out / "results.csv") for out in ("undisturbed", "disturbed"))
+    pd.testing.assert_frame_equal(comparable(one), comparable(other))
+    events = [(e["event"], e["key"]) for e in Store(tmp_path / "disturbed" / "store").journal()]
+    assert all(events.count(("done", key)) == 1 for _, key in events)

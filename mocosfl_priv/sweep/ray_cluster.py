@@ -1,0 +1,77 @@
+"""The engine for more than one machine: the same tasks on a Ray cluster, with a store that all its nodes can reach.
+
+Optional: ``pip install mocosfl-priv[ray]``.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.sweep.schedule import Task
+
+# Both are read when ray is imported: nobody is told that this ran; and nodes use what is installed on them, where Ray
+# would otherwise make them a new environment for every process of a driver that `uv run` has started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+try:
+    import ray
+    from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
+except ImportError as missing:
+    raise ConfigurationError("--engine ray needs Ray: install mocosfl-priv[ray]") from missing
+
+RETRIES = 3  # Ray's own, when a process or its node is lost
+
+
+class RayEngine:
+    """Tasks of one CPU, or one GPU, each, wherever the cluster has room.
+
+    address: of a running cluster; without it, that of RAY_ADDRESS, else a cluster of this machine alone. cpus, gpus:
+    what a task takes. Raises ConfigurationError if there is no such cluster.
+    """
+
+    def __init__(self, address: str | None = None, cpus: float = 1, gpus: float = 0) -> None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        try:
+            if address:
+                ray.init(address=address, log_to_driver=False)
+            else:
+                ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigurationError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        self._per_task = {"GPU": gpus} if gpus else {"CPU": cpus}
+        self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run)
+
+    @property
+    def slots(self) -> int:
+        """What the cluster has room for now: nodes come and go."""
+        there = ray.cluster_resources()
+        return max(1, min(int(there.get(kind, 0) / amount) for kind, amount in self._per_task.items()))
+
+    def submit(self, task: Task) -> Future[None]:
+        """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
+        outcome: Future[None] = Future()
+
+        def settle(finished: Future[None]) -> None:
+            error = finished.exception()
+            if error is None:
+                outcome.set_result(None)
+            else:  # Ray wraps what a task raised, together with its traceback
+                outcome.set_exception(error.cause if isinstance(error, RayTaskError) else error)
+
+        self._run.remote(task).future().add_done_callback(settle)
+        return outcome
+
+    def died(self, error: BaseException) -> bool:
+        """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
+        return isinstance(error, WorkerCrashedError | NodeDiedError | ObjectLostError | TaskUnschedulableError)
+
+    def close(self) -> None:
+        """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
+        ray.shutdown()
+
+
+def _run(task: Task) -> None:
+    task.function(*task.arguments)
