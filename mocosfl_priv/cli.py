@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -179,17 +180,22 @@ def validate(
 
 @app.command("ls")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs|capabilities}")],
+    kind: Annotated[str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs|capabilities|results}")],
+    folder: Annotated[Path, typer.Option("--in", help="Of results: all run directories below.")] = Path("runs"),
+    sql: Annotated[
+        str | None, typer.Option(help="Of results: a query on the tables cells and per_image, for DuckDB.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """List what can be named in a configuration."""
-    listings = {
+    """List what can be named in a configuration, or what has been measured."""
+    listings: dict[str, Callable[[], Listing]] = {
         "attacks": _list_attacks,
         "defenses": _list_defenses,
         "datasets": _list_datasets,
         "models": _list_models,
         "configs": _list_configs,
         "capabilities": _list_capabilities,
+        "results": partial(_list_results, folder, sql),
     }
     if kind not in listings:
         raise unknown_name("kind", kind, listings)
@@ -199,7 +205,7 @@ def list_(
         table.add_column(column, no_wrap=column == header[0])
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 Listing = tuple[list[str], list[list[str]]]
@@ -247,6 +253,17 @@ def _list_configs() -> Listing:
     return ["name", "what it shows"], [
         [name, str(read_document(path).get("description", ""))] for name, path in _shipped_configs().items()
     ]
+
+
+def _list_results(folder: Path, sql: str | None) -> Listing:
+    from mocosfl_priv.catalogue import OVERVIEW, query
+
+    found = query(folder, sql or OVERVIEW)
+    return list(found.columns), [[_shown(value) for value in row] for row in found.itertuples(index=False)]
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _list_capabilities() -> Listing:

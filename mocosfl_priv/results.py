@@ -192,12 +192,12 @@ def read_record(folder: Path) -> RunRecord:
                 f"{folder}: written with result schema {found}, this version reads {SCHEMA_VERSION}"
             )
         return RunRecord(
-            cells=_read_csv(folder / "results.csv"),
+            cells=read_table(folder / "results.csv"),
             per_image=pd.read_parquet(folder / "per_image.parquet"),
             probe=pd.read_parquet(folder / "probe.parquet"),
-            training=_read_csv(folder / "training.csv"),
-            leakage=_read_csv(folder / "leakage.csv"),
-            detections=_read_csv(folder / "detections.csv"),
+            training=read_table(folder / "training.csv"),
+            leakage=read_table(folder / "leakage.csv"),
+            detections=read_table(folder / "detections.csv"),
             images=load_file(folder / "images.safetensors"),
             info=info,
             config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -208,7 +208,7 @@ def read_record(folder: Path) -> RunRecord:
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
     """A table as it was written: an empty field is a missing number, but no cause of failure, no flag, no
     promise, no hijacker.
     """
