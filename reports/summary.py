@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mocosfl_priv.evaluation.statistics import Interval, Rate, leak_ratio_interval, mean_interval
+from mocosfl_priv.evaluation.shares import Rate
+from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
 from reports.per_image import GROUP, bootstrap_options, closest_attacks, differences, groups, of_system, per_seed
 
 WORST_CASE = "worst case"
 ENSEMBLE = "ensemble"
-NO_LEAK_MARGIN = 0.02
 VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing that matters
 
 
@@ -252,13 +253,19 @@ def _by_system(rows: list[SummaryRow]) -> dict[str, list[SummaryRow]]:
     return found
 
 
-def leaks(rows: list[SummaryRow], system: str) -> bool:
+def finding(rows: list[SummaryRow], system: str) -> Finding:
     """Whether any single attack on `system` does better than a blind guess; not judged by the best-of choice."""
-    return any(
-        row.leak_ratio.high >= NO_LEAK_MARGIN
-        for row in rows
-        if row.system == system and not row.blind and not row.is_worst_case
-    )
+    return leak_finding([row.leak_ratio for row in _single(rows) if row.system == system])
+
+
+def _single(rows: list[SummaryRow]) -> list[SummaryRow]:
+    """Of attacks that use the smashed data, the worst case aside."""
+    return [row for row in rows if not row.blind and not row.is_worst_case]
+
+
+def undecided(leak_ratios: Sequence[Interval]) -> str:
+    """What is said where attacks are neither shown to see something nor to see nothing."""
+    return f"no leak is shown, and none is excluded: R may be up to {max(leak.high for leak in leak_ratios):.2f}"
 
 
 def sentences(rows: list[SummaryRow]) -> list[str]:
@@ -267,8 +274,10 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
     for row in headline_rows(rows):
         if row.blind:
             leak = "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
-        elif not leaks(rows, row.system):
+        elif (found := finding(rows, row.system)) == "blind":
             leak = "no attack does better than a blind guess"
+        elif found == "undecided":
+            leak = undecided([one.leak_ratio for one in _single(rows) if one.system == row.system])
         else:
             similarity = row.metrics.get("ssim", row.metrics["ssim_zeropad"])
             leak = (
