@@ -11,7 +11,8 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, RunRecord
 from reports.per_image import bootstrap_options, closest_attacks, groups, per_seed
-from reports.summary import ENSEMBLE, WORST_CASE, flagged, undecided
+from reports.summary import ENSEMBLE, WORST_CASE
+from reports.words import flagged, undecided
 
 PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
 PUBLISHED_VICTIMS = "published128"  # the images that logged values were measured on

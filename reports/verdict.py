@@ -8,7 +8,8 @@ from mocosfl_priv.evaluation.statistics import Finding, Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.comparison import TARESSFL, Comparison, compare, concerns, sound_attacks, systems_of
 from reports.per_image import Key
-from reports.summary import ENSEMBLE, SummaryRow, finding, headline_rows, points, summarise, system_name
+from reports.summary import ENSEMBLE, SummaryRow, headline_rows, summarise, system_name
+from reports.words import finding, points
 
 COSTS = {
     "smashed_bytes_per_image": "bytes sent per image",

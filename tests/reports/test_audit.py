@@ -135,7 +135,7 @@ def test_figures_and_summary_are_kept_as_files(page: Path) -> None:
     assert "mse_ladder" in names
     # originals, and each checkpoint under the paper's attack and the ensemble
     assert sum(name.startswith("strip_test_") for name in names) == 1 + 2 * 2
-    for path in (page.parent / "figures").iterdir():
+    for path in (page.parent / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 100 and picture.convert("L").getextrema() != (255, 255)
     summary = pd.read_csv(page.parent / "summary.csv")
