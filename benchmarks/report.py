@@ -21,6 +21,7 @@ from mocosfl_priv.results import (
     COSTS,
     LEAKAGE_COLUMNS,
     RECOGNITION_LEVELS,
+    SCHEMA_VERSION,
     UNDEFENDED,
     RunRecord,
     image_key,
@@ -154,6 +155,7 @@ def _info(grid: Grid) -> dict[str, Any]:
     config = _config(grid)
     role = {"images": 1000, "source": "nowhere", "index_sha256": "1" * 64, "content_sha256": "2" * 64}
     return {
+        "schema_version": SCHEMA_VERSION,
         "name": config.name,
         "created": "2025-01-02T03:04:05+00:00",
         "seconds": 12.0,

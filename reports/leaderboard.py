@@ -9,6 +9,7 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.comparison import BOTTLENECK, CLOSE, accuracy_difference, concerns, is_matched, sound_attacks, systems_of
+from reports.markup import markdown_lines
 from reports.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
 from reports.words import points
 
@@ -188,15 +189,14 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
 def leaderboard_markdown(record: RunRecord, entries: list[Entry]) -> str:
     """The table with what it takes to repeat it, as a page of docs includes it."""
     info = record.info
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(leaderboard_cells, entries)]
-    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    table = markdown_lines(HEADINGS, [leaderboard_cells(entry) for entry in entries])
     versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     made = [
         f"Run of {info['created'][:10]}, {info['seconds']:.0f} s on {info['compute']['device']}, configuration "
         f"{info['config_sha256'][:12]}; {versions}; {info['platform']}.",
         f"```\n{info['command']}\n```",
     ]
-    return "\n\n".join(["\n".join(table), *leaderboard_notes(record, entries), *made]) + "\n"
+    return "\n\n".join([table, *leaderboard_notes(record, entries), *made]) + "\n"
 
 
 def _accuracy(interval: Interval) -> str:

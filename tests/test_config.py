@@ -182,3 +182,26 @@ def test_a_candidate_is_one_of_the_defenses() -> None:
         ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"
     ):
         parse_config({"defenses": ["none", "gaussian"], "candidate": "gausian"})
+
+
+PAPER = sorted((Path(__file__).parents[1] / "configs" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_paper_configuration_is_small_at_scale_tiny_and_keeps_what_it_studies(path: Path) -> None:
+    full, small = load_config(path), load_config(path, scale="tiny")
+    assert full.data.dataset == "cifar10" and full.training.epochs == 200 and len(full.seeds) >= 3
+    assert small.data.dataset == "photos" and small.training.epochs == 1 and small.threat.steps == 20
+    for kept in ("cut_layers", "target_fractions"):
+        assert getattr(full, kept) == getattr(small, kept)
+    assert [spec.label for spec in full.defenses] == [spec.label for spec in small.defenses]
+    assert all(spec.parameters.get("epochs", 1) == 1 for spec in small.defenses)
+    assert full.training.partition == small.training.partition
+
+
+def test_overrides_go_on_top_of_a_scale(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("training: {epochs: 50}")
+    assert load_config(path, ["training.epochs=3"], "tiny").training.epochs == 3
+    with pytest.raises(ConfigurationError, match="--scale 'tinny': did you mean 'tiny'"):
+        load_config(path, scale="tinny")

@@ -134,3 +134,18 @@ def test_page_shows_on_how_many_runs_a_detection_rate_rests(page: Path, tiny_run
     assert_well_formed_and_self_contained(text)
     assert "<td>fsha</td><td>2 of 3 runs [9, 99] %</td><td>1 of 3 runs [1, 91] %</td>" in text
     assert "malicious server" not in page.read_text(encoding="utf-8")
+
+
+def test_a_sweep_has_every_section(sweep_page: Path) -> None:
+    text = sweep_page.read_text(encoding="utf-8")
+    assert_well_formed_and_self_contained(text)
+    for anchor in re.findall(r'href="#(\w+)"', text):
+        assert f'id="{anchor}"' in text
+    for words in ("In short", "Against no defense, all together", "By cut layer and target data", "Reliability flags",
+                  "Leakage over training time", "From the worst leak to the median one", "SSIM above 0.5"):  # fmt: skip
+        assert words in text
+
+
+def test_the_pdf_has_pages_for_words_charts_and_pictures(sweep_page: Path) -> None:
+    content = (sweep_page.parent / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF-") and content.count(b"/Type /Page ") >= 9
