@@ -140,9 +140,10 @@ class Sweep:
         overrides: Sequence[str] | Mapping[str, Any] = (),
         defenses: Sequence[str] = (),
         attacks: Sequence[str] = (),
+        scale: str | None = None,
     ) -> Sweep:
         """Read a YAML file, an experiment's or one with axes; see :func:`mocosfl_priv.sweep.document.load_sweep`."""
-        return cls(load_sweep(path, overrides, defenses, attacks))
+        return cls(load_sweep(path, overrides, defenses, attacks, scale))
 
     def run(
         self, out: Path | str, engine: Engine, observer: Observer | None = None, *, resume: bool = False

@@ -1,4 +1,4 @@
-"""The command line: demo, new, try, run, sweep, report, validate, ls.
+"""The command line: demo, new, try, run, sweep, report, compare, export, validate, ls.
 
 Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
 """
@@ -63,6 +63,10 @@ EngineOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Tasks at once on this machine. [default: one per core, or per GPU]")
 ]
+ScaleOption = Annotated[
+    str | None,
+    typer.Option(metavar="tiny", help="Shrink the configuration to minutes on two cores; --set goes on top of it."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once done.")]
 
 
@@ -118,10 +122,11 @@ def run(
     attack: AttackOption = None,
     checkpoints: CheckpointsOption = None,
     overwrite: OverwriteOption = False,
+    scale: ScaleOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Run an experiment and write its results and report to a directory, as a whole or not at all."""
-    _run(config, out, set_, defense, attack, overwrite, checkpoints)
+    _run(config, out, set_, defense, attack, overwrite, checkpoints, scale)
 
 
 @app.command()
@@ -131,6 +136,7 @@ def sweep(
     resume: ResumeOption = False,
     engine: EngineOption = "local",
     workers: WorkersOption = None,
+    scale: ScaleOption = None,
     set_: SetOption = None,
     defense: DefenseOption = None,
     attack: AttackOption = None,
@@ -140,7 +146,7 @@ def sweep(
     from mocosfl_priv.api import Sweep
     from mocosfl_priv.display import TerminalSweep
 
-    planned = Sweep.from_yaml(_config_path(config), set_ or [], defense or [], attack or [])
+    planned = Sweep.from_yaml(_config_path(config), set_ or [], defense or [], attack or [], scale)
     runs_on = _engine(engine, workers, planned.document.variants[0].config.compute)
     with TerminalSweep(Console(stderr=True), runs_on.slots) as observer:
         result = planned.run(out, runs_on, observer, resume=resume)
@@ -166,15 +172,61 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    debug: DebugOption = False,
+) -> None:
+    """Compare two runs: paired where they attacked the same victims with the same seeds, else saying why not."""
+    from mocosfl_priv.results import read_record
+    from reports.run_comparison import HEADINGS, compare_runs
+
+    found = compare_runs(read_record(first), read_record(second))
+    if not found.lines:
+        print("no system was attacked by the same attack in both runs, so there is nothing to compare")
+    else:
+        table = Table()
+        for heading in HEADINGS:
+            table.add_column(heading)
+        for line in found.lines:
+            table.add_row(*line.cells())
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+        print(f"Not paired: {found.unpaired}." if found.unpaired else found.statement)
+    for note in found.notes:
+        print(note)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per cell.")] = None,
+    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per victim and cell.")] = None,
+    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Tables as papers print them.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a stored run's tables to files, those of the papers beside the published numbers."""
+    from mocosfl_priv.results import read_record
+    from reports.export import export as write
+
+    asked = {"csv": csv, "parquet": parquet, "latex": latex, "markdown": markdown}
+    files = {form: path for form, path in asked.items() if path is not None}
+    write(read_record(folder), files)
+    for path in files.values():
+        print(path)
+
+
+@app.command()
 def validate(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
     set_: SetOption = None,
     defense: DefenseOption = None,
     attack: AttackOption = None,
+    scale: ScaleOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Check a configuration against plugins, models, threat model and data, without training anything."""
-    plan = _experiment(config, set_, defense, attack).checked()
+    plan = _experiment(config, set_, defense, attack, scale).checked()
     print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
 
 
@@ -282,13 +334,19 @@ def _shipped_configs() -> dict[str, Path]:
 
 
 def _experiment(
-    config: str, overrides: Sequence[str] | None, defenses: Sequence[str] | None, attacks: Sequence[str] | None
+    config: str,
+    overrides: Sequence[str] | None,
+    defenses: Sequence[str] | None,
+    attacks: Sequence[str] | None,
+    scale: str | None = None,
 ) -> Experiment:
     from mocosfl_priv.api import Experiment
-    from mocosfl_priv.config import with_added_plugins
+    from mocosfl_priv.config import parse_config, read_document, with_added_plugins
+    from mocosfl_priv.scale import scaled
 
-    experiment = Experiment.from_yaml(_config_path(config), overrides or [])
-    return Experiment(with_added_plugins(experiment.config, defenses or [], attacks or []))
+    path = _config_path(config)
+    parsed = parse_config(scaled(read_document(path), scale), overrides or [], where=str(path))
+    return Experiment(with_added_plugins(parsed, defenses or [], attacks or []))
 
 
 def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
@@ -338,8 +396,9 @@ def _run(
     attacks: Sequence[str] | None,
     overwrite: bool,
     checkpoints: Path | None = None,
+    scale: str | None = None,
 ) -> None:
-    _run_to(out, _experiment(config, overrides, defenses, attacks), overwrite, checkpoints)
+    _run_to(out, _experiment(config, overrides, defenses, attacks, scale), overwrite, checkpoints)
 
 
 def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:

@@ -16,12 +16,12 @@ from reports.audit_summary import (
     summarise_audit,
     victims_title,
 )
-from reports.figures import shown_victims
-from reports.page import data_uri, render, save_pictures
+from reports.page import data_uri, render, save_charts, save_pictures
+from reports.pictures import shown_victims
 
 
 def write_audit_report(record: RunRecord, folder: Path) -> Path:
-    """Write report.html, summary.csv and figures/*.png into `folder`; returns the page's path.
+    """Write report.html, summary.csv and figures into `folder`; returns the page's path.
 
     `record` is a run whose cells name checkpoints as defenses; ``info["audit"]`` holds an entry per checkpoint.
     Raises RunFailedError when no attack succeeded.
@@ -30,13 +30,15 @@ def write_audit_report(record: RunRecord, folder: Path) -> Path:
     if not found:
         raise RunFailedError("no attack succeeded, so there is nothing to report")
     strips = audit_strips(record, found)
-    figures = {"mse_ladder": mse_ladder(found)}
+    charts = {"mse_ladder": mse_ladder(found)}
+    figures: dict[str, bytes] = {}
     for victims, pictures in strips.items():
         for picture in pictures:
             attack = f"_{picture['row'].attack}" if picture["row"] is not None else ""
             figures[f"strip_{victims}_{picture['title']}{attack}"] = picture["png"]
             picture["uri"] = data_uri(picture["png"])
     save_pictures(figures, folder / "figures")
+    placed = save_charts(charts, folder / "figures")
     audit_frame(found).to_csv(folder / "summary.csv", index=False)
     page = render(
         "audit.html.j2",
@@ -47,7 +49,7 @@ def write_audit_report(record: RunRecord, folder: Path) -> Path:
         compared=PUBLISHED_VICTIMS,
         sentences=audit_sentences(found),
         caveats=audit_caveats(record, found),
-        ladder=data_uri(figures["mse_ladder"]),
+        ladder=placed["mse_ladder"],
         strips=strips,
         shown={victims: shown_victims(len(true_images(record, victims))) for victims in found},
         plugins=json.dumps(record.info["plugins"], indent=2),

@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord, image_key, victims_key
 from reports.audit_summary import PUBLISHED_VICTIMS, AuditedCheckpoint, AuditRow, victims_title
-from reports.figures import png_bytes, shown_victims, strip, whiskers
+from reports.chart import Chart
+from reports.figures import whiskers
+from reports.pictures import shown_victims, strip
 
 LOGGED, REPRODUCED, WORST, FLOOR = "logged", "paper's attack, run by us", "worst case", "floor (blind guess)"
 MARKERS = {LOGGED: "D", REPRODUCED: "o", WORST: "s"}
 
 
-def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> bytes:
+def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
     """MSE per checkpoint and set of victims: logged, from the same attack run by us, our worst case, the floor."""
     tallest = max(len(checkpoints) for checkpoints in found.values())
     figure = Figure(figsize=(4.5 + 4.5 * len(found), 1.7 + 0.75 * tallest), layout="constrained")
@@ -47,7 +49,12 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> bytes:
         axis.set_ylabel("")
     order = [kind for kind in (*MARKERS, FLOOR) if kind in handles]
     figure.legend([handles[kind] for kind in order], order, loc="outside lower center", ncols=len(order), frameon=False)
-    return png_bytes(figure)
+    return Chart(
+        figure,
+        "MSE per checkpoint: logged, reproduced, worst case and floor",
+        "Left leaks more. A mark at the floor’s line means that the attack saw nothing. Logged values stand only where "
+        "the images are those they were measured on.",
+    )
 
 
 def _points(checkpoint: AuditedCheckpoint, row: int) -> list[tuple[str, float, Interval]]:

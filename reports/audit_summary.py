@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
+from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, RunRecord
 from reports.per_image import bootstrap_options, closest_attacks, groups, per_seed
-from reports.summary import ENSEMBLE, NO_LEAK_MARGIN, WORST_CASE, flagged
+from reports.summary import ENSEMBLE, WORST_CASE
+from reports.words import flagged, undecided
 
 PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
 PUBLISHED_VICTIMS = "published128"  # the images that logged values were measured on
@@ -71,9 +72,14 @@ class AuditedCheckpoint:
         return self.rows[0].mse_floor
 
     @property
-    def leaks(self) -> bool:
+    def finding(self) -> Finding:
         """Whether any single attack does better than a blind guess; not judged by a choice among several."""
-        return any(row.leak_ratio.high >= NO_LEAK_MARGIN for row in self.rows if not row.blind)
+        return leak_finding(self.informed)
+
+    @property
+    def informed(self) -> list[Interval]:
+        """The leak ratios of all attacks that use the smashed data."""
+        return [row.leak_ratio for row in self.rows if not row.blind]
 
     @property
     def best_single(self) -> AuditRow | None:
@@ -212,8 +218,10 @@ def _ours(checkpoint: AuditedCheckpoint) -> str:
     rerun = f"the published attack, run by us, reaches {paper.metrics['mse'].value:.4f}; " if paper is not None else ""
     if worst is None:
         return f"{rerun}none of our attacks finished"
-    if not checkpoint.leaks:
+    if checkpoint.finding == "blind":
         return f"{rerun}none of our attacks does better than a blind guess"
+    if checkpoint.finding == "undecided":
+        return f"{rerun}of our attacks {undecided(checkpoint.informed)}"
     return (
         f"{rerun}our worst case reaches {worst.metrics['mse'].value:.4f}, which removes {_percent(worst.leak_ratio)} "
         "of a blind guess's error"
@@ -248,7 +256,7 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
         f"{checkpoint.label}: on {checkpoint.where} all attacks stay at the floor. Whether that is the client's merit "
         "or the attacks' weakness shows only in what the same attacks reach on other clients."
         for checkpoint in every
-        if not checkpoint.leaks
+        if checkpoint.finding == "blind"
     ]
     for checkpoint in found.get(PUBLISHED_VICTIMS, []):
         logged, paper = checkpoint.logged["mse"], checkpoint.paper

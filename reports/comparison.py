@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, leak_difference_interval, mean_interval
+from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, leak_difference_spread, mean_interval
 from mocosfl_priv.results import RunRecord
 from reports.per_image import (
     GROUP,
@@ -17,6 +18,7 @@ from reports.per_image import (
     differences,
     groups,
     of_system,
+    paired,
     per_seed,
 )
 from reports.summary import ENSEMBLE, system_name
@@ -30,12 +32,14 @@ CLOSE = 0.03  # of linear-probe accuracy: what is further apart is not matched, 
 class Comparison:
     """One system beside an `other`: its leak ratio R and its linear-probe accuracy, each minus the other's.
 
-    attacks: those under which `leak` was found, the same for both; where there is none, `leak` is None.
+    attacks: those under which `leak` was found, the same for both; where there is none, `leak` is None. p_value: of the
+    hypothesis that both leak alike, by itself; NaN where `leak` is None.
     """
 
     other: str
     attacks: list[str]
     leak: Interval | None
+    p_value: float
     linear: Interval
 
     @property
@@ -72,24 +76,27 @@ class Comparison:
 
 
 def compare(record: RunRecord, ours: Key, theirs: Key) -> Comparison:
-    """`ours` beside `theirs`, under the ensemble where it succeeded on both, else under the worst case over all
-    attacks that did: a worst case over other attacks would be another measure.
+    """`ours` beside `theirs`, over the seeds that both have.
+
+    Under the ensemble where it succeeded on both, else under the worst case over all attacks that did: a worst case
+    over other attacks would be another measure.
     """
     attacks = [name for name in sound_attacks(record, ours) if name in sound_attacks(record, theirs)]
     attacks = [ENSEMBLE] if ENSEMBLE in attacks else attacks
-    leak = None
+    leak, p_value = None, math.nan
     if attacks:
-        mine, others = (_closest(of_system(record.per_image, key), attacks) for key in (ours, theirs))
-        leak = leak_difference_interval(
-            per_seed(mine, "mse"), per_seed(others, "mse"), per_seed(mine, "mse_floor"),
-            groups=groups(mine), **bootstrap_options(record),
-        )  # fmt: skip
-    return Comparison(system_name(*theirs), attacks, leak, accuracy_difference(record, ours, theirs))
+        mine, others = paired(*(_closest(of_system(record.per_image, key), attacks) for key in (ours, theirs)))
+        options = bootstrap_options(record)
+        found = leak_difference_spread(
+            per_seed(mine, "mse"), per_seed(others, "mse"), per_seed(mine, "mse_floor"), groups=groups(mine), **options
+        )
+        leak, p_value = found.interval(options["confidence"]), found.p_value
+    return Comparison(system_name(*theirs), attacks, leak, p_value, accuracy_difference(record, ours, theirs))
 
 
 def accuracy_difference(record: RunRecord, ours: Key, theirs: Key) -> Interval:
     """Linear-probe accuracy of one system minus that of another."""
-    mine, others = (of_system(record.probe, key) for key in (ours, theirs))
+    mine, others = paired(*(of_system(record.probe, key) for key in (ours, theirs)))
     return mean_interval(
         differences(mine, "linear", others, "linear"), groups=groups(mine), **bootstrap_options(record)
     )

@@ -1,192 +1,239 @@
-"""Figures as PNG bytes: seaborn for charts, Pillow for strips of images."""
+"""Charts of a run: what is traded for what, where on the grid, by which attack, and when in training."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.lines import Line2D
 
 from mocosfl_priv.evaluation.statistics import Interval
-from mocosfl_priv.results import RunRecord, image_key, victims_key
+from mocosfl_priv.results import RunRecord
+from reports.chart import Chart, Mark
+from reports.per_image import GROUP
 from reports.summary import SummaryRow, headline_rows
 
 matplotlib.use("Agg")
 sns.set_theme(style="whitegrid", context="notebook")
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "mocosfl-priv"}  # texts as texts, files repeatable
 
 LOWEST_SHOWN_LEAK = -0.5  # an attack that is worse than guessing by far would squeeze all others together
-VICTIMS = "test"
-STRIP_IMAGES = 10
-STRIP_SCALE = 2
-STRIP_GAP = 2
+MARKERS = "osD^vPX*<>ph"
+LineStyle = Literal["-", "--", ":", "-."]
+LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
+LEAK_LABEL = "leak ratio R  (1: perfect reconstruction, 0: blind guess)"
 
 
-def _palette(name: str, count: int) -> list[tuple[float, float, float]]:
-    return list(sns.color_palette(name, count))
+def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, Chart]:
+    """Every chart by file stem; those of a grid and of a leakage curve where there is one."""
+    informed = [row for row in rows if not row.blind]
+    headlines = headline_rows(informed or rows)
+    charts = {"tradeoff": tradeoff(headlines)}
+    if _has_grid(headlines):
+        charts["heat_maps"] = heat_maps(headlines)
+    charts["leak_ladder"] = leak_ladder(rows)
+    charts["training"] = training_curves(record.training)
+    if len(record.leakage):
+        charts["leakage"] = leakage_curves(record.leakage)
+    return charts
 
 
-def tradeoff(rows: list[SummaryRow]) -> bytes:
-    """Linear-probe accuracy against R, MSE and SSIM, with intervals both ways; one point per system and attack."""
+def tradeoff(rows: list[SummaryRow]) -> Chart:
+    """Linear-probe accuracy against R and SSIM, a row of panels per cut layer, with intervals and the Pareto front.
+
+    rows: one per system.
+    """
+    cuts = sorted({row.cut_layer for row in rows})
+    colours, markers = _colours(row.defense for row in rows), _markers(row.target_fraction for row in rows)
+    figure = Figure(figsize=(12.5, 0.7 + 4.1 * len(cuts)), layout="constrained")
+    axes = figure.subplots(len(cuts), 2, squeeze=False, sharey="row")
+    marks: list[Mark] = []
     panels: list[tuple[str, Callable[[SummaryRow], Interval]]] = [
-        ("leak ratio R\n(1: perfect reconstruction, 0: blind guess)", lambda row: row.leak_ratio),
-        ("MSE of the reconstruction\n(lower leaks more)", lambda row: row.metrics["mse"]),
-        (
-            "SSIM of the reconstruction\n(higher leaks more)",
-            lambda row: row.metrics.get("ssim", row.metrics["ssim_zeropad"]),
-        ),
+        (LEAK_LABEL, lambda row: row.leak_ratio),
+        ("mean SSIM of the reconstructions  (higher leaks more)", lambda row: row.similarity),
     ]
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    systems = list(dict.fromkeys(row.system for row in rows))
-    attacks = list(dict.fromkeys(row.attack for row in rows))
-    colours = dict(zip(systems, _palette("colorblind", len(systems)), strict=True))
-    markers = dict(zip(attacks, "osD^vPX*<>ph" * (1 + len(attacks) // 12), strict=False))
-    for axis, (label, pick) in zip(axes, panels, strict=True):
-        points = pd.DataFrame(
-            {
-                "x": pick(row).value,
-                "y": 100 * row.linear.value,
-                "defense": row.system,
-                "attack": row.attack,
-            }
-            for row in rows
-        )
-        sns.scatterplot(
-            points, x="x", y="y", hue="defense", style="attack", palette=colours, markers=markers, s=110, ax=axis,
-            zorder=3, legend="full" if axis is axes[-1] else False,
-        )  # fmt: skip
-        for row in rows:
-            x, y = pick(row), row.linear
-            axis.errorbar(
-                x.value, 100 * y.value, xerr=whiskers(x), yerr=whiskers(y, 100),
-                color=colours[row.system], linewidth=1.1, capsize=2, zorder=2,
-            )  # fmt: skip
-        untrained = {round(100 * row.linear_untrained, 3) for row in rows}
-        for level in untrained:
-            axis.axhline(level, color="0.45", linestyle="--", linewidth=1)
-        axis.set_xlabel(label)
-        axis.set_ylabel("linear probe accuracy (%)")
-    axes[0].set_xlim(min(-0.1, max(LOWEST_SHOWN_LEAK, min(row.leak_ratio.low for row in rows) - 0.05)), 1.03)
-    axes[0].axvline(0, color="0.45", linestyle=":", linewidth=1)
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    return png_bytes(figure)
-
-
-def leak_ladder(rows: list[SummaryRow]) -> bytes:
-    """R of every attack on every system, with intervals."""
-    systems = list(dict.fromkeys(row.system for row in rows))
-    attacks = list(dict.fromkeys(row.attack for row in rows))
-    figure = Figure(figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained")
-    axis = figure.subplots()
-    frame = pd.DataFrame({"R": row.leak_ratio.value, "system": row.system, "attack": row.attack} for row in rows)
-    palette = dict(zip(attacks, _palette("viridis", len(attacks)), strict=True))
-    sns.barplot(frame, y="system", x="R", hue="attack", order=systems, hue_order=attacks, palette=palette, ax=axis)
-    height = 0.8 / len(attacks)
-    for row in rows:
-        y = systems.index(row.system) - 0.4 + height * (attacks.index(row.attack) + 0.5)
-        axis.errorbar(row.leak_ratio.value, y, xerr=whiskers(row.leak_ratio), color="0.2", linewidth=1.1, capsize=2)
-    axis.axvline(0, color="0.3", linewidth=1)
-    axis.set_xlim(min(-0.15, max(LOWEST_SHOWN_LEAK, float(frame["R"].min()) - 0.05)), 1.02)
-    axis.set_xlabel(f"leak ratio R = 1 - MSE / MSE of a blind guess  (bars below {LOWEST_SHOWN_LEAK} are cut off)")
-    axis.set_ylabel("")
-    axis.legend(title="attack", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return png_bytes(figure)
-
-
-def training_curves(training: pd.DataFrame) -> bytes:
-    """Loss and validation kNN over training, per system."""
-    frame = training.assign(
-        system=[f"{row.defense}, cut {row.cut_layer}, target {row.target_fraction:g}" for row in training.itertuples()]
+    for cut, line in zip(cuts, axes, strict=True):
+        mine = [row for row in rows if row.cut_layer == cut]
+        for axis, (label, pick) in zip(line, panels, strict=True):
+            _pareto_line(axis, mine, pick)
+            for row in mine:
+                x, y = pick(row), row.linear
+                axis.errorbar(
+                    x.value, 100 * y.value, xerr=whiskers(x), yerr=whiskers(y, 100), color=colours[row.defense],
+                    marker=markers[row.target_fraction], markersize=9, markeredgecolor="white", linewidth=1.1, zorder=3,
+                )  # fmt: skip
+                marks.append(Mark(axis, x.value, 100 * y.value, _numbers(row)))
+            untrained = [100 * row.linear_untrained for row in mine]
+            axis.axhspan(min(untrained), max(untrained), facecolor="0.85", edgecolor="0.45", linestyle="--", zorder=0)
+            axis.set_xlabel(label if cut == cuts[-1] else "")
+            axis.set_title(f"cut layer {cut}", loc="left", fontsize="medium")
+        line[0].set_ylabel("linear probe accuracy (%)")
+        low = min(row.leak_ratio.low for row in mine)
+        line[0].set_xlim(min(-0.1, max(LOWEST_SHOWN_LEAK, low - 0.05)), 1.03)
+        line[0].axvline(0, color="0.45", linestyle=":", linewidth=1)
+    figure.legend(
+        handles=[*_colour_handles(colours), *_marker_handles(markers, "{:.3g} % target data", 100)],
+        loc="outside right upper", frameon=False, fontsize="small",
+    )  # fmt: skip
+    return Chart(
+        figure,
+        "Linear-probe accuracy against leak ratio and SSIM, per cut layer",
+        "Up is more useful, left is more private. Each point is a system under its headline attack, bars are "
+        "intervals. The grey steps are the Pareto front: no system of this cut is both more accurate and more private "
+        "than one on it, by the estimates; overlapping bars say how sure that is. Dashed band: a linear probe on the "
+        "untrained networks. MSE is not shown: it is R on another scale.",
+        marks,
     )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of the points (leak, accuracy) are not beaten: none has a lower leak and no lower accuracy, or as low a
+    leak and a higher accuracy. In order of leak.
+    """
+    best, front = -np.inf, []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front
+
+
+def _pareto_line(axis: Axes, rows: list[SummaryRow], pick: Callable[[SummaryRow], Interval]) -> None:
+    points = [(pick(row).value, 100 * row.linear.value) for row in rows]
+    front = [points[index] for index in pareto_front(points)]
+    if len(front) > 1:
+        axis.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=2.5, zorder=1)
+
+
+def _has_grid(rows: list[SummaryRow]) -> bool:
+    """Whether some defense stands at more than one cut layer or target fraction."""
+    places = pd.DataFrame([(row.defense, row.cut_layer, row.target_fraction) for row in rows], columns=GROUP)
+    return bool((places.groupby("defense").nunique() > 1).to_numpy().any())
+
+
+def heat_maps(rows: list[SummaryRow]) -> Chart:
+    """R, MSE, SSIM and accuracy by cut layer and target fraction; one row of cells per defense and cut layer."""
+    table = pd.DataFrame(
+        {"defense": row.defense, "cut": row.cut_layer, "target": f"{100 * row.target_fraction:.3g}",
+         "R": row.leak_ratio.value, "MSE": row.metrics["mse"].value, "SSIM": row.similarity.value,
+         "linear probe (%)": 100 * row.linear.value}
+        for row in rows
+    )  # fmt: skip
+    table["place"] = [f"{row.defense}, cut {row.cut}" for row in table.itertuples()]
+    ordered = table.sort_values(["defense", "cut"], kind="stable", key=lambda c: _first_seen(c, table["defense"]))
+    places = list(dict.fromkeys(ordered["place"]))
+    targets = sorted(set(table["target"]), key=float)
+    metrics = {"R": (".2f", "rocket_r"), "MSE": (".4f", "rocket"), "SSIM": (".2f", "rocket_r"),
+               "linear probe (%)": (".1f", "viridis")}  # fmt: skip
+    figure = Figure(figsize=(3 + 2.6 * len(metrics), 1.3 + 0.34 * len(places)), layout="constrained")
+    axes = figure.subplots(1, len(metrics), sharey=True)
+    for axis, (name, (form, colours)) in zip(axes, metrics.items(), strict=True):
+        grid = table.pivot_table(index="place", columns="target", values=name).reindex(index=places, columns=targets)
+        sns.heatmap(grid, annot=True, fmt=form, cmap=colours, cbar=False, ax=axis, linewidths=1, annot_kws={"size": 9})
+        axis.grid(visible=False)
+        axis.set_title(name, fontsize="medium")
+        axis.set_xlabel("target data (%)")
+        axis.set_ylabel("")
+        axis.tick_params(axis="y", rotation=0)
+    return Chart(
+        figure,
+        "Heat maps of leak ratio, MSE, SSIM and accuracy by cut layer and target data",
+        "Headline attack of each system. Dark cells leak more, or are less accurate. Empty cells were not run: a "
+        "defense that sees no target data stands at 0 only.",
+    )
+
+
+def _first_seen(column: pd.Series, defenses: pd.Series) -> pd.Series:
+    """Sort key: defenses in the order of the results, numbers as they are."""
+    order = {name: place for place, name in enumerate(dict.fromkeys(defenses))}
+    return column.map(order) if column.name == "defense" else column
+
+
+def leak_ladder(rows: list[SummaryRow]) -> Chart:
+    """R of every attack on every system, with intervals: a line of marks per system."""
+    systems = list(dict.fromkeys(row.system for row in rows))
+    attacks = list(dict.fromkeys(row.attack for row in rows))
+    colours, markers = _colours(attacks), dict(zip(attacks, cycle(MARKERS), strict=False))
+    figure = Figure(figsize=(11, 1.5 + (0.34 + 0.05 * len(attacks)) * len(systems)), layout="constrained")
+    axis = figure.subplots()
+    marks = []
+    for place, attack in enumerate(attacks):
+        mine = [row for row in rows if row.attack == attack]
+        x = np.array([row.leak_ratio.value for row in mine])
+        y = np.array([systems.index(row.system) for row in mine]) + 0.7 * ((place + 0.5) / len(attacks) - 0.5)
+        reach = np.hstack([whiskers(row.leak_ratio) for row in mine])
+        axis.errorbar(x, y, xerr=reach, fmt=markers[attack], color=colours[attack], markersize=6, linewidth=1.2,
+                      label=attack)  # fmt: skip
+        marks += [Mark(axis, x[i], y[i], _numbers(row)) for i, row in enumerate(mine)]
+    for boundary in range(1, len(systems)):
+        axis.axhline(boundary - 0.5, color="0.88", linewidth=1)
+    axis.axvline(0, color="0.3", linewidth=1)
+    axis.set_yticks(range(len(systems)), systems)
+    axis.set_ylim(len(systems) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    lowest = min(row.leak_ratio.value for row in rows)
+    axis.set_xlim(min(-0.15, max(LOWEST_SHOWN_LEAK, lowest - 0.05)), 1.02)
+    axis.set_xlabel(LEAK_LABEL)
+    axis.legend(title="attack", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return Chart(
+        figure,
+        "Leak ratio of every attack on every system",
+        f"Right leaks more. Bars are intervals; marks below {LOWEST_SHOWN_LEAK} lie outside.",
+        marks,
+    )
+
+
+def training_curves(training: pd.DataFrame) -> Chart:
+    """Loss and validation kNN over training, a thin line per seed."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    palette = _palette("colorblind", frame["system"].nunique())
+    colours = _colours(training["defense"])
+    lines = dict(zip(sorted(training["cut_layer"].unique()), cycle(LINES), strict=False))
     for axis, column, label in ((left, "loss", "contrastive loss"), (right, "validation_knn", "kNN, validation")):
-        sns.lineplot(
-            frame, x="epoch", y=column, hue="system", units="seed", estimator=None, marker="o", ax=axis,
-            palette=palette, legend=axis is right,
-        )  # fmt: skip
+        for _, curve in training.groupby([*GROUP, "seed"], sort=False):
+            first = curve.iloc[0]
+            axis.plot(curve["epoch"], curve[column], color=colours[first["defense"]],
+                      linestyle=lines[first["cut_layer"]], linewidth=1.1, marker="o", markersize=3)  # fmt: skip
+        axis.set_xlabel("epoch")
         axis.set_ylabel(label)
-    right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    return png_bytes(figure)
+    handles = [*_colour_handles(colours), *_line_handles(lines, "cut {}")]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="small")
+    return Chart(figure, "Loss and validation accuracy over training", "A line per seed and amount of target data.")
 
 
-def leakage_curves(leakage: pd.DataFrame) -> bytes:
-    """Leak ratio over training, per system and attack."""
-    frame = leakage.assign(
-        system=[f"{row.defense}, cut {row.cut_layer}, target {row.target_fraction:g}" for row in leakage.itertuples()]
-    )
+def leakage_curves(leakage: pd.DataFrame) -> Chart:
+    """Leak ratio over training, a panel per cut layer, a line per seed."""
+    cuts = sorted(leakage["cut_layer"].unique())
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axis = figure.subplots()
-    sns.lineplot(
-        frame, x="epoch", y="leak_ratio", hue="system", style="attack", units="seed", estimator=None, markers=True,
-        ax=axis, palette=_palette("colorblind", frame["system"].nunique()),
-    )  # fmt: skip
-    axis.axhline(0, color="0.3", linewidth=1)
-    axis.set_ylim(max(LOWEST_SHOWN_LEAK, min(-0.1, float(frame["leak_ratio"].min()) - 0.05)), 1.02)
-    axis.set_ylabel("leak ratio R")
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return png_bytes(figure)
-
-
-def shown_victims(count: int) -> list[int]:
-    """Which victims the strips show: evenly spaced, so that nobody chose them."""
-    return [int(i) for i in np.unique(np.linspace(0, count - 1, min(STRIP_IMAGES, count)).round())]
-
-
-def strip(images: np.ndarray, indices: list[int]) -> bytes:
-    """The images (n, 3, h, w) uint8 at `indices` side by side."""
-    chosen = images[indices].transpose(0, 2, 3, 1)
-    count, height, width, _ = chosen.shape
-    canvas = np.full((height, count * (width + STRIP_GAP) - STRIP_GAP, 3), 255, dtype=np.uint8)
-    for position, image in enumerate(chosen):
-        left = position * (width + STRIP_GAP)
-        canvas[:, left : left + width] = image
-    picture = Image.fromarray(canvas)
-    picture = picture.resize((picture.width * STRIP_SCALE, picture.height * STRIP_SCALE), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
-    """Originals, then every attack on every system (first seed): title, R over all victims, PNG."""
-    victims = record.images[victims_key(VICTIMS)]
-    indices = shown_victims(len(victims))
-    pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
-    seed = record.info["seeds"][0]
-    for row in rows:
-        if row.is_worst_case or (row.blind and row is not _first_blind(rows)):
-            continue
-        key = image_key(
-            {
-                "defense": row.defense,
-                "attack": row.attack,
-                "cut_layer": row.cut_layer,
-                "target_fraction": row.target_fraction,
-                "seed": seed,
-                "victims": VICTIMS,
-            }
-        )
-        pictures.append(
-            {
-                "defense": row.system if not row.blind else "any defense",
-                "attack": row.attack,
-                "leak_ratio": row.leak_ratio,
-                "png": strip(record.images[key], indices),
-            }
-        )
-    return pictures
-
-
-def _first_blind(rows: list[SummaryRow]) -> SummaryRow | None:
-    return next((row for row in rows if row.blind), None)
+    axes = figure.subplots(1, len(cuts), squeeze=False, sharey=True)[0]
+    colours = _colours(leakage["defense"])
+    lines = dict(zip(dict.fromkeys(leakage["attack"]), cycle(LINES), strict=False))
+    for axis, cut in zip(axes, cuts, strict=True):
+        mine = leakage[leakage["cut_layer"] == cut]
+        for _, curve in mine.groupby([*GROUP, "attack", "seed"], sort=False):
+            first = curve.iloc[0]
+            axis.plot(curve["epoch"], curve["leak_ratio"], color=colours[first["defense"]],
+                      linestyle=lines[first["attack"]], linewidth=1.2, marker="o", markersize=3)  # fmt: skip
+        axis.axhline(0, color="0.3", linewidth=1)
+        axis.set_title(f"cut layer {cut}", loc="left", fontsize="medium")
+        axis.set_xlabel("epoch")
+    axes[0].set_ylim(max(LOWEST_SHOWN_LEAK, min(-0.1, float(leakage["leak_ratio"].min()) - 0.05)), 1.02)
+    axes[0].set_ylabel("leak ratio R")
+    handles = [*_colour_handles(colours), *_line_handles(lines, "{}")]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="small")
+    return Chart(
+        figure,
+        "Leak ratio over training",
+        "What the attacks get from the model as it stands at each point. They start afresh every time and take no part "
+        "in training.",
+    )
 
 
 def whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
@@ -197,21 +244,43 @@ def whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
     ]
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+def _numbers(row: SummaryRow) -> str:
+    """What a mark says when pointed at."""
+    leak = row.leak_ratio
+    return (
+        f"{row.system}, {row.attack}: R {leak.value:.3f} [{leak.low:.3f}, {leak.high:.3f}], "
+        f"SSIM {row.similarity.value:.3f}, linear probe {100 * row.linear.value:.1f} %"
+    )
 
 
-def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, bytes]:
-    """Every chart by file stem."""
-    informed = [row for row in rows if not row.blind] or headline_rows(rows)
-    charts = {
-        "tradeoff": tradeoff(informed),
-        "leak_ladder": leak_ladder(rows),
-        "training": training_curves(record.training),
-    }
-    if len(record.leakage):
-        charts["leakage"] = leakage_curves(record.leakage)
-    return charts
+def _colours(names: Iterator[str] | Sequence[str] | pd.Series) -> dict[str, Any]:
+    """A colour per name; those that colour-blind readers tell apart while they last."""
+    distinct = list(dict.fromkeys(names))
+    return dict(zip(distinct, sns.color_palette("colorblind" if len(distinct) <= 10 else "husl", len(distinct)),
+                    strict=True))  # fmt: skip
+
+
+def _markers(values: Iterator[float]) -> dict[float, str]:
+    return dict(zip(sorted(set(values)), cycle(MARKERS), strict=False))
+
+
+def _colour_handles(colours: dict[str, Any]) -> list[Line2D]:
+    return [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
+
+
+def _marker_handles(markers: dict[float, str], label: str, scale: float) -> list[Line2D]:
+    """What the markers stand for; nothing where there is only one."""
+    return [
+        Line2D([], [], color="0.4", marker=marker, linestyle="", label=label.format(scale * value))
+        for value, marker in markers.items()
+        if len(markers) > 1
+    ]
+
+
+def _line_handles(lines: dict[Any, LineStyle], label: str) -> list[Line2D]:
+    """What the line styles stand for; nothing where there is only one."""
+    return [
+        Line2D([], [], color="0.4", linestyle=style, label=label.format(value))
+        for value, style in lines.items()
+        if len(lines) > 1
+    ]

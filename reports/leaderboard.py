@@ -9,8 +9,9 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.comparison import BOTTLENECK, CLOSE, accuracy_difference, concerns, is_matched, sound_attacks, systems_of
-from reports.per_image import Key
-from reports.summary import ENSEMBLE, SummaryRow, headline_rows, points, system_name
+from reports.markup import markdown_lines
+from reports.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
+from reports.words import points
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
 HEADINGS = [
@@ -66,8 +67,9 @@ def leaderboard(record: RunRecord, rows: list[SummaryRow]) -> list[Entry]:
     undefended system.
     """
     headlines = {(row.defense, row.cut_layer, row.target_fraction): row for row in headline_rows(rows)}
+    counting = _counting_attacks(record)
     entries = [
-        _entry(record, row, str(plugin["origin"]))
+        _entry(record, row, str(plugin["origin"]), counting[row.cut_layer])
         for plugin in record.info["plugins"]["defenses"]
         for key, row in headlines.items()
         if key[0] == plugin["label"]
@@ -76,7 +78,7 @@ def leaderboard(record: RunRecord, rows: list[SummaryRow]) -> list[Entry]:
     return [replace(entry, best_of_family=_is_best(entry, entries)) for entry in entries]
 
 
-def _entry(record: RunRecord, row: SummaryRow, family: str) -> Entry:
+def _entry(record: RunRecord, row: SummaryRow, family: str, counting: set[str]) -> Entry:
     key = (row.defense, row.cut_layer, row.target_fraction)
     none, bottleneck = (
         next((other for other in systems_of(record, origin=origin) if other[1] == row.cut_layer), None)
@@ -90,17 +92,16 @@ def _entry(record: RunRecord, row: SummaryRow, family: str) -> Entry:
         against_none=accuracy_difference(record, key, none) if none not in (None, key) else None,
         against_control=accuracy_difference(record, key, control) if control not in (None, key) else None,
         flags=sum(concerns(flag, key) for flag in record.info["flags"]),
-        missing=_missing_attacks(record, key),
+        missing=tuple(sorted(counting - set(sound_attacks(record, key)))),
     )
 
 
-def _missing_attacks(record: RunRecord, key: Key) -> tuple[str, ...]:
-    """Those that count for others at this cut: of the ensemble, where it succeeded, no other attack counts."""
-    elsewhere = {
-        attack for other in systems_of(record) if other[1] == key[1] for attack in sound_attacks(record, other)
-    }
-    counting = {ENSEMBLE} if ENSEMBLE in elsewhere else elsewhere
-    return tuple(sorted(counting - set(sound_attacks(record, key))))
+def _counting_attacks(record: RunRecord) -> dict[int, set[str]]:
+    """By cut layer those that count for somebody: where the ensemble succeeded, no other attack does."""
+    succeeded: dict[int, set[str]] = {}
+    for system in systems_of(record):
+        succeeded.setdefault(system[1], set()).update(sound_attacks(record, system))
+    return {cut: {ENSEMBLE} if ENSEMBLE in attacks else attacks for cut, attacks in succeeded.items()}
 
 
 def _is_best(entry: Entry, entries: list[Entry]) -> bool:
@@ -188,15 +189,14 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
 def leaderboard_markdown(record: RunRecord, entries: list[Entry]) -> str:
     """The table with what it takes to repeat it, as a page of docs includes it."""
     info = record.info
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(leaderboard_cells, entries)]
-    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    table = markdown_lines(HEADINGS, [leaderboard_cells(entry) for entry in entries])
     versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     made = [
         f"Run of {info['created'][:10]}, {info['seconds']:.0f} s on {info['compute']['device']}, configuration "
         f"{info['config_sha256'][:12]}; {versions}; {info['platform']}.",
         f"```\n{info['command']}\n```",
     ]
-    return "\n\n".join(["\n".join(table), *leaderboard_notes(record, entries), *made]) + "\n"
+    return "\n\n".join([table, *leaderboard_notes(record, entries), *made]) + "\n"
 
 
 def _accuracy(interval: Interval) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from reports.chart import Chart, Spot
 
 
 def render(template: str, **context: object) -> str:
@@ -23,6 +26,28 @@ def render(template: str, **context: object) -> str:
 def data_uri(png: bytes) -> str:
     """A picture as an address that needs nothing from outside the page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class PlacedChart:
+    """A chart as a template wants it."""
+
+    title: str
+    caption: str
+    uri: str
+    spots: list[Spot]
+
+
+def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, PlacedChart]:
+    """Write each chart as PNG and SVG into the new or existing `folder`; returns them for the page."""
+    folder.mkdir(exist_ok=True)
+    placed = {}
+    for stem, chart in charts.items():
+        png = chart.png()
+        (folder / f"{stem}.png").write_bytes(png)
+        (folder / f"{stem}.svg").write_bytes(chart.svg())
+        placed[stem] = PlacedChart(chart.title, chart.caption, data_uri(png), chart.spots())
+    return placed
 
 
 def save_pictures(pictures: Mapping[str, bytes], folder: Path) -> None:

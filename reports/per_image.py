@@ -21,10 +21,15 @@ def bootstrap_options(record: RunRecord) -> dict[str, Any]:
 
 def of_system(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
     """The rows of one system."""
-    mask = np.ones(len(frame), dtype=bool)
-    for column, value in zip(GROUP, key, strict=True):
-        mask &= (frame[column] == value).to_numpy()
-    return frame[mask]
+    for column, value in reversed(list(zip(GROUP, key, strict=True))):  # numbers first: comparing names is slow
+        frame = frame[(frame[column] == value).to_numpy()]
+    return frame
+
+
+def paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the seeds that both have: a system whose training failed with one seed has fewer than others."""
+    seeds = set(ours["seed"]) & set(theirs["seed"])
+    return ours[ours["seed"].isin(seeds)], theirs[theirs["seed"].isin(seeds)]
 
 
 def differences(ours: pd.DataFrame, column: str, theirs: pd.DataFrame, their_column: str) -> list[np.ndarray]:
@@ -35,16 +40,27 @@ def differences(ours: pd.DataFrame, column: str, theirs: pd.DataFrame, their_col
 
 def per_seed(frame: pd.DataFrame, column: str) -> list[np.ndarray]:
     """One array per seed, in image order."""
-    return [group.sort_values("image")[column].to_numpy(dtype=float) for _, group in frame.groupby("seed", sort=True)]
+    seeds = frame["seed"].to_numpy()
+    order = np.lexsort((frame["image"].to_numpy(), seeds))
+    values = frame[column].to_numpy(dtype=float)[order]
+    return np.split(values, np.flatnonzero(np.diff(seeds[order])) + 1)
 
 
 def groups(frame: pd.DataFrame) -> np.ndarray:
     """The group of every image, in image order; the same for all seeds."""
-    first = frame[frame["seed"] == frame["seed"].iloc[0]]
-    return first.sort_values("image")["group"].to_numpy()
+    first = frame[(frame["seed"] == frame["seed"].iloc[0]).to_numpy()]
+    return first["group"].to_numpy()[np.argsort(first["image"].to_numpy(), kind="stable")]
 
 
 def closest_attacks(frame: pd.DataFrame) -> pd.DataFrame:
     """For every seed and image the row of the attack with the lowest MSE."""
-    best = frame.sort_values("mse", kind="stable").groupby(["seed", "image"], as_index=False).first()
-    return best.sort_values(["seed", "image"])
+    ordered = frame.sort_values(["seed", "image", "mse"], kind="stable")
+    return ordered[~ordered.duplicated(["seed", "image"])]
+
+
+def image_leaks(frame: pd.DataFrame) -> pd.Series:
+    """R of every image by itself: one minus its error over the blind guess's error on the same image.
+
+    At most 1. An image that a blind guess nearly hits has a very negative one, so quantiles and not means are taken.
+    """
+    return 1 - frame["mse"] / frame["mse_floor"]

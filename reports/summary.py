@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mocosfl_priv.evaluation.statistics import Interval, Rate, leak_ratio_interval, mean_interval
+from mocosfl_priv.evaluation.shares import Rate, quantile_interval, share_interval
+from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
-from reports.per_image import GROUP, bootstrap_options, closest_attacks, differences, groups, of_system, per_seed
+from reports.per_image import (
+    GROUP,
+    bootstrap_options,
+    closest_attacks,
+    differences,
+    groups,
+    image_leaks,
+    of_system,
+    per_seed,
+)
 
 WORST_CASE = "worst case"
 ENSEMBLE = "ensemble"
-NO_LEAK_MARGIN = 0.02
+TAIL = 0.95
+VISIBLE_SSIM = 0.5  # a reconstruction above it shows what is in the picture
+SHARES = ("recognised", "reidentified")
 VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing that matters
 
 
@@ -23,12 +34,14 @@ VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing th
 class SummaryRow:
     """One defense at one cut layer and target fraction, under one attack, over all seeds.
 
-    `metrics` holds an interval per image metric that was measured; `cost` the mean cost columns. The gains are paired
-    differences to the utility floors, `linear_against_none` the one to the undefended system at the same cut layer.
-    `semi_supervised` holds the accuracy by fraction of the labels, `recognition_levels` chance levels and ceilings of
-    the two recognition metrics, NaN where not measured. `blind` marks attacks that need nothing and so ignore the
-    smashed data. `guarantee` says what the defense promises of any attacker that saw as much, `mse_bound` the mean MSE
-    that follows; empty and NaN if nothing, and for the worst case, which chose by looking at the victims.
+    `metrics` holds an interval per image metric that was measured; `leak_tail` is the leak ratio of single images that
+    only a share 1 - `TAIL` of them exceeds, `visible` the share of images reconstructed with an SSIM above
+    `VISIBLE_SSIM`. `cost` has the mean cost columns. The gains are paired differences to the utility floors,
+    `linear_against_none` the one to the undefended system at the same cut layer. `semi_supervised` holds the accuracy
+    by fraction of the labels, `recognition_levels` chance levels and ceilings of the two recognition metrics, NaN where
+    not measured. `blind` marks attacks that need nothing and so ignore the smashed data. `guarantee` says what the
+    defense promises of any attacker that saw as much, `mse_bound` the mean MSE that follows; empty and NaN if nothing,
+    and for the worst case, which chose by looking at the victims.
     """
 
     defense: str
@@ -38,6 +51,8 @@ class SummaryRow:
     seeds: int
     leak_ratio: Interval
     metrics: dict[str, Interval]
+    leak_tail: Interval
+    visible: Interval
     mse_floor: float
     knn: Interval
     linear: Interval
@@ -57,6 +72,11 @@ class SummaryRow:
     def system(self) -> str:
         """The defended system, for labels."""
         return system_name(self.defense, self.cut_layer, self.target_fraction)
+
+    @property
+    def similarity(self) -> Interval:
+        """Mean SSIM; the zero-padded one where images are too small for the other."""
+        return self.metrics.get("ssim", self.metrics["ssim_zeropad"])
 
     @property
     def is_worst_case(self) -> bool:
@@ -143,16 +163,35 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                     leak_ratio=leak_ratio_interval(
                         per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
                     ),
-                    metrics={
-                        name: mean_interval(per_seed(values, name), groups=groups(values), **options)
-                        for name in METRICS
-                        if not bool(values[name].isna().any())
-                    },
+                    metrics=_metrics(values, options),
+                    leak_tail=_leak_tail(values, options),
+                    visible=_visible(values, options),
                     mse_floor=float(values["mse_floor"].mean()),
                     cost=cost,
                 )
             )
     return rows
+
+
+def _metrics(values: pd.DataFrame, options: dict[str, Any]) -> dict[str, Interval]:
+    """Every metric that was measured on all images."""
+    places = groups(values)
+    return {
+        name: (share_interval if name in SHARES else mean_interval)(per_seed(values, name), groups=places, **options)
+        for name in METRICS
+        if not bool(values[name].isna().any())
+    }
+
+
+def _leak_tail(values: pd.DataFrame, options: dict[str, Any]) -> Interval:
+    leaks = values.assign(leak=image_leaks(values))
+    return quantile_interval(per_seed(leaks, "leak"), TAIL, groups=groups(values), **options)
+
+
+def _visible(values: pd.DataFrame, options: dict[str, Any]) -> Interval:
+    similarity = "ssim_zeropad" if bool(values["ssim"].isna().any()) else "ssim"
+    hits = [of_seed > VISIBLE_SSIM for of_seed in per_seed(values, similarity)]
+    return share_interval(hits, groups=groups(values), **options)
 
 
 @dataclass(frozen=True)
@@ -215,6 +254,8 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
         intervals = {
             "leak_ratio": row.leak_ratio,
             **row.metrics,
+            f"leak_{100 * TAIL:.0f}th_percentile": row.leak_tail,
+            f"share_ssim_above_{VISIBLE_SSIM:g}": row.visible,
             "knn_accuracy": row.knn,
             "linear_accuracy": row.linear,
             **{f"{semi_column(fraction)}_accuracy": interval for fraction, interval in row.semi_supervised.items()},
@@ -242,143 +283,12 @@ def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
     def rank(row: SummaryRow) -> int:
         return 0 if row.attack == ENSEMBLE else 1 if row.is_worst_case else 3 if row.blind else 2
 
-    return [min(mine, key=rank) for mine in _by_system(rows).values()]
+    return [min(mine, key=rank) for mine in by_system(rows).values()]
 
 
-def _by_system(rows: list[SummaryRow]) -> dict[str, list[SummaryRow]]:
+def by_system(rows: list[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    """The rows of each system, in their order."""
     found: dict[str, list[SummaryRow]] = {}
     for row in rows:
         found.setdefault(row.system, []).append(row)
     return found
-
-
-def leaks(rows: list[SummaryRow], system: str) -> bool:
-    """Whether any single attack on `system` does better than a blind guess; not judged by the best-of choice."""
-    return any(
-        row.leak_ratio.high >= NO_LEAK_MARGIN
-        for row in rows
-        if row.system == system and not row.blind and not row.is_worst_case
-    )
-
-
-def sentences(rows: list[SummaryRow]) -> list[str]:
-    """The findings in plain words."""
-    said = []
-    for row in headline_rows(rows):
-        if row.blind:
-            leak = "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
-        elif not leaks(rows, row.system):
-            leak = "no attack does better than a blind guess"
-        else:
-            similarity = row.metrics.get("ssim", row.metrics["ssim_zeropad"])
-            leak = (
-                f"the attacks remove {_percent(row.leak_ratio)} of a blind guess's error, and reach a mean SSIM of "
-                f"{similarity.value:.2f}"
-            )
-        parts = [
-            leak,
-            _against(row.linear, "Linear probe", row.linear_gain, "the untrained network", row.linear_untrained),
-            _against(row.knn, "kNN", row.knn_gain, "raw pixels", row.knn_raw_pixels),
-        ]
-        if row.linear_against_none is not None:
-            parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
-        said.append(f"{row.system}: {'. '.join(parts)}.")
-    return said
-
-
-def promises(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
-    """What is guaranteed, beside the best that a single attack did; a sentence for each system with a guarantee."""
-    said = []
-    for system, mine in _by_system(rows).items():
-        single = [row for row in mine if row.guarantee and not row.blind]
-        if not single:
-            continue
-        best = min(single, key=lambda row: row.metrics["mse"].value)
-        training = [entry["guarantee"] for entry in _trained(record, system) if entry["guarantee"]]
-        vacuous = f", vacuous: it allows R = {1 - VACUOUS:g}" if best.is_vacuous else ""
-        said.append(
-            f"{system}: any attacker: MSE >= {best.mse_bound:.2g} ({best.guarantee}{vacuous}); measured "
-            f"{best.metrics['mse'].value:.4f} ({best.attack}). Whole training: "
-            + " and ".join(dict.fromkeys(entry["claim"] for entry in training))
-            + "."
-        )
-    return said
-
-
-def _trained(record: RunRecord, system: str) -> list[dict[str, Any]]:
-    """What run.json says of the trainings of `system`, by seed."""
-    return [
-        entry
-        for entry in record.info["systems"]
-        if system_name(entry["defense"], entry["cut_layer"], entry["target_fraction"]) == system
-    ]
-
-
-def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
-    """What a reader must know before trusting the numbers."""
-    found = flagged(record)
-    for system, mine in _by_system(rows).items():
-        single = [row for row in mine if not row.blind and not row.is_worst_case]
-        if not any(row.attack == ENSEMBLE for row in single):
-            continue
-        best = max(single, key=lambda row: row.leak_ratio.value)
-        if best.attack != ENSEMBLE:
-            found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
-    for system in _by_system(rows):
-        if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
-            found.append(
-                f"{system}: the guarantee of the whole training is about an image's own messages. Clients that learn "
-                "hold it in their weights as well, which are averaged in the clear and make later messages."
-            )
-    if all(row.attack != ENSEMBLE for row in headline_rows(rows)):
-        found.append(
-            "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."
-        )
-    informed = {row.attack for row in rows if not row.blind and not row.is_worst_case}
-    if len(informed) < 2 and ENSEMBLE not in informed:
-        found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
-    if record.info["config"]["evaluation"]["probe_selection"] == "test":
-        found.append(
-            "Probes were selected on the test images (probe_selection: test), as some published protocols do: "
-            "linear-probe and semi-supervised accuracies are optimistic."
-        )
-    if record.info["config"]["training"]["select_on"] == "test":
-        found.append(
-            "The kept checkpoint was selected on the test images (select_on: test), as MocoSFL's research code does: "
-            "all accuracies are optimistic."
-        )
-    if record.info["lpips"].startswith("LPIPS not measured"):
-        found.append(record.info["lpips"] + ".")
-    if "not measured" in record.info["recognition"]["note"]:
-        found.append(record.info["recognition"]["note"] + ".")
-    return found
-
-
-FLAGS_SHOWN = 4
-
-
-def flagged(record: RunRecord) -> list[str]:
-    """The sentences of the run's flags, of each kind the first few."""
-    found = []
-    for name, flags in groupby(record.info["flags"], key=lambda flag: flag["name"]):
-        sentences_of = [f"{flag['sentence']} [{name}]" for flag in flags]
-        found += sentences_of[:FLAGS_SHOWN]
-        if len(sentences_of) > FLAGS_SHOWN:
-            found.append(f"{len(sentences_of) - FLAGS_SHOWN} more of the kind {name} are in run.json.")
-    return found
-
-
-def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:
-    """How an accuracy stands to its floor, judged by the paired difference."""
-    relation = "above" if gain.low > 0 else "below" if gain.high < 0 else "not shown to differ from"
-    return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
-
-
-def points(difference: Interval) -> str:
-    """A difference of accuracies in percentage points."""
-    low, high = 100 * difference.low, 100 * difference.high
-    return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mocosfl_priv.evaluation.statistics import Interval
+from mocosfl_priv.evaluation.statistics import Finding, Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.comparison import TARESSFL, Comparison, compare, concerns, sound_attacks, systems_of
 from reports.per_image import Key
-from reports.summary import ENSEMBLE, SummaryRow, headline_rows, leaks, points, summarise, system_name
+from reports.summary import ENSEMBLE, SummaryRow, headline_rows, summarise, system_name
+from reports.words import finding, points
 
 COSTS = {
     "smashed_bytes_per_image": "bytes sent per image",
@@ -22,14 +23,14 @@ class Verdict:
     """On one candidate at one cut layer and target fraction.
 
     headline, undefended: the rows with which the candidate's and no defense's summary lead; None where no attack
-    succeeded. leaks: whether any single attack does better than a blind guess. attacks: those that succeeded on it.
+    succeeded. finding: whether any single attack does better than a blind guess. attacks: those that succeeded on it.
     against_none, against_taressfl: None where there is none at this cut. flags: sentences on all that was compared.
     """
 
     system: str
     headline: SummaryRow | None
     undefended: SummaryRow | None
-    leaks: bool
+    finding: Finding
     attacks: list[str]
     against_none: Comparison | None
     against_taressfl: Comparison | None
@@ -50,7 +51,10 @@ class Verdict:
     def _leak(self, row: SummaryRow) -> str:
         under = {ENSEMBLE: "under the ensemble"}.get(row.attack, f"in the worst case over {', '.join(self.attacks)}")
         scale = "1 is a perfect reconstruction, 0 a blind guess"
-        silent = "" if self.leaks else " No attack does better than a blind guess."
+        silent = {
+            "blind": " No attack does better than a blind guess.",
+            "undecided": " No leak is shown, and none is excluded.",
+        }.get(self.finding, "")
         return (
             f"{self.system}: leak ratio R {_shown(row.leak_ratio)} {under} ({scale}); "
             f"linear probe {100 * row.linear.value:.1f} %.{silent}"
@@ -112,7 +116,7 @@ def _verdict(record: RunRecord, rows: list[SummaryRow], headlines: dict[Key, Sum
         system=system_name(*key),
         headline=_informed(headlines.get(key)),
         undefended=_informed(headlines.get(undefended)) if undefended else None,
-        leaks=leaks(rows, system_name(*key)),
+        finding=finding(rows, system_name(*key)),
         attacks=sound_attacks(record, key),
         against_none=compare(record, key, undefended) if undefended else None,
         against_taressfl=strengths[nearest] if nearest else None,

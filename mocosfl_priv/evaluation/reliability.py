@@ -20,6 +20,7 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.distribution_shift import ImageStatistics, distribution_shifts
 from mocosfl_priv.evaluation.statistics import (
     SMALLEST_EFFECT,
+    SMALLEST_LEAK,
     Interval,
     leak_difference_interval,
     leak_ratio_interval,
@@ -45,7 +46,6 @@ FLAGS = (
 )
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
 ENOUGH_SEEDS = 3
-SMALLEST_LEAK = 0.02  # what may pass for R = 0
 WHITE_BOX = "client_weights"
 DECODER = "architecture"  # the parameter that holds a decoder of the grammar
 DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # an attack's own share of its data

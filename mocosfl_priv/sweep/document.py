@@ -25,6 +25,7 @@ from typing import Any
 from mocosfl_priv.config import ExperimentConfig, parse_config, read_document, with_added_plugins, with_overrides
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.results import COLUMNS
+from mocosfl_priv.scale import scaled
 
 AXES = "axes"
 WORD = re.compile(r"[\w.-]+")
@@ -55,14 +56,15 @@ def load_sweep(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     defenses: Sequence[str] = (),
     attacks: Sequence[str] = (),
+    scale: str | None = None,
 ) -> SweepDocument:
     """Read a sweep from YAML; a plain experiment is a sweep without axes.
 
-    overrides, defenses, attacks: as for an experiment, for all its variants; an axis wins over an override. Torch gets
-    one thread where the document does not say: processes side by side are faster than threads, and results then do not
-    depend on their number. Raises ConfigurationError.
+    overrides, defenses, attacks, scale: as for an experiment, for all its variants; an axis wins over an override.
+    Torch gets one thread where the document does not say: processes side by side are faster than threads, and results
+    then do not depend on their number. Raises ConfigurationError.
     """
-    document = with_overrides(read_document(path), overrides)
+    document = with_overrides(scaled(read_document(path), scale), overrides)
     axes = _axes(document.pop(AXES, None), str(path))
     compute = document.get("compute") or {}
     if isinstance(compute, dict):

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, ttest_1samp
 
+from benchmarks.calibration import MIXTURES, Effects, leak_miss_rate, miss_rate, null_values, ours
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.statistics import (
-    Rate,
+    Interval,
     hierarchical_bootstrap,
     leak_difference_interval,
     leak_ratio_interval,
     mean_interval,
+    spread,
 )
 
 
@@ -95,13 +96,66 @@ def test_a_difference_of_leak_ratios_is_paired() -> None:
     assert interval.value == pytest.approx(single[0].value - single[1].value)
 
 
-def test_rates_of_few_runs_are_exact_and_wide() -> None:
-    none, all_of_them, some = Rate.of_runs(0, 3), Rate.of_runs(3, 3), Rate.of_runs(2, 5, confidence=0.9)
-    assert (none.low, none.high) == pytest.approx((0, 1 - 0.025 ** (1 / 3)))
-    assert (all_of_them.low, all_of_them.high) == pytest.approx((0.025 ** (1 / 3), 1))
+def test_the_standard_error_is_that_of_crossed_analysis_of_variance() -> None:
+    """Against mean squares written as loops, on values with effects of seeds, of images and of both."""
+    values = null_values(Effects(0.3, 1.0, 0.5), 4, np.random.default_rng(3), images=40)
+    found = spread([row[:, None] for row in values], lambda means: means[..., 0], samples=20000)
+    seeds, images = values.shape
+    grand = sum(map(sum, values.tolist())) / (seeds * images)
+    of_seed = [sum(row) / images for row in values.tolist()]
+    of_image = [sum(values[s, i] for s in range(seeds)) / seeds for i in range(images)]
+    between_seeds = sum((mean - grand) ** 2 for mean in of_seed) / (seeds - 1)
+    between_images = seeds * sum((mean - grand) ** 2 for mean in of_image) / (images - 1)
+    residual = sum(
+        (values[s, i] - of_seed[s] - of_image[i] + grand) ** 2 for s in range(seeds) for i in range(images)
+    ) / ((seeds - 1) * (images - 1))
+    assert found.seed_variance == pytest.approx(between_seeds / seeds)
+    expected = (between_images - residual) / (seeds * images)
+    assert (found.below, found.above) == pytest.approx((expected, expected), rel=0.15)
 
-    def at_least(count: int, of: int, share: float) -> float:
-        return sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(count, of + 1))
 
-    assert at_least(2, 5, some.low) == pytest.approx(0.05) and 1 - at_least(3, 5, some.high) == pytest.approx(0.05)
-    assert str(none) == "0 of 3 runs [0, 71] %" and str(Rate.of_runs(0, 0)) == "no run"
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("name", ["only seeds differ", "the means of seeds as much as those of images"])
+def test_intervals_miss_as_often_as_they_say(name: str, seeds: int) -> None:
+    assert 0.025 <= miss_rate(ours, MIXTURES[name], seeds, 500) <= 0.075
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("name", list(MIXTURES))
+def test_intervals_miss_in_five_percent_whatever_varies(name: str, seeds: int) -> None:
+    assert 0.035 <= miss_rate(ours, MIXTURES[name], seeds, 5000) <= 0.065
+
+
+@pytest.mark.slow
+def test_the_leak_ratio_of_skewed_errors_is_covered() -> None:
+    for seeds in (3, 5):
+        assert 0.035 <= leak_miss_rate(Effects(0.05, 0.3, 0.2), seeds, 5000) <= 0.065
+
+
+def test_p_values_are_where_the_interval_begins_to_contain_zero() -> None:
+    values = null_values(Effects(0.05, 1.0, 0.5), 3, np.random.default_rng(0)) + 0.25
+    found = spread([row[:, None] for row in values], lambda means: means[..., 0])
+    assert 1e-6 < found.p_value < 0.5
+    assert found.interval(1 - 0.99 * found.p_value).low < 0 < found.interval(1 - 1.01 * found.p_value).low
+
+
+def test_with_images_only_the_p_value_is_that_of_the_t_test() -> None:
+    values = np.random.default_rng(1).normal(0.2, 1, 200)
+    found = spread([values[:, None]], lambda means: means[..., 0], samples=20000)
+    assert found.p_value == pytest.approx(ttest_1samp(values, 0).pvalue, rel=0.3)
+    seeds = np.array([0.1, 0.35, 0.2])
+    apart = spread([np.full((50, 1), mean) for mean in seeds], lambda means: means[..., 0])
+    assert apart.p_value == pytest.approx(ttest_1samp(seeds, 0).pvalue)
+
+
+def test_p_values_of_no_difference_are_uniform() -> None:
+    rng, effects = np.random.default_rng(5), Effects(0.1, 0.0, 1.0)
+    drawn = [null_values(effects, 3, rng) for _ in range(400)]
+    p = [spread([row[:, None] for row in each], lambda means: means[..., 0], samples=300).p_value for each in drawn]
+    assert kstest(p, "uniform").pvalue > 0.01
+
+
+def test_one_image_or_no_variation_gives_an_interval_without_width() -> None:
+    for values in ([np.array([2.0])], [np.array([2.0])] * 3, [np.full(5, 2.0)] * 3):
+        assert mean_interval(values, samples=100, confidence=0.95) == Interval(2.0, 2.0, 2.0, len(values))

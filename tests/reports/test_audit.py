@@ -59,7 +59,9 @@ def made_up(shares: dict[str, dict[str, float]] = SHARES, seeds: int = 2) -> Run
             for attack, share in attacks.items():
                 for seed in range(seeds):
                     floors = floor * np.linspace(0.7, 1.3, VICTIMS)
-                    values = share * floors * (1 + 0.01 * (seed - (seeds - 1) / 2))
+                    values = (
+                        share * floors * (1 + 0.001 * (seed - (seeds - 1) / 2))
+                    )  # two seeds show little unless alike
                     keys = {"defense": name, "attack": attack, "cut_layer": 2, "target_fraction": 0.01, "seed": seed}
                     cell = {**keys, "victims": victims, "checkpoint": name, "mse": values.mean()}
                     cells.append({**cell, "mse_floor": floor, "attack_out_of_time": False, "failure": ""})
@@ -133,7 +135,7 @@ def test_figures_and_summary_are_kept_as_files(page: Path) -> None:
     assert "mse_ladder" in names
     # originals, and each checkpoint under the paper's attack and the ensemble
     assert sum(name.startswith("strip_test_") for name in names) == 1 + 2 * 2
-    for path in (page.parent / "figures").iterdir():
+    for path in (page.parent / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 100 and picture.convert("L").getextrema() != (255, 255)
     summary = pd.read_csv(page.parent / "summary.csv")
@@ -173,9 +175,9 @@ def test_guesses_are_no_leak(tmp_path: Path) -> None:
     record = made_up({"blind": {"floor": 1.0, "decoder-paper": 1.0, "rmle": 1.0}})
     frame = record.per_image
     lucky = (frame["image"] % 2 == 1) == (frame["attack"] == "rmle")
-    frame["mse"] *= np.where(lucky & (frame["attack"] != "floor"), 0.75, 1.5)
+    frame["mse"] *= np.where(lucky & (frame["attack"] != "floor"), 0.75, 4.0)
     (checkpoint,) = summarise_audit(record)["test"]
-    assert checkpoint.worst is not None and checkpoint.worst.leak_ratio.low > 0.02 and not checkpoint.leaks
+    assert checkpoint.worst is not None and checkpoint.worst.leak_ratio.low > 0.02 and checkpoint.finding == "blind"
     assert "none of our attacks does better than a blind guess" in audit_sentences(summarise_audit(record))[0]
     assert write_report(record, tmp_path).is_file()  # the strip shows the better of the two
 

@@ -11,7 +11,7 @@ from PIL import Image
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.results import RunRecord, image_key, victims_key
 from reports import write_report
-from reports.figures import shown_victims
+from reports.pictures import shown_victims
 from tests.reports.test_summary import watched
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -43,7 +43,7 @@ def assert_well_formed_and_self_contained(text: str) -> None:
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
-    assert checker.addresses and all(a.startswith("data:image/png;base64,") for a in checker.addresses)
+    assert checker.addresses and all(a.startswith(("data:image/png;base64,", "#")) for a in checker.addresses)
     assert not re.search(r"https?://|<script|@import|url\(", text)
 
 
@@ -78,7 +78,7 @@ def test_figures_are_pictures(page: Path) -> None:
     names = {path.name for path in (page.parent / "figures").iterdir()}
     assert {"tradeoff.png", "leak_ladder.png", "training.png"} <= names
     assert sum(name.startswith("strip_") for name in names) == 4  # originals, floor, rmle, decoder
-    for path in (page.parent / "figures").iterdir():
+    for path in (page.parent / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 100 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
 
@@ -134,3 +134,18 @@ def test_page_shows_on_how_many_runs_a_detection_rate_rests(page: Path, tiny_run
     assert_well_formed_and_self_contained(text)
     assert "<td>fsha</td><td>2 of 3 runs [9, 99] %</td><td>1 of 3 runs [1, 91] %</td>" in text
     assert "malicious server" not in page.read_text(encoding="utf-8")
+
+
+def test_a_sweep_has_every_section(sweep_page: Path) -> None:
+    text = sweep_page.read_text(encoding="utf-8")
+    assert_well_formed_and_self_contained(text)
+    for anchor in re.findall(r'href="#(\w+)"', text):
+        assert f'id="{anchor}"' in text
+    for words in ("In short", "Against no defense, all together", "By cut layer and target data", "Reliability flags",
+                  "Leakage over training time", "From the worst leak to the median one", "SSIM above 0.5"):  # fmt: skip
+        assert words in text
+
+
+def test_the_pdf_has_pages_for_words_charts_and_pictures(sweep_page: Path) -> None:
+    content = (sweep_page.parent / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF-") and content.count(b"/Type /Page ") >= 9

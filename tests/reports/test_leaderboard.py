@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from reports.leaderboard import HEADINGS, leaderboard, leaderboard_frame, leaderboard_markdown
-from reports.summary import headline_rows, sentences, summarise
+from reports.summary import headline_rows, summarise
+from reports.words import sentences
 from tests.reports.made_up import made_up
 
 SYSTEMS = {

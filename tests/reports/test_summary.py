@@ -8,17 +8,9 @@ import pytest
 
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.results import DETECTION_COLUMNS, RunRecord
-from reports.summary import (
-    ENSEMBLE,
-    WORST_CASE,
-    as_frame,
-    caveats,
-    detections,
-    headline_rows,
-    leaks,
-    sentences,
-    summarise,
-)
+from reports.summary import ENSEMBLE, WORST_CASE, as_frame, detections, headline_rows, summarise
+from reports.words import caveats, finding, sentences
+from tests.reports.made_up import made_up
 
 
 def test_worst_case_is_the_best_attack_for_every_victim(tiny_run: RunResult) -> None:
@@ -144,12 +136,12 @@ def test_guesses_alone_are_never_called_a_leak(tiny_run: RunResult) -> None:
     )
     # each guess is lucky on another third of the victims and bad on the rest: alone worse than the floor
     lucky = guesses["image"] % 3 == guesses["attack"].map({"a": 0, "b": 1, "c": 2})
-    guesses["mse"] = guesses["mse_floor"] * np.where(lucky, 0.75, 1.5)
+    guesses["mse"] = guesses["mse_floor"] * np.where(lucky, 0.75, 2.5)
     cells = record.cells.assign(attack=["a", "b", "c"])
     rows = summarise(replace(record, per_image=guesses, cells=cells))
     worst = next(row for row in rows if row.is_worst_case)
     assert worst.leak_ratio.low > 0.02
-    assert not leaks(rows, worst.system)
+    assert finding(rows, worst.system) == "blind"
     assert "no attack does better than a blind guess" in sentences(rows)[0]
 
 
@@ -209,3 +201,15 @@ def test_without_a_hijacker_only_false_alarms_are_counted(tiny_run: RunResult) -
     honest = replace(record, detections=record.detections[record.detections["hijacked_by"] == ""])
     (row,) = detections(honest)
     assert str(row.detected) == "no run" and row.falsely.of == 3
+
+
+def test_a_leak_that_few_seeds_neither_show_nor_exclude_is_called_undecided() -> None:
+    clear, unclear, none = (made_up({"none": (leak, 0.8)}, seeds=3) for leak in (0.5, 0.01, 0.01))
+    unclear.per_image["mse"] *= 1 + 0.05 * (unclear.per_image["seed"] - 1)
+    for record, found, words in (
+        (clear, "leaks", "the attacks remove"),
+        (unclear, "undecided", "no leak is shown, and none is excluded: R may be up to 0.0"),
+        (none, "blind", "no attack does better than a blind guess"),
+    ):
+        rows = summarise(record)
+        assert finding(rows, "none (cut 1)") == found and words in sentences(rows)[0]

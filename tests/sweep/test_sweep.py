@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from mocosfl_priv.api import Experiment, Sweep, SweepResult
+from mocosfl_priv.config import read_document
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, read_record
+from mocosfl_priv.sweep.document import load_sweep
 from mocosfl_priv.sweep.schedule import Task, ThisProcess, Unobserved
 from mocosfl_priv.sweep.store import Store
 
@@ -157,6 +159,14 @@ class Unlucky(Defense):
 def test_axes_that_make_no_sense_are_refused(axes: Any, message: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Sweep.from_yaml(write({**tiny, "axes": axes}, tmp_path / "sweep.yaml"))
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "sweep").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_are_valid_and_described(path: Path) -> None:
+    assert len(load_sweep(path).variants) > 1 and read_document(path)["description"]
 
 
 def test_axes_multiply(tiny: dict[str, Any], tmp_path: Path) -> None:
