@@ -37,6 +37,7 @@ from mocosfl_priv.target import Target, Trial, attack_seed, on_device, protect_a
 from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
+from mocosfl_priv.training.participants import RemoteParticipants
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, most_draws, total_steps
 from mocosfl_priv.training.state import under
 
@@ -154,11 +155,13 @@ def train_system(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     how: Training = HONEST,
+    remote: RemoteParticipants | None = None,
 ) -> TrainedSystem:
     """Train one system, select its checkpoint on validation data, and measure its utility and cost.
 
     how: who attends, and whether one of them chooses the gradients. A hijacked training has no leakage curve.
     checkpoints: folder in which the training keeps its state, and from which it goes on.
+    remote: see :func:`train_mocosfl`.
     """
     progress = progress or Silent()
     system = system.with_own_defense()
@@ -191,6 +194,7 @@ def train_system(
             server_hooks=audience,
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
+            remote=remote,
             validate=lambda model: selection_knn(
                 model, lab.probe_data, defense, config.evaluation, lab.compute, seed, on=training.select_on
             ),
