@@ -30,6 +30,7 @@ from mocosfl_priv.training.participants import (
     Simulated,
     client_by_client,
     encodes_once,
+    rows_per_image,
 )
 from mocosfl_priv.training.replay import Replay
 from mocosfl_priv.training.sampling import Batches, ClientBatch, PoolShape
@@ -299,7 +300,7 @@ class MocoSFL:
 
 def messages_per_draw(training: TrainingConfig, frozen_client: bool) -> int:
     """Messages that an image gives rise to each time that it is drawn for a step."""
-    return 4 if training.symmetric and not encodes_once(training, frozen_client) else 2
+    return 2 * rows_per_image(training, frozen_client)
 
 
 def train_mocosfl(

@@ -95,11 +95,16 @@ class Simulated:
     ) -> None:  # fmt: skip
         self.clients = clients
         self._hooks = hooks
-        self._training = training
+        self.training = training
         self._compute = compute
         self._views_rng = views_rng
         self._noise_rng = noise_rng
         self._pass: _Pass | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where messages are computed."""
+        return self._compute.device
 
     def present(self, batch: ClientBatch, step: int, learning: bool) -> ClientBatch:
         """Everybody is always there."""
@@ -114,7 +119,7 @@ class Simulated:
 
     def send_views(self, part: ClientBatch, first: Tensor, second: Tensor, step: int, learning: bool) -> Sent:
         """The same for given views, float (B, 3, h, w) in [0, 1], of the images of `part`."""
-        if self._training.symmetric and not encodes_once(self._training, not self.clients.trainable):
+        if rows_per_image(self.training, not self.clients.trainable) == 2:
             order = client_by_client(part.sizes, first.device)
             rows = [2 * size for size in part.sizes]
             query_views, key_views = torch.cat([first, second])[order], torch.cat([second, first])[order]
@@ -187,6 +192,11 @@ def encodes_once(training: TrainingConfig, frozen_client: bool) -> bool:
     That is so one-sided, and for frozen clients, whose two models are one.
     """
     return training.paper_gradient == "one_sided" or frozen_client
+
+
+def rows_per_image(training: TrainingConfig, frozen_client: bool) -> int:
+    """Queries, and as many keys, that a client sends for an image of a step."""
+    return 2 if training.symmetric and not encodes_once(training, frozen_client) else 1
 
 
 def client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:

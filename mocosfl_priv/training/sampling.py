@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,15 @@ class ClientBatch:
                 first, begin = position, end
             end += size
         yield ClientBatch(self.pool[first:], self.sizes[first:], self.images[begin:end])
+
+    def without(self, clients: Set[int]) -> ClientBatch:
+        """The same batch without these clients and their images."""
+        if not clients:
+            return self
+        stays = torch.tensor([client not in clients for client in self.pool.tolist()])
+        images = self.images[stays.repeat_interleave(torch.tensor(self.sizes))]
+        sizes = tuple(size for size, here in zip(self.sizes, stays.tolist(), strict=True) if here)
+        return ClientBatch(self.pool[stays], sizes, images, self.pool_changes)
 
 
 class Batches(Protocol):
