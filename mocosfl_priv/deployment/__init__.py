@@ -1,1 +1,1 @@
-"""The server of real clients: what it hands to devices, how it receives them, and what they cost."""
+"""Real clients: what a server makes for devices and knows about them."""

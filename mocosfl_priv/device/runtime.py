@@ -11,7 +11,8 @@ from .errors import DeviceError
 from .program import ClientProgram
 
 State = dict[str, np.ndarray]
-IMAGE, GRADIENT, SMASHED, PARAMETER = "image", "gradient", "smashed", "parameter."
+IMAGE, GRADIENT, SMASHED = "image", "gradient", "smashed"
+PARAMETER, PARAMETER_GRADIENT = "parameter.", "gradient."  # before a parameter's name: what graphs take and give
 
 
 class DeviceClient:
@@ -38,7 +39,7 @@ class DeviceClient:
             self._velocity = {name: np.zeros_like(value) for name, value in self._online.items()}
         _check_interface(self._forward, _takes(program, [IMAGE]), {SMASHED: (1, *program.smashed_shape)})
         if self._vjp is not None:
-            gradients = {PARAMETER + name: value.shape for name, value in program.parameters.items()}
+            gradients = {PARAMETER_GRADIENT + name: value.shape for name, value in program.parameters.items()}
             _check_interface(self._vjp, _takes(program, [IMAGE, GRADIENT]), gradients)
 
     @property
@@ -71,17 +72,12 @@ class DeviceClient:
         Raises DeviceError, and changes nothing, where it does not belong to the last queries, is not finite, or would
         carry a parameter beyond float32.
         """
-        if self._vjp is None:
-            raise DeviceError("a frozen client does not learn")
-        if self._queries is None:
-            raise DeviceError("a gradient came before any queries, or for the second time")
-        self._require(gradient, "gradient", (len(self._queries), *self.program.smashed_shape))
         if not np.isfinite(rate) or rate < 0:
             raise DeviceError(f"a learning rate must be a finite number from 0 on, not {rate!r}")
         settings = self.settings
         online, velocity = {}, {}
         with np.errstate(over="ignore", invalid="ignore"):
-            for name, its_gradient in self._parameter_gradients(self._vjp, gradient).items():
+            for name, its_gradient in self.parameter_gradients(gradient).items():
                 decayed = its_gradient + np.float32(settings.weight_decay) * self._online[name]
                 velocity[name] = np.float32(settings.momentum) * self._velocity[name] + decayed
                 online[name] = self._online[name] - np.float32(rate) * velocity[name]
@@ -91,6 +87,23 @@ class DeviceClient:
         if settings.ema_update == "after_step":
             self._follow()
         self.steps_taken += 1
+
+    def parameter_gradients(self, gradient: np.ndarray) -> State:
+        """The gradient of every parameter, summed over the last queries, without a step; `gradient` as above."""
+        if self._vjp is None:
+            raise DeviceError("a frozen client does not learn")
+        if self._queries is None:
+            raise DeviceError("a gradient came before any queries, or for the second time")
+        self._require(gradient, "gradient", (len(self._queries), *self.program.smashed_shape))
+        names = [PARAMETER_GRADIENT + name for name in self._online]
+        feed = {PARAMETER + name: value for name, value in self._online.items()}
+        total = {name: np.zeros_like(value) for name, value in self._online.items()}
+        for row in range(len(gradient)):
+            one = slice(row, row + 1)
+            parts = self._vjp.run(names, {**feed, IMAGE: self._queries[one], GRADIENT: gradient[one]})
+            for name, part in zip(total, parts, strict=True):
+                total[name] += part
+        return total
 
     def parameters(self) -> State:
         """A copy of the online model, float32 by name."""
@@ -145,21 +158,6 @@ class DeviceClient:
         for row in range(len(images)):
             (smashed[row : row + 1],) = self._forward.run([SMASHED], {**feed, IMAGE: images[row : row + 1]})
         return smashed
-
-    def _parameter_gradients(self, vjp: ort.InferenceSession, gradient: np.ndarray) -> State:
-        """The sum over the images of the last queries."""
-        assert self._queries is not None
-        names = list(self._online)
-        feed = {PARAMETER + name: value for name, value in self._online.items()}
-        total = {name: np.zeros_like(value) for name, value in self._online.items()}
-        for row in range(len(gradient)):
-            one = slice(row, row + 1)
-            parts = vjp.run(
-                [PARAMETER + n for n in names], {**feed, IMAGE: self._queries[one], GRADIENT: gradient[one]}
-            )
-            for name, part in zip(names, parts, strict=True):
-                total[name] += part
-        return total
 
     def _follow(self) -> None:
         """The momentum model's step towards the online one, written as torch's lerp is."""
