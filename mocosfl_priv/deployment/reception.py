@@ -106,11 +106,12 @@ class Account:
 class Reception:
     """Registers devices, hands the engine what they send, and keeps account.
 
-    clients: the number of each device's client, by the name in its certificate. trusting: names are not vouched for by
-    certificates, so what a device says is believed; for a single machine only.
+    clients: the number of each device's client, by the name in its certificate. rows: the most that a device is asked
+        for; what is larger is refused before it is read. largest_frame: bytes of such a message.
+    trusting: names are not vouched for by certificates, so what a device says is believed; for a single machine only.
     """
 
-    def __init__(self, terms: Terms, clients: Mapping[str, int], *, trusting: bool = False) -> None:
+    def __init__(self, terms: Terms, clients: Mapping[str, int], rows: int, *, trusting: bool = False) -> None:
         self.terms = terms
         self.accounts = {client: Account(name) for name, client in sorted(clients.items())}
         self._clients = dict(clients)
@@ -122,18 +123,8 @@ class Reception:
         self._numbers = 0
         self._finished = False
         parameters = 4 * sum(value.size for value in terms.program.parameters.values())
-        self._weights_bytes = 3 * parameters + ENVELOPE_BYTES
-        self._map_bytes = 5 * int(np.prod(terms.program.smashed_shape))  # a number, and its share of scales
-        self._largest_batch = 0
-
-    def expect_batches(self, rows: int) -> None:
-        """The most rows of queries that a device will be asked for; what is larger is refused before it is read."""
-        self._largest_batch = rows
-
-    @property
-    def largest_frame(self) -> int:
-        """Bytes of the largest message that a device may send."""
-        return max(self._weights_bytes, 2 * self._largest_batch * self._map_bytes + ENVELOPE_BYTES)
+        maps = 2 * rows * (4 + 4) * int(np.prod(terms.program.smashed_shape))  # numbers, and at most as many scales
+        self.largest_frame = max(3 * parameters, maps) + ENVELOPE_BYTES
 
     # In the threads of conversations.
 
@@ -164,12 +155,12 @@ class Reception:
         header, message = dialogue.first(REGISTER_SECONDS)
         if not isinstance(message, Register):
             raise RefusedError(Reason.UNEXPECTED, f"a {type(message).__name__} before the registration")
-        believed = message.device if self._trusting else dialogue.conversation.peer
-        if message.device != believed or message.device not in self._clients:
+        name = message.device if self._trusting else dialogue.conversation.peer
+        if message.device not in ("", name) or name not in self._clients:
             raise RefusedError(Reason.WRONG_IDENTITY, f"{message.device[:80]!r} is not this device, or not of this run")
         if header.run not in ("", self.terms.run):
             raise RefusedError(Reason.OTHER_RUN, f"run {header.run[:80]!r} where this is {self.terms.run!r}")
-        client, session = self._clients[message.device], secrets.token_hex(8)
+        client, session = self._clients[name], secrets.token_hex(8)
         holds_program = message.program_digest == self.terms.program.digest
         with self._changed:
             resumed = holds_program and message.resumes != "" and message.resumes == self._sessions.get(client)
@@ -184,7 +175,7 @@ class Reception:
         )  # fmt: skip
         dialogue.name(self.terms.run, session)
         serial = message.serial if resumed else 0
-        member = Member(client, message.device, dialogue, message.images, serial, has_state=resumed)
+        member = Member(client, name, dialogue, message.images, serial, has_state=resumed)
         with self._changed:
             earlier = self._members.get(client)
             self._members[client] = member

@@ -16,7 +16,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from .augmentation import moco_v2_view
 from .errors import DeviceError
 from .messages import (
     LARGEST_FRAME,
@@ -76,6 +75,8 @@ class ShardViews:
         if not self._augment:
             plain = images.astype(np.float32) / 255
             return plain, plain.copy()
+        from .augmentation import moco_v2_view
+
         rng = np.random.default_rng((*self._seed, 1, offset))
         return moco_v2_view(images, rng), moco_v2_view(images, rng)
 
