@@ -55,7 +55,7 @@ def export_client(client: nn.Module, image_shape: tuple[int, int, int], settings
         return smashed
 
     def backward(image: Tensor, gradient: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        _, pull = vjp(lambda *p: forward(image, *p), *parameters)
+        pull = vjp(lambda *p: forward(image, *p), *parameters)[1]
         gradients: tuple[Tensor, ...] = pull(gradient)
         return gradients
 
@@ -85,7 +85,7 @@ def export_client(client: nn.Module, image_shape: tuple[int, int, int], settings
 
 
 def _smashed_shape(smashed: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = smashed.shape
+    channels, height, width = smashed.shape[1:]
     return channels, height, width
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mocosfl_priv.deployment.recording import TYPES, Graph, NotTranslatableError, Rule
+from mocosfl_priv.deployment.recording import Graph, NotTranslatableError, Rule
 
 aten = torch.ops.aten
 
@@ -67,9 +67,9 @@ def _same(g: Graph, result: Tensor, x: Tensor, *_: Any, **__: Any) -> str:
     return g.operand(x, result.dtype)
 
 
-def _constant(g: Graph, result: Tensor, *_: Any, **__: Any) -> str:
-    """What depends on the argument's shape alone."""
-    return g.name(result)
+def _filled(g: Graph, result: Tensor, *_: Any, **__: Any) -> str:
+    """One number everywhere, whatever the argument's numbers are."""
+    return g.node("Expand", g.operand(result.flatten()[:1].item(), result.dtype), g.integers(result.shape))
 
 
 def _permute(g: Graph, _: Tensor, x: Tensor, dims: Sequence[int]) -> str:
@@ -210,8 +210,8 @@ RULES: dict[Any, Rule] = {
     aten.amax.default: _reduction("ReduceMax"),
     aten.amin.default: _reduction("ReduceMin"),
     **dict.fromkeys(
-        (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.unsqueeze.default,
-         aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), _reshape,
+        (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten._reshape_alias.default,
+         aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), _reshape,
     ),
     **dict.fromkeys(
         (aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh.default, aten._to_copy.default),
@@ -219,7 +219,7 @@ RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys(
         (aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default,
-         aten.new_ones.default, aten.new_full.default), _constant,
+         aten.new_ones.default, aten.new_full.default), _filled,
     ),
     aten.permute.default: _permute,
     aten.transpose.int: _transpose,

@@ -119,7 +119,7 @@ class Recorder(TorchDispatchMode):
     """Within this context every operation on known tensors is carried out, and written into `graph`."""
 
     def __init__(self, graph: Graph, rules: Mapping[Any, Rule], own_decompositions: Mapping[Any, Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
         self._rules = rules
         self._decompositions = own_decompositions
