@@ -233,15 +233,19 @@ def train_system(
     return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client, guarantee)
 
 
+def client_partition(lab: Laboratory, seed: int) -> list[Tensor]:
+    """Which of the private images each client of a training with `seed` holds: int64 indices."""
+    training = lab.config.training
+    labels = lab.roles[Role.CLIENT_PRIVATE].labels
+    return list(make_partition(labels, training, data_weights(training), generator(seed, "partition")))
+
+
 def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:
     """Who trains with which of the private images, step by step; `images` stand for them."""
     training = lab.config.training
-    partition = make_partition(
-        lab.roles[Role.CLIENT_PRIVATE].labels, training, data_weights(training), generator(seed, "partition")
-    )
     return PooledClients(
         images,
-        partition,
+        client_partition(lab, seed),
         PoolShape.of(training),
         generator(seed, "client batches"),
         training.partial_batches == "drop",

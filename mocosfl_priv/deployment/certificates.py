@@ -29,9 +29,9 @@ CLOCK_SKEW = datetime.timedelta(days=1)  # a Raspberry Pi has no clock of its ow
 def make_certificates(folder: Path, devices: int, hosts: Sequence[str]) -> list[Path]:
     """Write an authority, a server's certificate for `hosts` and this machine, and one for each device.
 
-    ``folder/ca.pem, ca.key, server.pem, server.key``, and per device a folder ``client-0000`` with ca.pem, device.pem and
-    device.key, which is all that a device needs. Returns the devices' folders. An authority that is there already is
-    used, so that devices can be added; certificates that are there stay.
+    ``folder/ca.pem, ca.key, server.pem, server.key``, and per device a folder ``client-0000`` with ca.pem, device.pem
+    and device.key, which is all that a device needs. Returns the devices' folders. An authority that is there already
+    is used, so that devices can be added; certificates that are there stay.
     Raises ConfigurationError where the folder cannot be used.
     """
     try:
@@ -92,9 +92,7 @@ def _signed(
     return builder.sign(authority_key, hashes.SHA256()), key
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

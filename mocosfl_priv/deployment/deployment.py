@@ -10,7 +10,7 @@ from mocosfl_priv.deployment.export import client_settings, export_client
 from mocosfl_priv.deployment.reception import Reception, Terms
 from mocosfl_priv.deployment.remote_clients import Patience, RemoteClients
 from mocosfl_priv.device.codecs import Codec
-from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import Defense
 from mocosfl_priv.seeding import derive_seed
@@ -51,10 +51,12 @@ class Deployment:
     least: int | None = None
     trusting: bool = False
     reception: Reception | None = field(default=None, init=False)
+    participants: RemoteClients | None = field(default=None, init=False)
+    model: SplitModel | None = field(default=None, init=False)
     _transport: Transport | None = field(default=None, init=False)
 
     def __call__(self, model: SplitModel, simulated: Simulated) -> RemoteClients:
-        """Export the program, receive devices, and wait until enough are there, or raise RunFailedError."""
+        """Export the program, and receive devices."""
         training = simulated.training
         trainable = simulated.clients.trainable
         terms = Terms(
@@ -72,16 +74,13 @@ class Deployment:
         self.reception = Reception(terms, names, rows, trusting=self.trusting)
         self._transport = self.open_transport(self.reception)
         self._transport.start()
+        self.model = model
         least = len(names) if self.least is None else self.least
-        if not self.reception.wait_for_idle(self.remote, least, self.patience.anybody):
-            there = len(self.reception.idle())
-            raise RunFailedError(f"{there} of {least} devices came within {self.patience.anybody:g} s")
-        return RemoteClients(simulated, self.reception, self.remote, self.patience)
+        self.participants = RemoteClients(simulated, self.reception, self.remote, least, self.patience)
+        return self.participants
 
-    def close(self, finished: bool) -> None:
-        """End all conversations; `finished`: devices need not come back."""
-        if self.reception is not None and finished:
-            self.reception.finish()
+    def close(self) -> None:
+        """End all conversations; devices that were not told that the training is over will try to come back."""
         if self._transport is not None:
             self._transport.stop()
 

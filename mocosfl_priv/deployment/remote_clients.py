@@ -41,18 +41,20 @@ class RemoteClients:
     """See :class:`mocosfl_priv.training.participants.Participants`. `remote`: the clients that are devices.
 
     A step waits for its devices until the deadline, and goes on with those that answered: the batch is theirs, and the
-    loss is the mean over their images. A device that is late is asked again when its answer has come.
+    loss is the mean over their images. A device that is late is asked again when its answer has come. `least` devices
+    are waited for before the first step.
     """
 
     def __init__(
-        self, simulated: Simulated, reception: Reception, remote: Iterable[int], patience: Patience | None = None
+        self, simulated: Simulated, reception: Reception, remote: Iterable[int], least: int, patience: Patience
     ) -> None:
         self._simulated = simulated
         self._reception = reception
         self._remote = frozenset(remote)
-        self._patience = patience or Patience()
+        self._patience = patience
+        self._awaited = least
         self._training = simulated.training
-        self._rows_per_image = rows_per_image(self._training, not simulated.clients.trainable)
+        self._rows_per_image = rows_per_image(self._training, not self.trainable)
         self._smashed_shape = reception.terms.program.smashed_shape
         self._drawn = torch.zeros(len(simulated.clients.steps_taken), dtype=torch.long)  # images, for each client
         self._serials = dict.fromkeys(self._remote, 0)
@@ -60,9 +62,26 @@ class RemoteClients:
         self._rewritten: set[int] = set()  # clients whose row is no longer what the program holds
         self._answers: dict[int, Request] = {}
 
+    @property
+    def trainable(self) -> bool:
+        """Whether clients learn."""
+        return self._simulated.clients.trainable
+
+    @property
+    def rows_per_image(self) -> int:
+        """Queries, and as many keys, for an image."""
+        return self._rows_per_image
+
+    @property
+    def drawn(self) -> list[int]:
+        """Images that each client has drawn; zeros for simulated ones."""
+        drawn: list[int] = self._drawn.tolist()
+        return drawn
+
     def present(self, batch: ClientBatch, step: int, learning: bool) -> ClientBatch:  # noqa: ARG002
         """Ask the devices of the pool for their messages; raises RunFailedError when nobody is there for long."""
         wanted = {c: size for c, size in zip(batch.pool.tolist(), batch.sizes, strict=True) if c in self._remote}
+        self._await_first()
         until = time.monotonic() + self._patience.anybody
         while True:
             self._answers = self._draw(wanted, step)
@@ -76,6 +95,13 @@ class RemoteClients:
         if missing:
             LOG.warning("step %d goes on without %d of %d clients", step, len(missing), len(batch.pool))
         return batch.without(missing)
+
+    def _await_first(self) -> None:
+        """Before the first step of this process: a finished training that is resumed needs no device any more."""
+        if self._awaited and not self._reception.wait_for_idle(self._remote, self._awaited, self._patience.anybody):
+            there = len(self._reception.idle())
+            raise RunFailedError(f"{there} of {self._awaited} devices came within {self._patience.anybody:g} s")
+        self._awaited = 0
 
     def _draw(self, wanted: Mapping[int, int], step: int) -> dict[int, Request]:
         idle = self._reception.idle()
@@ -165,13 +191,17 @@ class RemoteClients:
 
     def individual(self, client: int) -> State:
         """See :class:`Participants`; of a device that is away, its row."""
-        if self._simulated.clients.trainable:
+        if self.trainable:
             self._fetch([client], {ONLINE})
         return self._simulated.individual(client)
 
+    def finish(self) -> None:
+        """Devices report for the last time, and leave."""
+        self._reception.finish()
+
     def state(self) -> State:
         """See :class:`Participants`; with the devices' models and optimisers as they are now."""
-        if self._simulated.clients.trainable:
+        if self.trainable:
             self._fetch(self._remote, {ONLINE, KEY, VELOCITY})
         return {**self._simulated.state(), "remote.drawn": self._drawn}
 
@@ -179,7 +209,7 @@ class RemoteClients:
         """Go on where :meth:`state` was taken; devices get their state of that moment, whatever they did since."""
         self._simulated.load_state(state)
         self._drawn = state["remote.drawn"].clone()
-        self._rewritten = set(self._remote) if self._simulated.clients.trainable else set()
+        self._rewritten = set(self._remote) if self.trainable else set()
 
     def _known(self, pool: Tensor) -> Tensor:
         """Those of `pool` whose online model is in the bank as it is now."""

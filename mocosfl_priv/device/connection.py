@@ -20,6 +20,7 @@ DESCRIPTORS = Path("/proc/self/fd")
 RECEIVED, SENT = 128, 200  # where struct tcp_info (linux/tcp.h) has tcpi_bytes_received and tcpi_bytes_sent
 INFO_BYTES = 208
 COUNTER = struct.Struct("=Q")
+MAPPED = "::ffff:"  # an IPv4 address on a socket that takes both
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -54,5 +55,5 @@ def _connections() -> list[tuple[Address, tuple[int, int]]]:
                         host, port = copy.getpeername()[:2]
                         info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
                         counted = (COUNTER.unpack_from(info, SENT)[0], COUNTER.unpack_from(info, RECEIVED)[0])
-                        found.append((Address(host, port), counted))
+                        found.append((Address(host.removeprefix(MAPPED), port), counted))
     return found

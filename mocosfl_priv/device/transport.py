@@ -85,7 +85,7 @@ class Dialogue:
         self.conversation = conversation
         self.run = run
         self.session = ""
-        self.traffic = Traffic()
+        self.traffic = Traffic(wire_sent=None, wire_received=None)
         self._largest = largest_frame
         self._sent = 0
         self._incoming = InOrder(run, "")
@@ -133,9 +133,11 @@ class Dialogue:
         if reason is not None:
             with contextlib.suppress(ClosedError, TimeoutError):
                 self.send(Refusal(reason, detail[:LONGEST_TEXT]), REFUSAL_SECONDS)
+        before = self.conversation.wire_bytes()
         self.conversation.close(reason, detail)
-        moved = self.conversation.wire_bytes()
-        self.traffic.wire_sent, self.traffic.wire_received = (None, None) if moved is None else moved
+        moved = self.conversation.wire_bytes() or before  # the connection may be gone by now
+        if moved is not None:
+            self.traffic.wire_sent, self.traffic.wire_received = moved
 
 
 def _reason(refusal: Refusal) -> Reason | None:

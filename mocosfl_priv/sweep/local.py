@@ -16,12 +16,19 @@ from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import DETECTION_COLUMNS, LEAKAGE_COLUMNS, RunRecord, semi_column
 from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.sweep.record import common_info, gather, pictures
+from mocosfl_priv.training.participants import RemoteParticipants
 
 
-def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | None = None) -> RunRecord:
+def run_plan(
+    plan: Plan,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+    remote: RemoteParticipants | None = None,
+) -> RunRecord:
     """Train every system, attack it with every attack, and gather the record.
 
     checkpoints: folder in which trainings keep their state and from which they go on; nothing else is written.
+    remote: see :func:`mocosfl_priv.training.mocosfl.train_mocosfl`.
     Errors propagate.
     """
     progress = progress or Silent()
@@ -41,7 +48,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
         for system in plan.systems:
             for training in plan.trainings:
                 progress.segment()
-                trained = train_system(lab, system, progress, checkpoints, training)
+                trained = train_system(lab, system, progress, checkpoints, training, remote)
                 (hijacked if training.hijacker else trained_systems).append(trained)
                 for attack in training.attacks:
                     progress.segment()

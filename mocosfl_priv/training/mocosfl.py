@@ -349,6 +349,7 @@ def train_mocosfl(
         _run_to_the_end(run, record, validate, observe, observe_every, checkpoints, progress, started)
 
     run.assemble()
+    run.participants.finish()
     record.restore_best()
     outcome.traffic, outcome.kernel = run.traffic, run.kernel
     outcome.replay_epochs = {str(k): v for k, v in run.replay.epochs.items()} if run.replay else {}

@@ -70,6 +70,9 @@ class Participants(Protocol):
     def individual(self, client: int) -> State:
         """A copy of one client's own model."""
 
+    def finish(self) -> None:
+        """The training is over."""
+
     def state(self) -> State:
         """Everything but the configuration and the hooks' state, by name."""
 
@@ -167,6 +170,9 @@ class Simulated:
     def individual(self, client: int) -> State:
         """See :class:`Participants`."""
         return self.clients.individual(client)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
     def state(self) -> State:
         """See :class:`Participants`."""

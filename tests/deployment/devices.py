@@ -14,8 +14,8 @@ from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.deployment.deployment import Deployment, device_name
 from mocosfl_priv.deployment.reception import Reception
-from mocosfl_priv.device.client import Device, ShardViews, Views, stay
 from mocosfl_priv.device.messages import Welcome
+from mocosfl_priv.device.participant import Device, ShardViews, Views, stay
 from mocosfl_priv.device.program import ClientProgram
 from mocosfl_priv.device.shard import Shard
 from mocosfl_priv.device.transport import Conversation, in_process

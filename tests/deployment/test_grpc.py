@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +9,8 @@ import pytest
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.deployment.certificates import make_certificates
-from mocosfl_priv.deployment.reception import Reception
-from mocosfl_priv.device.client import Device, stay
-from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer, connect
-from mocosfl_priv.device.messages import Reason
-from mocosfl_priv.device.transport import ClosedError, Conversation
+from mocosfl_priv.device.transport import Conversation
 from tests.deployment.devices import Threads, deployment, engine, shard_views, training_of
 
 
@@ -52,7 +46,8 @@ class OverGrpc(Threads):
 def losses_of(remote, compute: Compute, steps: int = 5) -> list[float]:
     run = engine(training_of(), compute, remote)
     losses = [float(run.step()) for _ in range(steps)]
-    remote.close(finished=True)
+    run.participants.finish()
+    remote.close()
     return losses
 
 

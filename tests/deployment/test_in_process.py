@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.device.client import Views
 from mocosfl_priv.device.messages import Welcome
+from mocosfl_priv.device.participant import Views
 from mocosfl_priv.device.program import ClientProgram
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import ClientBank, EqualClients
@@ -72,7 +72,8 @@ def test_devices_train_as_simulated_clients_do_on_the_same_views(settings: dict[
     losses = [float(run.step()) for _ in range(5)]
     ours = run.participants.state()
     run.assemble()
-    remote.close(finished=True)
+    run.participants.finish()
+    remote.close()
 
     simulated = engine(training, compute, None, smooth_model())
     sizes = [4, 2, 2] if "heterogeneity" in settings else [2, 2, 2]
