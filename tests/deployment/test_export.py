@@ -120,7 +120,8 @@ class Unusual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act(self.norm(self.dilated(nn.functional.silu(self.up(x)))))
-        x = self.overlapping(self.pool(torch.cat([x, nn.functional.pad(x[:, ::2], (0, 0, 0, 0)).sigmoid()], 1)))
+        mixed = [x, x[:, 1:6:2].sigmoid(), nn.functional.pad(x[:, 3:4, 1:], (0, 0, 1, 0)), x[:, -1].unsqueeze(1).tanh()]
+        x = self.overlapping(self.pool(torch.cat(mixed, 1)))
         return nn.functional.leaky_relu_(x * self.scale.exp(), 0.1)
 
 
