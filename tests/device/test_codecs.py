@@ -63,9 +63,10 @@ def test_what_cannot_be_sent_is_refused(codec: Codec) -> None:
         array[1, 0, 1, 0] = bad
         with pytest.raises(DeviceError, match="NaN or infinity"):
             encode(array, codec)
-    for array in (np.ones((1, 1, 1, 1)), np.ones((1, 1, 1), np.float32)):
-        with pytest.raises(DeviceError, match="float32"):
-            encode(array, codec)
+    with pytest.raises(DeviceError, match="float32"):
+        encode(np.ones((1, 1, 1, 1)), codec)
+    with pytest.raises(DeviceError, match="float32"):
+        encode(np.ones((1, 1, 1), np.float32), codec)
     with pytest.raises(DeviceError, match="unknown codec"):
         encode(np.ones((1, 1, 1, 1), np.float32), "zip")  # type: ignore[arg-type]
 
