@@ -335,6 +335,29 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[i
     return scaled if bias is None else scaled + bias.reshape(shape)
 
 
+def slice_backward(
+    gradient: Tensor, sizes: Sequence[int], dim: int, start: int | None, end: int | None, step: int
+) -> Tensor:
+    """The gradient where the slice was, among zeros."""
+    dim %= len(sizes)
+    first = slice(start, end, step).indices(sizes[dim])[0]
+    if step > 1:
+        gradient = _padded(gradient.unsqueeze(dim + 1), dim + 1, 0, step - 1).flatten(dim, dim + 1)
+        gradient = gradient.narrow(dim, 0, min(gradient.shape[dim], sizes[dim] - first))
+    return _padded(gradient, dim, first, sizes[dim] - first - gradient.shape[dim])
+
+
+def select_backward(gradient: Tensor, sizes: Sequence[int], dim: int, index: int) -> Tensor:
+    """The same for a single place."""
+    place = index % sizes[dim]
+    return slice_backward(gradient.unsqueeze(dim), sizes, dim, place, place + 1, 1)
+
+
+def _padded(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """`x` with zeros before and behind it along `dim`."""
+    return aten.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [before, after])
+
+
 def max_pool_backward(
     gradient: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], ceil_mode: bool, places: Tensor,
@@ -383,6 +406,8 @@ DECOMPOSITIONS = {
     aten.var.correction: variance,
     aten.native_group_norm.default: group_norm,
     aten.native_layer_norm.default: layer_norm,
+    aten.slice_backward.default: slice_backward,
+    aten.select_backward.default: select_backward,
     aten.avg_pool2d.default: average_pool,
     aten.avg_pool2d_backward.default: average_pool_backward,
 }

@@ -38,7 +38,8 @@ def moco_v2_views(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    image = resized_crop(image, sample_crop(*image.shape[1:], rng))
+    _, height, width = image.shape
+    image = resized_crop(image, sample_crop(height, width, rng))
     if rng.random() < JITTER_PROBABILITY:
         image = color_jitter(image, *sample_jitter(rng))
     if rng.random() < GREY_PROBABILITY:
@@ -90,7 +91,7 @@ def color_jitter(image: np.ndarray, factors: np.ndarray, order: np.ndarray) -> n
     """The four colour operations, in this order."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for index in order:
-        image = operations[index](image, factors[index])
+        image = operations[int(index)](image, factors[index])
     return image
 
 
