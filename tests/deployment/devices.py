@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.deployment.deployment import Deployment, device_name
 from mocosfl_priv.deployment.reception import Reception
+from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.device.messages import Welcome
 from mocosfl_priv.device.participant import Device, ShardViews, Views, stay
 from mocosfl_priv.device.program import ClientProgram
@@ -93,14 +95,24 @@ class Threads:
         for client in self._clients:
             make = lambda program, welcome, client=client: self._views(client, program, welcome)  # noqa: E731
             self.devices[client] = Device(device_name(client), IMAGES_PER_CLIENT, make)
-            thread = threading.Thread(target=stay, args=(self.devices[client], lambda c=client: self.connect(c)))
+            thread = threading.Thread(target=self._stay, args=(client,))
             self._threads.append(thread)
             thread.start()
+
+    def _stay(self, client: int) -> None:
+        with suppress(DeviceError):  # refused for good: the account says why
+            stay(self.devices[client], lambda: self.connect(client))
 
     def connect(self, client: int) -> Conversation:
         ours, theirs = in_process(device_name(client))
         threading.Thread(target=self._reception.attend, args=(theirs,), daemon=True).start()
         return self._spoil(client, ours)
+
+    def moved_to(self, reception: Reception) -> Threads:
+        """The same devices, which from their next attempt on find another server."""
+        self._reception = reception
+        self.start = lambda: None  # type: ignore[method-assign] # they run already
+        return self
 
     def stop(self) -> None:
         for thread in self._threads:
