@@ -94,8 +94,11 @@ class _End:
         """See :class:`Conversation`."""
         return self.incoming.get(seconds)
 
-    def pump(self, frames: Iterator[bytes]) -> None:
-        """Take frames from gRPC, no faster than they are received; flow control holds the sender back."""
+    def pump(self, frames: Iterator[bytes]) -> ClosedError:
+        """Take frames from gRPC, no faster than they are received; flow control holds the sender back.
+
+        Returns why there are no more.
+        """
         why = ClosedError("the other end has left")
         try:
             for frame in frames:
@@ -104,9 +107,8 @@ class _End:
             why = error
         except grpc.RpcError as error:
             why = _closed(error)
-        finally:
-            self.incoming.close(why)
-            self.outgoing.close(why)
+        self.incoming.close(why)
+        return why
 
 
 class _DeviceEnd(_End):
@@ -116,8 +118,11 @@ class _DeviceEnd(_End):
         self._port = port
         self._moved: tuple[int, int] | None = None
         self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._requests())
-        self._pump = threading.Thread(target=self.pump, args=(self._call,), daemon=True, name="receive")
+        self._pump = threading.Thread(target=self._receive, daemon=True, name="receive")
         self._pump.start()
+
+    def _receive(self) -> None:
+        self.outgoing.close(self.pump(self._call))  # nobody takes anything any more
 
     def _requests(self) -> Iterator[bytes]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,13 +109,26 @@ def test_losses_over_the_network_are_those_in_process(
 def test_the_kernel_counts_what_passes_and_little_of_it_is_overhead(certificates: Path, compute: Compute) -> None:
     """Micro-batches of eight through a bottleneck: one device, so that a proxy counts its bytes alone."""
     remote = deployment([0], shard_views(2), transport=over_grpc(certificates), patience=PATIENCE)
-    losses_of(remote, compute, steps=20, clients=2, server_batch=16)
-    traffic = reception_of(remote).accounts[0].traffic
-    proxy = remote._transport.proxy  # type: ignore[union-attr]
-    assert traffic.wire_received is not None and traffic.wire_sent is not None
-    assert 0 <= proxy.sent - traffic.wire_received < 200  # TLS says goodbye after the server has counted
-    assert 0 <= proxy.received - traffic.wire_sent < 200
-    print(proxy.sent / traffic.payload_received, proxy.received / traffic.payload_sent)
+    run = engine(training_of(clients=2, server_batch=16, sync_period=10), compute, remote)
+    transport, received = remote._transport, reception_of(remote)
+    assert isinstance(transport, OverGrpc)
+    counted = []
+    for steps in (2, 20):
+        for _ in range(steps):
+            run.step()
+        received.wait_for_idle([0], 1, 10)
+        time.sleep(0.3)  # the last gradient is on its way
+        traffic = received.idle()[0].dialogue.traffic
+        counted.append([transport.proxy.sent, traffic.payload_received, transport.proxy.received, traffic.payload_sent])
+    sent, payload_sent, back, payload_back = (after - before for before, after in zip(*counted, strict=True))
+    assert payload_sent < sent <= 1.02 * payload_sent
+    assert payload_back < back <= 1.02 * payload_back
+    run.participants.finish()
+    remote.close()
+    whole = received.accounts[0].traffic
+    assert whole.wire_received is not None and whole.wire_sent is not None
+    assert 0 <= transport.proxy.sent - whole.wire_received < 200  # TLS says goodbye after the server has counted
+    assert 0 <= transport.proxy.received - whole.wire_sent < 200
 
 
 @pytest.fixture
