@@ -1,4 +1,4 @@
-"""The command line: demo, new, try, run, report, validate, ls.
+"""The command line: demo, new, try, run, report, validate, shard, ls.
 
 Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
 """
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mocosfl_priv.errors import MocosflPrivError, unknown_name
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, unknown_name
 
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment, RunResult
@@ -137,6 +137,28 @@ def validate(
     """Check a configuration against plugins, models, threat model and data, without training anything."""
     plan = _experiment(config, set_, defense, attack).checked()
     print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
+
+
+@app.command()
+def shard(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shard files, one per client.")],
+    client: Annotated[int | None, typer.Option(help="Only this client's, counted from 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. [default: its first]")] = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write the private images of each simulated client to a file for a device."""
+    from mocosfl_priv.data.roles import Role
+    from mocosfl_priv.deployment.shards import write_shards
+
+    experiment = _experiment(config, set_, None, None)
+    chosen = experiment.config.seeds[0] if seed is None else seed
+    if chosen not in experiment.config.seeds:
+        raise ConfigurationError(f"--seed {chosen} is none of the configuration's: {list(experiment.config.seeds)}")
+    private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
+    for path, images in write_shards(private, experiment.config.training, chosen, out, client):
+        print(f"{path}: {images} images")
 
 
 @app.command("ls")
