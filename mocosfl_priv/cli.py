@@ -178,16 +178,23 @@ def certs(
 @app.command()
 def shard(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    client: Annotated[list[int] | None, typer.Option(help="Only this client's. Repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the shard files, one per client.")],
+    client: Annotated[int | None, typer.Option(help="Only this client's, counted from 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. [default: its first]")] = None,
     set_: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write each client's private images to a file of its own, as the simulation deals them out."""
+    """Write the private images of each simulated client to a file for a device."""
+    from mocosfl_priv.data.roles import Role
     from mocosfl_priv.deployment.shards import write_shards
 
-    files = write_shards(_experiment(config, set_, None, None).plan(), out, client)
-    print(f"{len(files)} shards: {files[0]}" + (f" to {files[-1]}" if len(files) > 1 else ""))
+    experiment = _experiment(config, set_, None, None)
+    chosen = experiment.config.seeds[0] if seed is None else seed
+    if chosen not in experiment.config.seeds:
+        raise ConfigurationError(f"--seed {chosen} is none of the configuration's: {list(experiment.config.seeds)}")
+    private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
+    for path, images in write_shards(private, experiment.config.training, chosen, out, client):
+        print(f"{path}: {images} images")
 
 
 @app.command()

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.config import ModelConfig
-from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError
@@ -38,7 +37,7 @@ from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
 from mocosfl_priv.training.participants import RemoteParticipants
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, most_draws, total_steps
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws, seeded_partition, total_steps
 from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())
@@ -233,19 +232,12 @@ def train_system(
     return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client, guarantee)
 
 
-def client_partition(lab: Laboratory, seed: int) -> list[Tensor]:
-    """Which of the private images each client of a training with `seed` holds: int64 indices."""
-    training = lab.config.training
-    labels = lab.roles[Role.CLIENT_PRIVATE].labels
-    return list(make_partition(labels, training, data_weights(training), generator(seed, "partition")))
-
-
 def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:
     """Who trains with which of the private images, step by step; `images` stand for them."""
     training = lab.config.training
     return PooledClients(
         images,
-        client_partition(lab, seed),
+        seeded_partition(lab.roles[Role.CLIENT_PRIVATE].labels, training, seed),
         PoolShape.of(training),
         generator(seed, "client batches"),
         training.partial_batches == "drop",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mocosfl_priv.data.roles import Role
 from mocosfl_priv.deployment.certificates import make_certificates
 from mocosfl_priv.deployment.deployment import device_name
 from mocosfl_priv.deployment.server import ServeOptions, require_servable, serve
@@ -47,8 +48,9 @@ def run_loopback(
     folder.mkdir(parents=True, exist_ok=True)
     if options.certs is not None:
         make_certificates(options.certs, clients, [])
-    shards = write_shards(plan, folder / "shards", range(clients))
-    processes = [start_client(options.listen, options.certs, shard, c, folder) for c, shard in enumerate(shards)]
+    private, training, seed = plan.laboratory.roles[Role.CLIENT_PRIVATE], plan.config.training, plan.systems[0].seed
+    shards = write_shards(private, training, seed, folder / "shards")[:clients]
+    processes = [start_client(options.listen, options.certs, shard, c, folder) for c, (shard, _) in enumerate(shards)]
     try:
         record = serve(plan, options, folder / "checkpoints", progress)
         _wait(processes, folder)

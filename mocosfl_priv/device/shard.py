@@ -7,12 +7,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from .container import LARGEST_HEADER, LENGTH, pack, read_header
 from .errors import DeviceError
+
+if TYPE_CHECKING:
+    from PIL import Image  # imported where it is used: it takes four megabytes, which a shard file does not need
 
 FORMAT = "1"
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -124,6 +127,8 @@ def _checksum(ids: np.ndarray, images: np.ndarray) -> str:
 
 def _read_image(path: Path, size: int) -> np.ndarray:
     """uint8 (3, size, size)."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as image:
             return fit(image.convert("RGB"), size).transpose(2, 0, 1)
@@ -134,6 +139,8 @@ def _read_image(path: Path, size: int) -> np.ndarray:
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size` and crop the centre: uint8 (size, size, 3)."""
+    from PIL import Image
+
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.config import TrainingConfig
+from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.seeding import generator
 from mocosfl_priv.training.state import State
 
 
@@ -112,6 +114,15 @@ def data_weights(training: TrainingConfig) -> list[float] | None:
     rich = mixed.rich(training.clients)
     poor = training.clients - rich
     return [mixed.data / rich] * rich + [(1 - mixed.data) / max(1, poor)] * poor
+
+
+def seeded_partition(labels: Tensor, training: TrainingConfig, seed: int) -> list[Tensor]:
+    """Whose the private images are in a training with `seed`: the indices of every client, int64.
+
+    labels: int64 (n,), the classes of the private images. Simulated clients and shards for real ones both ask here.
+    Raises ConfigurationError when there are too few images.
+    """
+    return make_partition(labels, training, data_weights(training), generator(seed, "partition"))
 
 
 def most_draws(batches: Batches, images: int, steps: int) -> int:

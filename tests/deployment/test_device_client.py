@@ -166,4 +166,4 @@ def test_graphs_that_are_not_the_manifests_are_refused(shared_program: ClientPro
         ({"parameters": dict(list(shared_program.parameters.items())[1:])}, "not those of the manifest"),
     ):
         with pytest.raises(DeviceError, match=message):
-            DeviceClient(dataclasses.replace(shared_program, **changes))  # type: ignore[arg-type]
+            DeviceClient(dataclasses.replace(shared_program, **changes))

@@ -19,6 +19,7 @@ import yaml
 
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.data.roles import Role
 from mocosfl_priv.deployment.certificates import make_certificates
 from mocosfl_priv.deployment.deployment import device_name
 from mocosfl_priv.deployment.loopback import free_port, start_client
@@ -55,7 +56,9 @@ def run_once(folder: Path, config: Path, disturbed: bool) -> tuple[pd.DataFrame,
     """A served run with real processes; its training history, and what it recorded of its devices."""
     folder.mkdir()
     make_certificates(folder / "certs", CLIENTS, [])
-    shards = write_shards(Experiment.from_yaml(config).plan(), folder / "shards")
+    plan = Experiment.from_yaml(config).plan()
+    private = plan.laboratory.roles[Role.CLIENT_PRIVATE]
+    shards = [path for path, _ in write_shards(private, plan.config.training, 0, folder / "shards")]
     port = free_port()
     proxy = Proxy(port, delay=0.02 if disturbed else 0.0, loss=0.0005 if disturbed else 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,56 @@ def build(backbone: str, cut: int, norm: str = "group", bottleneck: str = "none"
     return client
 
 
+Gradients = dict[str, np.ndarray]
+
+
+def gradients(client: nn.Module, images: torch.Tensor, returned: torch.Tensor) -> Gradients:
+    """Torch's, in the client's own precision."""
+    kind = next(client.parameters()).dtype
+    named = dict(client.named_parameters())
+    computed = torch.autograd.grad(client(images.to(kind)), list(named.values()), returned.to(kind))
+    return {name: value.numpy() for name, value in zip(named, computed, strict=True)}
+
+
+def error(found: Gradients, expected: Gradients) -> float:
+    """The largest error of any parameter, relative to its own largest number."""
+    least = ROUNDING * max(np.abs(value).max() for value in expected.values())
+    return float(max(np.abs(found[k] - v).max() / max(np.abs(v).max(), least) for k, v in expected.items()))
+
+
+def regular_images(client: nn.Module, side: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and gradients to return, at which the parameters' gradient is continuous as far as float32 can see.
+
+    At a ReLU whose input is nothing but rounding the gradient jumps by percents, in torch itself between float32 and
+    float64 as well; such images are passed over. Which they are is found without ONNX.
+    """
+    shape = client(torch.zeros(1, 3, side, side, dtype=torch.float64)).shape
+    found = []
+    for seed in range(40):
+        rng = torch.Generator().manual_seed(seed)
+        image, returned = torch.rand(1, 3, side, side, generator=rng), torch.randn(shape, generator=rng)
+        here = gradients(client, image, returned)
+        noisy = [image.double() + 3e-6 * torch.randn(image.shape, generator=rng) for _ in range(3)]
+        if all(error(gradients(client, near, returned), here) < TOLERANCE for near in noisy):
+            found.append((image, returned))
+        if len(found) == wanted:
+            images, returneds = zip(*found, strict=True)
+            return torch.cat(images), torch.cat(returneds)
+    raise AssertionError("no image is regular")
+
+
 def assert_equal_gradients(client: nn.Module, side: int = 32) -> ClientProgram:
     program = export_client(client, (3, side, side), settings())
     device = DeviceClient(ClientProgram.from_bytes(program.to_bytes()))
-    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(3))
-    expected = client(images)
-    np.testing.assert_allclose(device.encode_queries(images.numpy()), expected.detach().numpy(), rtol=1e-3, atol=1e-4)
-    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
-    expected.backward(gradient)
-    found = device.parameter_gradients(gradient.numpy())
-    wanted = {name: p.grad.numpy() for name, p in client.named_parameters() if p.grad is not None}
-    assert list(found) == list(wanted)
-    least = ROUNDING * max(np.abs(value).max() for value in wanted.values())
-    for name, value in wanted.items():
-        assert np.abs(found[name] - value).max() <= TOLERANCE * max(np.abs(value).max(), least), name
+    exact = copy.deepcopy(client).double()
+    images, returned = regular_images(exact, side, wanted=2)
+    expected = exact(images.double()).detach().numpy()
+    np.testing.assert_allclose(
+        device.encode_queries(images.numpy()), expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()
+    )
+    found = device.parameter_gradients(returned.numpy())
+    assert list(found) == [name for name, _ in client.named_parameters()]
+    assert error(found, gradients(exact, images, returned)) <= TOLERANCE
     return program
 
 
