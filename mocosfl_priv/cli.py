@@ -245,6 +245,9 @@ def client(
     patience: Annotated[
         float, typer.Option(metavar="SECONDS", help="Give up after so long without a server. [default: never]")
     ] = float("inf"),
+    meter: Annotated[
+        str | None, typer.Option(help="Of energy: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:...")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Take part in a served run; devices have this without torch as `mocosfl-priv-client`."""
@@ -253,7 +256,7 @@ def client(
 
     _log_to_terminal()
     try:
-        run(server, certs, data, plain, name, image_size, patience)
+        run(server, certs, data, plain, name, image_size, patience, meter)
     except DeviceError as error:
         raise ConfigurationError(str(error)) from error
 

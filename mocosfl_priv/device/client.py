@@ -9,21 +9,21 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import DeviceError
 from .grpc_transport import Certificates, connect, require_loopback
-from .messages import Report, Welcome
+from .messages import LONGEST_TEXT, Report, Welcome
+from .meters import ProcessMeter, Sampler, idle_watts, open_meter
 from .participant import Device, ShardViews, Views, stay
 from .program import ClientProgram
 from .shard import Shard
 from .transport import Conversation
 
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
-STATUS = Path("/proc/self/status")
-CGROUP, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+IDLE_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         run(options.server, options.certs, options.data, options.plain, options.name, options.image_size,
-            options.patience)  # fmt: skip
+            options.patience, options.meter, options.idle)  # fmt: skip
     except DeviceError as error:
         print(f"mocosfl-priv-client: {error}", file=sys.stderr)
         return EXIT_UNUSABLE
@@ -50,6 +50,8 @@ def run(
     name: str = "",
     image_size: int | None = None,
     patience: float = float("inf"),
+    meter: str | None = None,
+    idle: float = IDLE_SECONDS,
 ) -> None:
     """The same with its options as arguments; raises DeviceError."""
     if plain == (certs is not None):
@@ -57,14 +59,14 @@ def run(
     if plain:
         require_loopback(server)
     certificates = None if certs is None else Certificates.read(certs, "device")
-    measure = Measure()
     shard = open_data(data, image_size)
-    device = Device(name, len(shard), lambda program, welcome: _views(shard, program, welcome), measure)
 
     def open_conversation() -> Conversation:
         return connect(server, certificates)
 
-    stay(device, open_conversation, patience)
+    with Measure(meter, idle) as measure:
+        device = Device(name, len(shard), lambda program, welcome: _views(shard, program, welcome), measure)
+        stay(device, open_conversation, patience)
 
 
 def open_data(data: Path, image_size: int | None) -> Shard:
@@ -83,38 +85,42 @@ def _views(shard: Shard, program: ClientProgram, welcome: Welcome) -> Views:
 
 
 class Measure:
-    """What this process takes, from when it is made on: memory counts from there, after the imports."""
+    """What this process takes, from when it is made on, so after all imports; as a context it also reads a meter.
 
-    def __init__(self) -> None:
-        self._baseline = _status_bytes("VmRSS")
-        self._cpu = time.process_time()
+    meter: see :func:`open_meter`; None for none. idle: seconds in which the meter's idle baseline is measured first.
+    """
+
+    def __init__(self, meter: str | None = None, idle: float = IDLE_SECONDS) -> None:
+        self._process = ProcessMeter()
+        self._meter = None if meter is None else open_meter(meter)
+        self._idle_watts = None if self._meter is None or idle <= 0 else idle_watts(self._meter, idle)
+        self._sampler = None if self._meter is None else Sampler(self._meter)
+
+    def __enter__(self) -> Measure:
+        if self._sampler is not None:
+            self._sampler.__enter__()
+        return self
+
+    def __exit__(self, *ended: Any) -> None:
+        if self._sampler is not None:
+            self._sampler.__exit__(*ended)
 
     def __call__(self) -> Report:
-        """Zeros where the system does not tell."""
+        """Zeros where nothing was measured."""
+        usage = self._process.usage()
+        energy = None if self._sampler is None else self._sampler.energy(self._idle_watts)
+        measured = energy is not None and energy.joules is not None
         return Report(
-            cpu_seconds=time.process_time() - self._cpu,
-            resident_bytes=_status_bytes("VmRSS"),
-            baseline_bytes=self._baseline,
-            peak_bytes=_status_bytes("VmHWM"),
-            cgroup_peak_bytes=_cgroup_peak(),
+            cpu_seconds=usage.cpu_seconds,
+            resident_bytes=usage.resident_bytes,
+            baseline_bytes=self._process.baseline_bytes,
+            peak_bytes=usage.peak_resident_bytes,
+            cgroup_peak_bytes=usage.cgroup_peak_bytes or 0,
+            joules=energy.joules if energy is not None and energy.joules is not None else 0.0,
+            idle_watts=self._idle_watts or 0.0,
+            energy_seconds=energy.seconds if energy is not None else 0.0,
+            energy_method=energy.method[:LONGEST_TEXT] if energy is not None and measured else "",
         )
-
-
-def _status_bytes(field: str) -> int:
-    try:
-        lines = STATUS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
-
-
-def _cgroup_peak() -> int:
-    """memory.peak of this process's control group (version 2); 0 where there is none."""
-    try:
-        path = CGROUP.read_text(encoding="ascii").rpartition("::")[2].strip()
-        return int((CGROUP_ROOT / path.lstrip("/") / "memory.peak").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="of an image folder's images, as in the model")
     parser.add_argument("--patience", type=float, default=float("inf"), metavar="SECONDS",
                         help="give up after so long without a server [default: never]")  # fmt: skip
+    parser.add_argument(
+        "--meter", help="of energy: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:... [default: none]"
+    )
+    parser.add_argument("--idle", type=float, default=IDLE_SECONDS, metavar="SECONDS",
+                        help="for which the meter first reads the idle device")  # fmt: skip
     parser.add_argument("--plain", action="store_true", help="no encryption: loopback addresses only")
     parser.add_argument("--name", default="", help="with --plain: which client this is, as in client-0003")
     parser.add_argument("--debug", action="store_true", help="log more")
