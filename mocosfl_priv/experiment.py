@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.config import ModelConfig
-from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError, StorageError
@@ -37,7 +36,8 @@ from mocosfl_priv.target import Target, Trial, attack_seed, on_device, protect_a
 from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, most_draws, total_steps
+from mocosfl_priv.training.participants import RemoteParticipants
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws, seeded_partition, total_steps
 from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())
@@ -154,11 +154,13 @@ def train_system(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     how: Training = HONEST,
+    remote: RemoteParticipants | None = None,
 ) -> TrainedSystem:
     """Train one system, select its checkpoint on validation data, and measure its utility and cost.
 
     how: who attends, and whether one of them chooses the gradients. A hijacked training has no leakage curve.
     checkpoints: folder in which the training keeps its state, and from which it goes on.
+    remote: see :func:`train_mocosfl`.
     """
     progress = progress or Silent()
     system = system.with_own_defense()
@@ -191,6 +193,7 @@ def train_system(
             server_hooks=audience,
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
+            remote=remote,
             validate=lambda model: selection_knn(
                 model, lab.probe_data, defense, config.evaluation, lab.compute, seed, on=training.select_on
             ),
@@ -232,12 +235,9 @@ def train_system(
 def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:
     """Who trains with which of the private images, step by step; `images` stand for them."""
     training = lab.config.training
-    partition = make_partition(
-        lab.roles[Role.CLIENT_PRIVATE].labels, training, data_weights(training), generator(seed, "partition")
-    )
     return PooledClients(
         images,
-        partition,
+        seeded_partition(lab.roles[Role.CLIENT_PRIVATE].labels, training, seed),
         PoolShape.of(training),
         generator(seed, "client batches"),
         training.partial_batches == "drop",

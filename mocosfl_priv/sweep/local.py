@@ -11,12 +11,19 @@ from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import RunRecord
 from mocosfl_priv.sweep.assembly import assemble
 from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.training.participants import RemoteParticipants
 
 
-def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | None = None) -> RunRecord:
+def run_plan(
+    plan: Plan,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+    remote: RemoteParticipants | None = None,
+) -> RunRecord:
     """Train every system, attack it with every attack, and gather the record.
 
     checkpoints: folder in which trainings keep their state and from which they go on; nothing else is written.
+    remote: see :func:`mocosfl_priv.training.mocosfl.train_mocosfl`.
     Errors propagate.
     """
     progress = progress or Silent()
@@ -35,7 +42,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, checkpoints: Path | N
         for system in plan.systems:
             for training in plan.trainings:
                 progress.segment()
-                trained = train_system(lab, system, progress, checkpoints, training)
+                trained = train_system(lab, system, progress, checkpoints, training, remote)
                 trained_systems.append(trained)
                 for attack in training.attacks:
                     progress.segment()

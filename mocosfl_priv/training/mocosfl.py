@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
-from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.models.split import SplitModel, count_parameters
 from mocosfl_priv.progress import Progress, Silent
@@ -25,6 +24,14 @@ from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
 from mocosfl_priv.training.hooks import ClientHooks, Message, NoHooks, ServerHooks, Unattended
+from mocosfl_priv.training.participants import (
+    Participants,
+    RemoteParticipants,
+    Simulated,
+    client_by_client,
+    encodes_once,
+    rows_per_image,
+)
 from mocosfl_priv.training.replay import Replay
 from mocosfl_priv.training.sampling import Batches, ClientBatch, PoolShape
 from mocosfl_priv.training.schedule import client_rates, server_rate
@@ -88,6 +95,7 @@ class MocoSFL:
         frozen_client: bool = False,
         learning_rate: float | None = None,
         replay_folder: Path | None = None,
+        remote: RemoteParticipants | None = None,
     ) -> None:
         self.model = model.to(compute.device)
         self.training = training
@@ -99,10 +107,13 @@ class MocoSFL:
         self.hooks = hooks or NoHooks()
         self.server_hooks = server_hooks or Unattended()
         self._rate = training.learning_rate if learning_rate is None else learning_rate
-        self._views_rng = generator(seed, "augmentation", device=compute.device)
-        self._noise_rng = generator(seed, "defense", device=compute.device)
         self._replay_rng = generator(seed, "replay")
-        self.clients = self._make_clients(frozen_client)
+        self.clients = self._make_clients(frozen_client, may_be_one=remote is None)
+        simulated = Simulated(
+            self.clients, self.hooks, training, compute,
+            generator(seed, "augmentation", device=compute.device), generator(seed, "defense", device=compute.device),
+        )  # fmt: skip
+        self.participants: Participants = simulated if remote is None else remote(model, simulated)
         self.server = MocoServer(
             model.trunk, model.projector, training, compute, generator(seed, "feature memory", device=compute.device)
         )
@@ -115,11 +126,12 @@ class MocoSFL:
         self._before_averaging: tuple[State, ...] = ()  # own copies of the pool's first clients, as averaging met them
         self._client_bytes = 4 * count_parameters(model.client)
 
-    def _make_clients(self, frozen: bool) -> Clients:
+    def _make_clients(self, frozen: bool, may_be_one: bool) -> Clients:
         if frozen:
             return FrozenClients(self.model.client, self._batches.clients)
         shape = PoolShape.of(self.training)
-        if self.training.clients == self._batches.clients and EqualClients.fits(self.training, shape.pool):
+        everybody = self.training.clients == self._batches.clients
+        if may_be_one and everybody and EqualClients.fits(self.training, shape.pool):
             return EqualClients(self.model.client, self._batches.clients, self.training)
         kernel: Kernel
         if self._compute.client_kernel == "measure":
@@ -148,14 +160,14 @@ class MocoSFL:
         return loss
 
     def _full_step(self) -> Tensor:
-        batch = self._batches.next()
-        self._pool = batch.pool
         learning = self.clients.trainable and (self.replay is None or self.replay.status == "A")
+        batch = self.participants.present(self._batches.next(), self.step_count, learning)
+        self._pool = batch.pool
         parts: list[State] = []
         images_per_pass = max(1, self._compute.rows_per_pass // self._views)
-        losses = [self._exchange(part, len(batch.images), learning, parts) for part in batch.chunks(images_per_pass)]
+        losses = [self._exchange(part, sum(batch.sizes), learning, parts) for part in batch.chunks(images_per_pass)]
         if learning:
-            self.clients.end_step()
+            self.participants.end_step()
         self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
         if self.replay is not None and self.replay.status == "B":
             self.replay.store(parts)
@@ -172,33 +184,15 @@ class MocoSFL:
 
     def _exchange(self, part: ClientBatch, batch_images: int, learning: bool, parts: list[State]) -> Tensor:
         """Some clients' share of a step, from their images to their update; returns their share of the loss."""
-        images = part.images.to(self._compute.device)
-        first, second = moco_v2_view(images, self._views_rng), moco_v2_view(images, self._views_rng)
-        order = _client_by_client(part.sizes, images.device) if self.training.symmetric else None
-        single = encodes_once(self.training, not self.clients.trainable)
-        if single or order is None:
-            rows, query_views, key_views = list(part.sizes), first, second
-        else:
-            rows = [2 * size for size in part.sizes]
-            query_views, key_views = torch.cat([first, second])[order], torch.cat([second, first])[order]
-        with self._compute.autocast():
-            smashed = self.clients.encode_queries(part.pool, rows, query_views)
-            key_smashed = self.clients.encode_keys(part.pool, rows, key_views)
-        smashed, key_smashed = smashed.to(first.dtype), key_smashed.to(first.dtype)
-        sent = self.hooks.protect(smashed, self._noise_rng)
-        with torch.no_grad():
-            sent_keys = self.hooks.protect(key_smashed, self._noise_rng)
-            if learning:
-                senders = part.pool.repeat_interleave(torch.tensor(rows))
-                sent_keys = self.hooks.disguise(sent_keys, senders, self.step_count, self._noise_rng)
-        self.traffic.smashed_up += (sent.numel() + sent_keys.numel()) * sent.element_size()
-
-        queries, keys, own = sent.detach(), sent_keys, None
-        if single and order is not None:
+        images = sum(part.sizes)
+        sent = self.participants.send(part, self.step_count, learning)
+        self.traffic.smashed_up += sent.payload
+        queries, keys, own = sent.queries, sent.keys, None
+        if self.training.symmetric and encodes_once(self.training, not self.clients.trainable):
+            order = client_by_client(part.sizes, queries.device)
             queries, keys = torch.cat([queries, keys])[order], torch.cat([keys, queries])[order]
-            own = order < len(images)  # the queries that a client's online model made
-        views = len(queries) // len(images)
-        owners = part.pool.repeat_interleave(views * torch.tensor(part.sizes))
+            own = order < images  # the queries that a client's online model made
+        owners = part.pool.repeat_interleave(self._views * torch.tensor(part.sizes))
         if self.replay is not None and self.replay.status == "B":
             scale = torch.tensor(1 / batch_images, dtype=torch.float64)
             parts.append({"queries": queries, "keys": keys, "owners": owners, "scale": scale})
@@ -210,15 +204,9 @@ class MocoSFL:
             gradient = self.server_hooks.returned(message, gradient)
             returned = gradient if own is None else gradient[own]
             self.traffic.gradient_down += returned.numel() * returned.element_size()
-            returned = self.hooks.filter_gradient(returned, self._noise_rng)
-            outputs, gradients = [sent], [returned]
-            extra = self.hooks.client_loss(query_views, smashed)
-            if extra is not None:  # a mean over this part of the batch
-                outputs.append(extra)
-                gradients.append(torch.full_like(extra, len(images) / batch_images))
-            torch.autograd.backward(outputs, gradients)
             taken = self.clients.steps_taken[part.pool]
-            self.clients.learn(part.pool, client_rates(self.training, self._rate, self.step_count, self.steps, taken))
+            rates = client_rates(self.training, self._rate, self.step_count, self.steps, taken)
+            self.participants.receive(part, returned, images / batch_images, rates)
         return loss
 
     def _replayed_step(self, replay: Replay) -> Tensor:
@@ -235,13 +223,13 @@ class MocoSFL:
 
     def _synchronise(self, batch: ClientBatch) -> None:
         self._before_averaging = self._own_copies()
-        self.clients.average(batch.pool)
+        self.participants.average(batch.pool)
         models = 2 if self.training.average_momentum_models else 1
         self.traffic.weights_up += models * len(batch.pool) * self._client_bytes
         self.traffic.weights_down += models * self._batches.clients * self._client_bytes
 
     def _own_copies(self) -> tuple[State, ...]:
-        return tuple(self.clients.individual(client) for client in self._pool[:PARTICIPANTS].tolist())
+        return tuple(self.participants.individual(client) for client in self._pool[:PARTICIPANTS].tolist())
 
     def _end_epoch(self, loss: Tensor) -> None:
         if self.replay is None:
@@ -260,7 +248,7 @@ class MocoSFL:
         """
         if self.clients.trainable:
             # parameters only: buffers are constants of the architecture
-            self.model.client.load_state_dict(self.clients.consensus(self._pool), strict=False)
+            self.model.client.load_state_dict(self.participants.consensus(self._pool), strict=False)
         apart = self._unsynchronised or not self._before_averaging
         self.model.participants = self._own_copies() if apart else self._before_averaging
         return self.model
@@ -268,7 +256,7 @@ class MocoSFL:
     def state(self) -> tuple[State, dict[str, Any]]:
         """Tensors and JSON facts from which :meth:`load_state` goes on exactly."""
         tensors = {
-            **under("clients", self.clients.state()),
+            **self.participants.state(),
             **under("server", self.server.state()),
             **under("batches", self._batches.state()),
             **under("hooks", self.hooks.state()),
@@ -276,8 +264,6 @@ class MocoSFL:
             "pool": self._pool,
             **_numbered("before_averaging", self._before_averaging),
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
-            "rng.views": self._views_rng.get_state(),
-            "rng.noise": self._noise_rng.get_state(),
             "rng.replay": self._replay_rng.get_state(),
             "rng.global": torch.get_rng_state(),  # a user's Dropout draws from it
         }
@@ -293,7 +279,7 @@ class MocoSFL:
     def load_state(self, step: int, tensors: State, facts: dict[str, Any]) -> None:
         """Go on where :meth:`state` was taken."""
         self.step_count = step
-        self.clients.load_state(within(tensors, "clients"))
+        self.participants.load_state(tensors)
         self.server.load_state(within(tensors, "server"))
         self._batches.load_state(within(tensors, "batches"))
         self.hooks.load_state(within(tensors, "hooks"))
@@ -301,8 +287,7 @@ class MocoSFL:
         self._pool = tensors["pool"]
         self._before_averaging = _counted(tensors, "before_averaging", self._compute.device)
         self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
-        for rng, name in ((self._views_rng, "views"), (self._noise_rng, "noise"), (self._replay_rng, "replay")):
-            rng.set_state(tensors[f"rng.{name}"])
+        self._replay_rng.set_state(tensors["rng.replay"])
         torch.set_rng_state(tensors["rng.global"])
         self.traffic = Traffic(**facts["traffic"])
         self._replay_order = facts["replay_order"]
@@ -313,17 +298,9 @@ class MocoSFL:
             self.clients.kernel = facts["kernel"]
 
 
-def encodes_once(training: TrainingConfig, frozen_client: bool) -> bool:
-    """Whether a single encoding of each view serves as query and as key; else both models of a client encode it.
-
-    That is so one-sided, and for frozen clients, whose two models are one.
-    """
-    return training.paper_gradient == "one_sided" or frozen_client
-
-
 def messages_per_draw(training: TrainingConfig, frozen_client: bool) -> int:
     """Messages that an image gives rise to each time that it is drawn for a step."""
-    return 4 if training.symmetric and not encodes_once(training, frozen_client) else 2
+    return 2 * rows_per_image(training, frozen_client)
 
 
 def train_mocosfl(
@@ -338,6 +315,7 @@ def train_mocosfl(
     server_hooks: ServerHooks | None = None,
     frozen_client: bool = False,
     learning_rate: float | None = None,
+    remote: RemoteParticipants | None = None,
     validate: Callable[[SplitModel], float] | None = None,
     observe: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None = None,
     observe_every: int = 0,
@@ -350,6 +328,7 @@ def train_mocosfl(
         moment comes back too.
     frozen_client: clients only encode; nothing flows back to them and only the server learns.
     learning_rate: replaces `training.learning_rate`.
+    remote: puts participants that are elsewhere before the simulated ones; without it all are simulated.
     validate: scores a model, higher is better, on data that is neither test nor victims; called every
         `training.monitor_every` epochs and at the end. Without it the last state is returned.
     observe: called with (model, step, epoch) every `observe_every` epochs, and at the end; must not change the model.
@@ -362,7 +341,7 @@ def train_mocosfl(
     run = MocoSFL(
         model, batches, training, steps=steps, compute=compute, seed=seed, hooks=hooks, server_hooks=server_hooks,
         frozen_client=frozen_client, learning_rate=learning_rate,
-        replay_folder=checkpoints.folder / "replay" if checkpoints else None,
+        replay_folder=checkpoints.folder / "replay" if checkpoints else None, remote=remote,
     )  # fmt: skip
     outcome = TrainedModel(model, steps, steps, run.traffic, run.kernel)
     record = _Record(outcome, (run.hooks, run.server_hooks))
@@ -370,6 +349,7 @@ def train_mocosfl(
         _run_to_the_end(run, record, validate, observe, observe_every, checkpoints, progress, started)
 
     run.assemble()
+    run.participants.finish()
     record.restore_best()
     outcome.traffic, outcome.kernel = run.traffic, run.kernel
     outcome.replay_epochs = {str(k): v for k, v in run.replay.epochs.items()} if run.replay else {}
@@ -496,23 +476,6 @@ def _counted(state: State, prefix: str, device: torch.device) -> tuple[State, ..
     return tuple(
         {name: value.to(device) for name, value in within(state, f"{prefix}.{index}").items()} for index in indices
     )
-
-
-def _client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """The order that puts each client's second views behind its first ones.
-
-    Indices into cat([first, second]) of B images each; for cat([second, first]) the same order gives the other view.
-    """
-    images = sum(sizes)
-    if len(set(sizes)) == 1:
-        pairs = torch.arange(2 * images, device=device).view(2, len(sizes), -1)
-        return pairs.transpose(0, 1).flatten()
-    index, pieces, start = torch.arange(images, device=device), [], 0
-    for size in sizes:
-        mine = index[start : start + size]
-        pieces += [mine, mine + images]
-        start += size
-    return torch.cat(pieces)
 
 
 def _require_finite(losses: list[Tensor], step: int) -> None:

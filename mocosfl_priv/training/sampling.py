@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.config import TrainingConfig
+from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.seeding import generator
 from mocosfl_priv.training.state import State
 
 
@@ -36,6 +38,15 @@ class ClientBatch:
                 first, begin = position, end
             end += size
         yield ClientBatch(self.pool[first:], self.sizes[first:], self.images[begin:end])
+
+    def without(self, clients: Set[int]) -> ClientBatch:
+        """The same batch without these clients and their images."""
+        if not clients:
+            return self
+        stays = torch.tensor([client not in clients for client in self.pool.tolist()])
+        images = self.images[stays.repeat_interleave(torch.tensor(self.sizes))]
+        sizes = tuple(size for size, here in zip(self.sizes, stays.tolist(), strict=True) if here)
+        return ClientBatch(self.pool[stays], sizes, images, self.pool_changes)
 
 
 class Batches(Protocol):
@@ -103,6 +114,15 @@ def data_weights(training: TrainingConfig) -> list[float] | None:
     rich = mixed.rich(training.clients)
     poor = training.clients - rich
     return [mixed.data / rich] * rich + [(1 - mixed.data) / max(1, poor)] * poor
+
+
+def seeded_partition(labels: Tensor, training: TrainingConfig, seed: int) -> list[Tensor]:
+    """Whose the private images are in a training with `seed`: the indices of every client, int64.
+
+    labels: int64 (n,), the classes of the private images. Simulated clients and shards for real ones both ask here.
+    Raises ConfigurationError when there are too few images.
+    """
+    return make_partition(labels, training, data_weights(training), generator(seed, "partition"))
 
 
 def most_draws(batches: Batches, images: int, steps: int) -> int:

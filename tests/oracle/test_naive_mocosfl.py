@@ -15,7 +15,7 @@ from torch import Tensor
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.training import mocosfl
+from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import ClientBank, EqualClients
 from mocosfl_priv.training.mocosfl import MocoSFL
 from mocosfl_priv.training.sampling import ClientBatch, PoolShape
@@ -75,7 +75,7 @@ def compare(
             drawn["turn"] = 1 - drawn["turn"]
             return view
 
-        with patch.object(mocosfl, "moco_v2_view", next_view):
+        with patch.object(participants, "moco_v2_view", next_view):
             loss = engine.step()
         expected = naive.step(pool, views[0], views[1])
         assert math.isclose(float(loss), expected, rel_tol=1e-9)

@@ -17,7 +17,7 @@ from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters
 from mocosfl_priv.seeding import generator
-from mocosfl_priv.training import mocosfl
+from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import KERNELS
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
@@ -140,7 +140,7 @@ def test_clients_of_every_kind_train_in_bfloat16(compute: Compute, backbone: str
 
 
 def test_the_number_of_rows_in_a_pass_changes_nothing(compute: Compute) -> None:
-    with patch.object(mocosfl, "moco_v2_view", lambda images, _: images.float() / 255):
+    with patch.object(participants, "moco_v2_view", lambda images, _: images.float() / 255):
         one, other = model(), model()
         train(one, compute, clients=6)
         train(other, replace(compute, rows_per_pass=4), clients=6)

@@ -1,0 +1,1 @@
+"""Real clients: what a server makes for devices and knows about them."""

@@ -1,0 +1,134 @@
+"""A small certificate authority for the devices of one's own: one for the server, one for each device.
+
+A device's certificate carries its name, and that name is who it is: the server asks for no password and believes no
+other claim. The authority's key can make new devices; it stays where the certificates were made.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mocosfl_priv.deployment.deployment import device_name
+from mocosfl_priv.errors import ConfigurationError
+
+SERVER, DEVICE, AUTHORITY = "server", "device", "ca"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+VALID_DAYS = 825  # beyond which some TLS libraries doubt a server's certificate
+CLOCK_SKEW = datetime.timedelta(days=1)  # a Raspberry Pi has no clock of its own before the network is there
+
+
+def make_certificates(folder: Path, devices: int, hosts: Sequence[str]) -> list[Path]:
+    """Write an authority, a server's certificate for `hosts` and this machine, and one for each device.
+
+    ``folder/ca.pem, ca.key, server.pem, server.key``, and per device a folder ``client-0000`` with ca.pem, device.pem
+    and device.key, which is all that a device needs. Returns the devices' folders. An authority that is there already
+    is used, so that devices can be added; certificates that are there stay.
+    Raises ConfigurationError where the folder cannot be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        authority, key = _authority(folder)
+        if not (folder / f"{SERVER}.pem").exists():
+            _write(folder, SERVER, *_signed(authority, key, SERVER, [*hosts, *LOOPBACK]))
+        made = []
+        for client in range(devices):
+            place = folder / device_name(client)
+            made.append(place)
+            if not (place / f"{DEVICE}.pem").exists():
+                place.mkdir(exist_ok=True)
+                _write(place, DEVICE, *_signed(authority, key, device_name(client)))
+                (place / f"{AUTHORITY}.pem").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    except OSError as error:
+        raise ConfigurationError(f"certificates: {error.filename} cannot be written: {error.strerror}") from error
+    return made
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate_file, key_file = folder / f"{AUTHORITY}.pem", folder / f"{AUTHORITY}.key"
+    if certificate_file.exists():
+        try:
+            key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"certificates: the authority in {folder} cannot be used: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigurationError(f"certificates: the authority in {folder} is none that this command made")
+        return certificate, key
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name("mocosfl-priv devices")
+    certificate = (
+        _builder(name, name, key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    _write(folder, AUTHORITY, certificate, key)
+    return certificate, key
+
+
+def _signed(
+    authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey, name: str, hosts: Sequence[str] = ()
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A server's certificate where hosts are given, else a device's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+    builder = (
+        _builder(_name(name), authority.subject, key)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    )
+    names = [_host(host) for host in dict.fromkeys(hosts)] or [x509.DNSName(name)]
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(authority_key, hashes.SHA256()), key
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+    )
+
+
+def _usage(signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=signs, crl_sign=signs, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    """Certificate and key; the key for its owner only, from its first byte on."""
+    block = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    descriptor = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(block)
+    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

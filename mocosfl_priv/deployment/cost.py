@@ -1,0 +1,223 @@
+"""What a client costs: measured where somebody measured, counted where it can be counted, each with its method.
+
+Every line says how it came about. The paper's own accounting (Li et al., ICLR 2023) stands beside, never in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mocosfl_priv.deployment.reception import Account
+from mocosfl_priv.device.accounting import paper_traffic
+from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
+
+NOT_MEASURED = "not measured"
+COLUMNS = ["client", "quantity", "value", "unit", "method"]
+EVERYBODY, PAPER = "mean", "paper"  # in the column `client`: of the devices; the paper's accounting
+CLIENT_OF_THE_TABLE = (EVERYBODY, PAPER)  # what a terminal shows
+PERCENTILES = (50, 90, 99)
+COPIES = 4  # of the parameters: online and momentum model, optimiser, gradient
+
+
+@dataclass(frozen=True)
+class ClientFigures:
+    """What can be counted of a client without running it on a device.
+
+    forward_flops, training_flops: of one image, forward; forward and backward. tensor_bytes: analytic memory of a
+    training step with one image, or of encoding it where the client is frozen. images, epochs: of an average client.
+    """
+
+    parameters: int
+    smashed_elements: int
+    forward_flops: int
+    training_flops: int
+    tensor_bytes: int
+    rows_per_image: int
+    frozen: bool
+    images: int
+    epochs: int
+
+    @classmethod
+    def of(cls, model: SplitModel, *, rows_per_image: int, frozen: bool, images: int, epochs: int) -> ClientFigures:
+        """Count them on the server's copy of the client."""
+        client, shape = model.client, model.image_shape
+        return cls(
+            parameters=count_parameters(client),
+            smashed_elements=int(np.prod(model.smashed_shape)),
+            forward_flops=forward_flops(client, shape),
+            training_flops=training_flops(client, shape),
+            tensor_bytes=tensor_bytes(client, shape, frozen),
+            rows_per_image=rows_per_image,
+            frozen=frozen,
+            images=images,
+            epochs=epochs,
+        )
+
+    def flops(self, drawn: int) -> int:
+        """Of a client that has drawn so many images: queries and keys forward, queries backward.
+
+        A device computes the forward pass of its queries a second time with their gradient, since it keeps none of it.
+        """
+        queries = keys = self.rows_per_image * drawn
+        if self.frozen:
+            return (queries + keys) * self.forward_flops
+        return queries * (self.forward_flops + self.training_flops) + keys * self.forward_flops
+
+
+def training_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
+    """Floating-point operations of a forward and a backward pass of one image, by torch's counter."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        parameters = list(module.parameters())
+        torch.autograd.grad(module(torch.zeros(1, *input_shape, device=device)).sum(), parameters, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def tensor_bytes(module: nn.Module, input_shape: Sequence[int], frozen: bool) -> int:
+    """Bytes of tensors that one image needs, by what autograd keeps: parameters, their copies, and activations.
+
+    Frozen: one copy of the parameters and the two largest neighbouring maps, of which nothing is kept.
+    """
+    parameters = 4 * count_parameters(module)
+    image = torch.zeros(1, *input_shape, device=next((p.device for p in module.parameters()), None))
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        smashed = module(image)
+    if frozen:
+        largest = sorted((size for place, size in kept.items() if place not in own), reverse=True)
+        return parameters + sum(largest[:2])
+    activations = sum(size for place, size in kept.items() if place not in own)
+    return COPIES * parameters + activations + smashed.numel() * smashed.element_size()
+
+
+def device_record(
+    accounts: Mapping[int, Account], drawn: Sequence[int], figures: ClientFigures, terms: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run records of its devices, for ``run.json``: from it :func:`cost_table` is made, at any time."""
+    return {
+        "terms": dict(terms),
+        "figures": asdict(figures),
+        "clients": [
+            {
+                "client": client,
+                "name": account.name,
+                "drawn": int(drawn[client]),
+                "traffic": asdict(account.traffic),
+                "report": asdict(account.report),
+                "latency": _percentiles(account.latencies),
+                "conversations": account.conversations,
+                "refusals": account.refusals,
+                "steps_missed": account.steps_missed,
+            }
+            for client, account in accounts.items()
+        ],
+    }
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    return {f"p{p}": float(np.percentile(seconds, p)) for p in PERCENTILES} if seconds else {}
+
+
+def cost_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Lines of `COLUMNS`: every device's, their mean, and the paper's accounting. record: :func:`device_record`'s.
+
+    value: a number, or NaN where the method is "not measured".
+    """
+    figures = ClientFigures(**record["figures"])
+    lines = [line for device in record["clients"] for line in _device_lines(device, figures)]
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for _, quantity, value, unit, how in lines:
+        values.setdefault((quantity, unit, how), []).append(value)
+    means = [(EVERYBODY, quantity, float(np.mean(v)), unit, how) for (quantity, unit, how), v in values.items()]
+    return pd.DataFrame([*lines, *means, *_paper_lines(figures)], columns=COLUMNS)
+
+
+Line = tuple[str, str, float, str, str]
+
+
+def _device_lines(device: Mapping[str, Any], figures: ClientFigures) -> list[Line]:
+    name, traffic, report = device["name"], device["traffic"], device["report"]
+    tensors = "tensors and program at the transport, counted by the server"
+    tcp = "TCP_INFO of the server's sockets: TLS and framing included, TCP and IP headers not"
+    process = "the device's own /proc, last report"
+    lines: list[tuple[str, float | None, str, str]] = [
+        ("payload_up", traffic["payload_received"], "bytes", tensors),
+        ("payload_down", traffic["payload_sent"], "bytes", tensors),
+        ("wire_up", traffic["wire_received"], "bytes", tcp),
+        ("wire_down", traffic["wire_sent"], "bytes", tcp),
+        ("messages_up", traffic["messages_received"], "messages", "counted by the server"),
+        ("messages_down", traffic["messages_sent"], "messages", "counted by the server"),
+        ("cpu", report["cpu_seconds"] or None, "s", "process time since the imports, last report"),
+        ("encode", report["encode_seconds"], "s", "wall clock on the device"),
+        ("learn", report["learn_seconds"], "s", "wall clock on the device"),
+        ("flops", figures.flops(device["drawn"]), "FLOPs", "torch's counter on the server's copy, times images drawn"),
+        ("tensor_memory", figures.tensor_bytes, "bytes", "analytic: parameters, copies, kept activations, one image"),
+        (
+            "resident_above_baseline",
+            _above(report, "resident_bytes"),
+            "bytes",
+            f"VmRSS less imports'; {process}",
+        ),
+        ("resident_peak_above_baseline", _above(report, "peak_bytes"), "bytes", f"VmHWM less imports'; {process}"),
+        ("resident_peak", report["peak_bytes"] or None, "bytes", f"VmHWM; {process}"),
+        ("cgroup_peak", report["cgroup_peak_bytes"] or None, "bytes", "memory.peak of its control group"),
+        *(
+            (f"latency_{name}", value, "s", "from the server's request to the device's smashed data")
+            for name, value in device["latency"].items()
+        ),
+        ("energy", report["joules"] if report["energy_method"] else None, "J", _energy(report)),
+        ("steps_missed", device["steps_missed"], "steps", "not answered before the deadline"),
+        ("conversations", device["conversations"], "connections", "counted by the server"),
+    ]
+    return [
+        (name, quantity, float("nan"), unit, NOT_MEASURED)
+        if value is None
+        else (name, quantity, float(value), unit, how)
+        for quantity, value, unit, how in lines
+    ]
+
+
+def _above(report: Mapping[str, Any], field: str) -> float | None:
+    return max(0, report[field] - report["baseline_bytes"]) if report[field] and report["baseline_bytes"] else None
+
+
+def _energy(report: Mapping[str, Any]) -> str:
+    idle, seconds = report["idle_watts"], report["energy_seconds"]
+    return f"{report['energy_method']}; {seconds:.0f} s, idle {idle:.2f} W"
+
+
+def _paper_lines(figures: ClientFigures) -> list[Line]:
+    """The paper's accounting for an average client of this run, and what its protocol moves by the same units."""
+    paper = paper_traffic(
+        figures.parameters,
+        figures.smashed_elements,
+        images=figures.images,
+        epochs=figures.epochs,
+        frozen=figures.frozen,
+    )
+    how = "Li et al. (ICLR 2023): two vectors per image and epoch (one if frozen), one copy of the weights per epoch"
+    return [
+        (PAPER, "communication", paper.total, "MB (2^20)", how),
+        (PAPER, "smashed", paper.smashed, "MB (2^20)", how),
+        (PAPER, "weights", paper.weights, "MB (2^20)", how),
+    ]
+
+
+def write_costs(record: Mapping[str, Any], path: Path) -> None:
+    """``cost.csv``."""
+    cost_table(record).to_csv(path, index=False)

@@ -1,0 +1,100 @@
+"""The devices of one training: their program, where they are received, and the transport that leads there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mocosfl_priv.deployment.export import client_settings, export_client
+from mocosfl_priv.deployment.reception import Reception, Terms
+from mocosfl_priv.deployment.remote_clients import Patience, RemoteClients
+from mocosfl_priv.device.codecs import Codec
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.plugins import Defense
+from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.training.participants import Simulated, rows_per_image
+from mocosfl_priv.training.sampling import PoolShape
+
+HOOKS = ("client_loss", "protect", "disguise", "filter_gradient")  # what a defense does at a client, in torch
+
+
+class Transport(Protocol):
+    """What leads devices to a reception."""
+
+    def start(self) -> None:
+        """From here on devices are received."""
+
+    def stop(self) -> None:
+        """Let conversations end, and no new ones begin."""
+
+
+@dataclass
+class Deployment:
+    """Clients of a training that are devices; called by the engine, it makes participants of them.
+
+    run: name of the run, the same after a restart. seed: of the training. remote: the clients that are devices.
+    open_transport: makes what leads devices to a reception.
+    least: devices that must be there before the first step; all by default.
+    trusting: devices are who they say they are, without certificates.
+    """
+
+    run: str
+    seed: int
+    remote: Collection[int]
+    open_transport: Callable[[Reception], Transport]
+    activations: Codec = "fp32"
+    gradients: Codec = "fp32"
+    patience: Patience = field(default_factory=Patience)
+    heartbeat_seconds: float = 5.0
+    least: int | None = None
+    trusting: bool = False
+    reception: Reception | None = field(default=None, init=False)
+    participants: RemoteClients | None = field(default=None, init=False)
+    model: SplitModel | None = field(default=None, init=False)
+    _transport: Transport | None = field(default=None, init=False)
+
+    def __call__(self, model: SplitModel, simulated: Simulated) -> RemoteClients:
+        """Export the program, and receive devices."""
+        training = simulated.training
+        trainable = simulated.clients.trainable
+        terms = Terms(
+            self.run,
+            export_client(model.client, model.image_shape, client_settings(training, trainable)),
+            derive_seed(self.seed, "devices"),
+            self.activations,
+            self.gradients,
+            training.partial_batches == "drop",
+            self.heartbeat_seconds,
+        )
+        shape = PoolShape.of(training)
+        rows = rows_per_image(training, not trainable) * max(shape.size_of(client) for client in self.remote)
+        names = {device_name(client): client for client in self.remote}
+        self.reception = Reception(terms, names, rows, trusting=self.trusting)
+        self._transport = self.open_transport(self.reception)
+        self._transport.start()
+        self.model = model
+        least = len(names) if self.least is None else self.least
+        self.participants = RemoteClients(simulated, self.reception, self.remote, least, self.patience)
+        return self.participants
+
+    def close(self) -> None:
+        """End all conversations; devices that were not told that the training is over will try to come back."""
+        if self._transport is not None:
+            self._transport.stop()
+
+
+def device_name(client: int) -> str:
+    """What the device of a client is called, in its certificate too."""
+    return f"client-{client:04d}"
+
+
+def require_runs_on_devices(defense: Defense, label: str) -> None:
+    """Raise ConfigurationError where `defense` acts at clients while they train: its code is torch."""
+    acting = [hook for hook in HOOKS if getattr(type(defense), hook) is not getattr(Defense, hook)]
+    if acting:
+        raise ConfigurationError(
+            f"defense {label!r} acts at the client ({', '.join(acting)}), which devices cannot run; "
+            "they run those that only change the architecture or prepare a model, as bottleneck and taressfl do"
+        )

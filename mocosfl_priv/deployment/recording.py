@@ -1,0 +1,160 @@
+"""A function of tensors as an ONNX graph, found by running it once and translating every operation it reaches.
+
+Operations are seen below autograd (`TorchDispatchMode`), so that a backward pass is recorded like any other
+computation. Torch's own exporter has no rules for most operations of backward passes, and takes half a minute for a
+graph that is recorded here in less than one second. Shapes are those of the run. What has no rule here
+(`onnx_rules`) is taken apart by torch's table of decompositions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+OPSET = 18
+IR_VERSION = 9  # what ONNX 1.14 writes, so that devices need no newer runtime than the rules do
+TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float64: TensorProto.DOUBLE,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.bool: TensorProto.BOOL,
+}
+Rule = Callable[..., "str | Sequence[str]"]
+
+
+class NotTranslatableError(Exception):
+    """The function does something that no graph can repeat; the message says what."""
+
+
+class Graph:
+    """ONNX nodes in the order in which they are computed, and the names of tensors."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, np.ndarray] = {}
+        self._names: dict[int, str] = {}
+        self._computed: set[str] = set()
+        self._alive: list[Tensor] = []  # an id is a name only while its tensor lives
+        self._count = 0
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether `tensor` depends on the function's arguments; all others are constants."""
+        return self._names.get(id(tensor)) in self._computed
+
+    def assign(self, tensor: Tensor, name: str) -> None:
+        """From here on `tensor` is called `name`."""
+        self._alive.append(tensor)
+        self._names[id(tensor)] = name
+        self._computed.add(name)
+
+    def name(self, tensor: Tensor) -> str:
+        """What `tensor` is called; one that was not computed here becomes a constant."""
+        if id(tensor) not in self._names:
+            self._alive.append(tensor)
+            self._names[id(tensor)] = self._constant(tensor.detach().contiguous().numpy().copy())
+        return self._names[id(tensor)]
+
+    def operand(self, value: Tensor | float, dtype: torch.dtype) -> str:
+        """The name of a tensor or number as `dtype`."""
+        if not isinstance(value, Tensor):
+            return self._constant(torch.tensor(value, dtype=dtype).numpy())
+        name = self.name(value)
+        return name if value.dtype == dtype else self.node("Cast", name, to=TYPES[dtype])
+
+    def integers(self, values: Sequence[int]) -> str:
+        """A constant int64 vector, as many operators take their sizes."""
+        return self._constant(np.array(values, np.int64))
+
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Apply an operator with one result, and return the result's name."""
+        return self.nodes(operator, 1, *inputs, **attributes)[0]
+
+    def nodes(self, operator: str, results: int, *inputs: str, **attributes: Any) -> list[str]:
+        """The same for operators with several results."""
+        names = [self._fresh() for _ in range(results)]
+        self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
+        return names
+
+    def model(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> bytes:
+        """The serialised model of what `outputs` need; inputs and outputs have these names and shapes."""
+        finals = [helper.make_node("Identity", [self.name(value)], [name]) for name, value in outputs.items()]
+        needed = {name for node in finals for name in node.input}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self._nodes):
+            if needed & set(node.output):
+                needed |= set(node.input)
+                kept.append(node)
+        graph = helper.make_graph(
+            [*reversed(kept), *finals],
+            "client",
+            [_described(name, value) for name, value in inputs.items()],
+            [_described(name, value) for name, value in outputs.items()],
+            [numpy_helper.from_array(value, name) for name, value in self._constants.items() if name in needed],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        onnx.checker.check_model(model)
+        return model.SerializeToString()
+
+    def _constant(self, value: np.ndarray) -> str:
+        name = self._fresh()
+        self._constants[name] = value
+        return name
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+
+class Recorder(TorchDispatchMode):
+    """Within this context every operation on known tensors is carried out, and written into `graph`."""
+
+    def __init__(self, graph: Graph, rules: Mapping[Any, Rule], own_decompositions: Mapping[Any, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._graph = graph
+        self._rules = rules
+        self._decompositions = own_decompositions
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Carry out one operation; raises NotTranslatableError for one that has no rule and no decomposition."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotTranslatableError(f"it draws random numbers ({func})")
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if not any(self._graph.knows(tensor) for tensor in tensors):
+            return func(*args, **kwargs)
+        rule = self._rules.get(func)
+        if rule is None:
+            return self._taken_apart(func, args, kwargs)
+        result = func(*args, **kwargs)
+        names = rule(self._graph, result, *args, **kwargs)
+        if isinstance(names, str):
+            self._graph.assign(result, names)
+        else:
+            for tensor, name in zip(result, names, strict=False):  # results behind the last name are not used
+                self._graph.assign(tensor, name)
+        return result
+
+    def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """`func` through simpler operations: by our decompositions, its own definition, or torch's table."""
+        for decomposition in (self._decompositions.get(func), func.decompose, decomposition_table.get(func)):
+            if decomposition is None:
+                continue
+            with self:
+                result = decomposition(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        raise NotTranslatableError(f"there is no rule for the operation {func}")
+
+
+def _described(name: str, value: Tensor) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TYPES[value.dtype], list(value.shape))

@@ -1,0 +1,273 @@
+"""Devices as participants of a training, beside simulated ones or alone.
+
+The server keeps a row of the client bank for every device. Between two averages the device's own models are ahead of
+its row; they are fetched when somebody needs them: FedAvg, a validation, a checkpoint. What an average hands out is
+written into the rows, and a device gets its row before it is next asked for anything. So one rule serves devices that
+were there all the time, come back, or lost their memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mocosfl_priv.deployment.reception import Member, Reception, Request
+from mocosfl_priv.device.messages import Ask, Draw, Gradient, Packed, Smashed, Weights
+from mocosfl_priv.errors import RunFailedError
+from mocosfl_priv.training.clients import ClientBank
+from mocosfl_priv.training.participants import Sent, Simulated, rows_per_image
+from mocosfl_priv.training.sampling import ClientBatch
+from mocosfl_priv.training.state import State
+
+LOG = logging.getLogger("mocosfl-priv-server")
+ONLINE, KEY, VELOCITY = "online", "key", "velocity"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that a server waits: for the answers of a step's devices; and for any device at all."""
+
+    answers: float = 10.0
+    anybody: float = 600.0
+
+
+class RemoteClients:
+    """See :class:`mocosfl_priv.training.participants.Participants`. `remote`: the clients that are devices.
+
+    A step waits for its devices until the deadline, and goes on with those that answered: the batch is theirs, and the
+    loss is the mean over their images. A device that is late is asked again when its answer has come. `least` devices
+    are waited for before the first step.
+    """
+
+    def __init__(
+        self, simulated: Simulated, reception: Reception, remote: Iterable[int], least: int, patience: Patience
+    ) -> None:
+        self._simulated = simulated
+        self._reception = reception
+        self._remote = frozenset(remote)
+        self._patience = patience
+        self._awaited = least
+        self._training = simulated.training
+        self._rows_per_image = rows_per_image(self._training, not self.trainable)
+        self._smashed_shape = reception.terms.program.smashed_shape
+        self._drawn = torch.zeros(len(simulated.clients.steps_taken), dtype=torch.long)  # images, for each client
+        self._serials = dict.fromkeys(self._remote, 0)
+        self._fresh: dict[int, set[str]] = {client: {ONLINE, KEY, VELOCITY} for client in self._remote}
+        self._rewritten: set[int] = set()  # clients whose row is no longer what the program holds
+        self._answers: dict[int, Request] = {}
+
+    @property
+    def trainable(self) -> bool:
+        """Whether clients learn."""
+        return self._simulated.clients.trainable
+
+    @property
+    def rows_per_image(self) -> int:
+        """Queries, and as many keys, for an image."""
+        return self._rows_per_image
+
+    @property
+    def drawn(self) -> list[int]:
+        """Images that each client has drawn; zeros for simulated ones."""
+        drawn: list[int] = self._drawn.tolist()
+        return drawn
+
+    def present(self, batch: ClientBatch, step: int, learning: bool) -> ClientBatch:  # noqa: ARG002
+        """Ask the devices of the pool for their messages; raises RunFailedError when nobody is there for long."""
+        wanted = {c: size for c, size in zip(batch.pool.tolist(), batch.sizes, strict=True) if c in self._remote}
+        self._await_first()
+        until = time.monotonic() + self._patience.anybody
+        while True:
+            self._answers = self._draw(wanted, step)
+            missing = set(wanted) - set(self._answers)
+            if len(missing) < len(batch.pool):
+                break
+            if not self._reception.wait_for_idle(missing, 1, until - time.monotonic()):
+                raise RunFailedError(f"no device has answered for {self._patience.anybody:g} s")
+        for client in missing:
+            self._reception.accounts[client].steps_missed += 1
+        if missing:
+            LOG.warning("step %d goes on without %d of %d clients", step, len(missing), len(batch.pool))
+        return batch.without(missing)
+
+    def _await_first(self) -> None:
+        """Before the first step of this process: a finished training that is resumed needs no device any more."""
+        if self._awaited and not self._reception.wait_for_idle(self._remote, self._awaited, self._patience.anybody):
+            there = len(self._reception.idle())
+            raise RunFailedError(f"{there} of {self._awaited} devices came within {self._patience.anybody:g} s")
+        self._awaited = 0
+
+    def _draw(self, wanted: Mapping[int, int], step: int) -> dict[int, Request]:
+        idle = self._reception.idle()
+        requests: dict[int, Request] = {}
+        for client, size in wanted.items():
+            if client in idle and self._bring_up_to_date(idle[client]):
+                shape = (size * self._rows_per_image, *self._smashed_shape)
+                requests[client] = self._reception.ask(
+                    idle[client],
+                    partial(Draw, step=step, offset=int(self._drawn[client]), count=size),
+                    Smashed,
+                    {"queries": shape, "keys": shape},
+                    self._patience.answers,
+                )
+        self._reception.wait(list(requests.values()), self._patience.answers)
+        answered = {client: request for client, request in requests.items() if request.answer is not None}
+        for client, request in answered.items():
+            self._drawn[client] += wanted[client]
+            self._reception.accounts[client].latencies.append(request.seconds)
+        return answered
+
+    def send(self, part: ClientBatch, step: int, learning: bool) -> Sent:
+        """See :class:`Participants`."""
+        ours = part.without(self._remote & set(part.pool.tolist()))
+        queries, keys = {}, {}
+        if len(ours.pool):
+            sent = self._simulated.send(ours, step, learning)
+            queries = self._by_client(ours, sent.queries)
+            keys = self._by_client(ours, sent.keys)
+        device = self._simulated.device
+        for client in self._remote & set(part.pool.tolist()):
+            answer = self._answers[client].answer
+            assert answer is not None
+            queries[client] = torch.from_numpy(answer["queries"]).to(device)
+            keys[client] = torch.from_numpy(answer["keys"]).to(device)
+        order = part.pool.tolist()
+        return Sent(torch.cat([queries[c] for c in order]), torch.cat([keys[c] for c in order]))
+
+    def receive(self, part: ClientBatch, gradient: Tensor, share: float, rates: Tensor) -> None:
+        """See :class:`Participants`."""
+        gradients = self._by_client(part, gradient)
+        rate_of = dict(zip(part.pool.tolist(), rates.tolist(), strict=True))
+        remote = self._remote & set(part.pool.tolist())
+        idle = self._reception.idle()
+        for client in sorted(remote):
+            self._simulated.clients.steps_taken[client] += 1
+            self._fresh[client].clear()
+            if client in idle and idle[client] is self._answers[client].member:
+                packed = Packed.of(gradients[client].float().cpu().numpy(), self._reception.terms.gradients)
+                message = Gradient(self._answers[client].number, rate_of[client], packed)
+                self._reception.tell(idle[client], message, self._patience.answers)
+        ours = part.without(remote)
+        if len(ours.pool):
+            order = ours.pool.tolist()
+            theirs = torch.cat([gradients[c] for c in order])
+            their_rates = torch.tensor([rate_of[c] for c in order], dtype=rates.dtype)
+            self._simulated.receive(ours, theirs, share * sum(ours.sizes) / sum(part.sizes), their_rates)
+
+    def _by_client(self, part: ClientBatch, rows: Tensor) -> dict[int, Tensor]:
+        sizes = [self._rows_per_image * size for size in part.sizes]
+        return dict(zip(part.pool.tolist(), rows.split(sizes), strict=True))
+
+    def end_step(self) -> None:
+        """See :class:`Participants`."""
+        self._simulated.end_step()
+
+    def average(self, pool: Tensor) -> None:
+        """The mean of the pool's clients that are there; without any, everybody goes on as before."""
+        self._fetch(pool.tolist(), {ONLINE, KEY} if self._training.average_momentum_models else {ONLINE})
+        there = self._known(pool)
+        if len(there) == 0:
+            LOG.warning("no average: none of its clients is there")
+            return
+        self._simulated.average(there)
+        for client in self._remote:
+            self._serials[client] += 1
+            self._fresh[client].add(ONLINE)
+            self._rewritten.add(client)
+            if self._training.average_momentum_models:
+                self._fresh[client].add(KEY)
+
+    def consensus(self, pool: Tensor) -> State:
+        """See :class:`Participants`."""
+        self._fetch(pool.tolist(), {ONLINE})
+        there = self._known(pool)
+        return self._simulated.consensus(there if len(there) else pool)
+
+    def individual(self, client: int) -> State:
+        """See :class:`Participants`; of a device that is away, its row."""
+        if self.trainable:
+            self._fetch([client], {ONLINE})
+        return self._simulated.individual(client)
+
+    def finish(self) -> None:
+        """Devices report for the last time, and leave."""
+        self._reception.finish()
+
+    def state(self) -> State:
+        """See :class:`Participants`; with the devices' models and optimisers as they are now."""
+        if self.trainable:
+            self._fetch(self._remote, {ONLINE, KEY, VELOCITY})
+        return {**self._simulated.state(), "remote.drawn": self._drawn}
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken; devices get their state of that moment, whatever they did since."""
+        self._simulated.load_state(state)
+        self._drawn = state["remote.drawn"].clone()
+        self._rewritten = set(self._remote) if self.trainable else set()
+
+    def _known(self, pool: Tensor) -> Tensor:
+        """Those of `pool` whose online model is in the bank as it is now."""
+        return pool[[client not in self._remote or ONLINE in self._fresh[client] for client in pool.tolist()]]
+
+    def _fetch(self, clients: Iterable[int], kinds: set[str]) -> None:
+        """Bring these kinds of models of the devices among `clients` into the bank, of those that answer in time."""
+        idle = self._reception.idle()
+        requests: dict[int, Request] = {}
+        for client in sorted(self._remote & set(clients)):
+            lacking = kinds - self._fresh[client]
+            if lacking and client in idle and self._bring_up_to_date(idle[client]):
+                requests[client] = self._reception.ask(
+                    idle[client],
+                    partial(Ask, momentum_model=KEY in kinds, velocity=VELOCITY in kinds),
+                    Weights,
+                    {
+                        f"{kind}.{name}": stack.shape[1:]
+                        for kind in {ONLINE, *kinds}
+                        for name, stack in self._rows(kind)
+                    },
+                    self._patience.answers,
+                )
+        self._reception.wait(list(requests.values()), self._patience.answers)
+        for client, request in requests.items():
+            if request.answer is not None:
+                for kind in {ONLINE, *kinds}:
+                    for name, stack in self._rows(kind):
+                        stack[client] = torch.from_numpy(request.answer[f"{kind}.{name}"])
+                    self._fresh[client].add(kind)
+                self._rewritten.add(client)
+
+    def _bring_up_to_date(self, member: Member) -> bool:
+        """Hand out the member's row where it is not what the member has; False where the member has left meanwhile."""
+        client = member.client
+        if member.has_state and member.serial == self._serials[client]:
+            return True
+        if not member.has_state and client not in self._rewritten:  # it begins with the program's parameters
+            member.has_state, member.serial = True, self._serials[client]
+            self._fresh[client] = {ONLINE, KEY, VELOCITY}
+            return True
+        kinds = [ONLINE, *([KEY] if self._training.average_momentum_models else [])]
+        if not member.has_state:
+            kinds = [ONLINE, KEY, VELOCITY]
+        tensors = {
+            f"{kind}.{name}": Packed.of(stack[client].float().cpu().numpy())
+            for kind in kinds
+            for name, stack in self._rows(kind)
+        }
+        taken = int(self._simulated.clients.steps_taken[client])
+        if not self._reception.tell(member, Weights(0, self._serials[client], taken, tensors), self._patience.answers):
+            return False
+        if not member.has_state:
+            self._fresh[client] = {ONLINE, KEY, VELOCITY}
+        member.has_state, member.serial = True, self._serials[client]
+        return True
+
+    def _rows(self, kind: str) -> Iterable[tuple[str, Tensor]]:
+        bank = self._simulated.clients
+        assert isinstance(bank, ClientBank), "frozen clients have no rows"
+        return {ONLINE: bank.online, KEY: bank.key, VELOCITY: bank.velocity}[kind].items()

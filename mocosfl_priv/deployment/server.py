@@ -1,0 +1,146 @@
+"""A run whose clients are devices: the same plan, engine, attacks and report as any run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mocosfl_priv.data.roles import Role
+from mocosfl_priv.deployment.cost import ClientFigures, device_record
+from mocosfl_priv.deployment.deployment import Deployment, require_runs_on_devices
+from mocosfl_priv.deployment.reception import Reception
+from mocosfl_priv.deployment.remote_clients import Patience
+from mocosfl_priv.device.codecs import CODECS, Codec
+from mocosfl_priv.device.errors import DeviceError
+from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer, require_loopback
+from mocosfl_priv.errors import ConfigurationError, unknown_name
+from mocosfl_priv.progress import Progress
+from mocosfl_priv.results import RunRecord
+from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.sweep.local import run_plan
+
+LOG = logging.getLogger("mocosfl-priv-server")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a server meets its devices.
+
+    listen: HOST:PORT. certs: folder with ca.pem, server.pem and server.key; None for plain text on a loopback address.
+    devices: clients that are devices; all others are simulated. None for all.
+    """
+
+    listen: str
+    certs: Path | None
+    devices: Sequence[int] | None = None
+    activations: Codec = "fp32"
+    gradients: Codec = "fp32"
+    patience: Patience = field(default_factory=Patience)
+    heartbeat_seconds: float = 5.0
+    least: int | None = None
+
+
+def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progress | None = None) -> RunRecord:
+    """Run the one system of `plan` with devices as clients; its record has ``devices`` in its information.
+
+    checkpoints: where the state is kept, and from where a server that was killed goes on.
+    Raises ConfigurationError where the plan cannot be run so.
+    """
+    require_servable(plan, options)
+    (system,) = plan.systems
+    training = plan.config.training
+    remote = tuple(range(training.clients) if options.devices is None else options.devices)
+    try:
+        certificates = None if options.certs is None else Certificates.read(options.certs, "server")
+        if certificates is None:
+            require_loopback(options.listen)
+    except DeviceError as error:
+        raise ConfigurationError(str(error)) from error
+
+    def open_transport(reception: Reception) -> GrpcServer:
+        server = GrpcServer(
+            options.listen, certificates, reception.attend, most=len(remote), largest_frame=reception.largest_frame
+        )
+        LOG.info("listening on %s, %s", options.listen, "mutual TLS" if certificates else "plain text")
+        return server
+
+    deployment = Deployment(
+        run=hashlib.sha256(f"{plan.config.digest}/{system.title}".encode()).hexdigest()[:16],
+        seed=system.seed,
+        remote=remote,
+        open_transport=open_transport,
+        activations=options.activations,
+        gradients=options.gradients,
+        patience=options.patience,
+        heartbeat_seconds=options.heartbeat_seconds,
+        least=options.least,
+        trusting=certificates is None,
+    )
+    try:
+        record = run_plan(plan, progress, checkpoints, deployment)
+    except DeviceError as error:
+        raise ConfigurationError(str(error)) from error
+    finally:
+        deployment.close()
+    assert deployment.reception is not None and deployment.participants is not None and deployment.model is not None
+    frozen = not deployment.participants.trainable
+    figures = ClientFigures.of(
+        deployment.model,
+        rows_per_image=deployment.participants.rows_per_image,
+        frozen=frozen,
+        images=round(len(plan.laboratory.roles[Role.CLIENT_PRIVATE]) / training.clients),
+        epochs=training.epochs,
+    )
+    terms = {
+        "run": deployment.run,
+        "activations": options.activations,
+        "gradients": options.gradients,
+        "deadline_seconds": options.patience.answers,
+        "tls": certificates is not None,
+        "devices": len(remote),
+        "simulated": training.clients - len(remote),
+    }
+    record.info["devices"] = device_record(deployment.reception.accounts, deployment.participants.drawn, figures, terms)
+    return record
+
+
+def require_servable(plan: Plan, options: ServeOptions) -> None:
+    """Raise ConfigurationError unless `plan` is one honest training of a system that devices can take part in."""
+    if len(plan.systems) != 1:
+        raise ConfigurationError(
+            f"serve: devices train one system at a time, and this configuration has {len(plan.systems)}: give it one "
+            "seed, one cut layer, one defense and one target fraction"
+        )
+    if len(plan.trainings) != 1:
+        raise ConfigurationError(
+            "serve: an attack that changes the gradients needs a training of its own; leave it out"
+        )
+    (system,) = plan.systems
+    require_runs_on_devices(system.defense.plugin, system.defense.label)
+    clients = plan.config.training.clients
+    if options.devices is not None and not options.devices:
+        raise ConfigurationError("serve: no client is a device; `mocosfl-priv run` simulates all of them")
+    for client in options.devices or ():
+        if not 0 <= client < clients:
+            raise ConfigurationError(f"serve: there is no client {client} among {clients}")
+    if options.least is not None and options.least < 1:
+        raise ConfigurationError("serve: at least one device must be waited for")
+    if plan.config.training.replay is not None:
+        raise ConfigurationError("serve: training.replay is for simulated clients only")
+
+
+def known_codec(name: str) -> Codec:
+    """The codec of this name; raises ConfigurationError for any other."""
+    for codec in CODECS:
+        if codec == name:
+            return codec
+    raise unknown_name("codec", name, CODECS)
+
+
+def checkpoints_beside(out: Path) -> Path:
+    """Where the state of a served run is kept by default: a folder beside its results."""
+    return out.with_name(out.name + os.extsep + "checkpoints")

@@ -1,0 +1,148 @@
+"""The command on a device: ``mocosfl-priv-client --server HOST:PORT --certs DIR --data SHARD``.
+
+Exit codes: 0 the server has finished; 2 the request cannot be carried out as written; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import DeviceError
+from .grpc_transport import Certificates, connect, require_loopback
+from .messages import LONGEST_TEXT, Report, Welcome
+from .meters import ProcessMeter, Sampler, idle_watts, open_meter
+from .participant import Device, ShardViews, Views, stay
+from .program import ClientProgram
+from .shard import Shard
+from .transport import Conversation
+
+EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
+IDLE_SECONDS = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take part in a training until the server has finished; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    level = logging.DEBUG if options.debug else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        run(options.server, options.certs, options.data, options.plain, options.name, options.image_size,
+            options.patience, options.meter, options.idle)  # fmt: skip
+    except DeviceError as error:
+        print(f"mocosfl-priv-client: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def run(
+    server: str,
+    certs: Path | None,
+    data: Path,
+    plain: bool = False,
+    name: str = "",
+    image_size: int | None = None,
+    patience: float = float("inf"),
+    meter: str | None = None,
+    idle: float = IDLE_SECONDS,
+) -> None:
+    """The same with its options as arguments; raises DeviceError."""
+    if plain == (certs is not None):
+        raise DeviceError("give the folder with the device's certificate (--certs), or --plain on this machine only")
+    if plain:
+        require_loopback(server)
+    certificates = None if certs is None else Certificates.read(certs, "device")
+    shard = open_data(data, image_size)
+
+    def open_conversation() -> Conversation:
+        return connect(server, certificates)
+
+    with Measure(meter, idle) as measure:
+        device = Device(name, len(shard), lambda program, welcome: _views(shard, program, welcome), measure)
+        stay(device, open_conversation, patience)
+
+
+def open_data(data: Path, image_size: int | None) -> Shard:
+    """A shard file; or a folder of images, which needs the size that the model takes."""
+    if not data.is_dir():
+        return Shard.read(data)
+    if image_size is None:
+        raise DeviceError(f"{data} is an image folder: say its images' size with --image-size")
+    return Shard.from_folder(data, image_size)
+
+
+def _views(shard: Shard, program: ClientProgram, welcome: Welcome) -> Views:
+    if shard.image_shape != program.image_shape:
+        raise DeviceError(f"images are {shard.image_shape}, and the server's model takes {program.image_shape}")
+    return ShardViews(shard, program.settings, welcome.seed, welcome.client, welcome.drop_partial)
+
+
+class Measure:
+    """What this process takes, from when it is made on, so after all imports; as a context it also reads a meter.
+
+    meter: see :func:`open_meter`; None for none. idle: seconds in which the meter's idle baseline is measured first.
+    """
+
+    def __init__(self, meter: str | None = None, idle: float = IDLE_SECONDS) -> None:
+        self._process = ProcessMeter()
+        self._meter = None if meter is None else open_meter(meter)
+        self._idle_watts = None if self._meter is None or idle <= 0 else idle_watts(self._meter, idle)
+        self._sampler = None if self._meter is None else Sampler(self._meter)
+
+    def __enter__(self) -> Measure:
+        if self._sampler is not None:
+            self._sampler.__enter__()
+        return self
+
+    def __exit__(self, *ended: Any) -> None:
+        if self._sampler is not None:
+            self._sampler.__exit__(*ended)
+
+    def __call__(self) -> Report:
+        """Zeros where nothing was measured."""
+        usage = self._process.usage()
+        energy = None if self._sampler is None else self._sampler.energy(self._idle_watts)
+        measured = energy is not None and energy.joules is not None
+        return Report(
+            cpu_seconds=usage.cpu_seconds,
+            resident_bytes=usage.resident_bytes,
+            baseline_bytes=self._process.baseline_bytes,
+            peak_bytes=usage.peak_resident_bytes,
+            cgroup_peak_bytes=usage.cgroup_peak_bytes or 0,
+            joules=energy.joules if energy is not None and energy.joules is not None else 0.0,
+            idle_watts=self._idle_watts or 0.0,
+            energy_seconds=energy.seconds if energy is not None else 0.0,
+            energy_method=energy.method[:LONGEST_TEXT] if energy is not None and measured else "",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mocosfl-priv-client", description="Take part in a training as a client.")
+    parser.add_argument("--server", required=True, metavar="HOST:PORT")
+    parser.add_argument("--data", required=True, type=Path, metavar="SHARD|FOLDER", help="this client's images")
+    parser.add_argument("--certs", type=Path, metavar="FOLDER", help="with ca.pem, device.pem and device.key")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="of an image folder's images, as in the model")
+    parser.add_argument("--patience", type=float, default=float("inf"), metavar="SECONDS",
+                        help="give up after so long without a server [default: never]")  # fmt: skip
+    parser.add_argument(
+        "--meter", help="of energy: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:... [default: none]"
+    )
+    parser.add_argument("--idle", type=float, default=IDLE_SECONDS, metavar="SECONDS",
+                        help="for which the meter first reads the idle device")  # fmt: skip
+    parser.add_argument("--plain", action="store_true", help="no encryption: loopback addresses only")
+    parser.add_argument("--name", default="", help="with --plain: which client this is, as in client-0003")
+    parser.add_argument("--debug", action="store_true", help="log more")
+    return parser
+
+
+if __name__ == "__main__":
+    # ONNX Runtime and numpy would start threads of their own that a small client only waits for
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

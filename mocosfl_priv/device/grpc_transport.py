@@ -1,0 +1,256 @@
+"""Conversations over gRPC: one bidirectional stream per device, HTTP/2 over mutual TLS.
+
+Frames are handed over as bytes, not as parsed messages: what a peer sends is judged by `messages`, with a typed reason,
+before any of it is believed. Plain text is for tests and experiments on one machine, and refused elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from .connection import Address, moved_bytes
+from .errors import DeviceError
+from .messages import LARGEST_FRAME, Reason
+from .transport import ClosedError, Conversation, Inbox
+from .wire import split_pb2
+
+SERVICE = split_pb2.DESCRIPTOR.services_by_name["Split"].full_name
+METHOD = "Converse"
+FOREVER = threading.TIMEOUT_MAX
+CLOSE_SECONDS = 5.0  # in which the other end should agree that the conversation is over
+PING_MILLISECONDS = 20_000  # after so much silence each end looks whether the other still lives
+SPARE_STREAMS = 8  # for devices that connect again while their old stream has not ended
+
+STATUS = {
+    Reason.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.OTHER_VERSION: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.OTHER_RUN: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.OTHER_SESSION: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.REPLAYED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.OUT_OF_ORDER: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.UNEXPECTED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.WRONG_SHAPE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.WRONG_DTYPE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.NOT_FINITE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.OUT_OF_RANGE: grpc.StatusCode.OUT_OF_RANGE,
+    Reason.OVERSIZE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.WRONG_IDENTITY: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.REPLACED: grpc.StatusCode.ABORTED,
+}
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM blocks: the CA that both ends trust, and an end's own certificate and key."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Certificates:
+        """``ca.pem``, ``<name>.pem`` and ``<name>.key`` of `folder`; raises DeviceError for what is not there."""
+        try:
+            return cls(*((folder / file).read_bytes() for file in ("ca.pem", f"{name}.pem", f"{name}.key")))
+        except OSError as error:
+            raise DeviceError(f"certificates: {error.filename} cannot be read: {error.strerror}") from error
+
+
+def connect(server: str, certificates: Certificates | None) -> Conversation:
+    """Open a conversation with `server`, HOST:PORT. Without certificates in plain text, on this machine only.
+
+    Returns at once: what goes wrong on the way shows as ClosedError at the first use.
+    """
+    options = [*_options(LARGEST_FRAME), ("grpc.use_local_subchannel_pool", 1)]
+    if certificates is None:
+        require_loopback(server)
+        channel = grpc.insecure_channel(server, options)
+    else:
+        credentials = grpc.ssl_channel_credentials(certificates.authority, certificates.key, certificates.certificate)
+        channel = grpc.secure_channel(server, credentials, options)
+    return _DeviceEnd(channel, int(server.rpartition(":")[2]))
+
+
+class _End:
+    """What both ends have in common: two bounded queues between gRPC's threads and ours."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.incoming, self.outgoing = Inbox(), Inbox()
+
+    def send(self, frame: bytes, seconds: float) -> None:
+        """See :class:`Conversation`."""
+        self.outgoing.put(frame, seconds)
+
+    def receive(self, seconds: float) -> bytes:
+        """See :class:`Conversation`."""
+        return self.incoming.get(seconds)
+
+    def pump(self, frames: Iterator[bytes]) -> ClosedError:
+        """Take frames from gRPC, no faster than they are received; flow control holds the sender back.
+
+        Returns why there are no more.
+        """
+        why = ClosedError("the other end has left")
+        try:
+            for frame in frames:
+                self.incoming.put(frame, FOREVER)
+        except ClosedError as error:
+            why = error
+        except grpc.RpcError as error:
+            why = _closed(error)
+        self.incoming.close(why)
+        return why
+
+
+class _DeviceEnd(_End):
+    def __init__(self, channel: Any, port: int) -> None:
+        super().__init__("")
+        self._channel = channel
+        self._port = port
+        self._moved: tuple[int, int] | None = None
+        self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._requests())
+        self._pump = threading.Thread(target=self._receive, daemon=True, name="receive")
+        self._pump.start()
+
+    def _receive(self) -> None:
+        self.outgoing.close(self.pump(self._call))  # nobody takes anything any more
+
+    def _requests(self) -> Iterator[bytes]:
+        try:
+            while True:
+                yield self.outgoing.get(FOREVER)
+        except ClosedError:
+            return
+
+    def close(self, reason: Reason | None = None, detail: str = "") -> None:  # noqa: ARG002
+        """See :class:`Conversation`; a refusal has been sent as a message, since a client has no status to end with."""
+        self.outgoing.close(ClosedError("this end has left"))
+        self._pump.join(CLOSE_SECONDS)
+        self._moved = self.wire_bytes()
+        self._call.cancel()
+        self.incoming.close(ClosedError("this end has left"))
+        self._channel.close()
+
+    def wire_bytes(self) -> tuple[int, int] | None:
+        """See :class:`Conversation`."""
+        return self._moved or moved_bytes(lambda address: address.port == self._port)
+
+
+class _ServerEnd(_End):
+    def __init__(self, context: Any) -> None:
+        names = context.auth_context().get("x509_common_name", [])
+        super().__init__(names[0].decode("utf-8", "replace") if names else "")
+        self._address = Address.of_grpc(context.peer())
+        self._context = context
+
+    def close(self, reason: Reason | None = None, detail: str = "") -> None:
+        """See :class:`Conversation`."""
+        self.outgoing.close(ClosedError(detail, reason))
+        self.incoming.close(ClosedError("this end has left"))
+
+    def wire_bytes(self) -> tuple[int, int] | None:
+        """See :class:`Conversation`."""
+        return moved_bytes(lambda address: address == self._address)
+
+    def replies(self) -> Iterator[bytes]:
+        """What gRPC sends; ends with a status that says why, where the device did wrong."""
+        try:
+            while True:
+                yield self.outgoing.get(FOREVER)
+        except ClosedError as error:
+            if error.reason is not None:
+                self._context.abort(STATUS[error.reason], f"{error.reason.name}: {error}")
+
+
+class GrpcServer:
+    """Listens for devices, and hands each conversation to `attend` in a thread of its own.
+
+    listen: HOST:PORT, port 0 for any free one. certificates: None for plain text, on a loopback address only.
+    most: devices at a time. largest_frame: bytes of a message that are let in.
+    """
+
+    def __init__(
+        self, listen: str, certificates: Certificates | None, attend: Callable[[Conversation], None], *, most: int,
+        largest_frame: int,
+    ) -> None:  # fmt: skip
+        self._attend = attend
+        self._server = grpc.server(
+            ThreadPoolExecutor(most + SPARE_STREAMS, "grpc"),
+            options=[*_options(2 * largest_frame), ("grpc.so_reuseport", 0)],
+        )
+        handler = grpc.stream_stream_rpc_method_handler(self._converse)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+        try:
+            if certificates is None:
+                require_loopback(listen)
+                self.port: int = self._server.add_insecure_port(listen)
+            else:
+                credentials = grpc.ssl_server_credentials(
+                    [(certificates.key, certificates.certificate)], certificates.authority, require_client_auth=True
+                )
+                self.port = self._server.add_secure_port(listen, credentials)
+        except RuntimeError as error:
+            raise DeviceError(f"cannot listen on {listen}: {error}") from error
+
+    def start(self) -> None:
+        """From here on devices are received."""
+        self._server.start()
+
+    def stop(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Let conversations end for so long, and no new ones begin."""
+        self._server.stop(seconds).wait(seconds + CLOSE_SECONDS)
+
+    def _converse(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        end = _ServerEnd(context)
+        context.add_callback(end.close)
+        threading.Thread(target=end.pump, args=(frames,), daemon=True, name="receive").start()
+        threading.Thread(target=self._talk, args=(end,), daemon=True, name="conversation").start()
+        yield from end.replies()
+
+    def _talk(self, end: _ServerEnd) -> None:
+        try:
+            self._attend(end)
+        finally:
+            end.close()
+
+
+def require_loopback(address: str) -> None:
+    """Raise DeviceError unless `address`, HOST:PORT, is this machine's own."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        inside = False
+    if not inside:
+        raise DeviceError(
+            f"plain text is for loopback addresses only, and {host or 'every interface'} is none: use TLS"
+        )
+
+
+def _options(largest_frame: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", largest_frame),
+        ("grpc.max_send_message_length", LARGEST_FRAME),
+        ("grpc.keepalive_time_ms", PING_MILLISECONDS),
+        ("grpc.keepalive_timeout_ms", PING_MILLISECONDS),
+        ("grpc.http2.max_pings_without_data", 0),  # a device may compute for long
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_MILLISECONDS // 2),
+    ]
+
+
+def _closed(error: Any) -> ClosedError:
+    """What a stream's status says, with the reason where the server gave one."""
+    details = str(error.details() or "") if hasattr(error, "details") else str(error)
+    name = details.partition(":")[0]
+    reason = Reason[name] if name in Reason.__members__ else None
+    code = error.code().name.lower() if hasattr(error, "code") else "error"
+    return ClosedError(f"{code}: {details}", reason)

@@ -1,0 +1,298 @@
+"""A device's side of a training: connect, register, encode and learn as the server asks, and come back after a failure.
+
+A process keeps its client through lost connections and restarts of the server; what it computes depends on what it was
+handed and asked for only, so a device that lost its state gets it again and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from .augmentation import two_views
+from .errors import DeviceError
+from .messages import (
+    LARGEST_FRAME,
+    Ask,
+    Draw,
+    Finish,
+    Gradient,
+    Packed,
+    Reason,
+    RefusedError,
+    Register,
+    Report,
+    Smashed,
+    Weights,
+    Welcome,
+)
+from .program import ClientProgram, ClientSettings
+from .runtime import DeviceClient
+from .shard import Shard
+from .transport import ClosedError, Conversation, Dialogue
+
+LOG = logging.getLogger("mocosfl-priv-client")
+WELCOME_SECONDS = 60.0  # a server may be busy with another step, but not for long
+IDLE_SECONDS = 3600.0  # servers validate and attack between steps; that the link lives, the transport sees
+HOPELESS = (Reason.WRONG_IDENTITY, Reason.REPLACED, Reason.OTHER_VERSION)  # trying again changes nothing
+FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds before another attempt
+
+
+class Views(Protocol):
+    """Where a device's images come from."""
+
+    images: int
+
+    def views(self, offset: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two views of each of `count` images, the ones behind the `offset` that were drawn before.
+
+        float32 (count, 3, h, w) in [0, 1]; equal for equal arguments, so that a device may be asked again.
+        """
+
+
+class ShardViews:
+    """A shard, walked through in a new random order each time, and augmented.
+
+    seed, client: decide about all draws. drop_partial: what is left of a pass that no longer fills a draw is skipped.
+    """
+
+    def __init__(self, shard: Shard, settings: ClientSettings, seed: int, client: int, drop_partial: bool) -> None:
+        self.images = len(shard)
+        self._shard = shard
+        self._augment = settings.augmentation == "moco_v2"
+        self._seed = (seed, client)
+        self._drop_partial = drop_partial
+
+    def views(self, offset: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Views`."""
+        images = self._shard.take(self.positions(offset, count))
+        if not self._augment:
+            plain = images.astype(np.float32) / 255
+            return plain, plain.copy()
+        return two_views(images, np.random.default_rng((*self._seed, 1, offset)))
+
+    def positions(self, offset: int, count: int) -> np.ndarray:
+        """Where in the shard these images lie, int64 (count,)."""
+        size = self.images
+        per_pass = size - size % count if self._drop_partial and size >= count else size
+        drawn = np.arange(offset, offset + count)
+        positions = np.empty(count, np.int64)
+        for number in range(offset // per_pass, (offset + count - 1) // per_pass + 1):
+            order = np.random.default_rng((*self._seed, 0, number)).permutation(size)
+            mine = drawn // per_pass == number
+            positions[mine] = order[drawn[mine] % per_pass]
+        return positions
+
+
+class Device:
+    """One client, through any number of conversations with a server.
+
+    name: as in its certificate. views: gives the images once program and seed are known.
+    measure: what to report.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: int,
+        views: Callable[[ClientProgram, Welcome], Views],
+        measure: Callable[[], Report] = Report,
+    ) -> None:
+        self.name = name
+        self.client: DeviceClient | None = None
+        self.welcomed = 0  # conversations that began
+        self._images = images
+        self._make_views = views
+        self._measure = measure
+        self._views: Views | None = None
+        self._run = self._session = self._digest = ""
+        self._serial = 0
+        self._pending: tuple[int, int] | None = None  # request and rows that a gradient may still come for
+        self._encode_seconds = self._learn_seconds = 0.0
+
+    def forget(self) -> None:
+        """Join whatever run the server has, from its beginning."""
+        self.client = self._views = self._pending = None
+        self._run = self._session = self._digest = ""
+        self._serial = 0
+
+    def attend(self, conversation: Conversation) -> None:
+        """Take part until the server has finished.
+
+        Raises ClosedError where the conversation ends before, RefusedError where the server sends what cannot be
+        heeded.
+        """
+        dialogue = Dialogue(conversation, LARGEST_FRAME, self._run)
+        stop = threading.Event()
+        try:
+            welcome = self._register(dialogue)
+            beats = threading.Thread(
+                target=self._beat, args=(dialogue, stop, welcome.heartbeat_seconds), daemon=True, name="heartbeat"
+            )
+            beats.start()
+            while self._answer(dialogue, welcome):
+                pass
+        except RefusedError as error:
+            dialogue.close(error.reason, error.detail)
+            raise
+        finally:
+            stop.set()
+            dialogue.close()
+
+    def _register(self, dialogue: Dialogue) -> Welcome:
+        """Say who this is, and become the client that the server says."""
+        known = self.client is not None
+        dialogue.send(Register(self.name, self._images, self._digest, self._session if known else "", self._serial))
+        welcome = _expect(Welcome, dialogue.receive(WELCOME_SECONDS))
+        dialogue.name(welcome.run, welcome.session)
+        if welcome.program:
+            program = ClientProgram.from_bytes(welcome.program)
+            if program.digest != welcome.program_digest:
+                raise RefusedError(Reason.MALFORMED, "the program does not have the digest that came with it")
+            self.client, self._serial, self._pending = DeviceClient(program), 0, None
+        if self.client is None or welcome.program_digest != self.client.program.digest:
+            raise RefusedError(Reason.UNEXPECTED, "a welcome without the program that it names")
+        self._views = self._make_views(self.client.program, welcome)
+        self._run, self._session, self._digest = welcome.run, welcome.session, welcome.program_digest
+        self.welcomed += 1
+        LOG.info("client %d of run %s", welcome.client, welcome.run)
+        return welcome
+
+    def _answer(self, dialogue: Dialogue, welcome: Welcome) -> bool:
+        """Heed one message; False after the last."""
+        assert self.client is not None
+        try:
+            message = dialogue.receive(IDLE_SECONDS)
+        except TimeoutError:
+            return True
+        if isinstance(message, Draw):
+            dialogue.send(self._encode(message, welcome))
+        elif isinstance(message, Gradient):
+            self._learn(message, welcome)
+        elif isinstance(message, Ask):
+            dialogue.send(self._weights(message))
+        elif isinstance(message, Weights):
+            self._take_over(message)
+        elif isinstance(message, Finish):
+            dialogue.send(self._report())
+            return False
+        else:
+            _expect(Draw, message)
+        return True
+
+    def _encode(self, draw: Draw, welcome: Welcome) -> Smashed:
+        assert self.client is not None and self._views is not None
+        first, second = self._views.views(draw.offset, draw.count)
+        started = time.monotonic()
+        settings = self.client.settings
+        if settings.symmetric and not settings.encodes_once:
+            query_views, key_views = np.concatenate([first, second]), np.concatenate([second, first])
+        else:
+            query_views, key_views = first, second
+        queries = self.client.encode_queries(query_views)
+        keys = self.client.encode_keys(key_views)
+        self._pending = (draw.request, len(queries))
+        self._encode_seconds += time.monotonic() - started
+        return Smashed(draw.request, Packed.of(queries, welcome.activations), Packed.of(keys, welcome.activations))
+
+    def _learn(self, message: Gradient, welcome: Welcome) -> None:
+        assert self.client is not None
+        if self._pending is None or message.request != self._pending[0]:
+            raise RefusedError(Reason.UNEXPECTED, f"a gradient for request {message.request}, which has no queries")
+        shape = (self._pending[1], *self.client.program.smashed_shape)
+        gradient = message.gradient.array(shape, welcome.gradients)
+        started = time.monotonic()
+        self.client.learn(gradient, message.rate)
+        self._pending = None
+        self._learn_seconds += time.monotonic() - started
+
+    def _weights(self, ask: Ask) -> Weights:
+        assert self.client is not None
+        kinds = ["online", *(["key"] if ask.momentum_model else []), *(["velocity"] if ask.velocity else [])]
+        tensors = {
+            name: Packed.of(value) for name, value in self.client.state().items() if name.split(".", 1)[0] in kinds
+        }
+        return Weights(ask.request, self._serial, self.client.steps_taken, tensors)
+
+    def _take_over(self, weights: Weights) -> None:
+        """Go on with what the server hands out; kinds of tensors that it leaves out stay."""
+        assert self.client is not None
+        mine = self.client.state()
+        unknown = set(weights.tensors) - set(mine)
+        if weights.request or unknown:
+            raise RefusedError(Reason.UNEXPECTED, "weights that nobody here can take over")
+        arrays = {name: packed.array(mine[name].shape) for name, packed in weights.tensors.items()}
+        self.client.load_state({**mine, **arrays, "steps_taken": np.array(weights.steps_taken, np.int64)})
+        self._serial, self._pending = weights.serial, None
+
+    def _report(self) -> Report:
+        steps = self.client.steps_taken if self.client else 0
+        return replace(
+            self._measure(), steps=steps, encode_seconds=self._encode_seconds, learn_seconds=self._learn_seconds
+        )
+
+    def _beat(self, dialogue: Dialogue, stop: threading.Event, seconds: float) -> None:
+        """Report now and then, so that the server sees that this device lives, whatever it computes."""
+        while not stop.wait(seconds):
+            try:
+                dialogue.send(self._report())
+            except (ClosedError, TimeoutError):
+                return
+
+
+def stay(
+    device: Device,
+    connect: Callable[[], Conversation],
+    patience: float = float("inf"),
+    rng: random.Random | None = None,
+) -> None:
+    """Let `device` take part until the server has finished, and come back whenever the conversation breaks off.
+
+    patience: seconds without any welcome after which it gives up with a DeviceError.
+    """
+    delays, last_welcome, welcomed = back_off(rng), time.monotonic(), 0
+    while True:
+        try:
+            device.attend(connect())
+            return
+        except RefusedError as error:
+            LOG.warning("the server sent what cannot be heeded: %s", error)
+        except ClosedError as error:
+            if error.reason in HOPELESS:
+                raise DeviceError(f"the server refuses this device: {error}") from error
+            if error.reason is Reason.OTHER_RUN:
+                device.forget()
+            LOG.warning("the conversation ended: %s", error)
+        except TimeoutError as error:
+            LOG.warning("the server does not answer: %s", error)
+        if device.welcomed > welcomed:
+            delays, last_welcome, welcomed = back_off(rng), time.monotonic(), device.welcomed
+        delay = next(delays)
+        if time.monotonic() - last_welcome + delay > patience:
+            raise DeviceError(f"no server was there for {patience:g} s")
+        time.sleep(delay)
+
+
+def back_off(rng: random.Random | None = None) -> Iterator[float]:
+    """Seconds to wait before each next attempt: doubling, up to a limit, each at random so that devices spread."""
+    rng = rng or random.Random()  # noqa: S311 - spreads attempts, hides nothing
+    delay = FIRST_DELAY
+    while True:
+        yield delay * rng.uniform(0.5, 1.0)
+        delay = min(LONGEST_DELAY, 2 * delay)
+
+
+T = TypeVar("T")
+
+
+def _expect(kind: type[T], message: object) -> T:
+    if not isinstance(message, kind):
+        raise RefusedError(Reason.UNEXPECTED, f"a {type(message).__name__} where a {kind.__name__} is due")
+    return message

@@ -1,0 +1,172 @@
+"""What a server hands to a device: the client's computation, its first parameters, and how it is to be trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from .container import pack, require, unpack
+from .errors import DeviceError
+
+FORMAT = 1  # of the block of bytes; a device refuses every other
+LARGEST_PROGRAM = 256 * 2**20  # bytes; a whole ResNet-18 with both graphs takes 45 million
+LARGEST_MAP = 2**24  # numbers in one image or one image's smashed data
+FORWARD, VJP, PARAMETER = "graph.forward", "graph.vjp", "parameter."
+CHOICES: dict[str, tuple[str, ...]] = {
+    "ema_update": ("after_step", "before_encoding"),
+    "paper_gradient": ("both", "one_sided"),
+    "augmentation": ("moco_v2", "none"),
+}
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """How a client learns; the fields are those of the experiment's `training` section.
+
+    trainable: False for clients that only encode: no gradient comes back, nothing is averaged.
+    ema: share of itself that a momentum model keeps per step. ema_update: whether it follows after a step, or before
+    its next encoding. symmetric: each view is query and key. paper_gradient: one_sided encodes each view once.
+    """
+
+    trainable: bool
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    ema: float = 0.99
+    ema_update: Literal["after_step", "before_encoding"] = "after_step"
+    symmetric: bool = True
+    paper_gradient: Literal["both", "one_sided"] = "both"
+    augmentation: Literal["moco_v2", "none"] = "moco_v2"
+
+    def __post_init__(self) -> None:
+        ranges = {"momentum": (0.0, 1.0), "weight_decay": (0.0, math.inf), "ema": (0.0, 1.0)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+                raise DeviceError(f"settings: {name} must be a number from {low:g} to {high:g}, not {value!r}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise DeviceError(f"settings: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("trainable", "symmetric"):
+            if type(getattr(self, name)) is not bool:
+                raise DeviceError(f"settings: {name} must be true or false, not {getattr(self, name)!r}")
+
+    @property
+    def encodes_once(self) -> bool:
+        """Whether each view is encoded and sent once, and the server takes it for query and key."""
+        return self.symmetric and (not self.trainable or self.paper_gradient == "one_sided")
+
+
+@dataclass(frozen=True)
+class ClientProgram:
+    """A client's half of the model as ONNX graphs over one image, with what a device needs to train it.
+
+    image_shape: (3, h, w); smashed_shape: (c, h, w) of what one image becomes.
+    parameters: float32 by name, in the order in which graphs take them.
+    forward: ONNX model (image, *parameters) -> (smashed,).
+    vjp: ONNX model (image, gradient, *parameters) -> the gradient of every parameter; None for a frozen client.
+
+    Graphs are made for a single image: no unit of a client mixes images, so the gradients of several are a sum, and
+    memory does not grow with the micro-batch.
+    """
+
+    image_shape: tuple[int, int, int]
+    smashed_shape: tuple[int, int, int]
+    parameters: Mapping[str, np.ndarray]
+    forward: bytes
+    vjp: bytes | None
+    settings: ClientSettings
+
+    def __post_init__(self) -> None:
+        for name, shape in (("image_shape", self.image_shape), ("smashed_shape", self.smashed_shape)):
+            if len(shape) != 3 or any(type(side) is not int or side < 1 for side in shape):
+                raise DeviceError(f"client program: {name} must be three sizes, not {shape!r}")
+            if math.prod(shape) > LARGEST_MAP:
+                raise DeviceError(f"client program: {name} {shape} is larger than {LARGEST_MAP} numbers")
+        if self.image_shape[0] != 3:
+            raise DeviceError(f"client program: images have three colours, not {self.image_shape[0]}")
+        if not self.forward or (self.vjp is not None and not self.vjp):
+            raise DeviceError("client program: a graph is empty")
+        if self.settings.trainable != (self.vjp is not None):
+            raise DeviceError(
+                "client program: a trainable client needs the graph of its gradients, a frozen one has none"
+            )
+        for name, value in self.parameters.items():
+            if value.dtype != np.float32 or not np.isfinite(value).all():
+                raise DeviceError(f"client program: parameter {name!r} must be finite float32")
+
+    def to_bytes(self) -> bytes:
+        """One block in the safetensors layout: graphs as uint8, parameters as float32, the manifest as metadata."""
+        arrays = {PARAMETER + name: value for name, value in self.parameters.items()}
+        arrays[FORWARD] = np.frombuffer(self.forward, np.uint8)
+        if self.vjp is not None:
+            arrays[VJP] = np.frombuffer(self.vjp, np.uint8)
+        manifest = {
+            "format": FORMAT,
+            "image_shape": self.image_shape,
+            "smashed_shape": self.smashed_shape,
+            "parameters": list(self.parameters),
+            "settings": asdict(self.settings),
+        }
+        return pack(arrays, {"client_program": json.dumps(manifest, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, payload: bytes | memoryview, largest: int = LARGEST_PROGRAM) -> ClientProgram:
+        """Read and check what :meth:`to_bytes` wrote; raises DeviceError for anything else.
+
+        Whether the graphs are what the manifest says is checked by whoever runs them.
+        """
+        arrays, metadata = unpack(payload, largest)
+        manifest = _manifest(metadata)
+        names = manifest["parameters"]
+        known = {FORWARD, VJP, *(PARAMETER + name for name in names)}
+        if extra := sorted(set(arrays) - known):
+            raise DeviceError(f"client program: there is an array {extra[0]!r} that the manifest does not name")
+        parameters = {}
+        for name in names:
+            value = arrays.get(PARAMETER + name)
+            if value is None or value.dtype != np.float32:
+                raise DeviceError(f"client program: there are no float32 values for parameter {name!r}")
+            parameters[name] = value
+        return cls(
+            tuple(manifest["image_shape"]),
+            tuple(manifest["smashed_shape"]),
+            parameters,
+            require(arrays, FORWARD, "uint8", 1).tobytes(),
+            require(arrays, VJP, "uint8", 1).tobytes() if VJP in arrays else None,
+            _settings(manifest["settings"]),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`to_bytes`, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        manifest = json.loads(metadata.get("client_program", ""))
+    except (ValueError, RecursionError) as error:
+        raise DeviceError("client program: there is no manifest") from error
+    wanted = {"format": int, "image_shape": list, "smashed_shape": list, "parameters": list, "settings": dict}
+    if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != wanted:
+        raise DeviceError(f"client program: a manifest has {', '.join(wanted)}, and nothing else")
+    if manifest["format"] != FORMAT:
+        raise DeviceError(f"client program: format {manifest['format']} is not {FORMAT}, which this device knows")
+    names = manifest["parameters"]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise DeviceError("client program: parameters must be distinct names")
+    return manifest
+
+
+def _settings(raw: Mapping[str, Any]) -> ClientSettings:
+    names = {field.name for field in fields(ClientSettings)}
+    if set(raw) != names:
+        raise DeviceError(f"client program: settings must be {', '.join(sorted(names))}")
+    return ClientSettings(**raw)

@@ -1,0 +1,214 @@
+"""A client as it runs on a device: ONNX Runtime for the networks, numpy for the optimiser. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from .errors import DeviceError
+from .program import ClientProgram
+
+State = dict[str, np.ndarray]
+IMAGE, GRADIENT, SMASHED = "image", "gradient", "smashed"
+PARAMETER, PARAMETER_GRADIENT = "parameter.", "gradient."  # before a parameter's name: what graphs take and give
+
+
+class DeviceClient:
+    """One client: encodes its views, learns from returned gradients, and can be averaged.
+
+    Computes what one client of `mocosfl_priv.training.clients.ClientBank` computes. Images go through the graphs one by
+    one, whatever the micro-batch: memory is that of a single image, and gradients add up.
+
+    program: what the server sent. Raises DeviceError where a graph cannot be run, or is not what its manifest says.
+    """
+
+    def __init__(self, program: ClientProgram) -> None:
+        self.program = program
+        self.settings = program.settings
+        self.steps_taken = 0
+        self._forward = _session(program.forward)
+        self._vjp = None if program.vjp is None else _session(program.vjp)
+        self._online: State = {name: np.array(value) for name, value in program.parameters.items()}
+        self._key = self._online
+        self._velocity: State = {}
+        self._queries: np.ndarray | None = None
+        if self.trainable:
+            self._key = {name: value.copy() for name, value in self._online.items()}
+            self._velocity = {name: np.zeros_like(value) for name, value in self._online.items()}
+        _check_interface(self._forward, _takes(program, [IMAGE]), {SMASHED: (1, *program.smashed_shape)})
+        if self._vjp is not None:
+            gradients = {PARAMETER_GRADIENT + name: value.shape for name, value in program.parameters.items()}
+            _check_interface(self._vjp, _takes(program, [IMAGE, GRADIENT]), gradients)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradients come back to this client."""
+        return self.settings.trainable
+
+    def encode_queries(self, images: np.ndarray) -> np.ndarray:
+        """The online model's smashed data, float32 (n, c, h, w); the images are kept for :meth:`learn`.
+
+        images: float32 (n, 3, h, w) in [0, 1]. As in the simulation, a later call takes the place of an earlier one
+        that no gradient came back for.
+        """
+        self._require_images(images)
+        smashed = self._encode(self._online, images)
+        if self.trainable:
+            self._queries = images.copy()
+        return smashed
+
+    def encode_keys(self, images: np.ndarray) -> np.ndarray:
+        """The same through the momentum model; with `ema_update: before_encoding` it first follows the online one."""
+        self._require_images(images)
+        if self.trainable and self.settings.ema_update == "before_encoding":
+            self._follow()
+        return self._encode(self._key, images)
+
+    def learn(self, gradient: np.ndarray, rate: float) -> None:
+        """One SGD step at `rate` with the gradient of the last queries, float32 of their shape; then the EMA.
+
+        Raises DeviceError, and changes nothing, where it does not belong to the last queries, is not finite, or would
+        carry a parameter beyond float32.
+        """
+        if not np.isfinite(rate) or rate < 0:
+            raise DeviceError(f"a learning rate must be a finite number from 0 on, not {rate!r}")
+        settings = self.settings
+        online, velocity = {}, {}
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, its_gradient in self.parameter_gradients(gradient).items():
+                decayed = its_gradient + np.float32(settings.weight_decay) * self._online[name]
+                velocity[name] = np.float32(settings.momentum) * self._velocity[name] + decayed
+                online[name] = self._online[name] - np.float32(rate) * velocity[name]
+        if not all(np.isfinite(value).all() for value in (*online.values(), *velocity.values())):
+            raise DeviceError("this step would carry the client's parameters beyond what float32 holds")
+        self._online, self._velocity, self._queries = online, velocity, None
+        if settings.ema_update == "after_step":
+            self._follow()
+        self.steps_taken += 1
+
+    def parameter_gradients(self, gradient: np.ndarray) -> State:
+        """The gradient of every parameter, summed over the last queries, without a step; `gradient` as above."""
+        if self._vjp is None:
+            raise DeviceError("a frozen client does not learn")
+        if self._queries is None:
+            raise DeviceError("a gradient came before any queries, or for the second time")
+        self._require(gradient, "gradient", (len(self._queries), *self.program.smashed_shape))
+        names = [PARAMETER_GRADIENT + name for name in self._online]
+        feed = {PARAMETER + name: value for name, value in self._online.items()}
+        total = {name: np.zeros_like(value) for name, value in self._online.items()}
+        for row in range(len(gradient)):
+            one = slice(row, row + 1)
+            parts = self._vjp.run(names, {**feed, IMAGE: self._queries[one], GRADIENT: gradient[one]})
+            for name, part in zip(total, parts, strict=True):
+                total[name] += part
+        return total
+
+    def parameters(self) -> State:
+        """A copy of the online model, float32 by name."""
+        return {name: value.copy() for name, value in self._online.items()}
+
+    def momentum_parameters(self) -> State:
+        """A copy of the momentum model."""
+        return {name: value.copy() for name, value in self._key.items()}
+
+    def set_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Take over the averaged online model; raises DeviceError where names, shapes or values do not fit."""
+        self._online = self._checked(parameters, "parameter")
+        if not self.trainable:
+            self._key = self._online
+
+    def set_momentum_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Take over the averaged momentum model (MonAcoSFL); raises DeviceError as above."""
+        if not self.trainable:
+            raise DeviceError("a frozen client has no momentum model of its own")
+        self._key = self._checked(parameters, "momentum parameter")
+
+    def state(self) -> State:
+        """Everything that changes, as copies: ``online.NAME``, ``key.NAME``, ``velocity.NAME`` and ``steps_taken``.
+
+        Views whose gradient has not come back are not part of it. A frozen client's is its online model alone.
+        """
+        kinds = {"online": self._online, "key": self._key, "velocity": self._velocity}
+        kinds = kinds if self.trainable else {"online": self._online}
+        state = {f"{kind}.{name}": value.copy() for kind, model in kinds.items() for name, value in model.items()}
+        return {**state, "steps_taken": np.array(self.steps_taken, np.int64)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where :meth:`state` was taken; raises DeviceError, and changes nothing, where it does not fit."""
+        kinds = ("online", "key", "velocity") if self.trainable else ("online",)
+        models = {}
+        for kind in kinds:
+            prefix = f"{kind}."
+            its_own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+            models[kind] = self._checked(its_own, kind)
+        steps = state.get("steps_taken")
+        if steps is None or steps.shape != () or steps.dtype != np.int64 or steps < 0:
+            raise DeviceError("state: steps_taken must be an int64 from 0 on")
+        if len(state) != 1 + sum(len(model) for model in models.values()):
+            raise DeviceError("state: there are entries that this client does not have")
+        self.steps_taken, self._queries = int(steps), None
+        self._online = models["online"]
+        self._key, self._velocity = models.get("key", self._online), models.get("velocity", {})
+
+    def _encode(self, model: State, images: np.ndarray) -> np.ndarray:
+        feed = {PARAMETER + name: value for name, value in model.items()}
+        smashed = np.empty((len(images), *self.program.smashed_shape), np.float32)
+        for row in range(len(images)):
+            (smashed[row : row + 1],) = self._forward.run([SMASHED], {**feed, IMAGE: images[row : row + 1]})
+        return smashed
+
+    def _follow(self) -> None:
+        """The momentum model's step towards the online one, written as torch's lerp is."""
+        share = np.float32(1 - self.settings.ema)
+        for name, fast in self._online.items():
+            self._key[name] += share * (fast - self._key[name])
+
+    def _require_images(self, images: np.ndarray) -> None:
+        self._require(images, "images", (len(images), *self.program.image_shape))
+
+    def _checked(self, model: Mapping[str, np.ndarray], what: str) -> State:
+        if set(model) != set(self._online):
+            odd = sorted(set(model) ^ set(self._online))
+            raise DeviceError(f"{what}s: {odd[0]!r} is missing or unknown")
+        for name, mine in self._online.items():
+            self._require(model[name], f"{what} {name!r}", mine.shape)
+        return {name: np.array(model[name], np.float32) for name in self._online}
+
+    @staticmethod
+    def _require(array: np.ndarray, what: str, shape: tuple[int, ...]) -> None:
+        if array.dtype != np.float32 or array.shape != shape:
+            raise DeviceError(f"{what} must be float32 {shape}, not {array.dtype} {array.shape}")
+        if not np.isfinite(array).all():
+            raise DeviceError(f"{what}: NaN or infinity")
+
+
+def _session(graph: bytes) -> ort.InferenceSession:
+    """One thread and no arena: a client shares its device, and its maps are small."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise DeviceError(f"client program: a graph cannot be run: {' '.join(str(error).split())[:200]}") from error
+
+
+def _takes(program: ClientProgram, maps: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {IMAGE: (1, *program.image_shape), GRADIENT: (1, *program.smashed_shape)}
+    return {
+        **{name: shapes[name] for name in maps},
+        **{PARAMETER + name: value.shape for name, value in program.parameters.items()},
+    }
+
+
+def _check_interface(
+    session: ort.InferenceSession, takes: Mapping[str, tuple[int, ...]], gives: Mapping[str, tuple[int, ...]]
+) -> None:
+    for what, nodes, expected in (("input", session.get_inputs(), takes), ("output", session.get_outputs(), gives)):
+        found = {node.name: tuple(node.shape) for node in nodes}
+        if found != dict(expected) or any(node.type != "tensor(float)" for node in nodes):
+            raise DeviceError(f"client program: a graph's {what}s are not those of the manifest")

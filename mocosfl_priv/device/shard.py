@@ -1,0 +1,151 @@
+"""The images of one client as a device holds them: a shard file, or an image folder of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .container import LARGEST_HEADER, LENGTH, pack, read_header
+from .errors import DeviceError
+
+if TYPE_CHECKING:
+    from PIL import Image  # imported where it is used: it takes four megabytes, which a shard file does not need
+
+FORMAT = "1"
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One client's private images.
+
+    images: uint8 (n, 3, h, w), read-only; of a file, mapped from it, so that only what is used takes memory.
+    ids: int64 (n,), what each image is called where the data set came from: its index there, or its position in the
+        sorted folder.
+    name: of data set and client, for people.
+    """
+
+    images: np.ndarray
+    ids: np.ndarray
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise DeviceError(f"shard: images must be uint8 (n, 3, h, w), not {self.images.dtype} {self.images.shape}")
+        if self.ids.dtype != np.int64 or self.ids.shape != self.images.shape[:1]:
+            raise DeviceError(f"shard: {len(self.images)} images need as many int64 ids, not {self.ids.shape}")
+        if len(self.images) == 0:
+            raise DeviceError("shard: there are no images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, h, w) of every image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def take(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A copy of the images at these positions, uint8 (k, 3, h, w); raises DeviceError for one that is not there."""
+        chosen = np.asarray(positions, dtype=np.int64)
+        if chosen.ndim != 1 or (chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self))):
+            raise DeviceError(f"shard: positions reach from 0 to {len(self) - 1}, not {positions}")
+        taken: np.ndarray = self.images[chosen]
+        return taken
+
+    def write(self, path: Path) -> None:
+        """Write one file in the safetensors layout, as a whole or not at all; its checksum stands in the metadata."""
+        arrays = {"images": self.images, "ids": self.ids}
+        metadata = {"shard": FORMAT, "name": self.name, "sha256": _checksum(self.ids, self.images)}
+        staged = path.with_name(path.name + ".part")
+        try:
+            with staged.open("wb") as file:
+                file.write(pack(arrays, metadata))
+                file.flush()
+                os.fsync(file.fileno())
+            staged.replace(path)
+        except OSError as error:
+            raise DeviceError(f"shard {path} cannot be written: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Shard:
+        """Map the shard file at `path` after its checksum was compared; raises DeviceError where it is damaged."""
+        try:
+            with path.open("rb") as file:
+                total = os.fstat(file.fileno()).st_size
+                entries, metadata, start = read_header(file.read(LENGTH.size + LARGEST_HEADER), total)
+                if metadata.get("shard") != FORMAT or set(entries) != {"images", "ids"}:
+                    raise DeviceError(f"not a shard of format {FORMAT}")
+                file.seek(start)
+                digest = hashlib.sha256()
+                while block := file.read(BLOCK):
+                    digest.update(block)
+        except (OSError, DeviceError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DeviceError(f"shard {path} cannot be read: {reason}") from error
+        if digest.hexdigest() != metadata.get("sha256"):
+            raise DeviceError(f"shard {path} is damaged: its checksum does not match; copy it again")
+        if not all(entry.shape and entry.shape[0] for entry in entries.values()):
+            raise DeviceError(f"shard {path} holds no images")
+        images, ids = (
+            np.memmap(path, e.dtype, "r", start + e.begin, e.shape) for e in (entries["images"], entries["ids"])
+        )
+        return cls(images, np.array(ids), metadata.get("name", ""))
+
+    @classmethod
+    def from_folder(cls, folder: Path, image_size: int) -> Shard:
+        """Read every image below `folder`, in the order of their paths, resized and centre-cropped to `image_size`.
+
+        Raises DeviceError where there is none, or a file with an image's ending is no image.
+        """
+        if not folder.is_dir():
+            raise DeviceError(f"there is no image folder {folder}")
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise DeviceError(f"image folder {folder} holds no images")
+        images = np.empty((len(paths), 3, image_size, image_size), np.uint8)
+        for position, path in enumerate(paths):
+            images[position] = _read_image(path, image_size)
+        images.flags.writeable = False
+        return cls(images, np.arange(len(paths), dtype=np.int64), str(folder))
+
+
+def _checksum(ids: np.ndarray, images: np.ndarray) -> str:
+    """SHA-256 of the arrays' bytes in the order in which the file has them: wide types first."""
+    digest = hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    return digest.hexdigest()
+
+
+def _read_image(path: Path, size: int) -> np.ndarray:
+    """uint8 (3, size, size)."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return fit(image.convert("RGB"), size).transpose(2, 0, 1)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DeviceError(f"{path} cannot be read: {reason}") from error
+
+
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """Resize the shorter side to `size` and crop the centre: uint8 (size, size, 3)."""
+    from PIL import Image
+
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        wanted = (max(size, round(width * scale)), max(size, round(height * scale)))
+        image = image.resize(wanted, Image.Resampling.BILINEAR)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)

@@ -1,0 +1,91 @@
+"""Devices in this process, over the whole protocol, against the simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.device.messages import Welcome
+from mocosfl_priv.device.participant import Views
+from mocosfl_priv.device.program import ClientProgram
+from mocosfl_priv.training import participants
+from mocosfl_priv.training.clients import ClientBank, EqualClients
+from tests.deployment.devices import SIZE, deployment, engine, smooth_model, training_of
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"paper_gradient": "one_sided", "ema_update": "before_encoding", "client_schedule": "oscillating"},
+    {"symmetric": False, "average_momentum_models": True, "sync_period": 1},
+    {"heterogeneity": {"clients": 0.34, "data": 0.5, "micro_batch": 4}, "divergence_aware": 0.5},
+]
+
+
+def view(client: int, number: int, turn: int) -> np.ndarray:
+    """A view of the image that `client` draws as its `number`th."""
+    rng = np.random.default_rng((client, number, turn))
+    return rng.random((3, SIZE, SIZE), dtype=np.float32)
+
+
+class GivenViews:
+    """What a device draws."""
+
+    def __init__(self, client: int) -> None:
+        self.images = 12
+        self._client = client
+
+    def views(self, offset: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        first, second = (np.stack([view(self._client, offset + i, turn) for i in range(count)]) for turn in range(2))
+        return first, second
+
+
+class SameViews:
+    """The same for simulated clients, in place of their augmentation: called for first and second views in turn."""
+
+    def __init__(self, pool_sizes: list[int]) -> None:
+        self._sizes = pool_sizes
+        self._calls = 0
+
+    def __call__(self, images: Tensor, _: torch.Generator) -> Tensor:
+        step, turn = divmod(self._calls, 2)
+        self._calls += 1
+        made = [view(c, step * size + i, turn) for c, size in enumerate(self._sizes) for i in range(size)]
+        assert len(made) == len(images)
+        return torch.from_numpy(np.stack(made))
+
+
+def given(client: int, program: ClientProgram, welcome: Welcome) -> Views:
+    assert welcome.client == client
+    return GivenViews(client)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(s) or "default")
+def test_devices_train_as_simulated_clients_do_on_the_same_views(settings: dict[str, Any], compute: Compute) -> None:
+    training = training_of(**settings)
+    remote = deployment(range(3), given)
+    run = engine(training, compute, remote, smooth_model())
+    losses = [float(run.step()) for _ in range(5)]
+    ours = run.participants.state()
+    run.assemble()
+    run.participants.finish()
+    remote.close()
+
+    simulated = engine(training, compute, None, smooth_model())
+    sizes = [4, 2, 2] if "heterogeneity" in settings else [2, 2, 2]
+    with patch.object(participants, "moco_v2_view", SameViews(sizes)):
+        expected = [float(simulated.step()) for _ in range(5)]
+    simulated.assemble()
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    bank = simulated.clients
+    assert isinstance(bank, ClientBank)
+    for kind, stack in (("online", bank.online), ("key", bank.key), ("velocity", bank.velocity)):
+        for name, value in stack.items():
+            found = ours[f"clients.{kind}.{name}"]
+            if isinstance(bank, EqualClients):  # computed as one, whose optimiser has the mean gradient
+                found = found.mean(0, keepdim=True)
+            torch.testing.assert_close(found, value, rtol=1e-3, atol=2e-5)
