@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 
@@ -293,9 +292,11 @@ class Reception:
     def load_ledger(self, ledger: np.ndarray) -> None:
         """Count on from :meth:`ledger`, before any device is there."""
         for account, row in zip(self.accounts.values(), ledger.tolist(), strict=True):
-            counts: dict[str, Any] = dict(zip(COUNTED, row, strict=True))
+            counts = dict(zip(COUNTED, row, strict=True))
             account.steps_missed = counts.pop("steps_missed")
-            account.traffic = Traffic(**{name: None if count < 0 else count for name, count in counts.items()})
+            account.traffic = Traffic(**counts)
+            if counts["wire_sent"] < 0 or counts["wire_received"] < 0:
+                account.traffic.wire_sent = account.traffic.wire_received = None
 
     def finish(self) -> None:
         """Tell everybody that the run is over, take their last reports, and end all conversations."""
