@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields, replace
 
 import numpy as np
 
@@ -35,6 +35,8 @@ REGISTER_SECONDS = 10.0
 FAREWELL_SECONDS = 10.0  # in which devices report and leave after the end
 ENVELOPE_BYTES = 64 * 2**10  # of a message around its tensors, at most
 SILENT_BEATS = 4  # heartbeats that may be missed
+
+COUNTED = (*(column.name for column in fields(Traffic)), "steps_missed")  # columns of a ledger
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -270,6 +272,31 @@ class Reception:
         """Until all are answered or lost, or `seconds` have passed; what comes later is thrown away."""
         with self._changed:
             self._changed.wait_for(lambda: all(r.lost or r.answer is not None for r in requests), seconds)
+
+    def ledger(self) -> np.ndarray:
+        """What each client has cost so far, int64 (clients, 7), for a checkpoint: traffic, and steps missed.
+
+        -1 where the wire's bytes are not known.
+        """
+        with self._changed:
+            members = dict(self._members)
+            rows = []
+            for client, account in self.accounts.items():
+                traffic = replace(account.traffic)
+                if client in members:
+                    traffic.add(members[client].dialogue.traffic_so_far())
+                counts = [-1 if count is None else count for count in astuple(traffic)]
+                rows.append([*counts, account.steps_missed])
+        return np.array(rows, np.int64)
+
+    def load_ledger(self, ledger: np.ndarray) -> None:
+        """Count on from :meth:`ledger`, before any device is there."""
+        for account, row in zip(self.accounts.values(), ledger.tolist(), strict=True):
+            counts = dict(zip(COUNTED, row, strict=True))
+            account.steps_missed = counts.pop("steps_missed")
+            account.traffic = Traffic(**counts)
+            if counts["wire_sent"] < 0 or counts["wire_received"] < 0:
+                account.traffic.wire_sent = account.traffic.wire_received = None
 
     def finish(self) -> None:
         """Tell everybody that the run is over, take their last reports, and end all conversations."""

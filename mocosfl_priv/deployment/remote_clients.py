@@ -203,12 +203,14 @@ class RemoteClients:
         """See :class:`Participants`; with the devices' models and optimisers as they are now."""
         if self.trainable:
             self._fetch(self._remote, {ONLINE, KEY, VELOCITY})
-        return {**self._simulated.state(), "remote.drawn": self._drawn}
+        ledger = torch.from_numpy(self._reception.ledger())
+        return {**self._simulated.state(), "remote.drawn": self._drawn, "remote.ledger": ledger}
 
     def load_state(self, state: State) -> None:
         """Go on where :meth:`state` was taken; devices get their state of that moment, whatever they did since."""
         self._simulated.load_state(state)
         self._drawn = state["remote.drawn"].clone()
+        self._reception.load_ledger(state["remote.ledger"].numpy())
         self._rewritten = set(self._remote) if self.trainable else set()
 
     def _known(self, pool: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .messages import LONGEST_TEXT, Header, InOrder, Message, Reason, Refusal, RefusedError, pack, payload, unpack
@@ -115,6 +115,11 @@ class Dialogue:
         self.traffic.messages_received += 1
         self.traffic.payload_received += payload(message)
         return message
+
+    def traffic_so_far(self) -> Traffic:
+        """What this conversation has moved, which is still open."""
+        sent, received = self.conversation.wire_bytes() or (None, None)
+        return replace(self.traffic, wire_sent=sent, wire_received=received)
 
     def first(self, seconds: float) -> tuple[Header, Message]:
         """A device's first message, whose run and session the caller judges."""

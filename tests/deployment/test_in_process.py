@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.device.messages import Welcome
 from mocosfl_priv.device.participant import Views
 from mocosfl_priv.device.program import ClientProgram
@@ -89,3 +90,38 @@ def test_devices_train_as_simulated_clients_do_on_the_same_views(settings: dict[
             if isinstance(bank, EqualClients):  # computed as one, whose optimiser has the mean gradient
                 found = found.mean(0, keepdim=True)
             torch.testing.assert_close(found, value, rtol=1e-3, atol=2e-5)
+
+
+def test_frozen_devices_send_what_frozen_simulated_clients_send(compute: Compute) -> None:
+    """As with TAResSFL: forward only, one message per view, nothing comes back."""
+    training = training_of()
+    remote = deployment(range(3), given)
+    run = engine(training, compute, remote, smooth_model(), frozen_client=True)
+    losses = [float(run.step()) for _ in range(4)]
+    run.participants.finish()
+    remote.close()
+    simulated = engine(training, compute, None, smooth_model(), frozen_client=True)
+    with patch.object(participants, "moco_v2_view", SameViews([2, 2, 2])):
+        np.testing.assert_allclose(losses, [float(simulated.step()) for _ in range(4)], rtol=2e-5)
+    assert remote.reception is not None and remote.participants is not None
+    program = remote.reception.terms.program
+    assert program.vjp is None
+    for account in remote.reception.accounts.values():
+        assert account.traffic.payload_sent == len(program.to_bytes())
+        assert account.traffic.payload_received == simulated.traffic.smashed_up / 3
+
+
+@pytest.mark.parametrize(("codec", "most_bytes"), [("fp16", 0.51), ("int8", 0.27)])
+def test_codecs_save_bytes_and_hardly_change_the_losses(codec: Codec, most_bytes: float, compute: Compute) -> None:
+    losses, payloads = [], []
+    for chosen in ("fp32", codec):
+        remote = deployment(range(2), given, activations=chosen, gradients=chosen)
+        run = engine(training_of(clients=2, sync_period=100), compute, remote)
+        losses.append([float(run.step()) for _ in range(3)])
+        assert remote.reception is not None
+        payloads.append(remote.reception.idle()[0].dialogue.traffic.payload_received)
+        run.participants.finish()
+        remote.close()
+    assert payloads[1] <= most_bytes * payloads[0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    assert losses[1] != losses[0]

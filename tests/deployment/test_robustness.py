@@ -298,6 +298,12 @@ def test_a_restarted_server_goes_on_from_its_state_as_if_nothing_had_been(comput
     resumed.participants.finish()
     second.close()
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    # counted on: what both servers got since the start, but for what the first got after its checkpoint
+    assert whole.reception is not None and second.reception is not None
+    for client, account in second.reception.accounts.items():
+        maps = 2 * 4 * 4 * int(np.prod(run.model.smashed_shape))  # float32 queries and keys of two images
+        assert account.traffic.payload_received > 6 * maps
+        assert account.traffic.messages_received > whole.reception.accounts[client].traffic.messages_received
 
 
 def test_without_any_device_a_run_fails_and_says_so(compute: Compute) -> None:
