@@ -184,14 +184,14 @@ def compare(
 ) -> None:
     """Compare two runs: paired where they attacked the same victims with the same seeds, else saying why not."""
     from mocosfl_priv.results import read_record
-    from reports.run_comparison import HEADINGS, compare_runs
+    from reports import compare_runs
 
     found = compare_runs(read_record(first), read_record(second))
     if not found.lines:
         print("no system was attacked by the same attack in both runs, so there is nothing to compare")
     else:
         table = Table()
-        for heading in HEADINGS:
+        for heading in found.headings:
             table.add_column(heading)
         for line in found.lines:
             table.add_row(*line.cells())
@@ -212,11 +212,11 @@ def export(
 ) -> None:
     """Write a stored run's tables to files, those of the papers beside the published numbers."""
     from mocosfl_priv.results import read_record
-    from reports.export import export as write
+    from reports import export_tables
 
     asked = {"csv": csv, "parquet": parquet, "latex": latex, "markdown": markdown}
     files = {form: path for form, path in asked.items() if path is not None}
-    write(read_record(folder), files)
+    export_tables(read_record(folder), files)
     for path in files.values():
         print(path)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from mocosfl_priv.results import RunRecord
 from reports.audit import write_audit_report
+from reports.export import export_tables
 from reports.html import write_training_report
+from reports.run_comparison import compare_runs
 
-__all__ = ["write_report"]
+__all__ = ["compare_runs", "export_tables", "write_report"]
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:

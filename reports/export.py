@@ -13,7 +13,7 @@ from reports.paper_tables import paper_tables
 FORMATS = ("csv", "parquet", "latex", "markdown")
 
 
-def export(record: RunRecord, files: Mapping[str, Path]) -> None:
+def export_tables(record: RunRecord, files: Mapping[str, Path]) -> None:
     """Write `record` to files by format: csv has a row per cell, parquet a row per victim and cell, latex and markdown
     the tables that papers print.
 

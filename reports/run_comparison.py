@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -15,7 +15,6 @@ from mocosfl_priv.results import RunRecord
 from reports.per_image import GROUP, Key, bootstrap_options, groups, of_system, paired, per_seed
 from reports.summary import SummaryRow, summarise, system_name
 
-HEADINGS = ["system", "attack", "R of the first", "R of the second", "second minus first", "p of all (Holm)", "finding"]
 DIFFERENCES_SHOWN = 12
 NOT_SHOWN = "no difference shown"
 
@@ -35,7 +34,7 @@ class Line:
     finding: str
 
     def cells(self) -> list[str]:
-        """Under `HEADINGS`, for people."""
+        """Under the headings of :class:`RunComparison`, for people."""
         shown = [f"{each.value:.3f} [{each.low:.3f}, {each.high:.3f}]" for each in (self.first, self.second)]
         difference = self.difference
         change = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "–"
@@ -46,6 +45,10 @@ class Line:
 @dataclass(frozen=True)
 class RunComparison:
     """unpaired: why nothing is paired, empty if it is. notes: what else differs between the runs, in words."""
+
+    headings: ClassVar = [
+        "system", "attack", "R of the first", "R of the second", "second minus first", "p of all (Holm)", "finding",
+    ]  # fmt: skip
 
     lines: list[Line]
     unpaired: str

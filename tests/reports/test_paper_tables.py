@@ -9,7 +9,7 @@ import pytest
 from benchmarks.report import Grid, synthetic_record
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results import RunRecord
-from reports.export import export
+from reports.export import export_tables
 from reports.markup import Table, as_latex, as_markdown
 from reports.paper_tables import paper_tables
 from reports.summary import headline_rows, summarise
@@ -53,12 +53,12 @@ def test_markup_escapes_what_would_break_a_table() -> None:
 
 def test_files_hold_what_the_run_holds(cifar: RunRecord, tmp_path: Path) -> None:
     files = {form: tmp_path / f"t.{form}" for form in ("csv", "parquet", "latex", "markdown")}
-    export(cifar, files)
+    export_tables(cifar, files)
     with files["csv"].open(newline="") as lines:
         assert len(list(csv.DictReader(lines))) == len(cifar.cells)
     pd.testing.assert_frame_equal(pd.read_parquet(files["parquet"]), cifar.per_image)
     assert "MocoSFL-3" in files["markdown"].read_text() and r"\toprule" in files["latex"].read_text()
     with pytest.raises(ConfigurationError, match="nothing to export"):
-        export(cifar, {})
+        export_tables(cifar, {})
     with pytest.raises(RunFailedError, match="could not be written"):
-        export(cifar, {"csv": tmp_path / "missing" / "t.csv"})
+        export_tables(cifar, {"csv": tmp_path / "missing" / "t.csv"})
