@@ -31,7 +31,7 @@ from mocosfl_priv.device.program import ClientProgram
 from mocosfl_priv.device.transport import ClosedError, Conversation, Dialogue, Traffic
 
 LOG = logging.getLogger("mocosfl-priv-server")
-REGISTER_SECONDS = 10.0
+REGISTER_SECONDS = 30.0
 FAREWELL_SECONDS = 10.0  # in which devices report and leave after the end
 ENVELOPE_BYTES = 64 * 2**10  # of a message around its tensors, at most
 SILENT_BEATS = 4  # heartbeats that may be missed
