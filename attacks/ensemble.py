@@ -16,7 +16,7 @@ from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import MocosflPrivError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion import blind_guess
-from mocosfl_priv.plugins import ATTACKS
+from mocosfl_priv.plugins import ATTACKS, Loaded
 from mocosfl_priv.seeding import derive_seed, global_seed
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.15, 64
@@ -52,8 +52,12 @@ class Member:
 
     def create(self, steps: int) -> Attack:
         """The attack, planning with `steps`."""
+        return self.load(steps).plugin
+
+    def load(self, steps: int) -> Loaded[Attack]:
+        """The same, with where its code came from."""
         planned = {self.planned_by: steps} if self.planned_by else {}
-        return ATTACKS.create(PluginSpec(name=self.attack, **self.parameters, **planned)).plugin
+        return ATTACKS.create(PluginSpec(name=self.attack, **self.parameters, **planned))
 
 
 def _decoder(architecture: str, grown: Member | None = None, **parameters: Any) -> Member:
@@ -119,6 +123,11 @@ class EnsembleAttack(Attack):
         )
         for member in self.members:
             member.create(1)  # what cannot be created is refused before anything runs
+
+    @property
+    def parts(self) -> list[Loaded[Attack]]:
+        """See :class:`Attack`."""
+        return [member.load(1) for member in (*WITH_KNOWN_ANSWERS, *WITHOUT_KNOWN_ANSWERS, *self.members)]
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         limited = budget.part(steps=None if budget.seconds is not None else self.steps)

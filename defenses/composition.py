@@ -80,6 +80,10 @@ class Composition(Defense):
             _refuse_idle(part, self._parts)
         return model
 
+    def restore(self, context: DefenderContext) -> PreparedModel | None:
+        restored = [part.plugin.restore(context) for part in self._parts]
+        return next((model for model in restored if model is not None), None)
+
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         losses = [loss for d in self._defenses if (loss := d.client_loss(images, smashed)) is not None]
         return torch.stack(losses).sum() if losses else None

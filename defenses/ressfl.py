@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mocosfl_priv import ConfigurationError, DefenderContext, PreparedModel
 from mocosfl_priv.expert import AttackerAware, decoder_set
+from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
 from mocosfl_priv.training.sampling import PoolShape
 from mocosfl_priv.training.state import under, within
@@ -84,13 +85,20 @@ class ResSFL(AttackerAware):
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
         prepared = super().prepare(context) if self.has_expert else PreparedModel(context.build_model())
+        self._oppose(prepared.model, context)
+        return prepared
+
+    def restore(self, context: DefenderContext) -> None:
+        self._oppose(context.build_model(), context)
+
+    def _oppose(self, model: SplitModel, context: DefenderContext) -> None:
+        """Begin with the attacker of the training itself, where there is one."""
         if self.during_training:
             training = context.training
             self._live = self.attacker(
-                self.training_decoders, prepared.model, -(-context.training_passes // self.interval), training.epochs,
+                self.training_decoders, model, -(-context.training_passes // self.interval), training.epochs,
                 min(PoolShape.of(training).images, context.compute.rows_per_pass), context,
             )  # fmt: skip
-        return prepared
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         if self._live is None:

@@ -11,7 +11,8 @@ A grid that is too long for one sitting is a sweep: `Sweep.from_yaml(...).run("o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,15 +155,13 @@ class Sweep:
         anything is computed; StorageError, and whatever interrupts, when it stops early: what is complete is kept.
         """
         observer = observer or Unobserved()
-        try:
-            with SweepFolder(Path(out), resume) as folder:
-                tasks, cells = self._missing(folder.store)
-                observer.planned(list(tasks.values()), cells, cells - sum(t.function is attack for t in tasks.values()))
-                failures = run_tasks(list(tasks.values()), engine, observer)
-                results = {variant.name: self._write(variant, folder, failures) for variant in self.document.variants}
-                return SweepResult(folder.folder, self._write_table(folder, results), results)
-        finally:
-            engine.close()
+        with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
+            tasks, cells = self._missing(folder.store)
+            todo = list(tasks.values())
+            observer.planned(todo, cells, cells - sum(task.function is attack for task in todo))
+            failures = run_tasks(todo, engine, observer)
+            results = {variant.name: self._write(variant, folder, failures) for variant in self.document.variants}
+            return SweepResult(folder.folder, self._write_table(folder, results), results)
 
     def _missing(self, store: Store) -> tuple[dict[str, Task], int]:
         """Tasks by key, so that what variants share is computed once, and the number of all cells."""
@@ -183,7 +182,7 @@ class Sweep:
                 result.report_to(destination)
             else:
                 destination.commit(lambda staging: write_record(record, staging))
-        return result
+        return RunResult(replace(record, images={}, checkpoints={}))  # on the disk; a grid's would fill the memory
 
     def _write_table(self, folder: SweepFolder, results: Mapping[str, RunResult]) -> pd.DataFrame:
         tables = []

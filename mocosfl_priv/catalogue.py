@@ -26,7 +26,9 @@ def query(folder: Path, sql: str = OVERVIEW) -> pd.DataFrame:
     relative to `folder`. Files are only read. Raises ConfigurationError for a folder without runs, and for SQL that
     DuckDB does not understand.
     """
-    runs = sorted(path.parent for path in folder.rglob("run.json") if (path.parent / FILES["cells"]).is_file())
+    found = (path.parent for path in folder.rglob("run.json") if (path.parent / FILES["cells"]).is_file())
+    # what a process that died was writing lies under a hidden name
+    runs = sorted(run for run in found if not any(part.startswith(".") for part in run.relative_to(folder).parts))
     if not runs:
         raise ConfigurationError(f"there is no run directory below {folder}")
     try:

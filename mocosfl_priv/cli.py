@@ -157,7 +157,7 @@ def sweep(
         result = planned.run(out, runs_on, observer, resume=resume)
     for name, run in result.runs.items():
         _print_table(run)
-        print(f"\nreport: {out / 'runs' / name / 'report.html'}\n")
+        print(f"\nrun: {out / 'runs' / name}\n")
     print(f"table of all:  {out / 'results.csv'}")
     result.require_success()
 

@@ -98,6 +98,21 @@ def trains_a_split_model(make: Make) -> None:
     assert _same(other.state(), learned), "load_state does not bring back what state returned"
 
 
+def comes_back_from_disk(make: Make) -> None:
+    """With `restore` and `load_state` instead of `prepare`, it sends what it sent, and promises what it promised."""
+    outfit = _outfit(make)
+    learned = {name: value.detach().clone() for name, value in outfit.defense.state().items()}
+    other = make()
+    other.restore(outfit.context)
+    other.load_state(learned)
+    smashed = torch.randn(MESSAGES, *outfit.prepared.model.smashed_shape, generator=_rng(1))
+    assert _same(other.state(), learned), "after restore and load_state the state is another one"
+    with torch.no_grad():
+        sent = [defense.protect(smashed, _rng()) for defense in (outfit.defense, other)]
+    assert torch.equal(*sent), "after restore and load_state protect sends something else: what prepare sets is missing"
+    assert outfit.defense.guarantee(1) == other.guarantee(1), "after restore and load_state it promises something else"
+
+
 def prepares_repeatably(make: Make) -> None:
     """`prepare` twice, from the same context: the same client and the same state."""
     first, second = _outfit(make), _outfit(make)
@@ -111,7 +126,7 @@ PROTECTION = (
     draws_from_its_generator_and_says_so,
     works_image_by_image,
 )
-CHECKS = (*PROTECTION, trains_a_split_model, prepares_repeatably)
+CHECKS = (*PROTECTION, trains_a_split_model, comes_back_from_disk, prepares_repeatably)
 
 
 def require_protection(make: Make, who: str) -> None:

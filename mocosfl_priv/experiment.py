@@ -287,7 +287,7 @@ def training_document(lab: Laboratory, system: System, how: Training) -> dict[st
         "attending": [[attack.label, attack.origin, attack.code_sha256, attack.parameters] for attack in how.attending],
         "hijacked": how.hijacker is not None,
         "compute": lab.compute.describe(),
-        "roles": {role: record.content_sha256 for role, record in lab.roles.records.items()},
+        "roles": {role: [r.content_sha256, r.label_sha256] for role, r in lab.roles.records.items()},
         "defense": [defense.origin, defense.code_sha256, defense.parameters],
     }
 
@@ -338,6 +338,14 @@ def _prepare(
     return prepared or PreparedModel(context.build_model())
 
 
+def restored_model(lab: Laboratory, system: System) -> SplitModel:
+    """A model of `system`, whose weights are to be replaced; its defense is ready for :meth:`Defense.load_state`."""
+    model_config = system.defense.plugin.architecture(lab.config.model)
+    context = defender_context(lab, system, model_config, Silent())
+    restored = system.defense.plugin.restore(context)
+    return restored.model if restored else context.build_model()
+
+
 def _failure(title: str, error: Exception) -> MocosflPrivError:
     """What a failed training is reported as; a user's defense can fail in any way."""
     if isinstance(error, RunFailedError) and not isinstance(error, StorageError):
@@ -376,6 +384,11 @@ def attack_system(
         **trained.cost,
     }
     return CellResult.of(trial, {**system.keys, "attack": attack.label}, rest)
+
+
+def with_own_plugin(attack: Loaded[Attack]) -> Loaded[Attack]:
+    """The same with a copy of the attack, which may remember what it likes: no other system's trial sees it."""
+    return replace(attack, plugin=copy.deepcopy(attack.plugin))
 
 
 def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:

@@ -141,6 +141,10 @@ class AttackerAware(Defense):
             earlier_seconds=earlier_seconds,
         )
 
+    def restore(self, context: DefenderContext) -> PreparedModel | None:  # noqa: ARG002
+        """See :class:`Defense`: nothing but the model is kept of the pre-training."""
+        return None
+
     def target_images(self, context: DefenderContext) -> Tensor:
         """What the expert may see of the target data: nothing where the defense does without."""
         return context.target_images if self.uses_target_data else context.target_images[:0]

@@ -57,6 +57,11 @@ class Attack(ABC):
     blind: ClassVar[bool] = False
     optional: ClassVar[frozenset[Capability]] = frozenset()
 
+    @property
+    def parts(self) -> Sequence[Loaded[Attack]]:
+        """The attacks that this one may run, where it runs others: their code decides about its results, too."""
+        return ()
+
     def attend(self, stream: StreamView, seed: int) -> ServerHooks | None:
         """Before training, with TRAINING_STREAM: a listener that will get every message; None for no interest.
 
@@ -184,6 +189,13 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """Before training: a pre-trained model to start from, or None to start afresh."""
         return None
 
+    def restore(self, context: DefenderContext) -> PreparedModel | None:
+        """Before :meth:`load_state`, where a trained system comes back from disk: what :meth:`prepare` sets.
+
+        The model is one of the same architecture, whose weights are replaced. Override it where `prepare` takes long.
+        """
+        return self.prepare(context)
+
     def planned_steps(self, context: DefenderContext) -> int:
         """How many steps :meth:`prepare` will report, for the progress display."""
         return 0
@@ -302,8 +314,9 @@ class Registry(Generic[PluginT]):
         own = cls.__mro__[: cls.__mro__.index(self.base)]
         code = [Path(inspect.getfile(ancestor)).read_bytes() for ancestor in own]
         origins = [f"{cls.__module__}:{cls.__qualname__}"]
+        code += [Path(file).read_bytes() for file in vars(plugin).values() if isinstance(file, Path) and file.is_file()]
+        code += [part.code_sha256.encode() for part in plugin.parts]
         if isinstance(plugin, Defense) and plugin.parts:
-            code += [part.code_sha256.encode() for part in plugin.parts]
             origins = [part.origin for part in plugin.parts]
         return Loaded(
             label=spec.label or spec.short_name,

@@ -116,10 +116,14 @@ def sound_attacks(record: RunRecord, key: Key) -> list[str]:
 
 
 def systems_of(record: RunRecord, *, origin: str | None = None, label: str | None = None) -> list[Key]:
-    """The systems of a run in the order of the results: all, or those of one class, or under one label."""
+    """The systems of a run in the order of the results: all, or those of one class, or under one label.
+
+    One whose training failed with every seed is none.
+    """
     origins = {plugin["label"]: plugin["origin"] for plugin in record.info["plugins"]["defenses"]}
     keys: list[Key] = list(record.cells[GROUP].drop_duplicates().itertuples(index=False, name=None))
-    return [key for key in keys if origin in (None, origins[key[0]]) and label in (None, key[0])]
+    asked = [key for key in keys if origin in (None, origins[key[0]]) and label in (None, key[0])]
+    return [key for key in asked if len(of_system(record.probe, key))]
 
 
 def concerns(flag: dict[str, Any], key: Key) -> bool:

@@ -43,12 +43,13 @@ MAY_OVERLAP = {frozenset({Role.CLIENT_PRIVATE, Role.PROBE_TRAIN})}
 
 @dataclass(frozen=True)
 class RoleRecord:
-    """What a result keeps of a role: its size and two SHA-256 hashes, of its indices and of its pixels."""
+    """What a result keeps of a role: its size, and SHA-256 hashes of its indices, its pixels, its labels and groups."""
 
     images: int
     source: str
     index_sha256: str
     content_sha256: str
+    label_sha256: str
 
 
 @dataclass(frozen=True)
@@ -209,4 +210,5 @@ def _record(images: ImageSet, indices: Tensor, digests: np.ndarray) -> RoleRecor
         source=images.name,
         index_sha256=hashlib.sha256(index_text.encode()).hexdigest(),
         content_sha256=hashlib.sha256(b"".join(digests.tolist())).hexdigest(),
+        label_sha256=hashlib.sha256(torch.stack([images.labels, images.groups]).numpy().tobytes()).hexdigest(),
     )

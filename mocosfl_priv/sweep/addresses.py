@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import hashlib
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mocosfl_priv.data.roles import Role
 from mocosfl_priv.experiment import System, training_document
 from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.plugins import Attack, Loaded
@@ -19,9 +19,9 @@ Document = dict[str, Any]
 
 # Rooms and files of the core in which nothing decides about a number that is stored.
 NO_RESULT = (
-    "sweep", "device", "deployment", "templates", "api.py", "cli.py", "display.py", "scaffold.py", "results.py",
-    "progress.py", "peak_memory.py", "errors.py", "config.py", "evaluation/statistics.py", "evaluation/reliability.py",
-    "evaluation/distribution_shift.py",
+    "sweep", "deployment", "templates", "api.py", "cli.py", "display.py", "scaffold.py", "results.py", "catalogue.py",
+    "scale.py", "progress.py", "errors.py", "evaluation/statistics.py", "evaluation/shares.py",
+    "evaluation/multiple_comparisons.py", "evaluation/reliability.py", "evaluation/distribution_shift.py",
 )  # fmt: skip
 # Of the rest, those in which nothing decides about a training.
 NO_TRAINING = (
@@ -33,11 +33,15 @@ UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label
 
 def system_document(lab: Laboratory, system: System, training: Training) -> Document:
     """Of a trained system with its utility."""
+    attacked = lab.curve_attacks if lab.config.leakage.every else training.attending
     return {
         "stage": "system",
-        "code": code_version(NO_RESULT + NO_TRAINING),
+        "code": code_version(NO_RESULT if attacked else NO_RESULT + NO_TRAINING),
+        "libraries": library_versions(),
         "training": training_document(lab, system, training),
         "utility": lab.config.evaluation.model_dump(mode="json", include=UTILITY),
+        # what the points of a leakage curve are scored with
+        "curve": [[attack.label for attack in attacked], _scoring(lab)] if lab.config.leakage.every else None,
     }
 
 
@@ -46,9 +50,10 @@ def judge_document(lab: Laboratory) -> Document:
     return {
         "stage": "judge",
         "code": code_version(NO_RESULT),
+        "libraries": library_versions(),
         "epochs": lab.config.evaluation.recognition_epochs,
         "seed": lab.config.data.role_seed,
-        "roles": {role: record.content_sha256 for role, record in lab.roles.records.items()},
+        "roles": {role: [r.content_sha256, r.label_sha256] for role, r in lab.roles.records.items()},
         "compute": lab.compute.describe(),
     }
 
@@ -60,21 +65,40 @@ def attack_document(lab: Laboratory, system: System, training: Training, attack:
         "stage": "attack",
         "code": code_version(NO_RESULT),
         "system": address(system_document(lab, system, training)),
-        "judge": address(judge_document(lab)),
+        "scoring": _scoring(lab),
         "attack": [attack.label, attack.origin, attack.code_sha256, attack.parameters],
         "threat": threat | {"grants": sorted(threat["grants"])},
-        "victims": lab.roles.records[Role.VICTIMS].content_sha256,
+    }
+
+
+def _scoring(lab: Laboratory) -> Document:
+    return {
+        "judge": address(judge_document(lab)),
         "lpips": [lab.config.evaluation.lpips_network, lab.lpips_note],
     }
 
 
 @cache
+def library_versions() -> dict[str, str]:
+    """Of the libraries that numbers come from."""
+    return {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "lpips")}
+
+
+@cache
 def code_version(without: tuple[str, ...]) -> str:
-    """SHA-256 of the core's code, but for what is named; comments and layout do not count."""
+    """SHA-256 of the core's code, but for what is named; comments, docstrings and layout do not count."""
     core = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(core.rglob("*.py")):
         name = path.relative_to(core).as_posix()
         if not any(name == left_out or name.startswith(f"{left_out}/") for left_out in without):
-            digest.update(name.encode() + b"\0" + ast.dump(ast.parse(path.read_bytes())).encode() + b"\0")
+            digest.update(name.encode() + b"\0" + ast.dump(_code(path)).encode() + b"\0")
     return digest.hexdigest()
+
+
+def _code(path: Path) -> ast.Module:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return tree

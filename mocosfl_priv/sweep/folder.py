@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -29,7 +30,7 @@ class SweepFolder:
     """
 
     def __init__(self, folder: Path, resume: bool) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()
         there = self.folder.is_dir() and any(self.folder.iterdir())
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {folder} is a file")
@@ -58,8 +59,14 @@ class SweepFolder:
             ) from error
         except OSError as error:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
-        self.store = Store(self.folder / "store")
-        self.store.clean()
+        try:
+            self.store = Store(self.folder / "store")
+            self.store.clean()
+            for left in self.runs.glob(".*"):  # by a process that died while it wrote
+                shutil.rmtree(left, ignore_errors=True)
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def _owner(self) -> str:

@@ -6,7 +6,15 @@ import time
 from pathlib import Path
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment import DEFENDER, CellResult, TrainedSystem, attack_system, checkpoints_of, train_system
+from mocosfl_priv.experiment import (
+    DEFENDER,
+    CellResult,
+    TrainedSystem,
+    attack_system,
+    checkpoints_of,
+    train_system,
+    with_own_plugin,
+)
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import RunRecord
 from mocosfl_priv.sweep.assembly import assemble
@@ -46,7 +54,7 @@ def run_plan(
                 trained_systems.append(trained)
                 for attack in training.attacks:
                     progress.segment()
-                    cells.append(attack_system(lab, trained, attack, progress))
+                    cells.append(attack_system(lab, trained, with_own_plugin(attack), progress))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     return assemble(plan, trained_systems, cells, time.monotonic() - started)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from typing import TYPE_CHECKING
 
@@ -25,24 +29,50 @@ class LocalEngine:
     def __init__(self, workers: int, gpus: int = 0) -> None:
         self.slots = workers
         self._free = [index % gpus for index in range(workers)] if gpus else []
-        self._pool = ProcessPool(max_workers=workers, initializer=_end_with_parent, context=get_context("spawn"))
+        self._pool = self._new_pool()
 
     def submit(self, task: Task) -> Future[None]:
         """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
         gpu = self._free.pop() if self._free else None
-        future: Future[None] = self._pool.schedule(_run, args=(task, gpu))
-        if gpu is not None:
-            future.add_done_callback(lambda _: self._free.append(gpu))
-        return future
+        outcome: Future[None] = Future()
+
+        def settle(finished: Future[None]) -> None:
+            if gpu is not None:
+                self._free.append(gpu)  # before anybody hears of the outcome and submits the next
+            if finished.cancelled():
+                outcome.cancel()
+            elif (error := finished.exception()) is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+
+        if not self._pool.active:  # it breaks when a process dies that has no task yet
+            self.close()
+            self._pool = self._new_pool()
+        with _interruptions_blocked():  # Ctrl-C is for who made the pool; its processes inherit this
+            self._pool.schedule(_run, args=(task, gpu)).add_done_callback(settle)
+        return outcome
 
     def died(self, error: BaseException) -> bool:
         """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
-        return isinstance(error, ProcessExpired)
+        return isinstance(error, ProcessExpired | BrokenProcessPool)
 
     def close(self) -> None:
         """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(max_workers=self.slots, initializer=_end_with_parent, context=get_context("spawn"))
+
+
+@contextmanager
+def _interruptions_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_workers(config: ComputeConfig) -> tuple[int, int]:
@@ -61,7 +91,7 @@ def _run(task: Task, gpu: int | None) -> None:
         import torch  # processes that need none do not wait for it
 
         torch.cuda.set_device(gpu)
-    task.function(*task.arguments)
+    task.run()
 
 
 def _end_with_parent() -> None:

@@ -18,11 +18,18 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 try:
     import ray
-    from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, TaskUnschedulableError, WorkerCrashedError
+    from ray.exceptions import (
+        LocalRayletDiedError,
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
 except ImportError as missing:
     raise ConfigurationError("--engine ray needs Ray: install mocosfl-priv[ray]") from missing
 
-RETRIES = 3  # Ray's own, when a process or its node is lost
+LOST = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError, OutOfMemoryError)
 
 
 class RayEngine:
@@ -42,7 +49,7 @@ class RayEngine:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigurationError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
         self._per_task = {"GPU": gpus} if gpus else {"CPU": cpus}
-        self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run)
+        self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run)
 
     @property
     def slots(self) -> int:
@@ -66,7 +73,7 @@ class RayEngine:
 
     def died(self, error: BaseException) -> bool:
         """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
-        return isinstance(error, WorkerCrashedError | NodeDiedError | ObjectLostError | TaskUnschedulableError)
+        return isinstance(error, LOST)
 
     def close(self) -> None:
         """See :class:`mocosfl_priv.sweep.schedule.Engine`."""
@@ -74,4 +81,4 @@ class RayEngine:
 
 
 def _run(task: Task) -> None:
-    task.function(*task.arguments)
+    task.run()

@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mocosfl_priv.errors import StorageError
+from mocosfl_priv.errors import RunFailedError, StorageError
 from mocosfl_priv.progress import Segment
 from mocosfl_priv.references import cause
 
@@ -27,6 +27,15 @@ class Task:
     function: Callable[..., None]
     arguments: tuple[Any, ...]
     needs: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        """Compute and store it. Raises StorageError, or RunFailedError with the cause: both survive another process."""
+        try:
+            self.function(*self.arguments)
+        except StorageError:
+            raise
+        except Exception as error:
+            raise RunFailedError(cause(error)) from error
 
 
 class Engine(Protocol):
@@ -81,7 +90,7 @@ class ThisProcess:
         """Run `task` now."""
         future: Future[None] = Future()
         try:
-            task.function(*task.arguments)
+            task.run()
         except Exception as error:  # whoever waits for the task gets it
             future.set_exception(error)
         else:

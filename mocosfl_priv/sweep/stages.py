@@ -6,6 +6,7 @@ function of a :class:`Work` that runs in whichever process an engine gives it to
 
 from __future__ import annotations
 
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
+
 from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.errors import RunFailedError, StorageError
-from mocosfl_priv.experiment import CellResult, System, TrainedSystem, attack_system, train_system
+from mocosfl_priv.experiment import CellResult, System, TrainedSystem, attack_system, train_system, with_own_plugin
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.progress import Segment
-from mocosfl_priv.references import cause
 from mocosfl_priv.results import ATTACK_COSTS, RunRecord
 from mocosfl_priv.stream import Training
-from mocosfl_priv.sweep.addresses import attack_document, judge_document, system_document
+from mocosfl_priv.sweep.addresses import Document, attack_document, judge_document, system_document
 from mocosfl_priv.sweep.assembly import assemble
 from mocosfl_priv.sweep.grid import Plan, lay_out
 from mocosfl_priv.sweep.schedule import Task
@@ -34,25 +36,27 @@ SYSTEM, JUDGE, ATTACK = "system", "judge", "attack"  # kinds of artefacts
 SECONDS_PER_JUDGE_EPOCH = 2.0
 
 
+Place = tuple[int, int, int]  # indices of system, training and attack in a plan
+
+
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes: a place in the grid of `config`, and the store that holds what it needs.
+    """What a stage computes: the artefact `key`, at a place in a grid, into the store that has what it needs.
 
-    config: an `ExperimentConfig` as JSON. system, training, attack: indices into the plan, as far as the stage is
-    about them.
+    config: an `ExperimentConfig` as JSON.
     """
 
     config: str
     store: Path
-    system: int = 0
-    training: int = 0
-    attack: int = 0
+    key: str
+    place: Place = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Cell:
     """An attack on a trained system: where its row comes from."""
 
+    place: Place
     system: System
     training: Training
     attack: Loaded[Attack]
@@ -60,21 +64,15 @@ class Cell:
     key: str
 
 
-def cells_of(plan: Plan) -> list[Cell]:
+def cells_of(plan: Plan) -> Iterator[Cell]:
     """All rows of a plan, in its order."""
     lab = plan.laboratory
-    return [
-        Cell(
-            system,
-            training,
-            attack,
-            address(system_document(lab, system, training)),
-            address(attack_document(lab, system, training, attack)),
-        )
-        for system in plan.systems
-        for training in plan.trainings
-        for attack in training.attacks
-    ]
+    for i, system in enumerate(plan.systems):
+        for j, training in enumerate(plan.trainings):
+            system_key = address(system_document(lab, system, training))
+            for k, attack in enumerate(training.attacks):
+                key = address(attack_document(lab, system, training, attack))
+                yield Cell((i, j, k), system, training, attack, system_key, key)
 
 
 def missing_tasks(plan: Plan, store: Store, where: str = "") -> list[Task]:
@@ -83,80 +81,88 @@ def missing_tasks(plan: Plan, store: Store, where: str = "") -> list[Task]:
     where: put before their titles.
     """
     config = plan.config.model_dump_json()
-    lab = plan.laboratory
-    epochs = lab.config.evaluation.recognition_epochs
-    judge_key = address(judge_document(lab)) if epochs else None
+    epochs = plan.config.evaluation.recognition_epochs
+    judge_key = address(judge_document(plan.laboratory)) if epochs else None
+    judged = (judge_key,) if judge_key else ()
     trainings: dict[str, Task] = {}
     attacks: list[Task] = []
     intact: set[str] = set()
-    for work, cell in _places(plan, config, store.folder):
+    for cell in cells_of(plan):
         if cell.system_key not in intact | trainings.keys():
             if store.get(SYSTEM, cell.system_key) is not None:
                 intact.add(cell.system_key)
             else:
+                work = Work(config, store.folder, cell.system_key, cell.place)
                 segment = _placed(where, plan.training_segment(cell.system, cell.training))
-                trainings[cell.system_key] = Task(cell.system_key, segment, train, (work,))
-        found = store.get(ATTACK, cell.key)
-        if found is not None and not found.facts["failure"]:
+                needs = judged if plan.config.leakage.every else ()  # the points of its curve are judged
+                trainings[cell.system_key] = Task(cell.system_key, segment, train, (work,), needs)
+        if _is_done(store, cell):
             continue
-        if found is not None:
-            store.discard(ATTACK, cell.key)
-        needs = (cell.system_key,) if judge_key is None else (cell.system_key, judge_key)
+        work = Work(config, store.folder, cell.key, cell.place)
         segment = _placed(where, plan.attack_segment(cell.system, cell.attack))
-        attacks.append(Task(cell.key, segment, attack, (work,), needs))
+        attacks.append(Task(cell.key, segment, attack, (work,), (cell.system_key, *judged)))
     judges = []
-    if attacks and judge_key is not None and not store.has(JUDGE, judge_key):
+    if judge_key is not None and store.get(JUDGE, judge_key) is None:
         segment = Segment("train the judge of recognition", JUDGE, SECONDS_PER_JUDGE_EPOCH * epochs)
-        judges.append(Task(judge_key, segment, judge, (Work(config, store.folder),)))
+        judges.append(Task(judge_key, segment, judge, (Work(config, store.folder, judge_key),)))
     return [*judges, *trainings.values(), *attacks]
+
+
+def _is_done(store: Store, cell: Cell) -> bool:
+    found = store.get(ATTACK, cell.key)
+    if found is None or not found.facts["failure"]:
+        return found is not None
+    store.discard(ATTACK, cell.key)
+    return False
 
 
 def _placed(where: str, segment: Segment) -> Segment:
     return replace(segment, title=f"{where}: {segment.title}") if where else segment
 
 
-def _places(plan: Plan, config: str, store: Path) -> Iterator[tuple[Work, Cell]]:
-    cells = iter(cells_of(plan))
-    for i in range(len(plan.systems)):
-        for j, training in enumerate(plan.trainings):
-            for k in range(len(training.attacks)):
-                yield Work(config, store, i, j, k), next(cells)
-
-
 def train(work: Work) -> None:
     """Train a system and store it; an interrupted training goes on from its last checkpoint."""
-    plan = _plan(work.config)
-    _trained(plan, Store(work.store), plan.systems[work.system], plan.trainings[work.training])
+    plan, store = _plan(work.config), Store(work.store, make=False)
+    system, training, _ = _at(plan, work.place)
+    _require(work, system_document(plan.laboratory, system, training))
+    if plan.config.leakage.every:
+        _give_judge(plan, store)
+    _trained(plan, store, system, training)
 
 
 def judge(work: Work) -> None:
     """Train the judge of recognition and store it."""
-    _give_judge(_plan(work.config), Store(work.store))
+    lab, store = _plan(work.config).laboratory, Store(work.store, make=False)
+    document = judge_document(lab)
+    _require(work, document)
+    started = time.monotonic()
+    trained = lab.recognition
+    assert trained is not None, "a judge was planned where recognition is switched off"
+    store.put(JUDGE, work.key, partial(save_judge, trained), {"seconds": time.monotonic() - started}, document)
 
 
 def attack(work: Work) -> None:
     """Attack a stored system, score, and store the cell. A stored system that is damaged is trained again."""
-    plan, store = _plan(work.config), Store(work.store)
-    system, training = plan.systems[work.system], plan.trainings[work.training]
-    loaded = training.attacks[work.attack]
+    plan, store = _plan(work.config), Store(work.store, make=False)
+    system, training, loaded = _at(plan, work.place)
     document = attack_document(plan.laboratory, system, training, loaded)
-    if store.has(ATTACK, address(document)):
+    _require(work, document)
+    if store.has(ATTACK, work.key):
         return
     _give_judge(plan, store)
     trained = _trained(plan, store, system, training)
     started = time.monotonic()
-    try:
-        cell = attack_system(plan.laboratory, trained, loaded)
-    except Exception as error:  # what is raised must survive the way to another process
-        raise RunFailedError(cause(error)) from error
+    cell = attack_system(plan.laboratory, trained, with_own_plugin(loaded))
     facts = {"seconds": time.monotonic() - started, "failure": cell.row["failure"]}
-    store.put(ATTACK, address(document), partial(save_cell, cell), facts, document)
+    store.put(ATTACK, work.key, partial(save_cell, cell), facts, document)
 
 
 def stored_record(config: ExperimentConfig, store: Store, failures: Mapping[str, str]) -> RunRecord:
     """The record of `config` from the store; failures: causes by key, of what could not be computed."""
     plan = lay_out(config)
-    _give_judge(plan, store)
+    judge = store.get(JUDGE, address(judge_document(plan.laboratory)))
+    # nothing is computed here: without a judge nothing was recognised
+    plan.laboratory.recognition = load_judge(plan.laboratory, judge) if judge else None
     cells = [_read_cell(plan, store, cell, failures) for cell in cells_of(plan)]
     systems = _read_systems(plan, store)
     seconds = sum(system.cost["training_seconds"] for system in systems)
@@ -187,25 +193,38 @@ def _read_systems(plan: Plan, store: Store) -> list[TrainedSystem]:
     return found
 
 
-@lru_cache(maxsize=2)  # a process works on one configuration after the other
 def _plan(config: str) -> Plan:
+    """The plan of `config`, made once where its images lie: a process may get another GPU with its next task."""
+    return _plan_on(config, torch.cuda.current_device() if torch.cuda.is_available() else 0)
+
+
+@lru_cache(maxsize=2)  # a process works on one configuration after the other
+def _plan_on(config: str, device: int) -> Plan:  # noqa: ARG001 - the current one
     return lay_out(ExperimentConfig.model_validate_json(config))
 
 
+def _at(plan: Plan, place: Place) -> tuple[System, Training, Loaded[Attack]]:
+    i, j, k = place
+    training = plan.trainings[j]
+    return plan.systems[i], training, training.attacks[k]
+
+
+def _require(work: Work, document: Document) -> None:
+    """What is stored must be what was planned: here may be other code, other data, or another kind of machine."""
+    if address(document) != work.key:
+        raise RunFailedError(
+            f"code, data or precision on {platform.node()} are not those that the sweep was planned with: were files "
+            "changed while it ran, or are its machines unlike? Resume it, with compute.device and compute.precision set"
+        )
+
+
 def _give_judge(plan: Plan, store: Store) -> None:
+    """Have the laboratory use the stored judge; where that was lost meanwhile, it trains the same when it needs it."""
     lab = plan.laboratory
-    if "recognition" in vars(lab) or not lab.config.evaluation.recognition_epochs:
-        return
-    document = judge_document(lab)
-    found = store.get(JUDGE, address(document))
-    if found is not None:
-        lab.recognition = load_judge(lab, found)
-    else:
-        started = time.monotonic()
-        judge = lab.recognition
-        assert judge is not None
-        seconds = {"seconds": time.monotonic() - started}
-        store.put(JUDGE, address(document), partial(save_judge, judge), seconds, document)
+    if "recognition" not in vars(lab) and lab.config.evaluation.recognition_epochs:
+        found = store.get(JUDGE, address(judge_document(lab)))
+        if found is not None:
+            lab.recognition = load_judge(lab, found)
 
 
 def _trained(plan: Plan, store: Store, system: System, training: Training) -> TrainedSystem:
@@ -229,12 +248,9 @@ def _trained(plan: Plan, store: Store, system: System, training: Training) -> Tr
 
 
 def _train(plan: Plan, system: System, training: Training, unfinished: Path) -> TrainedSystem:
+    own = replace(training, attending=tuple(with_own_plugin(attack) for attack in training.attending))
     try:
-        return train_system(plan.laboratory, system, None, unfinished, training)
+        return train_system(plan.laboratory, system, None, unfinished, own)
     except DamagedCheckpointError:
         shutil.rmtree(unfinished)
-        return train_system(plan.laboratory, system, None, unfinished, training)
-    except StorageError:
-        raise
-    except Exception as error:  # what is raised must survive the way to another process
-        raise RunFailedError(cause(error)) from error
+        return train_system(plan.laboratory, system, None, unfinished, own)

@@ -2,7 +2,7 @@
 
 An artefact is a folder ``<kind>/<address>`` of files with an ``artefact.json`` that holds the checksum of each. It is
 written beside its place, flushed, and renamed, so a process that dies at any moment leaves no half of one. What is
-found damaged is set aside and counts as absent, so that it is computed again.
+found damaged is removed, so that it is computed again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,7 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mocosfl_priv.errors import ConfigurationError, StorageError
+from pyarrow.lib import ArrowException
+from safetensors import SafetensorError
+
+from mocosfl_priv.errors import ConfigurationError, RunFailedError, StorageError
+from mocosfl_priv.references import one_line
 
 FORMAT = 1
 MANIFEST, JOURNAL = "artefact.json", "journal.jsonl"
@@ -42,14 +47,19 @@ class Artefact:
 class Store:
     """The artefacts below `folder`. Several processes may use one store at once.
 
-    Opening an existing one raises ConfigurationError if it was written in another format.
+    Opening an existing one raises ConfigurationError if it was written in another format. make: whether it may be
+    made here; who computes for others must find theirs.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, make: bool = True) -> None:
         self.folder = folder
         mark = folder / "store.json"
         try:
             if not mark.is_file():
+                if not make:
+                    raise StorageError(
+                        f"there is no store {folder} on {platform.node()}; all machines must see the same"
+                    )
                 if folder.is_dir() and any(p.name != mark.name and not _is_staged(p) for p in folder.iterdir()):
                     raise ConfigurationError(f"{folder} holds other files than a store; choose another folder")
                 folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +80,10 @@ class Store:
         return (self._place(kind, key) / MANIFEST).is_file()
 
     def get(self, kind: str, key: str) -> Artefact | None:
-        """The artefact, checked; None if it is absent, or was damaged and is now set aside."""
+        """The artefact, checked; None if it is absent, or was damaged and is now removed.
+
+        Raises StorageError when the disk does not let itself be read: that is no damage.
+        """
         place = self._place(kind, key)
         if not place.is_dir():
             return None
@@ -80,8 +93,10 @@ class Store:
                 _checksum(place / name) == expected for name, expected in manifest["files"].items()
             )
             facts = manifest["facts"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             intact, facts = False, {}
+        except OSError as error:
+            raise StorageError(f"{place} cannot be read: {error.strerror}") from error
         if intact:
             return Artefact(place, facts)
         self.discard(kind, key)
@@ -92,7 +107,7 @@ class Store:
     ) -> None:
         """Let `write` fill a folder and give it its name. What is there already stays: it is the same.
 
-        Raises StorageError when it cannot be written.
+        Raises StorageError when it cannot be written, RunFailedError for content that has no form on disk.
         """
         place = self._place(kind, key)
         staging = self.folder / f".partial-{uuid.uuid4().hex[:12]}"
@@ -120,9 +135,11 @@ class Store:
                 self._note("twice", kind, key)
             else:
                 self._note("done", kind, key)
-        except Exception as error:  # a full disk is an OSError to Python, but an error of their own to the writers
+        except (OSError, SafetensorError, ArrowException) as error:  # a full disk has names of its own for the writers
             reason = getattr(error, "strerror", None) or error
             raise StorageError(f"{place} cannot be written: {reason}") from error
+        except Exception as error:  # what a user's plugin hands out may be anything
+            raise RunFailedError(f"what came out has no form on disk: {one_line(error)}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mocosfl_priv.evaluation.recognition import Classifier, RecognitionJudge
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult
 from mocosfl_priv.evaluation.utility import Utility
-from mocosfl_priv.experiment import CellResult, System, TrainedSystem, audience_of, training_guarantee
+from mocosfl_priv.experiment import CellResult, System, TrainedSystem, audience_of, restored_model, training_guarantee
 from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.stream import Training
@@ -68,7 +68,7 @@ def load_system(lab: Laboratory, system: System, training: Training, artefact: A
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     system = system.with_own_defense()
     defense = system.defense.plugin
-    model = lab.build_model(defense.architecture(lab.config.model), system.cut_layer, system.seed)
+    model = restored_model(lab, system)
     stored = within(tensors, "model")
     for part in PARTS:
         for name, value in _everything_in(model, part).items():

@@ -15,8 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mocosfl_priv.errors import StorageError
+from mocosfl_priv.training.checkpoints import DamagedCheckpointError
 
 Status = Literal["A", "B", "C"]
 NEXT: dict[Status, Status] = {"A": "B", "B": "C", "C": "C"}
@@ -57,7 +61,10 @@ class Replay:
         folder = self._epoch_folder(self._stored_epoch)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{i}.{name}": value.contiguous() for i, part in enumerate(parts) for name, value in part.items()}
-        save_file(tensors, folder / f"step_{self._stored_steps}.safetensors")
+        try:
+            save_file(tensors, folder / f"step_{self._stored_steps}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"smashed data to replay cannot be written to {folder}: {error}") from error
         self._stored_steps += 1
 
     @property
@@ -71,7 +78,11 @@ class Replay:
 
     def load(self, step: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
         """The parts of a stored step."""
-        tensors = load_file(self._epoch_folder(self._stored_epoch) / f"step_{step}.safetensors", device=str(device))
+        place = self._epoch_folder(self._stored_epoch) / f"step_{step}.safetensors"
+        try:
+            tensors = load_file(place, device=str(device))
+        except (OSError, SafetensorError) as error:
+            raise DamagedCheckpointError(f"{place}, stored to be replayed, is damaged ({error})") from error
         parts = 1 + max(int(name.split(".", 1)[0]) for name in tensors)
         for part in range(parts):
             yield {name.split(".", 1)[1]: v for name, v in tensors.items() if int(name.split(".", 1)[0]) == part}

@@ -107,7 +107,8 @@ def test_kills_at_random_moments_lose_nothing_and_compute_nothing_twice(planned:
     while kills < planned:
         process = _start(folder)
         time.sleep(rng.uniform(0.4, 1.6))
-        victims = [process.pid] if rng.random() < 0.5 else _children(process.pid)[:1] or [process.pid]
+        workers = _workers(process.pid)
+        victims = [process.pid] if rng.random() < 0.5 or not workers else workers[:1]
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
             kills += 1
@@ -116,7 +117,7 @@ def test_kills_at_random_moments_lose_nothing_and_compute_nothing_twice(planned:
             process.wait(10)
         else:
             assert process.wait(60) == 0
-        _wait_until_free(folder)
+        _wait_until_gone(workers)
         if rng.random() < 0.3 and (folder / "store" / KIND).is_dir():
             _damage_one(folder / "store" / KIND, rng)
     last = _start(folder)
@@ -136,22 +137,29 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "tests.sweep.toy_sweep", str(folder), "2"])
 
 
-def _children(pid: int) -> list[int]:
+def _workers(pid: int) -> list[int]:
+    """The spawned workers of a process; it has other children, too."""
     try:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        children = [child for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
-        found = ""
-    return [int(word) for word in found.split()]
+        return []
+    return [int(child) for child in children if b"spawn_main" in _command(child)]
 
 
-def _wait_until_free(folder: Path) -> None:
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _wait_until_gone(workers: list[int]) -> None:
     """Workers of a killed sweep end by themselves."""
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if not subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout:
-            return
-        time.sleep(0.05)
-    pytest.fail("processes outlived their sweep")
+    while any(b"spawn_main" in _command(str(worker)) for worker in workers):
+        assert time.monotonic() < deadline, "processes outlived their sweep"
+        time.sleep(0.02)
 
 
 def _damage_one(artefacts: Path, rng: random.Random) -> None:
