@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mocosfl_priv.api import Experiment
-from mocosfl_priv.cli import _shipped_configs
+from mocosfl_priv.commands.options import shipped_configs
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.results import read_record
@@ -128,7 +128,7 @@ def test_a_broken_defense_is_one_line_before_training(
 
 
 def test_the_shipped_trial_has_its_controls() -> None:
-    plan = Experiment.from_yaml(_shipped_configs()["try"]).plan()
+    plan = Experiment.from_yaml(shipped_configs()["try"]).plan()
     origins = [system.defense.origin for system in plan.systems]
     assert origins[0] == "defenses.none:NoDefense" and origins.count(TARESSFL) == len(origins) - 1 >= 2
     assert {attack.label for attack in plan.attacks} >= {"floor", "decoder", "rmle"}

@@ -265,8 +265,7 @@ class Sampler:
     def __init__(self, meter: Meter, period: float = PERIOD) -> None:
         self._meter = meter
         self._period = period
-        self._times: list[float] = []
-        self._readings: list[float] = []
+        self._readings: list[tuple[float, float]] = []  # each with its time: the thread may be between two of them
         self._failure = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy meter", daemon=True)
@@ -285,7 +284,7 @@ class Sampler:
         """What was measured so far; "not measured", with the reason, where a reading failed."""
         if self._failure:
             return not_measured(self._failure)
-        times, readings = np.array(self._times), np.array(self._readings)
+        times, readings = np.array(list(self._readings)).T
         return Energy(
             self._meter.method,
             self._meter.joules(times, readings),
@@ -304,8 +303,7 @@ class Sampler:
         except DeviceError as error:
             self._failure = str(error)
             return
-        self._times.append(time.monotonic())
-        self._readings.append(reading)
+        self._readings.append((time.monotonic(), reading))
 
 
 def idle_watts(meter: Meter, seconds: float) -> float | None:

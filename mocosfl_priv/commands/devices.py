@@ -1,0 +1,253 @@
+"""Real clients: certs, shard, serve, client, loopback, cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mocosfl_priv.commands.options import DebugOption, OverwriteOption, SetOption, experiment_of
+from mocosfl_priv.commands.tables import print_table
+from mocosfl_priv.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mocosfl_priv.api import Experiment
+    from mocosfl_priv.deployment.server import ServeOptions
+    from mocosfl_priv.progress import Progress
+    from mocosfl_priv.results import RunRecord
+    from mocosfl_priv.sweep.grid import Plan
+
+app = typer.Typer()
+
+CertsOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="As `mocosfl-priv certs` made it: ca.pem and this end's own.")
+]
+PlainOption = Annotated[bool, typer.Option("--plain", help="No encryption: loopback addresses only.")]
+CodecOption = Annotated[str, typer.Option("--codec", metavar="fp32|fp16|int8", help="How smashed data travel.")]
+GradientCodecOption = Annotated[
+    str, typer.Option("--gradient-codec", metavar="fp32|fp16|int8", help="How gradients travel.")
+]
+DeadlineOption = Annotated[
+    float, typer.Option(min=0.1, metavar="SECONDS", help="A step goes on without devices that have not answered.")
+]
+PatienceOption = Annotated[
+    float, typer.Option(min=1, metavar="SECONDS", help="The run fails after so long without any device.")
+]
+
+
+@app.command()
+def certs(
+    out: Annotated[Path, typer.Option(help="Folder to write; devices are added where it has an authority.")],
+    devices: Annotated[int, typer.Option(min=1, help="How many devices: client-0000 and so on.")],
+    host: Annotated[list[str] | None, typer.Option(help="The server's names and addresses. Repeatable.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make a small certificate authority, and certificates for the server and each device."""
+    from mocosfl_priv.deployment.certificates import make_certificates
+
+    made = make_certificates(out, devices, host or [])
+    print(f"{out}: the server's, for {', '.join(host or ['this machine only'])}; keep {out / 'ca.key'} to yourself")
+    print(f"{made[0]} to {made[-1]}: copy each to its device")
+
+
+@app.command()
+def shard(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shard files, one per client.")],
+    client: Annotated[int | None, typer.Option(help="Only this client's, counted from 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. [default: its first]")] = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write the private images of each simulated client to a file for a device."""
+    from mocosfl_priv.data.roles import Role
+    from mocosfl_priv.deployment.shards import write_shards
+
+    experiment = experiment_of(config, set_, None, None)
+    chosen = experiment.config.seeds[0] if seed is None else seed
+    if chosen not in experiment.config.seeds:
+        raise ConfigurationError(f"--seed {chosen} is none of the configuration's: {list(experiment.config.seeds)}")
+    private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
+    for path, images in write_shards(private, experiment.config.training, chosen, out, client):
+        print(f"{path}: {images} images")
+
+
+@app.command()
+def serve(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")],
+    certs: CertsOption = None,
+    plain: PlainOption = False,
+    device: Annotated[
+        list[int] | None, typer.Option(help="This client is a device, others are simulated. Repeatable. [default: all]")
+    ] = None,
+    least: Annotated[int | None, typer.Option(help="Begin when so many devices are there. [default: all]")] = None,
+    deadline: DeadlineOption = 10.0,
+    patience: PatienceOption = 600.0,
+    codec: CodecOption = "fp32",
+    gradient_codec: GradientCodecOption = "fp32",
+    heartbeat: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 5.0,
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the run's state is kept. [default: beside --out]")
+    ] = None,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run an experiment whose clients are devices. After an interruption the same command goes on."""
+    from mocosfl_priv.deployment.server import checkpoints_beside
+    from mocosfl_priv.deployment.server import serve as run_server
+
+    if plain == (certs is not None):
+        raise ConfigurationError("serve: give the folder with the certificates (--certs), or --plain on loopback only")
+    options = _serve_options(listen, certs, codec, gradient_codec, deadline, patience, heartbeat, device, least)
+    place = checkpoints or checkpoints_beside(out)
+    _run_devices(
+        out, experiment_of(config, set_, None, None), overwrite,
+        lambda plan, progress: run_server(plan, options, place, progress),
+    )  # fmt: skip
+
+
+@app.command()
+def client(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT")],
+    data: Annotated[Path, typer.Option(metavar="SHARD|FOLDER", help="This client's images.")],
+    certs: CertsOption = None,
+    plain: PlainOption = False,
+    name: Annotated[str, typer.Option(help="With --plain: which client this is, as in client-0003.")] = "",
+    image_size: Annotated[int | None, typer.Option(help="Of an image folder's images, as in the model.")] = None,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Give up after so long without a server. [default: never]")
+    ] = float("inf"),
+    meter: Annotated[
+        str | None, typer.Option(help="Of energy: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:...")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Take part in a served run; devices have this without torch as `mocosfl-priv-client`."""
+    from mocosfl_priv.device.client import run
+    from mocosfl_priv.device.errors import DeviceError
+
+    _log_to_terminal()
+    try:
+        run(server, certs, data, plain, name, image_size, patience, meter)
+    except DeviceError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+@app.command()
+def loopback(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+    clients: Annotated[int, typer.Option(min=1, help="Clients that are processes; all others are simulated.")] = 4,
+    plain: PlainOption = False,
+    deadline: DeadlineOption = 10.0,
+    patience: PatienceOption = 120.0,
+    codec: CodecOption = "fp32",
+    gradient_codec: GradientCodecOption = "fp32",
+    heartbeat: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 1.0,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Server and devices as processes of this machine, with certificates and shards: ends with what each costs."""
+    import tempfile
+
+    from mocosfl_priv.deployment.loopback import run_loopback
+
+    experiment = experiment_of(config, set_, None, None)
+    with tempfile.TemporaryDirectory(prefix="mocosfl-priv-loopback-") as folder:
+        certs = None if plain else Path(folder)
+        options = _serve_options("", certs, codec, gradient_codec, deadline, patience, heartbeat, None, None)
+        _run_devices(
+            out, experiment, overwrite,
+            lambda plan, progress: run_loopback(plan, options, clients, Path(folder), progress),
+        )  # fmt: skip
+
+
+@app.command()
+def cost(
+    folder: Annotated[Path, typer.Argument(help="The run directory of a served run.")],
+    debug: DebugOption = False,
+) -> None:
+    """Show what the devices of a run cost, each number with its method, and write it to cost.csv again."""
+    from mocosfl_priv.results import read_record
+
+    _report_cost(read_record(folder).info, folder)
+
+
+def _serve_options(
+    listen: str,
+    certs: Path | None,
+    codec: str,
+    gradient_codec: str,
+    deadline: float,
+    patience: float,
+    heartbeat: float,
+    devices: Sequence[int] | None,
+    least: int | None,
+) -> ServeOptions:
+    from mocosfl_priv.deployment.remote_clients import Patience
+    from mocosfl_priv.deployment.server import ServeOptions, known_codec
+
+    return ServeOptions(
+        listen,
+        certs,
+        devices,
+        known_codec(codec),
+        known_codec(gradient_codec),
+        Patience(deadline, patience),
+        heartbeat,
+        least,
+    )
+
+
+def _run_devices(
+    out: Path, experiment: Experiment, overwrite: bool, run: Callable[[Plan, Progress], RunRecord]
+) -> None:
+    """Run a plan with devices, write results, report and cost table, and print both tables."""
+    from mocosfl_priv.api import RunResult
+    from mocosfl_priv.display import TerminalProgress
+    from mocosfl_priv.results import Destination
+
+    _log_to_terminal()
+    console = Console(stderr=True)
+    with Destination(out, overwrite) as destination:
+        with console.status("reading data"):
+            plan = experiment.plan()
+        with TerminalProgress(console) as progress:
+            result = RunResult(run(plan, progress))
+        page = result.report_to(destination)
+    print_table(result)
+    _report_cost(result.record.info, out)
+    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}\ncosts:  {out / 'cost.csv'}")
+    result.require_success()
+
+
+def _report_cost(info: Mapping[str, Any], folder: Path) -> None:
+    from mocosfl_priv.deployment.cost import CLIENT_OF_THE_TABLE, cost_table, write_costs
+    from mocosfl_priv.results import replace_files
+
+    if "devices" not in info:
+        raise ConfigurationError(f"{folder}: no device took part in this run; its results.csv has the analytic costs")
+    replace_files(folder, lambda staging: write_costs(info["devices"], staging / "cost.csv"))
+    lines = cost_table(info["devices"])
+    table = Table(title="costs of an average device, and the paper's accounting", title_justify="left")
+    for heading in ("of", "quantity", "value", "unit", "method"):
+        table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=heading != "method")
+    for _, line in lines[lines["client"].isin(CLIENT_OF_THE_TABLE)].iterrows():
+        value = "-" if line["value"] != line["value"] else f"{line['value']:,.6g}"
+        table.add_row(line["client"], line["quantity"], value, line["unit"], line["method"])
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def _log_to_terminal() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)

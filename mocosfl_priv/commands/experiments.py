@@ -1,0 +1,208 @@
+"""Running experiments: demo, new, try, run, sweep, validate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from mocosfl_priv.commands.options import (
+    AttackOption,
+    DebugOption,
+    DefenseOption,
+    OverwriteOption,
+    ScaleOption,
+    SetOption,
+    config_path,
+    experiment_of,
+)
+from mocosfl_priv.commands.tables import print_table
+from mocosfl_priv.errors import unknown_name
+
+if TYPE_CHECKING:
+    from mocosfl_priv.api import Experiment
+    from mocosfl_priv.config import ComputeConfig
+    from mocosfl_priv.sweep.schedule import Engine
+
+app = typer.Typer()
+
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep the state of trainings here; after an interruption, go on from it."),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on in --out: what is stored there is not computed again.")
+]
+EngineOption = Annotated[
+    str, typer.Option(metavar="local|ray", help="Processes on this machine, or the Ray cluster that RAY_ADDRESS names.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Tasks at once on this machine. [default: one per core, or per GPU]")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory; an earlier demo there is replaced.")] = Path("runs/demo"),
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Train, attack, report: the whole path on embedded photographs, in minutes on two cores."""
+    _run("demo", out, set_, defense, attack, overwrite=True)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="defense")],
+    file: Annotated[Path, typer.Argument(help="The file to write; its class is named after it.")],
+    debug: DebugOption = False,
+) -> None:
+    """Write a commented defense to start from, and its test beside it."""
+    from mocosfl_priv.scaffold import new_defense
+
+    kinds = {"defense": new_defense}
+    if kind not in kinds:
+        raise unknown_name("kind", kind, kinds)
+    source, test = kinds[kind](file)
+    print(f"{source}: a defense that works, with every hook; edit it\n{test}: pytest {test}")
+    print(f"then: mocosfl-priv try {source}")
+
+
+@app.command("try")
+def try_(
+    defense: Annotated[str, typer.Argument(metavar="FILE.py[:CLASS]|NAME", help="The defense on trial.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; an earlier trial there is replaced. [default: runs/try-NAME]")
+    ] = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Give a verdict on a defense, against none and TAResSFL at matched accuracy, in minutes on two cores."""
+    experiment = _trial(defense, set_)
+    _run_to(out or Path("runs") / f"try-{experiment.config.candidate}", experiment, overwrite=True)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Run directory to write.")],
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    checkpoints: CheckpointsOption = None,
+    overwrite: OverwriteOption = False,
+    scale: ScaleOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run an experiment and write its results and report to a directory, as a whole or not at all."""
+    _run(config, out, set_, defense, attack, overwrite, checkpoints, scale)
+
+
+@app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(help="A YAML file, with axes or without, or a name from `ls configs`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep: its store, and a run directory per variant.")],
+    resume: ResumeOption = False,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    scale: ScaleOption = None,
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a grid in parallel that survives anything: what is complete is kept, and shared where cells need the same."""
+    from mocosfl_priv.api import Sweep
+    from mocosfl_priv.display import TerminalSweep
+
+    planned = Sweep.from_yaml(config_path(config), set_ or [], defense or [], attack or [], scale)
+    runs_on = _engine(engine, workers, planned.document.variants[0].config.compute)
+    with TerminalSweep(Console(stderr=True), runs_on.slots) as observer:
+        result = planned.run(out, runs_on, observer, resume=resume)
+    for name, run in result.runs.items():
+        print_table(run)
+        print(f"\nrun: {out / 'runs' / name}\n")
+    print(f"table of all:  {out / 'results.csv'}")
+    result.require_success()
+
+
+@app.command()
+def validate(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
+    set_: SetOption = None,
+    defense: DefenseOption = None,
+    attack: AttackOption = None,
+    scale: ScaleOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Check a configuration against plugins, models, threat model and data, without training anything."""
+    plan = experiment_of(config, set_, defense, attack, scale).checked()
+    print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
+
+
+def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
+    engines = ("local", "ray")
+    if name not in engines:
+        raise unknown_name("engine", name, engines)
+    threads = compute.threads or 1
+    if name == "ray":
+        from mocosfl_priv.sweep.ray_cluster import RayEngine
+
+        return RayEngine(cpus=threads, gpus=1 if compute.device == "cuda" else 0)
+    from mocosfl_priv.sweep.processes import LocalEngine, default_workers
+
+    count, gpus = default_workers(compute)
+    return LocalEngine(workers or count, gpus)
+
+
+def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:
+    """The shipped trial with one more defense; ConfigurationError, before any data is read, if that is broken."""
+    from mocosfl_priv.api import Experiment
+    from mocosfl_priv.config import PluginSpec, with_candidate
+    from mocosfl_priv.defense_contract import require_protection
+    from mocosfl_priv.plugins import DEFENSES, Defense
+
+    spec = PluginSpec(name=reference)
+    if DEFENSES.load(reference).prepare is Defense.prepare:  # another one may take long: training will show its faults
+        require_protection(lambda: DEFENSES.create(spec).plugin, reference)
+    experiment = experiment_of("try", overrides, None, None)
+    return Experiment(with_candidate(experiment.config, reference))
+
+
+def _run(
+    config: str,
+    out: Path,
+    overrides: Sequence[str] | None,
+    defenses: Sequence[str] | None,
+    attacks: Sequence[str] | None,
+    overwrite: bool,
+    checkpoints: Path | None = None,
+    scale: str | None = None,
+) -> None:
+    _run_to(out, experiment_of(config, overrides, defenses, attacks, scale), overwrite, checkpoints)
+
+
+def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:
+    """Run, write, and print the table, and the verdict if there was a candidate."""
+    from mocosfl_priv.api import run_planned
+    from mocosfl_priv.display import TerminalProgress
+    from mocosfl_priv.results import Destination
+
+    console = Console(stderr=True)
+    with Destination(out, overwrite) as destination:
+        with console.status("reading data"):
+            plan = experiment.checked()
+        with TerminalProgress(console) as progress:
+            result = run_planned(plan, progress, checkpoints)
+        page = result.report_to(destination)
+    print_table(result)
+    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+    verdict = page.parent / "verdict.txt"
+    if verdict.is_file():
+        print(f"\nverdict, also in {verdict}:\n\n{verdict.read_text(encoding='utf-8')}")
+    result.require_success()

@@ -1,0 +1,74 @@
+"""Reading what runs left: report, compare, export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mocosfl_priv.commands.options import DebugOption
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run directory.")],
+    debug: DebugOption = False,
+) -> None:
+    """Write the report of a stored run again."""
+    from mocosfl_priv.results import read_record, replace_files
+    from reports import write_report
+
+    record = read_record(folder)
+    replace_files(folder, lambda staging: write_report(record, staging))
+    print(folder / "report.html")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    debug: DebugOption = False,
+) -> None:
+    """Compare two runs: paired where they attacked the same victims with the same seeds, else saying why not."""
+    from mocosfl_priv.results import read_record
+    from reports import compare_runs
+
+    found = compare_runs(read_record(first), read_record(second))
+    if not found.lines:
+        print("no system was attacked by the same attack in both runs, so there is nothing to compare")
+    else:
+        table = Table()
+        for heading in found.headings:
+            table.add_column(heading)
+        for line in found.lines:
+            table.add_row(*line.cells())
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+        print(f"Not paired: {found.unpaired}." if found.unpaired else found.statement)
+    for note in found.notes:
+        print(note)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per cell.")] = None,
+    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per victim and cell.")] = None,
+    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Tables as papers print them.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a stored run's tables to files, those of the papers beside the published numbers."""
+    from mocosfl_priv.results import read_record
+    from reports import export_tables
+
+    asked = {"csv": csv, "parquet": parquet, "latex": latex, "markdown": markdown}
+    files = {form: path for form, path in asked.items() if path is not None}
+    export_tables(read_record(folder), files)
+    for path in files.values():
+        print(path)

@@ -1,0 +1,48 @@
+"""What a terminal shows of a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from mocosfl_priv.api import RunResult
+
+TEXTS = ("defense", "attack", "victims")
+
+
+def print_table(result: RunResult) -> None:
+    """Print a row per cell."""
+    audit = "audit" in result.record.info  # of clients without a server, so without utility
+    utility = [
+        ("linear_accuracy", "linear", "{:.3f}"),
+        ("linear_untrained", "untrained", "{:.3f}"),
+        ("knn_accuracy", "kNN", "{:.3f}"),
+        ("knn_raw_pixels", "pixels", "{:.3f}"),
+    ]
+    columns = [
+        ("defense", "checkpoint" if audit else "defense", "{}"),
+        ("attack", "attack", "{}"),
+        *([("victims", "victims", "{}")] if audit else []),
+        ("cut_layer", "cut", "{}"),
+        ("target_fraction", "target", "{:g}"),
+        ("seed", "seed", "{}"),
+        ("leak_ratio", "leak R", "{:.3f}"),
+        ("mse", "MSE", "{:.4f}"),
+        ("mse_floor", "floor", "{:.4f}"),
+        *([("mse_bound", "bound", "{:.4f}")] if result.table()["mse_bound"].notna().any() else []),
+        ("ssim", "SSIM", "{:.3f}"),
+        *([] if audit else utility),
+        ("attack_seconds", "attack s", "{:.1f}"),
+    ]
+    table = Table(title="leak R: 1 is perfect reconstruction, 0 or less a blind guess", title_justify="left")
+    for name, heading, _ in columns:
+        table.add_column(heading, justify="left" if name in TEXTS else "right", no_wrap=name != "defense")
+    for _, row in result.table().iterrows():
+        # an audit has no utility, and a failed attack no number
+        table.add_row(*("-" if row[name] != row[name] else form.format(row[name]) for name, _, form in columns))
+    width = None if sys.stdout.isatty() else 150
+    Console(width=width).print(table)
