@@ -34,7 +34,7 @@ def test_a_new_defense_passes_the_test_that_comes_with_it(tmp_path: Path) -> Non
     _, test = new_defense(tmp_path / "drop_some.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and "6 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "7 passed" in result.stdout, result.stdout
 
 
 def test_a_new_defense_is_named_after_its_file_and_keeps_the_house_rules(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_from_new_defense_to_a_verdict(in_process: Run, tmp_path: Path) -> None:
     assert read_record(folder).info["config"]["candidate"] == "drop_some"
     page = (folder / "report.html").read_text()
     assert_well_formed_and_self_contained(page)
-    assert "The verdict on drop_some" in page and "<h2>Leaderboard</h2>" in page
+    assert "The verdict on drop_some" in page and ">Leaderboard</h2>" in page
     board = pd.read_csv(folder / "leaderboard.csv")
     assert set(board["defense"]) == {"none", "expert", "drop_some"}
     assert (folder / "leaderboard.md").read_text().count("\n| ") == 1 + 3
