@@ -1,5 +1,5 @@
-"""The command line: demo, new, try, run, sweep, report, compare, export, validate, ls; and for real clients certs,
-shard, serve, client, loopback, cost.
+"""The command line: demo, new, try, run, sweep, report, compare, export, mirror, validate, ls; and for real clients
+certs, shard, serve, client, loopback, cost.
 
 Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
 """
@@ -219,6 +219,32 @@ def export(
     export_tables(read_record(folder), files)
     for path in files.values():
         print(path)
+
+
+@app.command()
+def mirror(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write event files into a folder below, named after the run.")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Log to this tracking server.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show a stored run in TensorBoard or MLflow, beside others."""
+    from mocosfl_priv.mirrors import Mirror, MLflow, TensorBoard
+    from mocosfl_priv.results import read_record
+
+    if tensorboard is None and mlflow is None:
+        raise ConfigurationError("nowhere to show it: name a folder with --tensorboard, or a server with --mlflow")
+    record = read_record(folder)
+    mirrors: dict[str, Mirror] = {}
+    if tensorboard is not None:
+        mirrors[str(tensorboard)] = TensorBoard(tensorboard)
+    if mlflow is not None:
+        mirrors[mlflow] = MLflow(mlflow)
+    for place, chosen in mirrors.items():
+        chosen.show(record, folder)
+        print(f"{folder} is shown at {place}")
 
 
 @app.command()
