@@ -25,6 +25,7 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 NormName = Literal["group", "layer", "instance", "batch"]
+CodecName = Literal["fp32", "fp16", "int8"]
 
 
 class Section(BaseModel):
@@ -204,6 +205,10 @@ class TrainingConfig(Section):
     select_on: Literal["validation", "test"] = Field(
         "validation", description="what the kept checkpoint is chosen by; test (research code) is not honest"
     )
+    codec: CodecName = Field(
+        "fp32", description="how smashed data travel: fp16 with a scale per image, int8 with one per image and channel"
+    )
+    gradient_codec: CodecName = Field("fp32", description="the same for gradients on their way back")
     checkpoint_every: Count = Field(1, description="epochs between two checkpoints, where a run keeps them")
 
     @model_validator(mode="after")

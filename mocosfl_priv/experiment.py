@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.data.roles import Role
-from mocosfl_priv.device.accounting import FLOAT_BYTES, MEBIBYTE, paper_traffic
+from mocosfl_priv.device.accounting import MEBIBYTE, paper_traffic
+from mocosfl_priv.device.codecs import sizes
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError, StorageError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.guarantee import Guarantee
@@ -35,6 +36,7 @@ from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, li
 from mocosfl_priv.target import Target, Trial, attack_seed, on_device, protect_afresh, try_attack
 from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
+from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
 from mocosfl_priv.training.participants import RemoteParticipants
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws, seeded_partition, total_steps
@@ -195,7 +197,7 @@ def train_system(
             learning_rate=prepared.learning_rate,
             remote=remote,
             validate=lambda model: selection_knn(
-                model, lab.probe_data, defense, config.evaluation, lab.compute, seed, on=training.select_on
+                model, lab.probe_data, defense, config.evaluation, lab.compute, seed, training.select_on, training.codec
             ),
             observe=lambda model, step, epoch: _leakage(lab, system, model, step, epoch),
             observe_every=0 if how.hijacker else config.leakage.every,
@@ -209,7 +211,9 @@ def train_system(
     seconds = time.monotonic() - started + prepared.earlier_seconds + trained.earlier_seconds - audience.seconds
 
     progress.begin("utility", 1)
-    utility = measure_utility(trained.model, lab.probe_data, defense, config.evaluation, lab.compute, seed)
+    utility = measure_utility(
+        trained.model, lab.probe_data, defense, config.evaluation, lab.compute, seed, training.codec
+    )
     untrained = lab.untrained_probe(model_config, system.cut_layer, seed)
     progress.end()
     elements = int(np.prod(trained.model.smashed_shape))
@@ -224,7 +228,7 @@ def train_system(
     cost = {
         "client_parameters": parameters,
         "client_flops": forward_flops(trained.model.client, trained.model.image_shape),
-        "smashed_bytes_per_image": elements * FLOAT_BYTES,
+        "smashed_bytes_per_image": sum(sizes((1, *trained.model.smashed_shape), training.codec)),
         "training_megabytes": trained.traffic.total / MEBIBYTE,
         "paper_megabytes_per_client": paper.total,
         "training_seconds": seconds,
@@ -403,6 +407,7 @@ def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
         participants=model.participants,
         build_client=_client_builder(lab, system),
         seed=system.seed,
+        codec=lab.config.training.codec,
     )
 
 
@@ -420,13 +425,15 @@ def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoc
 
 def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack]) -> StreamView:
     """What one attack holds while it attends the training of `model`, whose server networks it sees live."""
+    defense, codec = system.defense.plugin, lab.config.training.codec
+    undefended = partial(as_received, codec=codec)
     return StreamView(
         smashed_shape=model.smashed_shape,
         image_shape=model.image_shape,
         compute=lab.compute,
         visible=visible_to(attack, lab.threat),
         server=live_server(model.trunk, model.projector, lab.compute),
-        protect=partial(protect_afresh, system.defense.plugin) if lab.threat.adaptive else None,
+        protect=partial(protect_afresh, defense, codec=codec) if lab.threat.adaptive else undefended,
         auxiliary=copied_auxiliary(lab.auxiliary),
         build_client=partial(on_device, _client_builder(lab, system), lab.compute.device),
     )

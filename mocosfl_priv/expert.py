@@ -25,7 +25,7 @@ from mocosfl_priv.training.sampling import ClientBatch, total_steps
 
 # The expert is trained by one party: what concerns many clients and their traffic has no meaning for it.
 ONE_CLIENT = {"clients": 1, "pool": None, "heterogeneity": None, "client_learning_rate": None, "replay": None,
-              "divergence_aware": None}  # fmt: skip
+              "divergence_aware": None, "codec": "fp32", "gradient_codec": "fp32"}  # fmt: skip
 
 
 class AttackerAware(Defense):

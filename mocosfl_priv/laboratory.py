@@ -136,7 +136,9 @@ class Laboratory:
         if key not in self._untrained:
             network = self.build_model(model, cut_layer, seed).to(self.compute.device)
             evaluation, rng = self.config.evaluation, generator(seed, "untrained", device=self.compute.device)
-            train, selection, test = probe_features(network, self.probe_data, NoHooks(), evaluation, self.compute, rng)
+            train, selection, test = probe_features(
+                network, self.probe_data, NoHooks(), evaluation, self.compute, rng, self.config.training.codec
+            )
             self._untrained[key] = linear_probe(train, selection, test, evaluation.linear_probe_penalties).correct
         return self._untrained[key]
 

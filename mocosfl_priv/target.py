@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
@@ -27,6 +28,7 @@ from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, METRICS
 from mocosfl_priv.seeding import derive_seed, drawn_generator, generator, global_seed
 from mocosfl_priv.stream import Attendee, copied_auxiliary, visible_to
 from mocosfl_priv.threat import AttackerView, Budget, Capability
+from mocosfl_priv.training.codecs import as_received
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Target:
         attacker, and must not carry data along.
     seed: of the victims' messages and of the attacks.
     training_messages: the most that training made of one image.
+    codec: how messages travel. Everybody knows it: it is no defense.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Target:
     server: nn.Module | None = None
     participants: Sequence[Mapping[str, Tensor]] = ()
     training_messages: int = 0
+    codec: Codec = "fp32"
 
 
 @dataclass(frozen=True)
@@ -202,19 +206,20 @@ def grant_view(
         colluder = _own_copy(client, device)
         for own, parameters in zip((client, colluder), target.participants, strict=False):
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
-    observations = _observations(lab, defense)
+    observations, codec = _observations(lab, defense), target.codec
     messages_rng = generator(target.seed, "victims' messages", device=device)
     attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
     with torch.no_grad():
         smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])
-        smashed = observe(defense, messages_rng, observations, smashed)
+        smashed = observe(defense, messages_rng, observations, smashed, codec)
     return AttackerView(
         smashed=smashed,
         image_shape=target.image_shape,
         compute=lab.compute,
         visible=visible,
         client=client,
-        protect=partial(observe, defense, attacker_rng, observations),
+        protect=partial(observe, defense, attacker_rng, observations, codec=codec),
+        undefended=partial(as_received, codec=codec),
         knows_defense=lab.threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
         auxiliary=copied_auxiliary(lab.auxiliary),
@@ -244,11 +249,14 @@ def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(module).to(device).eval().requires_grad_(False)
 
 
-def observe(defense: Defense, rng: torch.Generator, observations: int, smashed: Tensor) -> Tensor:
-    """What is known of messages that are sent `observations` times: the mean of that many draws of the defense."""
-    if observations == 1:
-        return defense.protect(smashed, rng)
-    return torch.stack([defense.protect(smashed, rng) for _ in range(observations)]).mean(0)
+def observe(
+    defense: Defense, rng: torch.Generator, observations: int, smashed: Tensor, codec: Codec = "fp32"
+) -> Tensor:
+    """What is known of messages that are sent `observations` times: the mean of what arrives of that many draws of the
+    defense.
+    """
+    received = [as_received(defense.protect(smashed, rng), codec) for _ in range(observations)]
+    return received[0] if observations == 1 else torch.stack(received).mean(0)
 
 
 def attack_seed(seed: int, attack: Loaded[Attack]) -> int:
@@ -256,12 +264,12 @@ def attack_seed(seed: int, attack: Loaded[Attack]) -> int:
     return derive_seed(seed, "attack", attack.label)
 
 
-def protect_afresh(defense: Defense, smashed: Tensor) -> Tensor:
-    """The defense's transformation with randomness from torch's global generator.
+def protect_afresh(defense: Defense, smashed: Tensor, codec: Codec = "fp32") -> Tensor:
+    """What arrives after the defense's transformation, with randomness from torch's global generator.
 
     By a copy that shares what the defense has learned: what hooks remember between two calls belongs to the training.
     """
-    return copy.copy(defense).protect(smashed, drawn_generator(smashed.device))
+    return as_received(copy.copy(defense).protect(smashed, drawn_generator(smashed.device)), codec)
 
 
 def on_device(build: Callable[[], nn.Module], device: torch.device) -> nn.Module:

@@ -151,6 +151,8 @@ class AttackerView:
     simulator: the decoder, in the decoder grammar, against which the defense was trained; None where it was trained
         against none, or where the attacker does not know the defense.
 
+    protect, undefended: what arrives of smashed data that a client sends with its defense, and would send without one.
+
     A capability whose object is not given (the server of a system that has none) is not visible, whatever was granted.
     """
 
@@ -163,6 +165,7 @@ class AttackerView:
         visible: frozenset[Capability],
         client: nn.Module | None = None,
         protect: Callable[[Tensor], Tensor] | None = None,
+        undefended: Callable[[Tensor], Tensor] | None = None,
         knows_defense: bool = True,
         simulates_queries: bool = True,
         auxiliary: AuxiliaryData | None = None,
@@ -184,11 +187,12 @@ class AttackerView:
         self._parent: AttackerView | None = None
         self._visible = visible
         self._client = client if visible & {Capability.CLIENT_WEIGHTS, Capability.QUERY} else None
-        applied = protect if protect is not None else _identity
-        self._protect = applied if knows_defense else _identity
+        plain = undefended if undefended is not None else _identity
+        applied = protect if protect is not None else plain
+        self._protect = applied if knows_defense else plain
         # A real query passes the defense whether or not the attacker knows of it. One who holds the weights runs
         # the client at home, and adds the defense only if it knows it.
-        self._answer = applied if knows_defense or not simulates_queries else _identity
+        self._answer = applied if knows_defense or not simulates_queries else plain
         self._build_client = build_client if Capability.ARCHITECTURE in visible else None
         self._auxiliary = auxiliary if Capability.AUXILIARY_DATA in visible else None
         self._server = server if Capability.SERVER_MODEL in visible else None
@@ -207,9 +211,9 @@ class AttackerView:
         return self._client
 
     def protect(self, smashed: Tensor) -> Tensor:
-        """CLIENT_WEIGHTS, COLLUDING_CLIENT or ARCHITECTURE: the defense's transformation with fresh randomness,
-        differentiable; the identity for an attacker that is not adaptive. For who runs a client at home, be it the
-        victims', another participant's or one trained by the attack itself.
+        """CLIENT_WEIGHTS, COLLUDING_CLIENT or ARCHITECTURE: the defense's transformation with fresh randomness, and
+        what the codec leaves of it, differentiable; without the defense for an attacker that is not adaptive. For who
+        runs a client at home, be it the victims', another participant's or one trained by the attack itself.
         """
         if not self._visible & {Capability.COLLUDING_CLIENT, Capability.ARCHITECTURE}:
             self._require(Capability.CLIENT_WEIGHTS)
@@ -336,8 +340,8 @@ class StreamView:
         return self._server(smashed)
 
     def protect(self, smashed: Tensor) -> Tensor:
-        """TRAINING_STREAM: what the defense would make of `smashed`, with randomness from torch's global generator;
-        differentiable. The identity for an attacker that is not adaptive.
+        """TRAINING_STREAM: what the defense and the codec would make of `smashed`, with randomness from torch's global
+        generator; differentiable. Without the defense for an attacker that is not adaptive.
         """
         _require(self._visible, Capability.TRAINING_STREAM)
         return self._protect(smashed)

@@ -113,6 +113,12 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
             "The kept checkpoint was selected on the test images (select_on: test), as MocoSFL's research code does: "
             "all accuracies are optimistic."
         )
+    codecs = [record.info["config"]["training"].get(key, "fp32") for key in ("codec", "gradient_codec")]
+    if codecs != ["fp32", "fp32"]:
+        found.append(
+            f"Smashed data travel as {codecs[0]}, gradients as {codecs[1]} (training.codec, training.gradient_codec): "
+            "accuracy, leakage and bytes are those of messages as they are received."
+        )
     if record.info["lpips"].startswith("LPIPS not measured"):
         found.append(record.info["lpips"] + ".")
     if "not measured" in record.info["recognition"]["note"]:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from mocosfl_priv.cli import main
+from mocosfl_priv.commands.devices import device_experiment
 
 README = Path(__file__).parents[1] / "README.md"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -113,6 +114,7 @@ def test_a_defense_from_the_readme_runs_and_appears_in_the_report(
         (["run", "tiny.yaml", "--out", "o", "--set", "data.dataset=svhn", "--set", "data.path=."], "download=True"),
         (["validate", "tiny.yaml", "--set", "model.backbone=resnet9"], "did you mean 'resnet8'"),
         (["report", "."], "not a run directory"),
+        (["loopback", "tiny.yaml", "--out", "o", "--codec", "int9"], "training.codec: Input should be 'fp32', 'fp16'"),
         (["ls", "attack"], "did you mean 'attacks'"),
         (["dmeo"], "No such command 'dmeo'"),
         (["run", "tiny.yaml", "--out", "/proc/no/place"], "cannot be written"),
@@ -123,6 +125,15 @@ def test_unusable_requests_end_with_one_line_and_exit_code_2(
 ) -> None:
     assert expected in one_clear_line(in_process(*words), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_how_messages_travel_is_part_of_a_served_experiment(config: Path) -> None:
+    plain = device_experiment(str(config), None, None, None).config
+    assert (plain.training.codec, plain.training.gradient_codec) == ("fp32", "fp32")
+    written = ["training.codec=fp16", "training.gradient_codec=fp16"]
+    chosen = device_experiment(str(config), written, "int8", None).config
+    assert (chosen.training.codec, chosen.training.gradient_codec) == ("int8", "fp16")
+    assert chosen.digest != plain.digest
 
 
 def test_corrupt_and_empty_data_end_with_one_line(

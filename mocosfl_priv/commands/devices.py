@@ -28,9 +28,13 @@ CertsOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="As `mocosfl-priv certs` made it: ca.pem and this end's own.")
 ]
 PlainOption = Annotated[bool, typer.Option("--plain", help="No encryption: loopback addresses only.")]
-CodecOption = Annotated[str, typer.Option("--codec", metavar="fp32|fp16|int8", help="How smashed data travel.")]
+CodecOption = Annotated[
+    str | None,
+    typer.Option("--codec", metavar="fp32|fp16|int8", help="How smashed data travel. [default: training.codec]"),
+]
 GradientCodecOption = Annotated[
-    str, typer.Option("--gradient-codec", metavar="fp32|fp16|int8", help="How gradients travel.")
+    str | None,
+    typer.Option("--gradient-codec", metavar="fp32|fp16|int8", help="The same for gradients. [default: its own key]"),
 ]
 DeadlineOption = Annotated[
     float, typer.Option(min=0.1, metavar="SECONDS", help="A step goes on without devices that have not answered.")
@@ -90,8 +94,8 @@ def serve(
     least: Annotated[int | None, typer.Option(help="Begin when so many devices are there. [default: all]")] = None,
     deadline: DeadlineOption = 10.0,
     patience: PatienceOption = 600.0,
-    codec: CodecOption = "fp32",
-    gradient_codec: GradientCodecOption = "fp32",
+    codec: CodecOption = None,
+    gradient_codec: GradientCodecOption = None,
     heartbeat: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 5.0,
     checkpoints: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the run's state is kept. [default: beside --out]")
@@ -106,10 +110,10 @@ def serve(
 
     if plain == (certs is not None):
         raise ConfigurationError("serve: give the folder with the certificates (--certs), or --plain on loopback only")
-    options = _serve_options(listen, certs, codec, gradient_codec, deadline, patience, heartbeat, device, least)
+    options = _serve_options(listen, certs, deadline, patience, heartbeat, device, least)
     place = checkpoints or checkpoints_beside(out)
     _run_devices(
-        out, experiment_of(config, set_, None, None), overwrite,
+        out, device_experiment(config, set_, codec, gradient_codec), overwrite,
         lambda plan, progress: run_server(plan, options, place, progress),
     )  # fmt: skip
 
@@ -149,8 +153,8 @@ def loopback(
     plain: PlainOption = False,
     deadline: DeadlineOption = 10.0,
     patience: PatienceOption = 120.0,
-    codec: CodecOption = "fp32",
-    gradient_codec: GradientCodecOption = "fp32",
+    codec: CodecOption = None,
+    gradient_codec: GradientCodecOption = None,
     heartbeat: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 1.0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
@@ -161,10 +165,10 @@ def loopback(
 
     from mocosfl_priv.deployment.loopback import run_loopback
 
-    experiment = experiment_of(config, set_, None, None)
+    experiment = device_experiment(config, set_, codec, gradient_codec)
     with tempfile.TemporaryDirectory(prefix="mocosfl-priv-loopback-") as folder:
         certs = None if plain else Path(folder)
-        options = _serve_options("", certs, codec, gradient_codec, deadline, patience, heartbeat, None, None)
+        options = _serve_options("", certs, deadline, patience, heartbeat, None, None)
         _run_devices(
             out, experiment, overwrite,
             lambda plan, progress: run_loopback(plan, options, clients, Path(folder), progress),
@@ -185,8 +189,6 @@ def cost(
 def _serve_options(
     listen: str,
     certs: Path | None,
-    codec: str,
-    gradient_codec: str,
     deadline: float,
     patience: float,
     heartbeat: float,
@@ -194,18 +196,18 @@ def _serve_options(
     least: int | None,
 ) -> ServeOptions:
     from mocosfl_priv.deployment.remote_clients import Patience
-    from mocosfl_priv.deployment.server import ServeOptions, known_codec
+    from mocosfl_priv.deployment.server import ServeOptions
 
-    return ServeOptions(
-        listen,
-        certs,
-        devices,
-        known_codec(codec),
-        known_codec(gradient_codec),
-        Patience(deadline, patience),
-        heartbeat,
-        least,
-    )
+    return ServeOptions(listen, certs, devices, Patience(deadline, patience), heartbeat, least)
+
+
+def device_experiment(
+    config: str, overrides: Sequence[str] | None, codec: str | None, gradient_codec: str | None
+) -> Experiment:
+    """The configuration says how messages travel, so that utility and attacks meet what devices send."""
+    codecs = {"training.codec": codec, "training.gradient_codec": gradient_codec}
+    chosen = [f"{key}={name}" for key, name in codecs.items() if name is not None]
+    return experiment_of(config, [*(overrides or []), *chosen], None, None)
 
 
 def _run_devices(

@@ -1,4 +1,4 @@
-"""Reading what runs left: report, compare, export."""
+"""Reading what runs left: report, compare, export, mirror."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mocosfl_priv.commands.options import DebugOption
+from mocosfl_priv.errors import ConfigurationError
 
 app = typer.Typer()
 
@@ -72,3 +73,29 @@ def export(
     export_tables(read_record(folder), files)
     for path in files.values():
         print(path)
+
+
+@app.command()
+def mirror(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write event files into a folder below, named after the run.")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Log to this tracking server.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show a stored run in TensorBoard or MLflow, beside others."""
+    from mocosfl_priv.mirrors import Mirror, MLflow, TensorBoard
+    from mocosfl_priv.results import read_record
+
+    if tensorboard is None and mlflow is None:
+        raise ConfigurationError("nowhere to show it: name a folder with --tensorboard, or a server with --mlflow")
+    record = read_record(folder)
+    mirrors: dict[str, Mirror] = {}
+    if tensorboard is not None:
+        mirrors[str(tensorboard)] = TensorBoard(tensorboard)
+    if mlflow is not None:
+        mirrors[mlflow] = MLflow(mlflow)
+    for place, chosen in mirrors.items():
+        chosen.show(record, folder)
+        print(f"{folder} is shown at {place}")

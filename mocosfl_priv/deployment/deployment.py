@@ -9,7 +9,6 @@ from typing import Protocol
 from mocosfl_priv.deployment.export import client_settings, export_client
 from mocosfl_priv.deployment.reception import Reception, Terms
 from mocosfl_priv.deployment.remote_clients import Patience, RemoteClients
-from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import Defense
@@ -44,8 +43,6 @@ class Deployment:
     seed: int
     remote: Collection[int]
     open_transport: Callable[[Reception], Transport]
-    activations: Codec = "fp32"
-    gradients: Codec = "fp32"
     patience: Patience = field(default_factory=Patience)
     heartbeat_seconds: float = 5.0
     least: int | None = None
@@ -63,8 +60,8 @@ class Deployment:
             self.run,
             export_client(model.client, model.image_shape, client_settings(training, trainable)),
             derive_seed(self.seed, "devices"),
-            self.activations,
-            self.gradients,
+            training.codec,
+            training.gradient_codec,
             training.partial_batches == "drop",
             self.heartbeat_seconds,
         )

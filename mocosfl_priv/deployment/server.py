@@ -14,10 +14,9 @@ from mocosfl_priv.deployment.cost import ClientFigures, device_record
 from mocosfl_priv.deployment.deployment import Deployment, require_runs_on_devices
 from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
-from mocosfl_priv.device.codecs import CODECS, Codec
 from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer, require_loopback
-from mocosfl_priv.errors import ConfigurationError, unknown_name
+from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import RunRecord
 from mocosfl_priv.sweep.grid import Plan
@@ -37,8 +36,6 @@ class ServeOptions:
     listen: str
     certs: Path | None
     devices: Sequence[int] | None = None
-    activations: Codec = "fp32"
-    gradients: Codec = "fp32"
     patience: Patience = field(default_factory=Patience)
     heartbeat_seconds: float = 5.0
     least: int | None = None
@@ -73,8 +70,6 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
         seed=system.seed,
         remote=remote,
         open_transport=open_transport,
-        activations=options.activations,
-        gradients=options.gradients,
         patience=options.patience,
         heartbeat_seconds=options.heartbeat_seconds,
         least=options.least,
@@ -97,8 +92,8 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
     )
     terms = {
         "run": deployment.run,
-        "activations": options.activations,
-        "gradients": options.gradients,
+        "activations": training.codec,
+        "gradients": training.gradient_codec,
         "deadline_seconds": options.patience.answers,
         "tls": certificates is not None,
         "devices": len(remote),
@@ -131,14 +126,6 @@ def require_servable(plan: Plan, options: ServeOptions) -> None:
         raise ConfigurationError("serve: at least one device must be waited for")
     if plan.config.training.replay is not None:
         raise ConfigurationError("serve: training.replay is for simulated clients only")
-
-
-def known_codec(name: str) -> Codec:
-    """The codec of this name; raises ConfigurationError for any other."""
-    for codec in CODECS:
-        if codec == name:
-            return codec
-    raise unknown_name("codec", name, CODECS)
 
 
 def checkpoints_beside(out: Path) -> Path:

@@ -1,7 +1,7 @@
 """Utility of a split model: kNN monitor, linear probe and semi-supervised head, beside the floors to clear.
 
-Features are computed once per split, from un-augmented images, through client, defense and trunk: what a user of
-the defended system would get.
+Features are computed once per split, from un-augmented images, through client, defense, codec and trunk: what a
+user of the defended system would get.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import EvaluationConfig
 from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.evaluation.knn import weighted_knn
 from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult, semi_supervised
 from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.seeding import generator
+from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.hooks import ClientHooks
 
 BATCH = 256
@@ -60,11 +62,18 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Compute, rng: torch.Generator) -> Tensor:
+def features(
+    model: SplitModel,
+    images: Tensor,
+    hooks: ClientHooks,
+    compute: Compute,
+    rng: torch.Generator,
+    codec: Codec = "fp32",
+) -> Tensor:
     """Trunk features of uint8 images (n, 3, h, w): float32 (n, feature_dim), on the run's device.
 
-    A randomised defense is drawn once per image, as it would be for a message. Layers that behave differently in
-    training (a user's Dropout) behave as in use.
+    The server computes them from what `codec` leaves of the messages. A randomised defense is drawn once per image, as
+    it would be for a message. Layers that behave differently in training (a user's Dropout) behave as in use.
     """
     out = []
     networks = (model.client, model.trunk)
@@ -74,7 +83,7 @@ def features(model: SplitModel, images: Tensor, hooks: ClientHooks, compute: Com
     for batch in images.split(BATCH):
         with compute.autocast():
             smashed = model.client(to_unit_range(batch.to(compute.device)))
-        smashed = hooks.protect(smashed.float(), rng)
+        smashed = as_received(hooks.protect(smashed.float(), rng), codec)
         with compute.autocast():
             out.append(model.trunk(in_fast_layout(smashed, model.trunk)).float())
     for network, mode in zip(networks, modes, strict=True):
@@ -90,6 +99,7 @@ def selection_knn(
     compute: Compute,
     seed: int,
     on: Literal["validation", "test"] = "validation",
+    codec: Codec = "fp32",
 ) -> float:
     """KNN accuracy against the probe train role: what checkpoints are selected by.
 
@@ -97,8 +107,8 @@ def selection_knn(
     """
     chosen = data.validation if on == "validation" else data.test
     rng = generator(seed, "monitor", device=compute.device)
-    bank = features(model, data.train.images, hooks, compute, rng)
-    queries = features(model, chosen.images, hooks, compute, rng)
+    bank = features(model, data.train.images, hooks, compute, rng, codec)
+    queries = features(model, chosen.images, hooks, compute, rng, codec)
     predicted = weighted_knn(
         bank, data.train.labels.to(bank.device), queries, classes=data.classes,
         neighbours=config.knn_neighbours, temperature=config.knn_temperature,
@@ -113,6 +123,7 @@ def probe_features(
     config: EvaluationConfig,
     compute: Compute,
     rng: torch.Generator,
+    codec: Codec = "fp32",
 ) -> tuple[LabelledFeatures, LabelledFeatures, LabelledFeatures]:
     """What a probe is trained, selected and scored on: (features float32 (n, d), labels int64 (n,)) three times.
 
@@ -120,18 +131,24 @@ def probe_features(
     published protocol that does so.
     """
     train, validation, test = (
-        (features(model, split.images, hooks, compute, rng), split.labels)
+        (features(model, split.images, hooks, compute, rng, codec), split.labels)
         for split in (data.train, data.validation, data.test)
     )
     return train, test if config.probe_selection == "test" else validation, test
 
 
 def measure_utility(
-    model: SplitModel, data: ProbeData, hooks: ClientHooks, config: EvaluationConfig, compute: Compute, seed: int
+    model: SplitModel,
+    data: ProbeData,
+    hooks: ClientHooks,
+    config: EvaluationConfig,
+    compute: Compute,
+    seed: int,
+    codec: Codec = "fp32",
 ) -> Utility:
     """KNN, linear probe and semi-supervised heads on the probe test role, all from the same features."""
     rng = generator(seed, "probe", device=compute.device)
-    train, selection, test = probe_features(model, data, hooks, config, compute, rng)
+    train, selection, test = probe_features(model, data, hooks, config, compute, rng, codec)
     predicted = weighted_knn(
         train[0], train[1].to(train[0].device), test[0], classes=data.classes,
         neighbours=config.knn_neighbours, temperature=config.knn_temperature,

@@ -23,6 +23,7 @@ from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
+from mocosfl_priv.training.codecs import message_bytes
 from mocosfl_priv.training.hooks import ClientHooks, Message, NoHooks, ServerHooks, Unattended
 from mocosfl_priv.training.participants import (
     Participants,
@@ -44,7 +45,7 @@ LOSS_CHECK_EVERY = 10  # steps; reading the loss more often would stall an accel
 
 @dataclass
 class Traffic:
-    """Payload bytes that the protocol moved, counted at the messages themselves."""
+    """Payload bytes that the protocol moved, counted at the messages themselves, as their codec writes them."""
 
     smashed_up: int = 0
     gradient_down: int = 0
@@ -186,7 +187,8 @@ class MocoSFL:
         """Some clients' share of a step, from their images to their update; returns their share of the loss."""
         images = sum(part.sizes)
         sent = self.participants.send(part, self.step_count, learning)
-        self.traffic.smashed_up += sent.payload
+        for rows in (sent.queries, sent.keys):
+            self.traffic.smashed_up += message_bytes(rows, self.training.codec)
         queries, keys, own = sent.queries, sent.keys, None
         if self.training.symmetric and encodes_once(self.training, not self.clients.trainable):
             order = client_by_client(part.sizes, queries.device)
@@ -203,7 +205,7 @@ class MocoSFL:
             assert gradient is not None
             gradient = self.server_hooks.returned(message, gradient)
             returned = gradient if own is None else gradient[own]
-            self.traffic.gradient_down += returned.numel() * returned.element_size()
+            self.traffic.gradient_down += message_bytes(returned, self.training.gradient_codec)
             taken = self.clients.steps_taken[part.pool]
             rates = client_rates(self.training, self._rate, self.step_count, self.steps, taken)
             self.participants.receive(part, returned, images / batch_images, rates)

@@ -18,6 +18,7 @@ from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.training.clients import Clients
+from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.hooks import ClientHooks
 from mocosfl_priv.training.sampling import ClientBatch
 from mocosfl_priv.training.state import State, under, within
@@ -25,7 +26,7 @@ from mocosfl_priv.training.state import State, under, within
 
 @dataclass(frozen=True)
 class Sent:
-    """What the clients of a pass sent, client by client in the order of its pool.
+    """What the clients of a pass sent, as it was received, client by client in the order of its pool.
 
     queries, keys: float (rows, *smashed_shape), detached. Symmetric losses with two models per client need both views
     of both: then each client's first views stand before its second ones in `queries`, and behind them in `keys`. Else
@@ -34,11 +35,6 @@ class Sent:
 
     queries: Tensor
     keys: Tensor
-
-    @property
-    def payload(self) -> int:
-        """Bytes of both."""
-        return (self.queries.numel() + self.keys.numel()) * self.queries.element_size()
 
 
 class Participants(Protocol):
@@ -53,7 +49,8 @@ class Participants(Protocol):
         """Some clients' messages; `learning`: a gradient for the queries will be given to :meth:`receive`."""
 
     def receive(self, part: ClientBatch, gradient: Tensor, share: float, rates: Tensor) -> None:
-        """The gradient (rows, *smashed_shape) for the queries that :meth:`send` returned last; the clients learn.
+        """The gradient (rows, *smashed_shape) for the queries that :meth:`send` returned last; the clients learn by
+        what its codec leaves of it.
 
         share: what part of the step's images these are. rates: float64 (P,), the clients' learning rates.
         """
@@ -140,12 +137,14 @@ class Simulated:
                 sent_keys = self._hooks.disguise(sent_keys, senders, step, self._noise_rng)
         if learning:
             self._pass = _Pass(query_views, smashed, sent)
-        return Sent(sent.detach(), sent_keys)
+        codec = self.training.codec
+        return Sent(as_received(sent.detach(), codec), as_received(sent_keys, codec))
 
     def receive(self, part: ClientBatch, gradient: Tensor, share: float, rates: Tensor) -> None:
         """See :class:`Participants`."""
         assert self._pass is not None, "receive() before the clients of the pass have sent"
-        returned = self._hooks.filter_gradient(gradient, self._noise_rng)
+        received = as_received(gradient, self.training.gradient_codec)
+        returned = self._hooks.filter_gradient(received, self._noise_rng)
         outputs, gradients = [self._pass.sent], [returned]
         extra = self._hooks.client_loss(self._pass.views, self._pass.smashed)
         if extra is not None:  # a mean over this part of the batch

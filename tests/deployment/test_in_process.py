@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import TrainingConfig
+from mocosfl_priv.deployment.deployment import Deployment
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.device.messages import Welcome
 from mocosfl_priv.device.participant import Views
 from mocosfl_priv.device.program import ClientProgram
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import ClientBank, EqualClients
+from mocosfl_priv.training.mocosfl import MocoSFL
 from tests.deployment.devices import SIZE, deployment, engine, smooth_model, training_of
 
 SETTINGS: list[dict[str, Any]] = [
@@ -48,14 +52,14 @@ class GivenViews:
 class SameViews:
     """The same for simulated clients, in place of their augmentation: called for first and second views in turn."""
 
-    def __init__(self, pool_sizes: list[int]) -> None:
-        self._sizes = pool_sizes
+    def __init__(self, pool_sizes: Sequence[int], first: int = 0) -> None:
+        self._sizes = dict(enumerate(pool_sizes, first))
         self._calls = 0
 
     def __call__(self, images: Tensor, _: torch.Generator) -> Tensor:
         step, turn = divmod(self._calls, 2)
         self._calls += 1
-        made = [view(c, step * size + i, turn) for c, size in enumerate(self._sizes) for i in range(size)]
+        made = [view(c, step * size + i, turn) for c, size in self._sizes.items() for i in range(size)]
         assert len(made) == len(images)
         return torch.from_numpy(np.stack(made))
 
@@ -115,13 +119,41 @@ def test_frozen_devices_send_what_frozen_simulated_clients_send(compute: Compute
 def test_codecs_save_bytes_and_hardly_change_the_losses(codec: Codec, most_bytes: float, compute: Compute) -> None:
     losses, payloads = [], []
     for chosen in ("fp32", codec):
-        remote = deployment(range(2), given, activations=chosen, gradients=chosen)
-        run = engine(training_of(clients=2, sync_period=100), compute, remote)
+        remote = deployment(range(2), given)
+        training = training_of(clients=2, sync_period=100, codec=chosen, gradient_codec=chosen)
+        run = engine(training, compute, remote)
         losses.append([float(run.step()) for _ in range(3)])
         assert remote.reception is not None
         payloads.append(remote.reception.idle()[0].dialogue.traffic.payload_received)
         run.participants.finish()
         remote.close()
+        received = [account.traffic.payload_received for account in remote.reception.accounts.values()]
+        assert run.traffic.smashed_up == sum(received)
     assert payloads[1] <= most_bytes * payloads[0]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
     assert losses[1] != losses[0]
+
+
+def test_simulated_clients_round_as_devices_do(compute: Compute) -> None:
+    """All of them, or some beside a device."""
+    training = training_of(codec="int8", gradient_codec="fp16")
+
+    def trained(remote: Deployment | None, simulated: SameViews, training: TrainingConfig = training) -> MocoSFL:
+        run = engine(training, compute, remote, smooth_model())
+        with patch.object(participants, "moco_v2_view", simulated):
+            losses.append([float(run.step()) for _ in range(4)])
+        run.participants.finish()
+        if remote is not None:
+            remote.close()
+        return run
+
+    losses: list[list[float]] = []
+    alone = trained(None, SameViews([2, 2, 2]))
+    beside = trained(deployment(range(1), given), SameViews([2, 2], first=1))
+    devices = trained(deployment(range(3), given), SameViews([]))
+    trained(None, SameViews([2, 2, 2]), training_of())
+    simulated, *others, exact = losses
+    for found in others:
+        np.testing.assert_allclose(found, simulated, rtol=2e-5)
+    assert not np.allclose(exact, simulated, rtol=2e-4)
+    assert alone.traffic == beside.traffic == devices.traffic
