@@ -54,7 +54,7 @@ class RayEngine:
     @property
     def slots(self) -> int:
         """What the cluster has room for now: nodes come and go."""
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there = ray.cluster_resources()
         return max(1, min(int(there.get(kind, 0) / amount) for kind, amount in self._per_task.items()))
 
     def submit(self, task: Task) -> Future[None]:

@@ -35,7 +35,7 @@ def cluster() -> Iterator[Any]:
     head = {"num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    cluster.shutdown()
 
 
 def test_a_sweep_survives_the_loss_of_a_node(cluster: Any, tmp_path: Path) -> None:
