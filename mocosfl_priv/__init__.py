@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment as Experiment
     from mocosfl_priv.api import RunResult as RunResult
+    from mocosfl_priv.api import Sweep as Sweep
+    from mocosfl_priv.api import SweepResult as SweepResult
     from mocosfl_priv.config import ExperimentConfig as ExperimentConfig
     from mocosfl_priv.config import ModelConfig as ModelConfig
     from mocosfl_priv.config import TrainingConfig as TrainingConfig
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from mocosfl_priv.training.hooks import Message as Message
 
 _HOMES = {
-    "api": ("Experiment", "RunResult"),
+    "api": ("Experiment", "RunResult", "Sweep", "SweepResult"),
     "config": ("ExperimentConfig", "ModelConfig", "TrainingConfig"),
     "errors": ("ConfigurationError", "MocosflPrivError", "RunFailedError", "ThreatModelError"),
     "guarantee": ("Guarantee",),

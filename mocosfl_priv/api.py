@@ -28,6 +28,7 @@ from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.folder import SweepFolder
 from mocosfl_priv.sweep.grid import Plan, plan
 from mocosfl_priv.sweep.local import run_plan
+from mocosfl_priv.sweep.processes import local_engine
 from mocosfl_priv.sweep.schedule import Engine, Observer, Task, Unobserved, run_tasks
 from mocosfl_priv.sweep.stages import attack, missing_tasks, stored_record
 from mocosfl_priv.sweep.store import Store
@@ -147,14 +148,16 @@ class Sweep:
         return cls(load_sweep(path, overrides, defenses, attacks, scale))
 
     def run(
-        self, out: Path | str, engine: Engine, observer: Observer | None = None, *, resume: bool = False
+        self, out: Path | str, engine: Engine | None = None, observer: Observer | None = None, *, resume: bool = False
     ) -> SweepResult:
         """Compute what the store in `out` lacks, then write a run directory per variant and the table of all.
 
-        A cell that fails leaves a row that says why. `engine` is closed in any case. Raises ConfigurationError before
+        engine: what runs it, closed in any case; as many processes as suit this machine if left out.
+        A cell that fails leaves a row that says why. Raises ConfigurationError before
         anything is computed; StorageError, and whatever interrupts, when it stops early: what is complete is kept.
         """
         observer = observer or Unobserved()
+        engine = engine or local_engine(self.document.variants[0].config.compute)
         with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
             tasks, cells = self._missing(folder.store)
             todo = list(tasks.values())

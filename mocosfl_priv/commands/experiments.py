@@ -154,10 +154,9 @@ def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
         from mocosfl_priv.sweep.ray_cluster import RayEngine
 
         return RayEngine(cpus=threads, gpus=1 if compute.device == "cuda" else 0)
-    from mocosfl_priv.sweep.processes import LocalEngine, default_workers
+    from mocosfl_priv.sweep.processes import local_engine
 
-    count, gpus = default_workers(compute)
-    return LocalEngine(workers or count, gpus)
+    return local_engine(compute, workers)
 
 
 def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:

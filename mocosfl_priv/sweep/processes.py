@@ -75,15 +75,16 @@ def _interruptions_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def default_workers(config: ComputeConfig) -> tuple[int, int]:
-    """How many processes suit this machine, and how many GPUs they share: one per GPU, or as many as cores allow."""
+def local_engine(config: ComputeConfig, workers: int | None = None) -> LocalEngine:
+    """An engine of `workers` processes, or of as many as suit this machine: one per GPU, or what its cores allow."""
     from mocosfl_priv.compute import Compute, usable_cores  # imports torch, which a schedule of other tasks need not
 
     if Compute.resolve(config).device.type == "cuda":
         import torch
 
-        return torch.cuda.device_count(), torch.cuda.device_count()
-    return max(1, usable_cores() // (config.threads or 1)), 0
+        gpus = torch.cuda.device_count()
+        return LocalEngine(workers or gpus, gpus)
+    return LocalEngine(workers or max(1, usable_cores() // (config.threads or 1)))
 
 
 def _run(task: Task, gpu: int | None) -> None:
