@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,39 +72,33 @@ def error(found: Gradients, expected: Gradients) -> float:
     return float(max(np.abs(found[k] - v).max() / max(np.abs(v).max(), least) for k, v in expected.items()))
 
 
-def regular_images(client: nn.Module, side: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images, and gradients to return, at which the parameters' gradient is continuous as far as float32 can see.
+def median_errors(client: nn.Module, device: DeviceClient, images: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """The device's median error over single images, and that of torch in float32; both against torch in float64.
 
-    At a ReLU whose input is nothing but rounding the gradient jumps by percents, in torch itself between float32 and
-    float64 as well; such images are passed over. Which they are is found without ONNX.
+    A median, since at a ReLU whose input is nothing but rounding the gradient jumps by percents: now and then on the
+    device, and as often in torch.
     """
-    shape = client(torch.zeros(1, 3, side, side, dtype=torch.float64)).shape
-    found = []
-    for seed in range(40):
-        rng = torch.Generator().manual_seed(seed)
-        image, returned = torch.rand(1, 3, side, side, generator=rng), torch.randn(shape, generator=rng)
-        here = gradients(client, image, returned)
-        noisy = [image.double() + 3e-6 * torch.randn(image.shape, generator=rng) for _ in range(3)]
-        if all(error(gradients(client, near, returned), here) < TOLERANCE for near in noisy):
-            found.append((image, returned))
-        if len(found) == wanted:
-            images, returneds = zip(*found, strict=True)
-            return torch.cat(images), torch.cat(returneds)
-    raise AssertionError("no image is regular")
+    exact = copy.deepcopy(client).double()
+    errors: list[tuple[float, float]] = []
+    for image in images:
+        smashed = device.encode_queries(image.numpy())
+        expected = exact(image.double()).detach().numpy()
+        np.testing.assert_allclose(smashed, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+        returned = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+        wanted = gradients(exact, image, returned)
+        found = device.parameter_gradients(returned.numpy())
+        assert list(found) == list(wanted)
+        errors.append((error(found, wanted), error(gradients(client, image, returned), wanted)))
+    ours, torchs = zip(*errors, strict=True)
+    return statistics.median(ours), statistics.median(torchs)
 
 
 def assert_equal_gradients(client: nn.Module, side: int = 32) -> ClientProgram:
     program = export_client(client, (3, side, side), settings())
     device = DeviceClient(ClientProgram.from_bytes(program.to_bytes()))
-    exact = copy.deepcopy(client).double()
-    images, returned = regular_images(exact, side, wanted=2)
-    expected = exact(images.double()).detach().numpy()
-    np.testing.assert_allclose(
-        device.encode_queries(images.numpy()), expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()
-    )
-    found = device.parameter_gradients(returned.numpy())
-    assert list(found) == [name for name, _ in client.named_parameters()]
-    assert error(found, gradients(exact, images, returned)) <= TOLERANCE
+    images = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(3))
+    found, torchs = median_errors(client, device, images.split(1))
+    assert found <= max(TOLERANCE, 3 * torchs)  # a norm over a handful of pixels loses more digits in torch too
     return program
 
 
