@@ -9,7 +9,7 @@ the intervals miss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -219,11 +219,15 @@ def leak_ratio_interval(
     samples: int,
     confidence: float,
 ) -> Interval:
-    """Interval of R = 1 - mean error / mean floor, resampling error and floor of an image together."""
+    """Interval of R = 1 - mean error / mean floor, resampling error and floor of an image together.
+
+    It ends at 1: with few seeds Student's t reaches beyond what R can be.
+    """
     pairs = [np.column_stack([error, floor]) for error, floor in zip(errors, floors, strict=True)]
-    return hierarchical_bootstrap(
+    found = hierarchical_bootstrap(
         pairs, lambda means: 1 - means[..., 0] / means[..., 1], groups=groups, samples=samples, confidence=confidence
     )
+    return replace(found, high=min(found.high, 1.0))
 
 
 def leak_difference_spread(

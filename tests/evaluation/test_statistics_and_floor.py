@@ -159,3 +159,10 @@ def test_p_values_of_no_difference_are_uniform() -> None:
 def test_one_image_or_no_variation_gives_an_interval_without_width() -> None:
     for values in ([np.array([2.0])], [np.array([2.0])] * 3, [np.full(5, 2.0)] * 3):
         assert mean_interval(values, samples=100, confidence=0.95) == Interval(2.0, 2.0, 2.0, len(values))
+
+
+def test_a_leak_ratio_is_never_said_to_be_above_one() -> None:
+    floors = [np.full(20, 0.06)] * 3
+    errors = [np.full(20, error) for error in (0.001, 0.02, 0.04)]
+    found = leak_ratio_interval(errors, floors, samples=200, confidence=0.95)
+    assert found.low < found.value < found.high == 1.0
