@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up_leaves_nothing(cli: Run, config: Path, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interruption_leaves_nothing(signal_number: int, config: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "mocosfl_priv.cli", "run", "tiny.yaml", "--out", "o", "--set", "training.epochs=500"],

@@ -548,7 +548,10 @@ def test_a_run_is_not_lost_when_its_page_fails(
     assert (tmp_path / "run/results.csv").is_file()
 
 
-@pytest.mark.parametrize("partition", ["iid", "classes_per_client", "dirichlet"])
+@pytest.mark.parametrize(
+    "partition",
+    ["iid", *(pytest.param(other, marks=pytest.mark.slow) for other in ("classes_per_client", "dirichlet"))],
+)
 def test_real_images_run_through_the_whole_path(partition: str, shared: Path, tiny: dict[str, Any]) -> None:
     data = shared / "data"
     tiny["data"] = {
@@ -630,12 +633,15 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
     "expert",
     [
         {"name": "taressfl", "decoder": ["conv_normN0C8", "edsr_N1C8"], "refresh": 1},
-        {
-            "name": "ressfl",
-            "decoder": "conv_normN0C8",
-            "training_decoder": ["conv_normN0C8", "edsr_N1C8"],
-            "interval": 2,
-        },
+        pytest.param(
+            {
+                "name": "ressfl",
+                "decoder": "conv_normN0C8",
+                "training_decoder": ["conv_normN0C8", "edsr_N1C8"],
+                "interval": 2,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda expert: expert["name"],
 )

@@ -19,7 +19,6 @@ from mocosfl_priv.sweep.schedule import Unobserved, run_tasks
 from mocosfl_priv.sweep.store import Store
 from tests.sweep.toy import KIND, number, task
 
-pytest.importorskip("ray", reason="the extra mocosfl-priv[ray] is not installed")
 pytestmark = pytest.mark.slow
 
 HERE = str(Path(__file__).parents[2])
@@ -27,6 +26,7 @@ HERE = str(Path(__file__).parents[2])
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
+    pytest.importorskip("ray", reason="the extra mocosfl-priv[ray] is not installed")
     import mocosfl_priv.sweep.ray_cluster  # noqa: F401 - it says how ray is to be imported
 
     os.environ["PYTHONPATH"] = HERE  # what all nodes of a cluster have installed; here, the tests
