@@ -17,7 +17,6 @@ It appears as a whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.files import flush
 
 SCHEMA_VERSION = 4
 UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
@@ -277,11 +277,7 @@ class Destination:
         """Have the files on the disk before they get their name; a delayed write error surfaces here."""
         for path in self._staging.rglob("*"):
             if path.is_file():
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                flush(path)
 
     def _replace(self) -> None:
         if self.folder.exists():

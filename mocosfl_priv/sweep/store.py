@@ -23,6 +23,7 @@ from pyarrow.lib import ArrowException
 from safetensors import SafetensorError
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, StorageError
+from mocosfl_priv.files import checksum, flush
 from mocosfl_priv.references import one_line
 
 FORMAT = 1
@@ -90,7 +91,7 @@ class Store:
         try:
             manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             intact = manifest["address"] == key and all(
-                _checksum(place / name) == expected for name, expected in manifest["files"].items()
+                checksum(place / name) == expected for name, expected in manifest["files"].items()
             )
             facts = manifest["facts"]
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
@@ -119,13 +120,13 @@ class Store:
             }
             manifest = {
                 "address": key,
-                "files": {name: _checksum(path) for name, path in files.items()},
+                "files": {name: checksum(path) for name, path in files.items()},
                 "facts": dict(facts),
                 "determined_by": determined_by,
             }
             _write_whole(staging / MANIFEST, json.dumps(manifest, indent=1, default=str))
             for path in files.values():
-                _flush(path)
+                flush(path)
             place.parent.mkdir(exist_ok=True)
             try:
                 staging.rename(place)
@@ -183,22 +184,9 @@ def _is_staged(path: Path) -> bool:
     return path.name.startswith(".partial-")
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_whole(path: Path, text: str) -> None:
     """Write `text` so that `path` holds all of it or does not exist."""
     staging = path.with_name(f".partial-{uuid.uuid4().hex[:12]}")
     staging.write_text(text, encoding="utf-8")
-    _flush(staging)
+    flush(staging)
     staging.replace(path)

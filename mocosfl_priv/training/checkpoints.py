@@ -6,7 +6,6 @@ flushed, and renamed, so a process that dies at any moment leaves the one before
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mocosfl_priv.errors import ConfigurationError, StorageError
+from mocosfl_priv.files import checksum, flush
 
 FORMAT = 4
 KEPT = 2
@@ -57,13 +57,12 @@ class Checkpoints:
                 "format": FORMAT,
                 "identity": self.identity,
                 "step": step,
-                "state_sha256": _checksum(staging / "state.safetensors"),
+                "state_sha256": checksum(staging / "state.safetensors"),
                 "facts": facts,
             }
             (staging / "state.json").write_text(json.dumps(document), encoding="utf-8")
             for name in ("state.safetensors", "state.json"):
-                with (staging / name).open("rb") as written:
-                    os.fsync(written.fileno())
+                flush(staging / name)
             shutil.rmtree(place, ignore_errors=True)
             staging.replace(place)
             for old in self._steps()[:-KEPT]:
@@ -103,7 +102,7 @@ class Checkpoints:
         try:
             document: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
             known, identity = document["format"] == FORMAT, document["identity"]
-            intact = not known or document["state_sha256"] == _checksum(place / "state.safetensors")
+            intact = not known or document["state_sha256"] == checksum(place / "state.safetensors")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(place, error) from error
         if not known:
@@ -120,11 +119,6 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step_*")) if self.folder.is_dir() else []
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(place: Path, error: Exception) -> DamagedCheckpointError:
