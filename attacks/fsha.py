@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.data.augmentation import moco_v2_view
@@ -20,10 +20,14 @@ from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.pilot import build_pilot
 from mocosfl_priv.models.reflection import JUDGE_STEPS
 from mocosfl_priv.seeding import derive_seed, drawn_generator
+from mocosfl_priv.surrogate import Likeness, MomentFit, fit_best, redrawn
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.state import Learner, State, under, within
 
 CALIBRATION_IMAGES = 512
+FIT_BATCH = 64
+LISTENING_SHARE = 0.25  # of the training, at most
+NEWEST = 0.2  # weight of a message among those before it, whose clients were others
 
 
 class FshaAttack(Attack):
@@ -35,10 +39,18 @@ class FshaAttack(Attack):
     so pilot and critic see auxiliary images under the same augmentation; the inverse also sees plain ones, as victims
     are. Who knows the client's architecture gives it to the pilot: a feature space that clients can reach.
 
+    Two things are ours, without which clients of another making than the paper's end where no critic tells their
+    features from the pilot's and the inverse makes nothing of them. The server first listens, passing the honest
+    gradient on, and begins with a pilot whose features have the moments of what clients send: they have no long way
+    to go. And it never pushes harder than the honest gradient did: one that has the same sign everywhere kills
+    channels in two steps.
+
     Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
 
-    strength: factor of the gradient that clients get and, since theirs may be a large learning rate, bound on its norm
-    (one relative to the honest gradient would not do: that one grows as hijacked clients leave what the server knows).
+    patience: messages before the hijack, at most a quarter of all. starts, iterations, fit_rate: pilots that are begun
+    then, steps of all of them and learning rate; the one whose features come nearest is taken. strength: bound on the
+    gradient that clients get, relative to the largest honest one that was passed on (not to that of the same message,
+    which grows as hijacked clients leave what the server knows).
     moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
     of the gradient penalty. rows: of a message and of the auxiliary images, for one step. updates: steps per
     message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary images, in
@@ -52,6 +64,10 @@ class FshaAttack(Attack):
         self,
         architecture: str = "res_normN1C32",
         epochs: Annotated[int, Field(ge=0)] = 10,
+        patience: Annotated[int, Field(ge=1)] = 20,
+        starts: Annotated[int, Field(ge=1)] = 4,
+        iterations: Annotated[int, Field(ge=1)] = 1500,
+        fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
         strength: Annotated[float, Field(gt=0)] = 1.0,
         moment_weight: Annotated[float, Field(ge=0)] = 1.0,
         penalty: Annotated[float, Field(ge=0)] = 10.0,
@@ -64,6 +80,9 @@ class FshaAttack(Attack):
         check_grammar(architecture)
         self.architecture = architecture
         self.epochs = epochs
+        self.patience = patience
+        self.starts = starts
+        self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
         self.strength = strength
         self.moment_weight = moment_weight
         self.penalty = penalty
@@ -112,22 +131,34 @@ class Hijacker:
         self.stream = stream
         self._attack = attack
         self._images = stream.auxiliary.images
-        pilot = (
-            stream.untrained_client()
-            if stream.has(Capability.ARCHITECTURE)
-            else build_pilot(stream.image_shape, stream.smashed_shape)
-        ).requires_grad_(True)
         inverse = build_decoder(attack.architecture, stream.smashed_shape, stream.image_shape)
         rate, critic_rate = attack.learning_rate, attack.critic_learning_rate
-        self.pilot = Learner.with_adam(pilot.to(device), attack.pilot_learning_rate)
+        self.pilot = Learner.with_adam(self._new_pilot(), attack.pilot_learning_rate)
         self.inverse = Learner.with_adam(inverse.to(device), rate)
         self.critic = Learner.with_adam(build_critic(stream.smashed_shape).to(device), critic_rate, momentum=0.0)
         self.recent = torch.empty(0, *stream.smashed_shape, device=device)
-        self.target = torch.empty(0, stream.smashed_shape[0], device=device)  # moments; empty before the first message
+        nothing = torch.empty(0, stream.smashed_shape[0], device=device)
+        self.heard = nothing  # moments of what clients sent before the hijack; empty before the first message
+        self.target = nothing  # moments of the pilot's features; empty before the hijack
+        self.waited = torch.zeros((), dtype=torch.long)  # messages
+        self.honest_push = torch.zeros((), device=device)  # largest of the gradients that were passed on meanwhile
+
+    def _new_pilot(self) -> nn.Module:
+        """With weights of its own; of the client's architecture for who knows it."""
+        if not self.stream.has(Capability.ARCHITECTURE):
+            pilot = build_pilot(self.stream.image_shape, self.stream.smashed_shape)
+        else:
+            rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+            pilot = redrawn(self.stream.untrained_client(), rng)
+        return pilot.requires_grad_(True).to(self.stream.compute.device)
 
     def received(self, message: Message) -> None:
-        """Train pilot and inverse on auxiliary images, and the critic on their features against the clients'."""
+        """Listen; then train pilot and inverse on auxiliary images, the critic on their features and the clients'."""
         rows = self._attack.rows
+        patience = max(1, min(self._attack.patience, int(LISTENING_SHARE * message.steps)))
+        if self.waited < patience:
+            self._listen(message, last=int(self.waited) == patience - 1)
+            return
         self.recent = message.queries[sample(len(message.queries), rows, message.queries.device)]
         for _ in range(self._attack.updates):
             chosen = self._images[sample(len(self._images), rows, self._images.device)]
@@ -142,6 +173,27 @@ class Hijacker:
             self.critic.learn(self._distance(own[: len(foreign)], foreign))
             self.target = moments(own) if not len(self.target) else self.target.lerp(moments(own), 0.1)
 
+    def _listen(self, message: Message, last: bool) -> None:
+        """Average the moments of messages; after the last one fit the pilot to them."""
+        now = moments(message.queries)
+        self.waited = self.waited + 1
+        self.heard = now if not len(self.heard) else self.heard.lerp(now, max(1 / int(self.waited), NEWEST))
+        if last:
+            self._fit_pilot()
+
+    def _fit_pilot(self) -> None:
+        """Give the pilot the weights with which its features come nearest to what clients send."""
+        device = self._images.device
+
+        def draw(count: int) -> Tensor:
+            chosen = self._images[sample(len(self._images), count, device)]
+            return moco_v2_view(chosen, drawn_generator(device))
+
+        pilots = [self._new_pilot() for _ in range(self._attack.starts)]
+        fit = self._attack.fit
+        best = fit_best(pilots, Likeness(self.heard, draw, self.stream.protect), fit, iter(range(fit.iterations)))
+        self.pilot.network.load_state_dict(best.state_dict())
+
     def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:
         """The critic's loss: Wasserstein distance with gradient penalty (Gulrajani et al., NeurIPS 2017)."""
         critic = self.critic.network
@@ -153,20 +205,27 @@ class Hijacker:
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
         """The gradient down which smashed data becomes like the pilot's features."""
+        if not len(self.target):
+            self.honest_push = torch.maximum(self.honest_push, _push(gradient))
+            return gradient
         smashed = message.queries.requires_grad_(True)
         (ascent,) = torch.autograd.grad(self.critic.network(smashed).mean(), smashed)
         (descent,) = torch.autograd.grad(moment_distance(moments(smashed), self.target), smashed)
         wanted = self._attack.moment_weight * descent - ascent
-        return self._attack.strength * wanted / wanted.norm().clamp(min=1)
+        bound = self._attack.strength * self.honest_push
+        return wanted * (bound / _push(wanted).clamp(min=1e-12)).clamp(max=1)
 
     def state(self) -> State:
-        """Networks, their optimisers, and the last message."""
+        """Networks, their optimisers, the last message, and what was heard before the hijack."""
         return {
             **under("pilot", self.pilot.state()),
             **under("inverse", self.inverse.state()),
             **under("critic", self.critic.state()),
             "recent": self.recent,
             "target": self.target,
+            "heard": self.heard,
+            "waited": self.waited,
+            "honest_push": self.honest_push,
         }
 
     def load_state(self, state: State) -> None:
@@ -176,3 +235,13 @@ class Hijacker:
         self.critic.load_state(within(state, "critic"))
         self.recent = state["recent"].to(self.recent.device)
         self.target = state["target"].to(self.target.device)
+        self.heard = state["heard"].to(self.heard.device)
+        self.waited = state["waited"].cpu()
+        self.honest_push = state["honest_push"].to(self.honest_push.device)
+
+
+def _push(gradient: Tensor) -> Tensor:
+    """How far a gradient (n, c, h, w) moves whole channels: one that has the same sign everywhere, as this attack's
+    has and an honest one does not, moves biases by far more than its norm says.
+    """
+    return gradient.sum((0, 2, 3)).norm()

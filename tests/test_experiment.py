@@ -592,7 +592,7 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
     grants = ["architecture", "auxiliary_data", "gradient_channel"]
     document = {
         **tiny,
-        "attacks": [{"name": "fsha", **small}, "floor", {"name": "sdar", **small, "starts": 1, "iterations": 30}],
+        "attacks": [{"name": "fsha", **small, "starts": 1, "iterations": 30}, "floor", {"name": "sdar", **small, "starts": 1, "iterations": 30}],
         "threat": {"grants": grants},
     }
 

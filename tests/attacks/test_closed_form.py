@@ -88,7 +88,10 @@ def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, 
 
 @pytest.mark.parametrize(
     "attack",
-    [FshaAttack("res_normN0C8", epochs=4), SdarAttack("res_normN0C8", epochs=4, starts=1, iterations=60)],
+    [
+        FshaAttack("res_normN0C8", epochs=4, starts=1, iterations=60),
+        SdarAttack("res_normN0C8", epochs=4, starts=1, iterations=60),
+    ],
     ids=["fsha", "sdar"],
 )
 def test_nothing_comes_out_of_attending_such_a_client_but_the_blind_guess(attack: Attack, compute: Compute) -> None:

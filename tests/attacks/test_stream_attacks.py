@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.fsha import FshaAttack
 from attacks.sdar import SdarAttack, Simulation
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.data.augmentation import moco_v2_view
+from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.models.colour_match import ColourMatch
 from mocosfl_priv.models.critic import Labelled, build_critic
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, StreamView
@@ -82,6 +88,69 @@ def test_sdar_finds_a_client_that_it_may_only_listen_to(compute: Compute) -> Non
     error = mse(attack.reconstruct(view, Budget(), 0), victims)
     assert leak_ratio(error, blind_guess_floor(known, victims).mse) > 0.2
     assert view.queries == 0
+
+
+def test_fsha_listens_and_then_pushes_whole_channels_no_harder_than_was_honest(compute: Compute) -> None:
+    torch.manual_seed(0)
+    auxiliary = AuxiliaryData(photo_patches(40), torch.ones(40, dtype=torch.bool))
+    attack = FshaAttack("res_normN0C8", patience=3, starts=1, iterations=4, rows=8)
+    hijacker = attack.attend(stream_of(nn.Identity(), auxiliary, compute), 0)
+    assert hijacker is not None
+    honest = [0.01 * torch.randn(16, 6, 16, 16) for _ in range(3)]
+    for step in range(8):
+        sent = 2 * torch.randn(16, 6, 16, 16) + 1
+        message = Message(step, 100, torch.zeros(16, dtype=torch.long), sent, sent)
+        hijacker.received(message)
+        passed = honest[step] if step < 3 else torch.randn(16, 6, 16, 16)
+        returned = hijacker.returned(message, passed)
+        if step < 3:
+            assert returned is passed
+        else:
+            largest = max(float(gradient.sum((0, 2, 3)).norm()) for gradient in honest)
+            assert 0 < float(returned.sum((0, 2, 3)).norm()) <= largest * 1.001
+
+
+@pytest.mark.slow
+def test_fsha_sees_through_clients_that_it_trains(shared: Path, compute: Compute) -> None:
+    """Clients with norms, momentum and ReLU, told what a critic and moments say; photographs at half their size."""
+    images = to_unit_range(load_split("cifar10", "train", 32, shared / "data" / "cifar10").images)
+    images = F.avg_pool2d(images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2364]], 2)
+    private, known, victims = images.split([1500, 800, 64])
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.GroupNorm(2, 6), nn.ReLU())
+
+    torch.manual_seed(5)
+    client = network()
+    server = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(96, 16))
+    auxiliary = AuxiliaryData(known, torch.ones(len(known), dtype=torch.bool))
+    stream = StreamView(
+        smashed_shape=(6, 16, 16), image_shape=(3, 16, 16), compute=compute, visible=ALL, server=server,
+        auxiliary=auxiliary, build_client=network,
+    )  # fmt: skip
+    attack = FshaAttack("res_normN1C16")
+    hijacker = attack.attend(stream, 0)
+    assert hijacker is not None
+    optimiser = torch.optim.SGD(client.parameters(), lr=0.02, momentum=0.9)
+    rng = torch.Generator().manual_seed(0)
+    for step in range(300):
+        images = private[torch.randint(len(private), (60,), generator=rng)]
+        queries, keys = client(moco_v2_view(images, rng)), client(moco_v2_view(images, rng)).detach()
+        sent = queries.detach().requires_grad_(True)
+        first, second = (F.normalize(server(smashed), dim=1) for smashed in (sent, keys))
+        (gradient,) = torch.autograd.grad(F.cross_entropy(first @ second.T / 0.2, torch.arange(60)), sent)
+        message = Message(step, 300, torch.zeros(60, dtype=torch.long), queries.detach().clone(), keys)
+        hijacker.received(message)
+        optimiser.zero_grad()
+        queries.backward(hijacker.returned(message, gradient).detach())
+        optimiser.step()
+    view = AttackerView(
+        smashed=client(victims).detach(), image_shape=(3, 16, 16), compute=compute, visible=ALL, auxiliary=auxiliary,
+        listener=hijacker,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    error = mse(attack.reconstruct(view, Budget(), 0), victims)
+    assert leak_ratio(error, blind_guess_floor(known, victims).mse) > 0.2
 
 
 def test_colours_are_matched_without_pairs_and_contrast_is_never_raised() -> None:

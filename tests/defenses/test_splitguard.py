@@ -250,7 +250,9 @@ def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> Hijack:
         auxiliary=AuxiliaryData(auxiliary.float() / 255, torch.ones(len(auxiliary), dtype=torch.bool)),
         build_client=lambda: split_model(8, 16).client,
     )  # fmt: skip
-    attendee = seat(Loaded("fsha", FshaAttack("res_normN0C4", rows=16), "", ""), stream, 0, None)
+    attendee = seat(
+        Loaded("fsha", FshaAttack("res_normN0C4", rows=16, starts=1, iterations=40), "", ""), stream, 0, None
+    )
     assert attendee is not None
     return Hijack([attendee])
 
@@ -264,6 +266,9 @@ def test_the_contrastive_gradient_depends_on_keys_and_that_of_fsha_does_not(comp
     assert true is not None and false is not None and float((true - false).norm()) > 0.1 * float(true.norm())
     hijack = hijacker(compute, split, photographs(60, 1))
     messages = [Message(0, 10, owners, queries, k) for k in (keys, others)]
+    for message in messages:  # it listens first
+        hijack.received(message)
+        assert torch.equal(hijack.returned(message, true), true)
     hijack.received(messages[0])
     first, second = (hijack.returned(message, torch.zeros_like(queries)) for message in messages)
     assert torch.equal(first, second) and bool(first.any())
