@@ -26,12 +26,13 @@ from mocosfl_priv.results import Destination, RunRecord, replace_files, write_re
 from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.folder import SweepFolder
-from mocosfl_priv.sweep.grid import Plan, plan
+from mocosfl_priv.sweep.grid import Plan, lay_out, plan
 from mocosfl_priv.sweep.local import run_plan
 from mocosfl_priv.sweep.processes import local_engine
-from mocosfl_priv.sweep.schedule import Engine, Observer, Task, Unobserved, run_tasks
-from mocosfl_priv.sweep.stages import attack, missing_tasks, stored_record
+from mocosfl_priv.sweep.schedule import Engine, Observer, Unobserved, run_tasks
 from mocosfl_priv.sweep.store import Store
+from mocosfl_priv.sweep.stored_record import stored_record
+from mocosfl_priv.sweep.tasks import Missing
 
 
 @dataclass(frozen=True)
@@ -157,28 +158,25 @@ class Sweep:
         anything is computed; StorageError, and whatever interrupts, when it stops early: what is complete is kept.
         """
         observer = observer or Unobserved()
-        engine = engine or local_engine(self.document.variants[0].config.compute)
+        engine = engine or local_engine(self.document.compute)
         with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
-            tasks, cells = self._missing(folder.store)
-            todo = list(tasks.values())
-            observer.planned(todo, cells, cells - sum(task.function is attack for task in todo))
-            failures = run_tasks(todo, engine, observer)
-            results = {variant.name: self._write(variant, folder, failures) for variant in self.document.variants}
+            missing = self._missing(folder.store)
+            observer.planned(missing.in_order, len(missing.cells), missing.cached)
+            failures = run_tasks(missing.in_order, engine, observer)
+            results = {}
+            for place, variant in enumerate(self.document.variants, start=1):
+                observer.reporting(variant.name, place, len(self.document.variants))
+                results[variant.name] = self._write(variant, folder, failures)
             return SweepResult(folder.folder, self._write_table(folder, results), results)
 
-    def _missing(self, store: Store) -> tuple[dict[str, Task], int]:
-        """Tasks by key, so that what variants share is computed once, and the number of all cells."""
-        tasks: dict[str, Task] = {}
-        cells = 0
+    def _missing(self, store: Store) -> Missing:
+        missing = Missing(store)
         for variant in self.document.variants:
-            checked = plan(variant.config)
-            cells += checked.cells
-            for task in missing_tasks(checked, store, variant.name if variant.labels else ""):
-                tasks.setdefault(task.key, task)
-        return tasks, cells
+            missing.add(plan(variant.config), variant.name if variant.labels else "")
+        return missing
 
     def _write(self, variant: Variant, folder: SweepFolder, failures: dict[str, str]) -> RunResult:
-        record = stored_record(variant.config, folder.store, failures)
+        record = stored_record(lay_out(variant.config), folder.store, failures)
         result = RunResult(record)
         with Destination(folder.runs / variant.name, overwrite=True) as destination:
             if (record.cells["failure"] == "").any():
