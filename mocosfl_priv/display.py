@@ -206,7 +206,7 @@ class TerminalSweep:
     def reporting(self, name: str, place: int, count: int) -> None:
         """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
         self._bar.update(self._line, description=f"[bold]report of {name}", left="")
-        self._print(f"writing run {place} of {count}: {name}")
+        self._print(f"run directory {place} of {count}: {name}")
 
     def _left(self) -> str:
         """Of what runs, the rest is left; what is open at the end does not fill all slots."""

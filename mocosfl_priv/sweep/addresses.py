@@ -135,13 +135,15 @@ def code_version(without: tuple[str, ...], core: Path = CORE) -> str:
     for path in sorted(core.rglob("*.py")):
         name = path.relative_to(core).as_posix()
         if not any(name == left_out or name.startswith(f"{left_out}/") for left_out in without):
-            digest.update(name.encode() + b"\0" + ast.dump(_code(path)).encode() + b"\0")
+            digest.update(name.encode() + b"\0" + _code(path) + b"\0")
     return digest.hexdigest()
 
 
-def _code(path: Path) -> ast.Module:
+@cache
+def _code(path: Path) -> bytes:
+    """The syntax tree of a file."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:]
-    return tree
+    return ast.dump(tree).encode()

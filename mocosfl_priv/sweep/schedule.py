@@ -68,7 +68,7 @@ class Observer(Protocol):
         """A task is over; `failure` is empty if it was computed."""
 
     def reporting(self, name: str, place: int, count: int) -> None:
-        """What was computed is over; the run directory `name` is written, `place` of `count`, counted from 1."""
+        """Nothing is computed any more; the run directory `name` is made, `place` of `count`, counted from 1."""
 
 
 class Unobserved:

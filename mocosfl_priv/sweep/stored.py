@@ -184,11 +184,13 @@ def load_attempt(artefact: Artefact) -> Attempt:
 def save_score(values: dict[str, np.ndarray], folder: Path) -> None:
     """Write metrics by name, (n,) each, into `folder`."""
     _save({name: torch.from_numpy(value) for name, value in values.items()}, folder / TENSORS)
+    _write({"metrics": list(values)}, folder / FACTS)  # in their order, which the tensors lose
 
 
 def load_score(artefact: Artefact) -> dict[str, np.ndarray]:
     """What :func:`save_score` wrote."""
-    return {name: value.numpy() for name, value in load_file(artefact.folder / TENSORS).items()}
+    tensors = load_file(artefact.folder / TENSORS)
+    return {name: tensors[name].numpy() for name in _read(artefact.folder / FACTS)["metrics"]}
 
 
 def save_judge(judge: RecognitionJudge, folder: Path) -> None:
