@@ -104,11 +104,11 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_pat
 
     again, pages = Counter(), sorted(folder.rglob("report.html"))
     pages[0].write_text("scribbled over")
-    before = [page.stat().st_mtime_ns for page in pages]
+    old = [page.stat().st_mtime_ns for page in pages]
     same(undisturbed, sweep.run(folder, ThisProcess(), again, resume=True))
     assert again.tasks == [] and again.cached == 4
-    after = [page.stat().st_mtime_ns for page in pages]
-    assert after[0] > before[0] and after[1] == before[1] and "<html" in pages[0].read_text()
+    new = [page.stat().st_mtime_ns for page in pages]
+    assert new[0] > old[0] and new[1] == old[1] and "<html" in pages[0].read_text()
     options = Sweep.from_yaml(document, {"evaluation.confidence": 0.9, "evaluation.bootstrap_samples": 100})
     options.run(folder, ThisProcess(), again, resume=True)
     assert again.tasks == []  # what concerns the report only runs nothing again
@@ -215,20 +215,24 @@ def test_axes_multiply(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    """The command itself, with two workers, killed ten times."""
+def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(document: Path, tmp_path: Path) -> None:
+    """The command itself, with two workers, killed ten times while it makes one artefact after the other."""
 
     def command(out: str) -> list[str]:
         return [
-            sys.executable, "-m", "mocosfl_priv.cli", "sweep", "sweep/tiny", "--out", str(tmp_path / out), "--resume",
-            "--workers", "2",
+            sys.executable, "-m", "mocosfl_priv.cli", "sweep", str(document), "--out", str(tmp_path / out), "--resume",
+            "--workers", "2", "--set", "seeds=[0,1]",
         ]  # fmt: skip
 
     subprocess.run(command("undisturbed"), check=True, capture_output=True)
     rng = random.Random(0)
+    journal = tmp_path / "disturbed" / "store" / "journal.jsonl"
     for _ in range(10):
+        goal = lines(journal) + rng.randrange(3)
         process = subprocess.Popen(command("disturbed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(12, 30))
+        while lines(journal) < goal and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 8))
         process.kill()
         process.wait(30)
     subprocess.run(command("disturbed"), check=True, capture_output=True)
@@ -236,3 +240,10 @@ def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(tmp_path: 
     pd.testing.assert_frame_equal(comparable(one), comparable(other))
     events = [(e["event"], e["key"]) for e in Store(tmp_path / "disturbed" / "store").journal()]
     assert all(events.count(("done", key)) == 1 for _, key in events)
+    kinds = [e["kind"] for e in Store(tmp_path / "undisturbed" / "store").journal()]
+    expected = {"judge": 1, "expert": 2, "system": 4, "attack": 8, "score": 8, "run": 2}
+    assert {kind: kinds.count(kind) for kind in kinds} == expected
+
+
+def lines(journal: Path) -> int:
+    return len(journal.read_bytes().splitlines()) if journal.is_file() else 0
