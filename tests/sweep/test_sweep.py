@@ -52,7 +52,7 @@ class Counter(Unobserved):
 def document(tiny: dict[str, Any], tmp_path: Path) -> Path:
     tiny["attacks"] = ["floor", {"name": "decoder", "architecture": "conv_normN0C8", "steps": 10}]
     tiny["defenses"] = [{"name": "taressfl", "epochs": 1, "batch_size": 32, "decoder": "conv_normN0C8"}]
-    tiny["data"] |= {"train_limit": 300, "auxiliary_source_fraction": 0.8}
+    tiny["data"] |= {"train_limit": 300, "auxiliary_source_fraction": 0.95}
     tiny["axes"] = {"partition": {"iid": {}, "shards": {"training.partition": "classes_per_client"}}}
     return write(tiny, tmp_path / "sweep.yaml")
 
