@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -82,6 +82,9 @@ class ResSFL(AttackerAware):
 
     def planned_steps(self, context: DefenderContext) -> int:
         return super().planned_steps(context) if self.has_expert else 0
+
+    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
+        return super().expert_document(context) if self.has_expert else None
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
         prepared = super().prepare(context) if self.has_expert else PreparedModel(context.build_model())

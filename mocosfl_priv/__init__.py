@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mocosfl_priv.plugins import Defense as Defense
     from mocosfl_priv.plugins import Detection as Detection
     from mocosfl_priv.plugins import PreparedModel as PreparedModel
+    from mocosfl_priv.plugins import TrainedExpert as TrainedExpert
     from mocosfl_priv.threat import AttackerView as AttackerView
     from mocosfl_priv.threat import AuxiliaryData as AuxiliaryData
     from mocosfl_priv.threat import Budget as Budget
@@ -38,7 +39,7 @@ _HOMES = {
     "config": ("ExperimentConfig", "ModelConfig", "TrainingConfig"),
     "errors": ("ConfigurationError", "MocosflPrivError", "RunFailedError", "ThreatModelError"),
     "guarantee": ("Guarantee",),
-    "plugins": ("Attack", "Defense", "DefenderContext", "Detection", "PreparedModel"),
+    "plugins": ("Attack", "Defense", "DefenderContext", "Detection", "PreparedModel", "TrainedExpert"),
     "threat": ("AttackerView", "AuxiliaryData", "Budget", "Capability", "StreamView", "ThreatModel"),
     "training.hooks": ("Message",),
 }

@@ -26,12 +26,13 @@ from mocosfl_priv.results import Destination, RunRecord, replace_files, write_re
 from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.folder import SweepFolder
-from mocosfl_priv.sweep.grid import Plan, plan
+from mocosfl_priv.sweep.grid import Plan, lay_out, plan
 from mocosfl_priv.sweep.local import run_plan
 from mocosfl_priv.sweep.processes import local_engine
-from mocosfl_priv.sweep.schedule import Engine, Observer, Task, Unobserved, run_tasks
-from mocosfl_priv.sweep.stages import attack, missing_tasks, stored_record
-from mocosfl_priv.sweep.store import Store
+from mocosfl_priv.sweep.schedule import Engine, Observer, Unobserved, run_tasks
+from mocosfl_priv.sweep.stored_record import stored_record
+from mocosfl_priv.sweep.tasks import Missing
+from mocosfl_priv.sweep.written import as_written, note_written, run_key
 
 
 @dataclass(frozen=True)
@@ -157,34 +158,37 @@ class Sweep:
         anything is computed; StorageError, and whatever interrupts, when it stops early: what is complete is kept.
         """
         observer = observer or Unobserved()
-        engine = engine or local_engine(self.document.variants[0].config.compute)
+        engine = engine or local_engine(self.document.compute)
         with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
-            tasks, cells = self._missing(folder.store)
-            todo = list(tasks.values())
-            observer.planned(todo, cells, cells - sum(task.function is attack for task in todo))
-            failures = run_tasks(todo, engine, observer)
-            results = {variant.name: self._write(variant, folder, failures) for variant in self.document.variants}
+            missing, keys = Missing(folder.store), {}
+            for variant in self.document.variants:
+                checked = plan(variant.config)
+                missing.add(checked, variant.name if variant.labels else "")
+                keys[variant.name] = run_key(checked)
+            tasks = missing.in_order
+            observer.planned(tasks, len(missing.cells), missing.cached)
+            failures = run_tasks(tasks, engine, observer)
+            results = {}
+            for place, variant in enumerate(self.document.variants, start=1):
+                observer.reporting(variant.name, place, len(self.document.variants))
+                results[variant.name] = self._report(variant, keys[variant.name], folder, failures)
             return SweepResult(folder.folder, self._write_table(folder, results), results)
 
-    def _missing(self, store: Store) -> tuple[dict[str, Task], int]:
-        """Tasks by key, so that what variants share is computed once, and the number of all cells."""
-        tasks: dict[str, Task] = {}
-        cells = 0
-        for variant in self.document.variants:
-            checked = plan(variant.config)
-            cells += checked.cells
-            for task in missing_tasks(checked, store, variant.name if variant.labels else ""):
-                tasks.setdefault(task.key, task)
-        return tasks, cells
-
-    def _write(self, variant: Variant, folder: SweepFolder, failures: dict[str, str]) -> RunResult:
-        record = stored_record(variant.config, folder.store, failures)
+    def _report(self, variant: Variant, key: str, folder: SweepFolder, failures: dict[str, str]) -> RunResult:
+        """The run directory of `variant`, written unless it is there and would be the same."""
+        place = folder.runs / variant.name
+        written = as_written(folder.store, key, place)
+        if written is not None:
+            return RunResult(written)
+        record = stored_record(lay_out(variant.config), folder.store, failures)
         result = RunResult(record)
-        with Destination(folder.runs / variant.name, overwrite=True) as destination:
+        with Destination(place, overwrite=True) as destination:
             if (record.cells["failure"] == "").any():
                 result.report_to(destination)
             else:
                 destination.commit(lambda staging: write_record(record, staging))
+        if (record.cells["failure"] == "").all():  # else another attempt may end otherwise
+            note_written(folder.store, key, record, place)
         return RunResult(replace(record, images={}, checkpoints={}))  # on the disk; a grid's would fill the memory
 
     def _write_table(self, folder: SweepFolder, results: Mapping[str, RunResult]) -> pd.DataFrame:

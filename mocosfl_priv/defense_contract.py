@@ -7,7 +7,7 @@ it on a small model and random images, and raises AssertionError with a sentence
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -114,8 +114,10 @@ def comes_back_from_disk(make: Make) -> None:
 
 
 def prepares_repeatably(make: Make) -> None:
-    """`prepare` twice, from the same context: the same client and the same state."""
-    first, second = _outfit(make), _outfit(make)
+    """`prepare` twice, from the same context: the same client and the same state. The second time with an expert that
+    was trained before, where the defense has one.
+    """
+    first, second = _outfit(make), _outfit(make, with_expert=True)
     clients = [outfit.prepared.model.client.state_dict() for outfit in (first, second)]
     assert _same(*clients), "prepare makes another client every time: draw from context.seed"
     assert _same(first.defense.state(), second.defense.state()), "prepare ends in another state every time"
@@ -163,9 +165,11 @@ def small_context(defense: Defense, compute: Compute) -> DefenderContext:
     return DefenderContext(images[:4], images[4:], build, SMALL_TRAINING, compute, seed=0)
 
 
-def _outfit(make: Make) -> _Outfit:
+def _outfit(make: Make, with_expert: bool = False) -> _Outfit:
     defense = make()
     context = small_context(defense, Compute.resolve(ComputeConfig(device="cpu", precision="float32", threads=1)))
+    if with_expert and defense.expert_document(context) is not None:
+        context = replace(context, expert=make().train_expert(context))
     return _Outfit(defense, defense.prepare(context) or PreparedModel(context.build_model()), context)
 
 

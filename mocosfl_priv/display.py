@@ -203,9 +203,19 @@ class TerminalSweep:
         elapsed = clock(time.monotonic() - self._begun)
         self._print(f"[{done}/{self._total}] {elapsed} {segment.title}: {outcome} · {self._left()}")
 
+    def reporting(self, name: str, place: int, count: int) -> None:
+        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        self._bar.update(self._line, description=f"[bold]report of {name}", left="")
+        self._print(f"run directory {place} of {count}: {name}")
+
     def _left(self) -> str:
-        open_ = sum(self._expected.of(segment) for segment in self._open.values())
-        return f"about {clock(open_ / self._slots)} left"
+        """Of what runs, the rest is left; what is open at the end does not fill all slots."""
+        now = time.monotonic()
+        left = [
+            max(0.0, self._expected.of(segment) - (now - self._running.get(key, now)))
+            for key, segment in self._open.items()
+        ]
+        return f"about {clock(sum(left) / max(1, min(self._slots, len(left))))} left"
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

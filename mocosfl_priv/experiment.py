@@ -8,13 +8,12 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -28,12 +27,13 @@ from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import Laboratory, fresh_model
 from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
-from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel
+from mocosfl_priv.outcomes import CellResult, SystemResult, Trial, score_attempt, try_attack
+from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, TrainedExpert
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import semi_column
 from mocosfl_priv.seeding import derive_seed, generator
 from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, live_server, seat, visible_to
-from mocosfl_priv.target import Target, Trial, attack_seed, on_device, protect_afresh, try_attack
+from mocosfl_priv.target import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
 from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.codecs import as_received
@@ -128,20 +128,47 @@ class TrainedSystem:
         state = {**self.model.named_state(), **under("defense", self.system.defense.plugin.state())}
         return {name: value.detach().cpu().contiguous().numpy() for name, value in state.items()}
 
+    def result(self) -> SystemResult:
+        """What results say of it."""
+        outcome, hijacker = self.trained, self.training.hijacker
+        return SystemResult(
+            keys=self.system.keys,
+            hijacker=hijacker.label if hijacker else "",
+            file_stem=self.file_stem,
+            utility=self.utility,
+            untrained=self.untrained,
+            cost=self.cost,
+            history=outcome.history,
+            observations=outcome.observations,
+            detection=self._detection(),
+            info={
+                "steps": outcome.steps,
+                "selected_step": outcome.selected_step,
+                "frozen_client": self.frozen,
+                "guarantee": self.guarantee.as_json() if self.guarantee else None,
+                "smashed_shape": list(self.model.smashed_shape),
+                "linear_probe_penalty": self.utility.linear_penalty,
+                "semi_supervised": {
+                    semi_column(fraction): {"labels": result.labels, "epoch": result.epoch}
+                    for fraction, result in self.utility.semi_supervised.items()
+                },
+                "traffic_bytes": vars(outcome.traffic),
+                "client_kernel": outcome.kernel,
+                "replay_epochs": outcome.replay_epochs,
+            },
+        )
 
-@dataclass(frozen=True)
-class CellResult:
-    """One attack on one system: its row, its per-image values, and its reconstructions as uint8 unless it failed."""
-
-    row: dict[str, Any]
-    per_image: pd.DataFrame
-    reconstruction: np.ndarray | None
-
-    @classmethod
-    def of(cls, trial: Trial, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
-        """The cell `keys`, with what else its row says beside the trial's own summary."""
-        keys = {**keys, "victims": trial.victims.name}
-        return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
+    def _detection(self) -> dict[str, Any] | None:
+        detection, hijacker = self.system.defense.plugin.detection(), self.training.hijacker
+        if detection is None:
+            return None
+        attendee = self.audience.of(hijacker.label) if hijacker else None
+        return {
+            "hijacked_by": hijacker.label if hijacker else "",
+            "alarm": detection.alarm,
+            **asdict(detection),
+            "failure": attendee.failure if attendee else "",
+        }
 
 
 def planned_training_steps(lab: Laboratory) -> int:
@@ -157,10 +184,12 @@ def train_system(
     checkpoints: Path | None = None,
     how: Training = HONEST,
     remote: RemoteParticipants | None = None,
+    expert: TrainedExpert | None = None,
 ) -> TrainedSystem:
     """Train one system, select its checkpoint on validation data, and measure its utility and cost.
 
     how: who attends, and whether one of them chooses the gradients. A hijacked training has no leakage curve.
+    expert: of :func:`train_expert`, which this changes; without it the defense trains its own, if it wants one.
     checkpoints: folder in which the training keeps its state, and from which it goes on.
     remote: see :func:`train_mocosfl`.
     """
@@ -171,7 +200,7 @@ def train_system(
     model_config = defense.architecture(config.model)
     started = time.monotonic()
     kept = checkpoints_of(lab, system, checkpoints, how)
-    prepared = _prepare(lab, system, model_config, progress, kept)
+    prepared = _prepare(system, defender_context(lab, system, model_config, progress, kept, expert))
     guarantee = training_guarantee(lab, system, prepared.frozen_client)
     if defense.detects and prepared.frozen_client:
         raise ConfigurationError(f"{system.title}: a detector judges gradients, and frozen clients get none")
@@ -314,27 +343,53 @@ def defender_context(
     model_config: ModelConfig,
     progress: Progress,
     checkpoints: Checkpoints | None = None,
+    expert: TrainedExpert | None = None,
 ) -> DefenderContext:
     """What the defense of `system` may use before training."""
-    expert_seed = derive_seed(system.seed, "defender")
     return DefenderContext(
         target_images=lab.roles.defender_target(system.target_fraction).images,
         source_images=lab.roles[Role.DEFENDER_SOURCE].images,
         build_model=lambda: lab.build_model(model_config, system.cut_layer, system.seed),
         training=lab.config.training,
         compute=lab.compute,
-        seed=expert_seed,
+        seed=derive_seed(system.seed, "defender"),
         progress=progress,
         checkpoints=checkpoints.below(DEFENDER) if checkpoints else None,
         training_steps=planned_training_steps(lab),
         most_draws=partial(_most_draws, lab, system.seed),
+        expert=expert,
     )
 
 
-def _prepare(
-    lab: Laboratory, system: System, model_config: ModelConfig, progress: Progress, checkpoints: Checkpoints | None
-) -> PreparedModel:
-    context = defender_context(lab, system, model_config, progress, checkpoints)
+def expert_trainer(lab: Laboratory, system: System) -> tuple[Loaded[Defense], DefenderContext, dict[str, Any]] | None:
+    """The defense of `system`, or the part of it, that trains an expert, with what it has for that and what decides
+    about it; None if nobody does.
+    """
+    plugin = system.defense.plugin
+    context = defender_context(lab, system, plugin.architecture(lab.config.model), Silent())
+    for part in (*plugin.parts, system.defense):
+        if (document := part.plugin.expert_document(context)) is not None:
+            return part, context, document
+    return None
+
+
+def train_expert(lab: Laboratory, system: System, checkpoints: Checkpoints | None = None) -> TrainedExpert:
+    """The expert of `system` alone, for a system that has one.
+
+    checkpoints: where its training keeps its state, and from where it goes on.
+    """
+    found = expert_trainer(lab, system.with_own_defense())
+    assert found is not None, f"{system.title} has no expert"
+    part, context, _ = found
+    started = time.monotonic()
+    try:
+        expert = part.plugin.train_expert(replace(context, checkpoints=checkpoints))
+    except Exception as error:
+        raise _failure(system.title, error) from error
+    return replace(expert, earlier_seconds=expert.earlier_seconds + time.monotonic() - started)
+
+
+def _prepare(system: System, context: DefenderContext) -> PreparedModel:
     try:
         prepared = system.defense.plugin.prepare(context)
     except Exception as error:
@@ -359,6 +414,21 @@ def _failure(title: str, error: Exception) -> MocosflPrivError:
     return RunFailedError(f"training {title} failed: {type(error).__name__}: {error}")
 
 
+def attempt_on(
+    lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+) -> Attempt:
+    """Let one attack try the victims of a trained system.
+
+    Raises ThreatModelError when it reaches for more than it was granted.
+    """
+    attended = trained.audience.of(attack.label)
+    target = target_of(lab, trained.system, trained.model)
+    if trained.guarantee is not None:
+        target = replace(target, training_messages=trained.guarantee.messages)
+    (attempted,) = attempt(lab, target, attack, [lab.victims], progress, attended)
+    return attempted
+
+
 def attack_system(
     lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
 ) -> CellResult:
@@ -367,27 +437,9 @@ def attack_system(
     An attack that fails leaves a row that says why. Raises ThreatModelError when it reaches for more than it was
     granted.
     """
-    system = trained.system
-    attended = trained.audience.of(attack.label)
-    target = target_of(lab, system, trained.model)
-    if trained.guarantee is not None:
-        target = replace(target, training_messages=trained.guarantee.messages)
-    (trial,) = try_attack(lab, target, attack, [lab.victims], progress, attended)
-    rest = {
-        "checkpoint": f"checkpoints/{trained.file_stem}.safetensors",
-        "knn_accuracy": float(trained.utility.knn.mean()),
-        "linear_accuracy": float(trained.utility.linear.mean()),
-        **{
-            f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
-            for fraction, result in trained.utility.semi_supervised.items()
-        },
-        **lab.recognition_levels,
-        "knn_raw_pixels": float(lab.raw_pixels.mean()),
-        "linear_untrained": float(trained.untrained.mean()),
-        "probe_selection": lab.config.evaluation.probe_selection,
-        **trained.cost,
-    }
-    return CellResult.of(trial, {**system.keys, "attack": attack.label}, rest)
+    attempted = attempt_on(lab, trained, attack, progress)
+    trial = Trial(lab.victims, attempted, score_attempt(lab, lab.victims, attempted))
+    return CellResult.of(trial, {**trained.system.keys, "attack": attack.label}, trained.result().columns(lab))
 
 
 def with_own_plugin(attack: Loaded[Attack]) -> Loaded[Attack]:

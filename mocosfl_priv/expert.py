@@ -5,27 +5,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv.config import ModelConfig, parse_bottleneck
+from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.models.published import load_published_client
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel
+from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
 from mocosfl_priv.seeding import generator
 from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
-from mocosfl_priv.training.hooks import ClientHooks
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
 
-# The expert is trained by one party: what concerns many clients and their traffic has no meaning for it.
-ONE_CLIENT = {"clients": 1, "pool": None, "heterogeneity": None, "client_learning_rate": None, "replay": None,
-              "divergence_aware": None, "codec": "fp32", "gradient_codec": "fp32"}  # fmt: skip
+# The expert is trained by one party, without validation: what concerns many clients, their data and their traffic, and
+# which checkpoint is kept, has no meaning for it.
+MEANINGLESS = (
+    "partition", "classes_per_client", "dirichlet_alpha", "micro_batch", "pool", "heterogeneity", "partial_batches",
+    "client_learning_rate", "average_base", "divergence_aware", "replay", "monitor_every", "select_on", "codec",
+    "gradient_codec",
+)  # fmt: skip
 
 
 class AttackerAware(Defense):
@@ -123,23 +126,74 @@ class AttackerAware(Defense):
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
         """The expert, trained or imported, as it is handed out."""
-        model, earlier_seconds = context.build_model(), 0.0
         if self.expert is not None:
-            import_client(model, self.expert)
+            expert = TrainedExpert(context.build_model())
+            import_client(expert.model, self.expert)
         else:
-            steps = self.planned_steps(context)
-            attacker = self.attacker(self.decoders, model, steps, self.epochs, self.batch_size, context)
-            earlier_seconds = self._train_expert(model, attacker, steps, context)
+            expert = context.expert or self.train_expert(context)
             if self.server_start == "scratch":
                 fresh = context.build_model()
-                model.trunk, model.projector = fresh.trunk, fresh.projector
+                expert.model.trunk, expert.model.projector = fresh.trunk, fresh.projector
         return PreparedModel(
-            model,
+            expert.model,
             frozen_client=self.freezes_clients,
             learning_rate=self.transfer_learning_rate,
             client_learning_rate=None if self.freezes_clients else self.client_learning_rate,
-            earlier_seconds=earlier_seconds,
+            earlier_seconds=expert.earlier_seconds,
         )
+
+    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
+        """See :class:`Defense`: nothing of the transfer."""
+        if self.expert is not None:
+            return None
+        return {
+            "alpha": self.alpha,
+            "threshold": self.threshold,
+            "decoders": self.decoders,
+            "objective": self.objective,
+            "refresh": self.refresh,
+            "decoder_milestones": self.decoder_milestones,
+            "decoder_decay": self.decoder_decay,
+            "batch_size": self.batch_size,
+            "target_images": self.uses_target_data,
+            "training": self._expert_settings(context).model_dump(mode="json", exclude={"checkpoint_every"}),
+        }
+
+    def train_expert(self, context: DefenderContext) -> TrainedExpert:
+        """The split model that an expert's training ends with, its server side included."""
+        model, steps = context.build_model(), self.planned_steps(context)
+        attacker = self.attacker(self.decoders, model, steps, self.epochs, self.batch_size, context)
+        batches = HalfTargetBatches(
+            self.target_images(context),
+            context.source_images,
+            self.batch_size,
+            generator(context.seed, "expert batches"),
+        )
+        context.progress.begin("expert", steps)
+        try:
+            trained = train_mocosfl(
+                model, batches, self._expert_settings(context), steps=steps, compute=context.compute,
+                seed=context.seed, hooks=attacker, checkpoints=context.checkpoints, progress=context.progress,
+            )  # fmt: skip
+        except RunFailedError as error:
+            raise RunFailedError(f"the defender's expert: {error}") from error
+        finally:
+            context.progress.end()
+        return TrainedExpert(model, trained.earlier_seconds)
+
+    def _expert_settings(self, context: DefenderContext) -> TrainingConfig:
+        """The experiment's training settings for one client, those without meaning at their defaults."""
+        settings = context.training
+        own = {
+            "clients": 1,
+            "server_batch": self.batch_size,
+            "epochs": self.epochs,
+            "learning_rate": self.learning_rate,
+            # the average of one client is itself, save that with 1 it may be computed by another kernel
+            "sync_period": min(settings.sync_period, 2),
+        }
+        defaults = {name: type(settings).model_fields[name].default for name in MEANINGLESS}
+        return settings.model_copy(update={**defaults, **own})
 
     def restore(self, context: DefenderContext) -> PreparedModel | None:  # noqa: ARG002
         """See :class:`Defense`: nothing but the model is kept of the pre-training."""
@@ -169,27 +223,6 @@ class AttackerAware(Defense):
             milestones=self.decoder_milestones,
             decay=self.decoder_decay,
         )
-
-    def _train_expert(self, model: SplitModel, attacker: ClientHooks, steps: int, context: DefenderContext) -> float:
-        """Train `model` in place; returns what was spent on it before an interruption."""
-        batches = HalfTargetBatches(
-            self.target_images(context),
-            context.source_images,
-            self.batch_size,
-            generator(context.seed, "expert batches"),
-        )
-        settings = context.training.model_copy(update={**ONE_CLIENT, "epochs": self.epochs})
-        context.progress.begin("expert", steps)
-        try:
-            trained = train_mocosfl(
-                model, batches, settings, steps=steps, compute=context.compute, seed=context.seed, hooks=attacker,
-                learning_rate=self.learning_rate, checkpoints=context.checkpoints, progress=context.progress,
-            )  # fmt: skip
-        except RunFailedError as error:
-            raise RunFailedError(f"the defender's expert: {error}") from error
-        finally:
-            context.progress.end()
-        return trained.earlier_seconds
 
 
 def decoder_set(decoder: str | list[str]) -> list[str]:

@@ -80,6 +80,17 @@ class Attack(ABC):
 
 
 @dataclass(frozen=True)
+class TrainedExpert:
+    """A model that a defender has trained before there are clients. Whoever gets it may change it.
+
+    earlier_seconds: what was spent on it before whoever has it now began to measure.
+    """
+
+    model: SplitModel
+    earlier_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class DefenderContext:
     """What a defender has before training starts: public data, its declared share of target data, a model builder.
 
@@ -88,6 +99,7 @@ class DefenderContext:
     training: the experiment's training settings. training_steps: how many steps it will take.
     checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
     most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
+    expert: what :meth:`Defense.train_expert` made of the same context before; None if `prepare` is to train it.
     """
 
     target_images: Tensor
@@ -100,6 +112,7 @@ class DefenderContext:
     checkpoints: Checkpoints | None = None
     training_steps: int = 1
     most_draws: Callable[[], int] | None = None
+    expert: TrainedExpert | None = None
 
     @property
     def training_passes(self) -> int:
@@ -199,6 +212,19 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
     def planned_steps(self, context: DefenderContext) -> int:
         """How many steps :meth:`prepare` will report, for the progress display."""
         return 0
+
+    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
+        """What decides about the expert that `prepare` trains, as JSON; None if it trains none.
+
+        A sweep trains one expert for all systems whose documents are equal, so name everything that
+        :meth:`train_expert` reads of this defense and of ``context.training``, and nothing that only comes after. The
+        plugin's code, the defender's images, the model, its seed, and the machine are known without it.
+        """
+        return None
+
+    def train_expert(self, context: DefenderContext) -> TrainedExpert:
+        """The expert alone: `prepare` takes ``context.expert``, or calls this. Only for who has a document."""
+        raise NotImplementedError
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """A scalar, averaged over the batch, added to the clients' loss.

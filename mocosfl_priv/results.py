@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class RunRecord:
     images: dict[str, np.ndarray]
     info: dict[str, Any]
     config_yaml: str
-    checkpoints: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    checkpoints: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
     detections: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=DETECTION_COLUMNS))
 
 

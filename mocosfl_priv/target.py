@@ -1,4 +1,4 @@
-"""One attack on one client: build its view, let it try, score what it returns."""
+"""One attack on one client: build its view, let it try, and keep what it returns."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
-from mocosfl_priv.evaluation.floor import leak_ratio
-from mocosfl_priv.evaluation.reconstruction import check_reconstruction, score
 from mocosfl_priv.evaluation.utility import BATCH
 from mocosfl_priv.guarantee import Guarantee
-from mocosfl_priv.laboratory import TEST_VICTIMS, Laboratory, VictimSet
+from mocosfl_priv.laboratory import Laboratory, VictimSet
 from mocosfl_priv.peak_memory import peak_memory
 from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.references import cause
-from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, METRICS
+from mocosfl_priv.results import ATTACK_COSTS
 from mocosfl_priv.seeding import derive_seed, drawn_generator, generator, global_seed
 from mocosfl_priv.stream import Attendee, copied_auxiliary, visible_to
 from mocosfl_priv.threat import AttackerView, Budget, Capability
@@ -58,80 +55,47 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """How one attack fared on one set of victims, and what it used.
+class Promise:
+    """What a defense promises of any attacker that saw as much as this one.
 
-    reconstruction: float (n, 3, h, w) in [0, 1], and values: metric to (n,); neither if the attack failed.
-    cost: `ATTACK_COSTS`. failure: the cause in one line, empty if there is none.
-    guarantee: what the defense promises of any attacker that saw as much; None for nothing.
+    least_error: (n,), per victim, terms of the mean MSE that is promised.
     """
 
-    victims: VictimSet
+    claim: str
+    epsilon: float
+    delta: float
+    least_error: np.ndarray
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attack returned for one set of victims, and what it used; nobody has compared it with them yet.
+
+    reconstruction: float32 (n, 3, h, w) in [0, 1]; None if the attack failed.
+    cost: `ATTACK_COSTS`. failure: the cause in one line, empty if there is none.
+    promise: None if the defense promises nothing.
+    """
+
     reconstruction: Tensor | None
-    values: dict[str, np.ndarray]
     cost: dict[str, Any]
     failure: str = ""
-    guarantee: Guarantee | None = None
-
-    @property
-    def least_error(self) -> np.ndarray:
-        """Per victim, terms of the mean MSE that is promised; NaN if nothing is."""
-        if self.guarantee is None:
-            return np.full(len(self.victims.images), np.nan)
-        return self.victims.least_error(self.guarantee)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What a row says: mean metrics, floor, leak ratio, cost, and the cause of a failure. NaN if it failed."""
-        floor = self.victims.floor.mse.numpy()
-        missing = np.full(len(floor), np.nan)
-        return {
-            **{name: float(self.values.get(name, missing).mean()) for name in METRICS},
-            "mse_floor": float(floor.mean()),
-            "leak_ratio": leak_ratio(self.values.get("mse", missing), floor),
-            "guarantee": self.guarantee.claim if self.guarantee else "",
-            "guarantee_epsilon": self.guarantee.epsilon if self.guarantee else np.nan,
-            "guarantee_delta": self.guarantee.delta if self.guarantee else np.nan,
-            "mse_bound": max(0.0, float(self.least_error.mean())) if self.guarantee else np.nan,
-            **self.cost,
-            "failure": self.failure,
-        }
-
-    def per_image(self, keys: dict[str, Any]) -> pd.DataFrame:
-        """One line per victim, none if the attack failed."""
-        count = len(self.victims.images) if self.reconstruction is not None else 0
-        return pd.DataFrame(
-            {
-                **{key: [keys[key]] * count for key in CELL_KEYS},
-                "image": np.arange(count),
-                "group": self.victims.groups.numpy()[:count],
-                **self.values,
-                "mse_bound": self.least_error[:count],
-            }
-        )
-
-    @property
-    def pixels(self) -> np.ndarray | None:
-        """The reconstruction as uint8."""
-        if self.reconstruction is None:
-            return None
-        return (self.reconstruction * 255).round().byte().numpy()
+    promise: Promise | None = None
 
 
-def try_attack(
+def attempt(
     lab: Laboratory,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
     attended: Attendee | None = None,
-) -> list[Trial]:
-    """Run `attack` once on the messages of all victims, and score each set by itself.
+) -> list[Attempt]:
+    """Run `attack` once on the messages of all victims; what it returned for each set.
 
     attended: the attack's seat in the training of this client, if it had one; its costs count.
 
-    An attack that raises, or returns what its contract forbids, has failed: its trials say why. Raises ThreatModelError
-    when it reaches for more than it was granted.
+    An attack that raises, or returns what its contract forbids, has failed: its attempts say why. Raises
+    ThreatModelError when it reaches for more than it was granted.
     """
     seed = attack_seed(target.seed, attack)
     view = grant_view(lab, target, attack, torch.cat([victims.images for victims in victim_sets]), attended)
@@ -165,25 +129,30 @@ def try_attack(
     }
     assert cost.keys() == set(ATTACK_COSTS)
     guarantee = target.defense.guarantee(_messages_seen(lab, target, attended))
+    promises = [_promise(guarantee, victims) for victims in victim_sets]
     if reconstruction is None:
-        return [Trial(victims, None, {}, cost, failure, guarantee) for victims in victim_sets]
+        return [Attempt(None, cost, failure, promise) for promise in promises]
     parts = reconstruction.split([len(victims.images) for victims in victim_sets])
-    return [
-        Trial(
-            victims,
-            part,
-            {name: value.numpy() for name, value in _score(lab, part, victims).items()},
-            cost,
-            guarantee=guarantee,
+    return [Attempt(part, cost, promise=promise) for part, promise in zip(parts, promises, strict=True)]
+
+
+def _promise(guarantee: Guarantee | None, victims: VictimSet) -> Promise | None:
+    if guarantee is None:
+        return None
+    return Promise(guarantee.claim, guarantee.epsilon, guarantee.delta, victims.least_error(guarantee))
+
+
+def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...], attack: str) -> Tensor:
+    """The reconstruction if it is what the contract promises; RunFailedError says what is wrong otherwise."""
+    if not isinstance(reconstruction, Tensor):
+        raise RunFailedError(f"attack {attack!r} returned {type(reconstruction).__name__}, not a tensor")
+    if tuple(reconstruction.shape) != victims_shape:
+        raise RunFailedError(
+            f"attack {attack!r} returned shape {tuple(reconstruction.shape)} for victims of shape {victims_shape}"
         )
-        for victims, part in zip(victim_sets, parts, strict=True)
-    ]
-
-
-def _score(lab: Laboratory, reconstruction: Tensor, victims: VictimSet) -> dict[str, Tensor]:
-    # the judge knows the labels and candidates of the test victims only
-    judge = lab.recognition if victims.name == TEST_VICTIMS else None
-    return score(reconstruction, victims.images, victims.floor, lab.lpips, judge)
+    if not bool(torch.isfinite(reconstruction).all()):
+        raise RunFailedError(f"attack {attack!r} diverged: its reconstruction is not finite")
+    return reconstruction.detach().float().cpu().clamp(0, 1)
 
 
 def grant_view(

@@ -72,6 +72,11 @@ def one_clear_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
+def test_workers_are_no_matter_of_a_cluster(in_process: Run, config: Path) -> None:
+    said = one_clear_line(in_process("sweep", str(config), "--out", "x", "--engine", "ray", "--workers", "2"), 2)
+    assert "--workers counts processes of this machine" in said and not Path("x").exists()
+
+
 def readme_block(containing: str) -> str:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     return next(block for block in blocks if containing in block)

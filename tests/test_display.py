@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from mocosfl_priv.display import TerminalProgress, TimeLeft
+from mocosfl_priv.display import TerminalProgress, TerminalSweep, TimeLeft
 from mocosfl_priv.progress import Segment
+from mocosfl_priv.sweep.schedule import Task
 
 
 def test_time_left_learns_from_finished_segments() -> None:
@@ -55,3 +56,29 @@ def test_on_a_terminal_stage_and_time_left_are_drawn() -> None:
         progress.end()
     text = out.getvalue()
     assert "train it" in text and "expert" in text and "2/4" in text and "left" in text
+
+
+def test_a_sweep_says_what_there_is_to_do_and_learns_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("mocosfl_priv.display.time.monotonic", lambda: now[0])
+    trainings = [Task(f"t{i}", Segment(f"train {i}", "train", 60), print, ()) for i in range(3)]
+    score = Task("s", Segment("score", "score", 1), print, (), ("t0",))
+    out = io.StringIO()
+    with TerminalSweep(Console(file=out, width=200), slots=2) as sweep:
+        sweep.planned([*trainings, score], cells=5, cached=2)
+        sweep.started(trainings[0])
+        sweep.started(trainings[1])
+        now[0] = 120.0  # twice as slow as guessed
+        sweep.ended(trainings[0], "")
+        sweep.ended(trainings[1], "out of luck")
+        sweep.started(trainings[2])
+        now[0] = 180.0  # half of it
+        sweep.ended(score, "")
+        sweep.reporting("one", 1, 2)
+    assert out.getvalue().splitlines() == [
+        "5 cells, 2 of them stored; 4 tasks, 2 at once · about 1:30 left",
+        "[1/4] 2:00 train 0: 2:00 · about 1:01 left",  # nothing of training 1, all of training 2, two seconds of scoring
+        "[2/4] 2:00 train 1: FAILED: out of luck · about 1:01 left",
+        "[3/4] 3:00 score: 0:00 · about 1:00 left",
+        "run directory 1 of 2: one",
+    ]

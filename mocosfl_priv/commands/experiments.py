@@ -20,7 +20,7 @@ from mocosfl_priv.commands.options import (
     experiment_of,
 )
 from mocosfl_priv.commands.tables import print_table
-from mocosfl_priv.errors import unknown_name
+from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment
@@ -121,7 +121,7 @@ def sweep(
     from mocosfl_priv.display import TerminalSweep
 
     planned = Sweep.from_yaml(config_path(config), set_ or [], defense or [], attack or [], scale)
-    runs_on = _engine(engine, workers, planned.document.variants[0].config.compute)
+    runs_on = _engine(engine, workers, planned.document.compute)
     with TerminalSweep(Console(stderr=True), runs_on.slots) as observer:
         result = planned.run(out, runs_on, observer, resume=resume)
     for name, run in result.runs.items():
@@ -151,6 +151,8 @@ def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
         raise unknown_name("engine", name, engines)
     threads = compute.threads or 1
     if name == "ray":
+        if workers is not None:
+            raise ConfigurationError("--workers counts processes of this machine; a Ray cluster knows its own room")
         from mocosfl_priv.sweep.ray_cluster import RayEngine
 
         return RayEngine(cpus=threads, gpus=1 if compute.device == "cuda" else 0)

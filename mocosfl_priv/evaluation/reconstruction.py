@@ -5,26 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.floor import Floor
 from mocosfl_priv.evaluation.image_metrics import WINDOW, mse, psnr, ssim, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
 from mocosfl_priv.evaluation.recognition import RecognitionJudge
 
 JUDGED = ("recognised", "reidentified")
-
-
-def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...], attack: str) -> Tensor:
-    """The reconstruction if it is what the contract promises; RunFailedError says what is wrong otherwise."""
-    if not isinstance(reconstruction, Tensor):
-        raise RunFailedError(f"attack {attack!r} returned {type(reconstruction).__name__}, not a tensor")
-    if tuple(reconstruction.shape) != victims_shape:
-        raise RunFailedError(
-            f"attack {attack!r} returned shape {tuple(reconstruction.shape)} for victims of shape {victims_shape}"
-        )
-    if not bool(torch.isfinite(reconstruction).all()):
-        raise RunFailedError(f"attack {attack!r} diverged: its reconstruction is not finite")
-    return reconstruction.detach().float().cpu().clamp(0, 1)
 
 
 def score(

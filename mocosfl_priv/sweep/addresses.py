@@ -9,13 +9,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mocosfl_priv.experiment import System, training_document
+from torch import Tensor
+
+from mocosfl_priv.data.roles import Role
+from mocosfl_priv.experiment import System, expert_trainer, training_document
 from mocosfl_priv.laboratory import Laboratory
+from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.stream import Training
 from mocosfl_priv.sweep.store import address
 
 Document = dict[str, Any]
+
+CORE = Path(__file__).parents[1]
 
 # Rooms and files of the core in which nothing decides about a number that is stored.
 NO_RESULT = (
@@ -24,21 +30,45 @@ NO_RESULT = (
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",
 )  # fmt: skip
-# Of the rest, those in which nothing decides about a training.
-NO_TRAINING = (
-    "target.py", "evaluation/floor.py", "evaluation/image_metrics.py", "evaluation/perceptual.py",
-    "evaluation/recognition.py", "evaluation/reconstruction.py",
-)  # fmt: skip
+# Of the rest, those in which nothing decides about what an attack returns: they judge it.
+NO_ATTACK = ("outcomes.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
+# Of the rest, those in which nothing decides about a training. Image metrics stay: defenses learn from them, too.
+NO_TRAINING = (*NO_ATTACK, "target.py", "evaluation/floor.py", "evaluation/perceptual.py")
 UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label_fractions", "probe_selection"}
+
+
+def expert_document(lab: Laboratory, system: System) -> Document | None:
+    """Of the expert that the defense of `system` trains before there are clients; None if it trains none.
+
+    Nothing that only comes after is in it: neither the clients and their data nor how they take the expert over.
+    """
+    found = expert_trainer(lab, system)
+    if found is None:
+        return None
+    trainer, context, decides = found
+    model = system.defense.plugin.architecture(lab.config.model)
+    return {
+        "stage": "expert",
+        "code": code_version(NO_RESULT + NO_TRAINING),
+        "libraries": library_versions(),
+        "defense": [trainer.origin, trainer.code_sha256, decides],
+        "model": [model.model_dump(mode="json"), backbone_code(model.backbone), system.cut_layer],
+        "images": [_pixels(context.target_images), lab.roles.records[Role.DEFENDER_SOURCE].content_sha256],
+        "image": [lab.config.data.image_size, lab.colour_statistics],
+        "seed": system.seed,
+        "compute": lab.compute.describe(),
+    }
 
 
 def system_document(lab: Laboratory, system: System, training: Training) -> Document:
     """Of a trained system with its utility."""
     attacked = lab.curve_attacks if lab.config.leakage.every else training.attending
+    expert = expert_document(lab, system)
     return {
         "stage": "system",
         "code": code_version(NO_RESULT if attacked else NO_RESULT + NO_TRAINING),
         "libraries": library_versions(),
+        "expert": address(expert) if expert else None,
         "training": training_document(lab, system, training),
         "utility": lab.config.evaluation.model_dump(mode="json", include=UTILITY),
         # what the points of a leakage curve are scored with
@@ -60,16 +90,29 @@ def judge_document(lab: Laboratory) -> Document:
 
 
 def attack_document(lab: Laboratory, system: System, training: Training, attack: Loaded[Attack]) -> Document:
-    """Of one attack on a trained system, scored."""
+    """Of what one attack on a trained system returns; how it is scored is not in it."""
     threat = lab.config.threat.model_dump(mode="json")
     return {
         "stage": "attack",
-        "code": code_version(NO_RESULT),
+        "code": code_version(NO_RESULT + NO_ATTACK),
         "system": address(system_document(lab, system, training)),
-        "scoring": _scoring(lab),
         "attack": [attack.label, attack.origin, attack.code_sha256, attack.parameters],
         "threat": threat | {"grants": sorted(threat["grants"])},
     }
+
+
+def score_document(lab: Laboratory, system: System, training: Training, attack: Loaded[Attack]) -> Document:
+    """Of the metrics of what one attack returned."""
+    return {
+        "stage": "score",
+        "code": code_version(NO_RESULT),
+        "attack": address(attack_document(lab, system, training, attack)),
+        "scoring": _scoring(lab),
+    }
+
+
+def _pixels(images: Tensor) -> str:
+    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
 
 def _scoring(lab: Laboratory) -> Document:
@@ -86,20 +129,21 @@ def library_versions() -> dict[str, str]:
 
 
 @cache
-def code_version(without: tuple[str, ...]) -> str:
+def code_version(without: tuple[str, ...], core: Path = CORE) -> str:
     """SHA-256 of the core's code, but for what is named; comments, docstrings and layout do not count."""
-    core = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(core.rglob("*.py")):
         name = path.relative_to(core).as_posix()
         if not any(name == left_out or name.startswith(f"{left_out}/") for left_out in without):
-            digest.update(name.encode() + b"\0" + ast.dump(_code(path)).encode() + b"\0")
+            digest.update(name.encode() + b"\0" + _code(path) + b"\0")
     return digest.hexdigest()
 
 
-def _code(path: Path) -> ast.Module:
+@cache
+def _code(path: Path) -> bytes:
+    """The syntax tree of a file."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:]
-    return tree
+    return ast.dump(tree).encode()

@@ -22,13 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mocosfl_priv.config import ExperimentConfig, parse_config, read_document, with_added_plugins, with_overrides
+from mocosfl_priv.config import (
+    ComputeConfig,
+    ExperimentConfig,
+    parse_config,
+    read_document,
+    with_added_plugins,
+    with_overrides,
+)
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.results import COLUMNS
 from mocosfl_priv.scale import scaled
 
 AXES = "axes"
 WORD = re.compile(r"[\w.-]+")
+SAME_FOR_ALL = ("device", "threads")  # of `compute`: a process has them, and works on one variant after the other
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class SweepDocument:
 
     name: str
     variants: tuple[Variant, ...]
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """What an engine needs to know of all variants: their device, and threads per task."""
+        return self.variants[0].config.compute
 
 
 def load_sweep(
@@ -82,7 +95,20 @@ def load_sweep(
         if parsed.checkpoints is not None:
             raise ConfigurationError(f"{path}: checkpoints: an audit of published clients is run, not swept")
         variants.append(Variant(name or parsed.name, labels, parsed))
+    for setting in SAME_FOR_ALL:
+        _require_same(variants, setting, str(path))
     return SweepDocument(variants[0].config.name, tuple(variants))
+
+
+def _require_same(variants: Sequence[Variant], setting: str, where: str) -> None:
+    first = variants[0]
+    for other in variants[1:]:
+        found, expected = (getattr(variant.config.compute, setting) for variant in (other, first))
+        if found != expected:
+            raise ConfigurationError(
+                f"{where}: compute.{setting} is {expected} for {first.name} and {found} for {other.name}; all variants "
+                "share the same processes, so it must be the same for all: sweep them apart"
+            )
 
 
 def _axes(raw: object, where: str) -> dict[str, dict[str, dict[str, Any]]]:

@@ -50,9 +50,6 @@ class SweepFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}\n")
-            self._lock.flush()
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"--out {self.folder}: another sweep is at work here (process {self._owner()}); wait for it or stop it"
@@ -60,7 +57,10 @@ class SweepFolder:
         except OSError as error:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         try:
-            self.store = Store(self.folder / "store")
+            self.store = Store(self.folder / "store")  # may be refused, and is then as it was
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
             self.store.clean()
             for left in self.runs.glob(".*"):  # by a process that died while it wrote
                 shutil.rmtree(left, ignore_errors=True)

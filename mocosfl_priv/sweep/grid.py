@@ -56,12 +56,11 @@ class Plan:
         model_config = system.defense.plugin.architecture(lab.config.model)
         return system.defense.plugin.planned_steps(defender_context(lab, system, model_config, Silent()))
 
-    def training_segment(self, system: System, training: Training) -> Segment:
-        """What `training` of `system` is called, and how long it may take."""
-        expert = self.expert_steps(system)
-        guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * expert
+    def training_segment(self, system: System, training: Training, expert_steps: int) -> Segment:
+        """What `training` of `system` is called, and how long it may take, `expert_steps` before it included."""
+        guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * expert_steps
         attending = "".join(f", {attack.label} attends" for attack in training.attending)
-        kind = f"train with {expert} expert steps{attending}"
+        kind = f"train with {expert_steps} expert steps{attending}"
         return Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.attending)))
 
     def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:

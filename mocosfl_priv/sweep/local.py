@@ -5,16 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
+
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment import (
-    DEFENDER,
-    CellResult,
-    TrainedSystem,
-    attack_system,
-    checkpoints_of,
-    train_system,
-    with_own_plugin,
-)
+from mocosfl_priv.experiment import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
+from mocosfl_priv.outcomes import CellResult, SystemResult
 from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import RunRecord
 from mocosfl_priv.sweep.assembly import assemble
@@ -37,7 +32,8 @@ def run_plan(
     progress = progress or Silent()
     lab = plan.laboratory
     started = time.monotonic()
-    trained_systems: list[TrainedSystem] = []
+    systems: list[SystemResult] = []
+    models: dict[str, dict[str, np.ndarray]] = {}
     cells: list[CellResult] = []
     for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
         for training in plan.trainings:
@@ -51,13 +47,14 @@ def run_plan(
             for training in plan.trainings:
                 progress.segment()
                 trained = train_system(lab, system, progress, checkpoints, training, remote)
-                trained_systems.append(trained)
+                systems.append(trained.result())
+                models[f"{trained.file_stem}.safetensors"] = trained.checkpoint()
                 for attack in training.attacks:
                     progress.segment()
                     cells.append(attack_system(lab, trained, with_own_plugin(attack), progress))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
-    return assemble(plan, trained_systems, cells, time.monotonic() - started)
+    return assemble(plan, systems, models, cells, time.monotonic() - started)
 
 
 def _segments(plan: Plan) -> list[Segment]:
@@ -67,7 +64,7 @@ def _segments(plan: Plan) -> list[Segment]:
         for system in plan.systems
         for training in plan.trainings
         for segment in (
-            plan.training_segment(system, training),
+            plan.training_segment(system, training, plan.expert_steps(system)),
             *(plan.attack_segment(system, attack) for attack in training.attacks),
         )
     ]

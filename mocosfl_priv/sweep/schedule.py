@@ -59,13 +59,16 @@ class Observer(Protocol):
     """Is told what a sweep plans, and how it goes on."""
 
     def planned(self, tasks: Sequence[Task], cells: int, cached: int) -> None:
-        """What follows: `tasks`, for `cells` rows, of which the store has `cached`."""
+        """What follows: `tasks`, for `cells` different cells, of which the store has `cached`."""
 
     def started(self, task: Task) -> None:
         """A task begins."""
 
     def ended(self, task: Task, failure: str) -> None:
         """A task is over; `failure` is empty if it was computed."""
+
+    def reporting(self, name: str, place: int, count: int) -> None:
+        """Nothing is computed any more; the run directory `name` is made, `place` of `count`, counted from 1."""
 
 
 class Unobserved:
@@ -78,6 +81,9 @@ class Unobserved:
         """Nothing to show."""
 
     def ended(self, task: Task, failure: str) -> None:
+        """Nothing to show."""
+
+    def reporting(self, name: str, place: int, count: int) -> None:
         """Nothing to show."""
 
 

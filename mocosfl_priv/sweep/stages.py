@@ -1,256 +1,395 @@
-"""The stages of a sweep: what each computes from what, and under which address its artefact lies.
+"""The stages of a sweep: each a step from what it needs to one artefact, and all of one shape.
 
-A trained system serves all attacks on it, the judge of recognition all attacks of a configuration. Every stage is a
-function of a :class:`Work` that runs in whichever process an engine gives it to.
+    expert -> system -> attack -> score
+                        judge ----^
+
+An expert serves all systems that take it over, a trained system all attacks on it, an attack all ways to score it, and
+the judge of recognition all scores of a configuration.
 """
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
+import numpy as np
 
-from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.errors import RunFailedError, StorageError
-from mocosfl_priv.experiment import CellResult, System, TrainedSystem, attack_system, train_system, with_own_plugin
-from mocosfl_priv.plugins import Attack, Loaded
+from mocosfl_priv.evaluation.recognition import RecognitionJudge
+from mocosfl_priv.experiment import (
+    System,
+    TrainedSystem,
+    attempt_on,
+    expert_trainer,
+    train_expert,
+    train_system,
+    with_own_plugin,
+)
+from mocosfl_priv.outcomes import score_attempt
+from mocosfl_priv.plugins import Attack, Loaded, TrainedExpert
 from mocosfl_priv.progress import Segment
-from mocosfl_priv.results import ATTACK_COSTS, RunRecord
 from mocosfl_priv.stream import Training
-from mocosfl_priv.sweep.addresses import Document, attack_document, judge_document, system_document
-from mocosfl_priv.sweep.assembly import assemble
-from mocosfl_priv.sweep.grid import Plan, lay_out
-from mocosfl_priv.sweep.schedule import Task
-from mocosfl_priv.sweep.store import Store, address
-from mocosfl_priv.sweep.stored import load_cell, load_judge, load_system, save_cell, save_judge, save_system
-from mocosfl_priv.target import Trial
-from mocosfl_priv.training.checkpoints import DamagedCheckpointError
+from mocosfl_priv.sweep.addresses import (
+    Document,
+    attack_document,
+    expert_document,
+    judge_document,
+    score_document,
+    system_document,
+)
+from mocosfl_priv.sweep.grid import SECONDS_PER_EXPERT_STEP, Plan
+from mocosfl_priv.sweep.store import Artefact, Store, address
+from mocosfl_priv.sweep.stored import (
+    load_attempt,
+    load_expert,
+    load_judge,
+    load_score,
+    load_system,
+    save_attempt,
+    save_expert,
+    save_judge,
+    save_score,
+    save_system,
+)
+from mocosfl_priv.target import Attempt
+from mocosfl_priv.training.checkpoints import Checkpoints, DamagedCheckpointError
 
-SYSTEM, JUDGE, ATTACK = "system", "judge", "attack"  # kinds of artefacts
-SECONDS_PER_JUDGE_EPOCH = 2.0
+SECONDS_PER_JUDGE_EPOCH, SECONDS_PER_SCORE = 2.0, 0.5
 
-
+Made = TypeVar("Made")
 Place = tuple[int, int, int]  # indices of system, training and attack in a plan
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a stage computes: the artefact `key`, at a place in a grid, into the store that has what it needs.
+class Stage(ABC, Generic[Made]):
+    """One thing to compute, at a place in a plan's grid.
 
-    config: an `ExperimentConfig` as JSON.
+    kind: what its artefact is called. document: what determines it; key: its address.
     """
 
-    config: str
-    store: Path
-    key: str
+    kind: ClassVar[str]
+    plan: Plan
     place: Place = (0, 0, 0)
 
+    @property
+    @abstractmethod
+    def document(self) -> Document:
+        """What determines it."""
 
-@dataclass(frozen=True)
-class Cell:
-    """An attack on a trained system: where its row comes from."""
+    @property
+    @abstractmethod
+    def segment(self) -> Segment:
+        """What it is called, and how long it may take."""
 
-    place: Place
-    system: System
-    training: Training
-    attack: Loaded[Attack]
-    system_key: str
-    key: str
+    @property
+    def needs(self) -> Sequence[Stage[Any]]:
+        """What it is computed from."""
+        return ()
 
+    @abstractmethod
+    def compute(self, store: Store) -> Made:
+        """Make it; what it needs comes from `store`."""
 
-def cells_of(plan: Plan) -> Iterator[Cell]:
-    """All rows of a plan, in its order."""
-    lab = plan.laboratory
-    for i, system in enumerate(plan.systems):
-        for j, training in enumerate(plan.trainings):
-            system_key = address(system_document(lab, system, training))
-            for k, attack in enumerate(training.attacks):
-                key = address(attack_document(lab, system, training, attack))
-                yield Cell((i, j, k), system, training, attack, system_key, key)
+    @abstractmethod
+    def save(self, made: Made, folder: Path) -> None:
+        """Write it into `folder`."""
 
+    @abstractmethod
+    def load(self, artefact: Artefact) -> Made:
+        """What :meth:`save` wrote."""
 
-def missing_tasks(plan: Plan, store: Store, where: str = "") -> list[Task]:
-    """What is to be computed for `plan`, save for what the store has. An attack that failed before is tried again.
+    def facts(self, made: Made) -> dict[str, Any]:  # noqa: ARG002
+        """What the store shall tell of it without loading it."""
+        return {}
 
-    where: put before their titles.
-    """
-    config = plan.config.model_dump_json()
-    epochs = plan.config.evaluation.recognition_epochs
-    judge_key = address(judge_document(plan.laboratory)) if epochs else None
-    judged = (judge_key,) if judge_key else ()
-    trainings: dict[str, Task] = {}
-    attacks: list[Task] = []
-    intact: set[str] = set()
-    for cell in cells_of(plan):
-        if cell.system_key not in intact | trainings.keys():
-            if store.get(SYSTEM, cell.system_key) is not None:
-                intact.add(cell.system_key)
-            else:
-                work = Work(config, store.folder, cell.system_key, cell.place)
-                segment = _placed(where, plan.training_segment(cell.system, cell.training))
-                needs = judged if plan.config.leakage.every else ()  # the points of its curve are judged
-                trainings[cell.system_key] = Task(cell.system_key, segment, train, (work,), needs)
-        if _is_done(store, cell):
-            continue
-        work = Work(config, store.folder, cell.key, cell.place)
-        segment = _placed(where, plan.attack_segment(cell.system, cell.attack))
-        attacks.append(Task(cell.key, segment, attack, (work,), (cell.system_key, *judged)))
-    judges = []
-    if judge_key is not None and store.get(JUDGE, judge_key) is None:
-        segment = Segment("train the judge of recognition", JUDGE, SECONDS_PER_JUDGE_EPOCH * epochs)
-        judges.append(Task(judge_key, segment, judge, (Work(config, store.folder, judge_key),)))
-    return [*judges, *trainings.values(), *attacks]
+    @cached_property
+    def key(self) -> str:
+        """Its address."""
+        return address(self.document)
+
+    @property
+    def system(self) -> System:
+        """The system that it is about."""
+        return self.plan.systems[self.place[0]]
+
+    @property
+    def training(self) -> Training:
+        """How that is trained."""
+        return self.plan.trainings[self.place[1]]
+
+    @property
+    def attack(self) -> Loaded[Attack]:
+        """The attack that it is about."""
+        return self.training.attacks[self.place[2]]
 
 
-def _is_done(store: Store, cell: Cell) -> bool:
-    found = store.get(ATTACK, cell.key)
-    if found is None or not found.facts["failure"]:
-        return found is not None
-    store.discard(ATTACK, cell.key)
-    return False
-
-
-def _placed(where: str, segment: Segment) -> Segment:
-    return replace(segment, title=f"{where}: {segment.title}") if where else segment
-
-
-def train(work: Work) -> None:
-    """Train a system and store it; an interrupted training goes on from its last checkpoint."""
-    plan, store = _plan(work.config), Store(work.store, make=False)
-    system, training, _ = _at(plan, work.place)
-    _require(work, system_document(plan.laboratory, system, training))
-    if plan.config.leakage.every:
-        _give_judge(plan, store)
-    _trained(plan, store, system, training)
-
-
-def judge(work: Work) -> None:
-    """Train the judge of recognition and store it."""
-    lab, store = _plan(work.config).laboratory, Store(work.store, make=False)
-    document = judge_document(lab)
-    _require(work, document)
-    started = time.monotonic()
-    trained = lab.recognition
-    assert trained is not None, "a judge was planned where recognition is switched off"
-    store.put(JUDGE, work.key, partial(save_judge, trained), {"seconds": time.monotonic() - started}, document)
-
-
-def attack(work: Work) -> None:
-    """Attack a stored system, score, and store the cell. A stored system that is damaged is trained again."""
-    plan, store = _plan(work.config), Store(work.store, make=False)
-    system, training, loaded = _at(plan, work.place)
-    document = attack_document(plan.laboratory, system, training, loaded)
-    _require(work, document)
-    if store.has(ATTACK, work.key):
-        return
-    _give_judge(plan, store)
-    trained = _trained(plan, store, system, training)
-    started = time.monotonic()
-    cell = attack_system(plan.laboratory, trained, with_own_plugin(loaded))
-    facts = {"seconds": time.monotonic() - started, "failure": cell.row["failure"]}
-    store.put(ATTACK, work.key, partial(save_cell, cell), facts, document)
-
-
-def stored_record(config: ExperimentConfig, store: Store, failures: Mapping[str, str]) -> RunRecord:
-    """The record of `config` from the store; failures: causes by key, of what could not be computed."""
-    plan = lay_out(config)
-    judge = store.get(JUDGE, address(judge_document(plan.laboratory)))
-    # nothing is computed here: without a judge nothing was recognised
-    plan.laboratory.recognition = load_judge(plan.laboratory, judge) if judge else None
-    cells = [_read_cell(plan, store, cell, failures) for cell in cells_of(plan)]
-    systems = _read_systems(plan, store)
-    seconds = sum(system.cost["training_seconds"] for system in systems)
-    seconds += sum(cell.row["attack_seconds"] for cell in cells if not cell.row["failure"])
-    return assemble(plan, systems, cells, seconds)
-
-
-def _read_cell(plan: Plan, store: Store, cell: Cell, failures: Mapping[str, str]) -> CellResult:
-    """The row of `cell`: from the store, or with the cause why it is not there."""
-    found = store.get(ATTACK, cell.key)
-    if found is not None:
-        return load_cell(found)
-    cause = failures.get(cell.key, "its artefact was damaged; --resume computes it again")
-    cost = dict.fromkeys(ATTACK_COSTS, float("nan")) | {"attack_out_of_time": False}
-    trial = Trial(plan.laboratory.victims, None, {}, cost, cause)
-    return CellResult.of(trial, {**cell.system.keys, "attack": cell.attack.label}, {})
-
-
-def _read_systems(plan: Plan, store: Store) -> list[TrainedSystem]:
-    """The trained systems of `plan` that there are, in its order."""
-    lab = plan.laboratory
-    found = []
-    for system in plan.systems:
-        for training in plan.trainings:
-            artefact = store.get(SYSTEM, address(system_document(lab, system, training)))
-            if artefact is not None:
-                found.append(load_system(lab, system, training, artefact))
+def ensure(stage: Stage[Made], store: Store) -> Artefact:
+    """The artefact of `stage`: from the store; else computed, and from then on there."""
+    found = store.get(stage.kind, stage.key)
+    if found is None:
+        started = time.monotonic()
+        made = stage.compute(store)
+        facts = {"seconds": time.monotonic() - started, **stage.facts(made)}
+        store.put(stage.kind, stage.key, partial(stage.save, made), facts, stage.document)
+        shutil.rmtree(store.scratch(stage.key), ignore_errors=True)
+        found = store.get(stage.kind, stage.key)
+        if found is None:
+            raise StorageError(f"what was written to {store.folder} came back damaged")
     return found
 
 
-def _plan(config: str) -> Plan:
-    """The plan of `config`, made once where its images lie: a process may get another GPU with its next task."""
-    return _plan_on(config, torch.cuda.current_device() if torch.cuda.is_available() else 0)
+def obtain(stage: Stage[Made], store: Store) -> Made:
+    """What `stage` makes, always as the store gives it back: who computed it when shall make no difference."""
+    return stage.load(ensure(stage, store))
 
 
-@lru_cache(maxsize=2)  # a process works on one configuration after the other
-def _plan_on(config: str, device: int) -> Plan:  # noqa: ARG001 - the current one
-    return lay_out(ExperimentConfig.model_validate_json(config))
+class Expert(Stage[TrainedExpert]):
+    """What a defender trains before there are clients, for a system whose defense does."""
 
+    kind = "expert"
 
-def _at(plan: Plan, place: Place) -> tuple[System, Training, Loaded[Attack]]:
-    i, j, k = place
-    training = plan.trainings[j]
-    return plan.systems[i], training, training.attacks[k]
+    @property
+    def document(self) -> Document:
+        """See :class:`Stage`."""
+        found = expert_document(self.plan.laboratory, self.system)
+        assert found is not None, f"{self.system.title} has no expert"
+        return found
 
-
-def _require(work: Work, document: Document) -> None:
-    """What is stored must be what was planned: here may be other code, other data, or another kind of machine."""
-    if address(document) != work.key:
-        raise RunFailedError(
-            f"code, data or precision on {platform.node()} are not those that the sweep was planned with: were files "
-            "changed while it ran, or are its machines unlike? Resume it, with compute.device and compute.precision set"
+    @property
+    def segment(self) -> Segment:
+        """See :class:`Stage`."""
+        steps = expert_steps(self.plan, self.system)
+        return Segment(
+            f"train the expert of {self.system.title}", f"expert of {steps} steps", SECONDS_PER_EXPERT_STEP * steps
         )
 
+    def compute(self, store: Store) -> TrainedExpert:
+        """See :class:`Stage`; an interrupted training goes on from its last checkpoint."""
+        scratch = store.scratch(self.key)
+        return resumed(lambda: train_expert(self.plan.laboratory, self.system, Checkpoints(scratch, self.key)), scratch)
 
-def _give_judge(plan: Plan, store: Store) -> None:
-    """Have the laboratory use the stored judge; where that was lost meanwhile, it trains the same when it needs it."""
-    lab = plan.laboratory
-    if "recognition" not in vars(lab) and lab.config.evaluation.recognition_epochs:
-        found = store.get(JUDGE, address(judge_document(lab)))
-        if found is not None:
-            lab.recognition = load_judge(lab, found)
+    def save(self, made: TrainedExpert, folder: Path) -> None:
+        """See :class:`Stage`."""
+        save_expert(made, folder)
+
+    def load(self, artefact: Artefact) -> TrainedExpert:
+        """See :class:`Stage`."""
+        return load_expert(self.plan.laboratory, self.system, artefact)
 
 
-def _trained(plan: Plan, store: Store, system: System, training: Training) -> TrainedSystem:
-    """From the store; else trained, and from then on there."""
-    lab = plan.laboratory
-    document = system_document(lab, system, training)
-    key = address(document)
-    found = store.get(SYSTEM, key)
+class TrainedStage(Stage[TrainedSystem]):
+    """A trained system with its utility."""
+
+    kind = "system"
+
+    @property
+    def document(self) -> Document:
+        """See :class:`Stage`."""
+        return system_document(self.plan.laboratory, self.system, self.training)
+
+    @property
+    def segment(self) -> Segment:
+        """See :class:`Stage`."""
+        others = self.plan.expert_steps(self.system) - expert_steps(self.plan, self.system)
+        return self.plan.training_segment(self.system, self.training, others)
+
+    @property
+    def needs(self) -> Sequence[Stage[Any]]:
+        """See :class:`Stage`: an expert where there is one, and a judge for the points of a leakage curve."""
+        judge = judge_of(self.plan) if self.plan.config.leakage.every else None
+        return [stage for stage in (self._expert, judge) if stage is not None]
+
+    @property
+    def _expert(self) -> Expert | None:
+        has_one = expert_trainer(self.plan.laboratory, self.system) is not None
+        return Expert(self.plan, (self.place[0], 0, 0)) if has_one else None
+
+    def compute(self, store: Store) -> TrainedSystem:
+        """See :class:`Stage`; an interrupted training goes on from its last checkpoint."""
+        if self.plan.config.leakage.every:
+            bring_judge(self.plan, store)
+        how = replace(self.training, attending=tuple(with_own_plugin(attack) for attack in self.training.attending))
+        expert, scratch = self._expert, store.scratch(self.key)
+
+        def train() -> TrainedSystem:
+            handed_out = obtain(expert, store) if expert else None
+            return train_system(self.plan.laboratory, self.system, None, scratch, how, expert=handed_out)
+
+        return resumed(train, scratch)
+
+    def save(self, made: TrainedSystem, folder: Path) -> None:
+        """See :class:`Stage`."""
+        save_system(made, folder)
+
+    def load(self, artefact: Artefact) -> TrainedSystem:
+        """See :class:`Stage`."""
+        return load_system(self.plan.laboratory, self.system, self.training, artefact)
+
+
+class Attacked(Stage[Attempt]):
+    """What an attack returned for the victims of a trained system."""
+
+    kind = "attack"
+
+    @property
+    def document(self) -> Document:
+        """See :class:`Stage`."""
+        return attack_document(self.plan.laboratory, self.system, self.training, self.attack)
+
+    @property
+    def segment(self) -> Segment:
+        """See :class:`Stage`."""
+        return self.plan.attack_segment(self.system, self.attack)
+
+    @property
+    def needs(self) -> Sequence[Stage[Any]]:
+        """See :class:`Stage`."""
+        return (TrainedStage(self.plan, self.place),)
+
+    def compute(self, store: Store) -> Attempt:
+        """See :class:`Stage`."""
+        trained = obtain(TrainedStage(self.plan, self.place), store)
+        return attempt_on(self.plan.laboratory, trained, with_own_plugin(self.attack))
+
+    def save(self, made: Attempt, folder: Path) -> None:
+        """See :class:`Stage`."""
+        save_attempt(made, folder)
+
+    def load(self, artefact: Artefact) -> Attempt:
+        """See :class:`Stage`."""
+        return load_attempt(artefact)
+
+    def facts(self, made: Attempt) -> dict[str, Any]:
+        """See :class:`Stage`: an attack that failed is tried again by the next sweep."""
+        return {"failure": made.failure}
+
+
+class Scored(Stage[dict[str, np.ndarray]]):
+    """The metrics of what an attack returned, by name, (n,) each: the cell of a grid."""
+
+    kind = "score"
+
+    @property
+    def document(self) -> Document:
+        """See :class:`Stage`."""
+        return score_document(self.plan.laboratory, self.system, self.training, self.attack)
+
+    @property
+    def segment(self) -> Segment:
+        """See :class:`Stage`."""
+        return Segment(f"score {self.system.title}: {self.attack.label}", "score", SECONDS_PER_SCORE)
+
+    @property
+    def attacked(self) -> Attacked:
+        """What is scored."""
+        return Attacked(self.plan, self.place)
+
+    @property
+    def needs(self) -> Sequence[Stage[Any]]:
+        """See :class:`Stage`."""
+        judge = judge_of(self.plan)
+        return (self.attacked, judge) if judge else (self.attacked,)
+
+    def compute(self, store: Store) -> dict[str, np.ndarray]:
+        """See :class:`Stage`. There is no score of an attack that failed: raises RunFailedError with its cause."""
+        attempted = obtain(self.attacked, store)
+        if attempted.failure:
+            raise RunFailedError(attempted.failure)
+        bring_judge(self.plan, store)
+        lab = self.plan.laboratory
+        return score_attempt(lab, lab.victims, attempted)
+
+    def save(self, made: dict[str, np.ndarray], folder: Path) -> None:
+        """See :class:`Stage`."""
+        save_score(made, folder)
+
+    def load(self, artefact: Artefact) -> dict[str, np.ndarray]:
+        """See :class:`Stage`."""
+        return load_score(artefact)
+
+
+class Judge(Stage[RecognitionJudge]):
+    """The classifier that judges what is recognised, where that is measured."""
+
+    kind = "judge"
+
+    @property
+    def document(self) -> Document:
+        """See :class:`Stage`."""
+        return judge_document(self.plan.laboratory)
+
+    @property
+    def segment(self) -> Segment:
+        """See :class:`Stage`."""
+        epochs = self.plan.config.evaluation.recognition_epochs
+        return Segment("train the judge of recognition", self.kind, SECONDS_PER_JUDGE_EPOCH * epochs)
+
+    def compute(self, store: Store) -> RecognitionJudge:  # noqa: ARG002 - it needs nothing
+        """See :class:`Stage`."""
+        trained = self.plan.laboratory.recognition
+        assert trained is not None, "a judge was planned where recognition is switched off"
+        return trained
+
+    def save(self, made: RecognitionJudge, folder: Path) -> None:
+        """See :class:`Stage`."""
+        save_judge(made, folder)
+
+    def load(self, artefact: Artefact) -> RecognitionJudge:
+        """See :class:`Stage`."""
+        return load_judge(self.plan.laboratory, artefact)
+
+
+STAGES: dict[str, type[Stage[Any]]] = {stage.kind: stage for stage in (Judge, Expert, TrainedStage, Attacked, Scored)}
+
+
+def systems_of(plan: Plan) -> Iterator[TrainedStage]:
+    """All trained systems of a plan, in its order."""
+    for i in range(len(plan.systems)):
+        for j in range(len(plan.trainings)):
+            yield TrainedStage(plan, (i, j, 0))
+
+
+def cells_of(plan: Plan) -> Iterator[Scored]:
+    """All rows of a plan, in its order."""
+    for stage in systems_of(plan):
+        i, j, _ = stage.place
+        for k in range(len(stage.training.attacks)):
+            yield Scored(plan, (i, j, k))
+
+
+def judge_of(plan: Plan) -> Judge | None:
+    """The judge that scores of `plan` ask; None where recognition is not measured."""
+    return Judge(plan) if plan.config.evaluation.recognition_epochs else None
+
+
+def bring_judge(plan: Plan, store: Store) -> None:
+    """Have the laboratory use the stored judge, if any."""
+    judge, lab = judge_of(plan), plan.laboratory
+    if judge is not None and "recognition" not in vars(lab):
+        lab.recognition = obtain(judge, store)
+
+
+def expert_steps(plan: Plan, system: System) -> int:
+    """Steps of the expert of `system`; 0 if it has none."""
+    found = expert_trainer(plan.laboratory, system)
     if found is None:
-        started = time.monotonic()
-        unfinished = store.scratch(key)
-        trained = _train(plan, system, training, unfinished)
-        facts = {"seconds": time.monotonic() - started}
-        store.put(SYSTEM, key, partial(save_system, trained), facts, document)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        found = store.get(SYSTEM, key)
-        if found is None:
-            raise StorageError(f"what was written to {store.folder} came back damaged")
-    # also what was just trained is read back: an attack must find the same, whoever trained
-    return load_system(lab, system, training, found)
+        return 0
+    trainer, context, _ = found
+    return trainer.plugin.planned_steps(context)
 
 
-def _train(plan: Plan, system: System, training: Training, unfinished: Path) -> TrainedSystem:
-    own = replace(training, attending=tuple(with_own_plugin(attack) for attack in training.attending))
-    try:
-        return train_system(plan.laboratory, system, None, unfinished, own)
-    except DamagedCheckpointError:
-        shutil.rmtree(unfinished)
-        return train_system(plan.laboratory, system, None, unfinished, own)
+def resumed(train: Callable[[], Made], scratch: Path) -> Made:
+    """What `train` makes, which goes on from its checkpoints in `scratch`: where the newest is damaged from the one
+    before, and if nothing older helps, from the beginning.
+    """
+    while True:
+        try:
+            return train()
+        except DamagedCheckpointError as damaged:
+            shutil.rmtree(damaged.place or scratch)

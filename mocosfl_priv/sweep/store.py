@@ -26,7 +26,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError, StorageError
 from mocosfl_priv.files import checksum, flush
 from mocosfl_priv.references import one_line
 
-FORMAT = 1
+FORMAT = 2  # 1 had no experts, and attacks together with their scores
 MANIFEST, JOURNAL = "artefact.json", "journal.jsonl"
 Write = Callable[[Path], None]
 
@@ -72,8 +72,8 @@ class Store:
             raise ConfigurationError(f"{mark} is damaged; remove {folder} to begin afresh") from error
         if found != FORMAT:
             raise ConfigurationError(
-                f"store {folder} is of format {found}, this version reads {FORMAT}: its artefacts cannot be compared "
-                "with new ones; choose another folder"
+                f"store {folder} is of format {found}, this version reads {FORMAT}: its artefacts were determined "
+                "otherwise and cannot be used; give --out another folder, and keep this one for its results"
             )
 
     def has(self, kind: str, key: str) -> bool:

@@ -1,44 +1,62 @@
-"""How trained systems, attacked cells and the judge are kept in a store and come back: JSON, Parquet, safetensors."""
+"""How experts, trained systems, attempts, scores and the judge are kept in a store: JSON and safetensors."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mocosfl_priv.evaluation.recognition import Classifier, RecognitionJudge
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult
 from mocosfl_priv.evaluation.utility import Utility
-from mocosfl_priv.experiment import CellResult, System, TrainedSystem, audience_of, restored_model, training_guarantee
+from mocosfl_priv.experiment import System, TrainedSystem, audience_of, restored_model, training_guarantee
 from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.outcomes import SystemResult
+from mocosfl_priv.plugins import TrainedExpert
 from mocosfl_priv.stream import Training
 from mocosfl_priv.sweep.store import Artefact
+from mocosfl_priv.target import Attempt, Promise
 from mocosfl_priv.training.mocosfl import Traffic, TrainedModel
 from mocosfl_priv.training.state import State, under, within
 
-TENSORS, FACTS, CELL, PER_IMAGE = "tensors.safetensors", "facts.json", "cell.json", "per_image.parquet"
+TENSORS, FACTS = "tensors.safetensors", "facts.json"
 PARTS = ("client", "trunk", "projector")
+
+
+def save_expert(expert: TrainedExpert, folder: Path) -> None:
+    """Write `expert` into `folder`."""
+    _save(_everything_in(expert.model), folder / TENSORS)
+    _write({"seconds": expert.earlier_seconds}, folder / FACTS)
+
+
+def load_expert(lab: Laboratory, system: System, artefact: Artefact) -> TrainedExpert:
+    """What :func:`save_expert` wrote for `system`."""
+    model = lab.build_model(system.defense.plugin.architecture(lab.config.model), system.cut_layer, system.seed)
+    _fill(model, load_file(artefact.folder / TENSORS))
+    return TrainedExpert(model, _read(artefact.folder / FACTS)["seconds"])
 
 
 def save_system(trained: TrainedSystem, folder: Path) -> None:
     """Write `trained` into `folder`."""
-    model, outcome, utility = trained.model, trained.trained, trained.utility
-    few = {f"{fraction!r}": result for fraction, result in utility.semi_supervised.items()}
+    model, result = trained.model, trained.result()
+    utility = result.utility
+    few = {f"{fraction!r}": found for fraction, found in utility.semi_supervised.items()}
     arrays = {
         "knn": utility.knn,
         "linear": utility.linear,
-        "untrained": trained.untrained,
-        **{f"few_labels.{fraction}": result.correct for fraction, result in few.items()},
+        "untrained": result.untrained,
+        **{f"few_labels.{fraction}": found.correct for fraction, found in few.items()},
     }
     tensors = {
-        **under("model", {name: value for part in PARTS for name, value in _everything_in(model, part).items()}),
+        **under("model", _everything_in(model)),
         **{f"participants.{i}.{name}": v for i, copy in enumerate(model.participants) for name, v in copy.items()},
         **under("defense", trained.system.defense.plugin.state()),
         **under("audience", trained.audience.state()),
@@ -46,80 +64,133 @@ def save_system(trained: TrainedSystem, folder: Path) -> None:
     }
     facts = {
         "participants": len(model.participants),
-        "selected_step": outcome.selected_step,
-        "steps": outcome.steps,
-        "traffic": vars(outcome.traffic),
-        "kernel": outcome.kernel,
-        "history": outcome.history,
-        "observations": outcome.observations,
-        "replay_epochs": outcome.replay_epochs,
-        "linear_penalty": utility.linear_penalty,
-        "few_labels": {fraction: {"labels": r.labels, "epoch": r.epoch} for fraction, r in few.items()},
-        "cost": trained.cost,
-        "frozen": trained.frozen,
+        "checkpoint": list(trained.checkpoint()),
+        "few_labels": {fraction: {"labels": found.labels, "epoch": found.epoch} for fraction, found in few.items()},
+        "cost": result.cost,
+        "history": result.history,
+        "observations": result.observations,
+        "detection": result.detection,
+        "info": result.info,
         "failures": {attack.label: _failure(trained, attack.label) for attack in trained.training.attending},
     }
     _save(tensors, folder / TENSORS)
     _write(facts, folder / FACTS)
 
 
+def load_result(system: System, training: Training, artefact: Artefact) -> SystemResult:
+    """Of what :func:`save_system` wrote, what results say of it; no weights are read."""
+    facts = _read(artefact.folder / FACTS)
+    with safe_open(artefact.folder / TENSORS, "np") as file:
+        arrays = {name: file.get_tensor(f"arrays.{name}") for name in _within(file.keys(), "arrays")}
+    few = {
+        float(fraction): SemiSupervisedResult(arrays[f"few_labels.{fraction}"], **found)
+        for fraction, found in facts["few_labels"].items()
+    }
+    return SystemResult(
+        keys=system.keys,
+        hijacker=training.hijacker.label if training.hijacker else "",
+        file_stem=system.trained_stem(training),
+        utility=Utility(arrays["knn"], arrays["linear"], facts["info"]["linear_probe_penalty"], few),
+        untrained=arrays["untrained"],
+        cost=facts["cost"],
+        history=facts["history"],
+        observations=facts["observations"],
+        detection=facts["detection"],
+        info=facts["info"],
+    )
+
+
 def load_system(lab: Laboratory, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
-    """What :func:`save_system` wrote of `training` of `system`."""
+    """What :func:`save_system` wrote of `training` of `system`, ready to be attacked."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
+    result = load_result(system, training, artefact)
+    info = result.info
     system = system.with_own_defense()
-    defense = system.defense.plugin
     model = restored_model(lab, system)
-    stored = within(tensors, "model")
-    for part in PARTS:
-        for name, value in _everything_in(model, part).items():
-            value.copy_(stored[name])
+    _fill(model, within(tensors, "model"))
     model.participants = tuple(within(tensors, f"participants.{i}") for i in range(facts["participants"]))
-    defense.load_state(within(tensors, "defense"))
+    system.defense.plugin.load_state(within(tensors, "defense"))
     audience = audience_of(lab, system, model, training)
     audience.load_state(within(tensors, "audience"))
     for label, failure in facts["failures"].items():
         if (attendee := audience.of(label)) is not None:
             attendee.failure = failure
-    arrays = {name: value.numpy() for name, value in within(tensors, "arrays").items()}
-    few = {
-        float(fraction): SemiSupervisedResult(arrays[f"few_labels.{fraction}"], **result)
-        for fraction, result in facts["few_labels"].items()
-    }
     return TrainedSystem(
         system,
         training,
         audience,
         TrainedModel(
             model,
-            facts["selected_step"],
-            facts["steps"],
-            Traffic(**facts["traffic"]),
-            facts["kernel"],
-            facts["history"],
-            facts["observations"],
-            facts["replay_epochs"],
+            info["selected_step"],
+            info["steps"],
+            Traffic(**info["traffic_bytes"]),
+            info["client_kernel"],
+            result.history,
+            result.observations,
+            info["replay_epochs"],
         ),
-        Utility(arrays["knn"], arrays["linear"], facts["linear_penalty"], few),
-        arrays["untrained"],
-        facts["cost"],
-        facts["frozen"],
-        training_guarantee(lab, system, facts["frozen"]),
+        result.utility,
+        result.untrained,
+        result.cost,
+        info["frozen_client"],
+        training_guarantee(lab, system, info["frozen_client"]),
     )
 
 
-def save_cell(cell: CellResult, folder: Path) -> None:
-    """Write `cell` into `folder`."""
-    _write(cell.row, folder / CELL)
-    cell.per_image.to_parquet(folder / PER_IMAGE, index=False)
-    if cell.reconstruction is not None:
-        _save({"reconstruction": torch.from_numpy(cell.reconstruction)}, folder / TENSORS)
+class StoredCheckpoints(Mapping[str, dict[str, np.ndarray]]):
+    """The checkpoints of stored systems by file name, each read when asked for: all of a grid would fill the memory."""
+
+    def __init__(self, artefacts: Mapping[str, Artefact]) -> None:
+        self._artefacts = artefacts
+
+    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
+        folder = self._artefacts[name].folder
+        with safe_open(folder / TENSORS, "np") as file:
+            return {name: file.get_tensor(_stored_name(name)) for name in _read(folder / FACTS)["checkpoint"]}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._artefacts)
+
+    def __len__(self) -> int:
+        return len(self._artefacts)
 
 
-def load_cell(artefact: Artefact) -> CellResult:
-    """What :func:`save_cell` wrote."""
-    tensors = artefact.folder / TENSORS
-    pixels = load_file(tensors)["reconstruction"].numpy() if tensors.is_file() else None
-    return CellResult(_read(artefact.folder / CELL), pd.read_parquet(artefact.folder / PER_IMAGE), pixels)
+def _stored_name(name: str) -> str:
+    """Where :func:`save_system` puts what a checkpoint calls `name`."""
+    return name if name.startswith("defense.") else f"model.{name}"
+
+
+def save_attempt(attempt: Attempt, folder: Path) -> None:
+    """Write `attempt` into `folder`: four bytes a number, so its size is known from the victims."""
+    promise = attempt.promise
+    tensors = {}
+    if attempt.reconstruction is not None:
+        tensors["reconstruction"] = attempt.reconstruction
+    if promise is not None:
+        tensors["least_error"] = torch.from_numpy(promise.least_error)
+    _save(tensors, folder / TENSORS)
+    said = {"claim": promise.claim, "epsilon": promise.epsilon, "delta": promise.delta} if promise else None
+    _write({"cost": attempt.cost, "failure": attempt.failure, "promise": said}, folder / FACTS)
+
+
+def load_attempt(artefact: Artefact) -> Attempt:
+    """What :func:`save_attempt` wrote."""
+    tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
+    said = facts["promise"]
+    promise = Promise(**said, least_error=tensors["least_error"].numpy()) if said else None
+    return Attempt(tensors.get("reconstruction"), facts["cost"], facts["failure"], promise)
+
+
+def save_score(values: dict[str, np.ndarray], folder: Path) -> None:
+    """Write metrics by name, (n,) each, into `folder`."""
+    _save({name: torch.from_numpy(value) for name, value in values.items()}, folder / TENSORS)
+    _write({"metrics": list(values)}, folder / FACTS)  # in their order, which the tensors lose
+
+
+def load_score(artefact: Artefact) -> dict[str, np.ndarray]:
+    """What :func:`save_score` wrote."""
+    tensors = load_file(artefact.folder / TENSORS)
+    return {name: tensors[name].numpy() for name in _read(artefact.folder / FACTS)["metrics"]}
 
 
 def save_judge(judge: RecognitionJudge, folder: Path) -> None:
@@ -142,11 +213,23 @@ def load_judge(lab: Laboratory, artefact: Artefact) -> RecognitionJudge:
     )
 
 
-def _everything_in(model: SplitModel, part: str) -> State:
+def _everything_in(model: SplitModel) -> State:
     """Parameters and all buffers, constants of an imported client included, which are in no state dict."""
-    network: nn.Module = getattr(model, part)
-    named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return {f"{part}.{name}": value.detach() for name, value in named.items()}
+    found = {}
+    for part in PARTS:
+        network: nn.Module = getattr(model, part)
+        for name, value in (*network.named_parameters(), *network.named_buffers()):
+            found[f"{part}.{name}"] = value.detach()
+    return found
+
+
+def _fill(model: SplitModel, stored: State) -> None:
+    for name, value in _everything_in(model).items():
+        value.copy_(stored[name])
+
+
+def _within(names: list[str], prefix: str) -> list[str]:
+    return [name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")]
 
 
 def _failure(trained: TrainedSystem, label: str) -> str:

@@ -26,7 +26,15 @@ KEPT = 2
 
 
 class DamagedCheckpointError(ConfigurationError):
-    """A checkpoint that cannot be read as it was written; without it, the training can begin anew."""
+    """A checkpoint that cannot be read as it was written.
+
+    place: its folder; without that, a training goes on from the checkpoint before it. None where more is damaged than
+    one checkpoint, so that the training can only begin anew.
+    """
+
+    def __init__(self, message: str, place: Path | None = None) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 @dataclass(frozen=True)
@@ -122,4 +130,4 @@ class Checkpoints:
 
 
 def _damaged(place: Path, error: Exception) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"checkpoint {place} is damaged ({error}); remove it to go on without it")
+    return DamagedCheckpointError(f"checkpoint {place} is damaged ({error}); remove it to go on without it", place)

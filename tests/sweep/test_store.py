@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mocosfl_priv.api import Sweep
 from mocosfl_priv.errors import ConfigurationError, StorageError
+from mocosfl_priv.sweep.schedule import ThisProcess
 from mocosfl_priv.sweep.store import FORMAT, Store, address
 
 json_values = st.recursive(
@@ -108,6 +111,25 @@ def test_a_store_of_another_version_is_refused_with_the_reason(mark: str, messag
     (tmp_path / "store" / "store.json").write_text(mark)
     with pytest.raises(ConfigurationError, match=message):
         Store(tmp_path / "store")
+
+
+EARLIER = (
+    Path(__file__).parent / "format_1"
+)  # a sweep's folder as version 0.1 at commit 89b3e18 left it, without its runs
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_sweep_of_an_earlier_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    folder = shutil.copytree(EARLIER, tmp_path / "earlier")
+    before = contents(folder)
+    assert len(before) == 11 and sum(name.endswith("artefact.json") for name in before) == 2
+    with pytest.raises(ConfigurationError, match=r"is of format 1, this version reads 2: .* another") as refused:
+        Sweep.from_yaml(Path("configs/sweep/tiny.yaml")).run(folder, ThisProcess(), resume=True)
+    assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
+    assert contents(folder) == before
 
 
 def test_a_folder_of_other_files_is_no_store(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ class Counter(Unobserved):
 @pytest.fixture
 def document(tiny: dict[str, Any], tmp_path: Path) -> Path:
     tiny["attacks"] = ["floor", {"name": "decoder", "architecture": "conv_normN0C8", "steps": 10}]
-    tiny["data"]["train_limit"] = 300
+    tiny["defenses"] = [{"name": "taressfl", "epochs": 1, "batch_size": 32, "decoder": "conv_normN0C8"}]
+    tiny["data"] |= {"train_limit": 300, "auxiliary_source_fraction": 0.95}
     tiny["axes"] = {"partition": {"iid": {}, "shards": {"training.partition": "classes_per_client"}}}
     return write(tiny, tmp_path / "sweep.yaml")
 
@@ -81,8 +82,8 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_pat
     undisturbed = sweep.run(tmp_path / "undisturbed", ThisProcess())
     assert undisturbed.cells["partition"].tolist() == ["iid"] * 2 + ["shards"] * 2
     assert (undisturbed.cells["failure"] == "").all()
-    iid, shards = (undisturbed.runs[f"partition={label}"].table() for label in ("iid", "shards"))
-    assert iid["knn_accuracy"][0] != shards["knn_accuracy"][0]
+    iid, shards = (undisturbed.runs[f"partition={label}"].record.training for label in ("iid", "shards"))
+    assert iid["loss"][0] != shards["loss"][0]
 
     folder = tmp_path / "disturbed"
     for after in (2, 3):
@@ -98,17 +99,29 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_pat
     assert counter.cached > 0
     events = [(entry["event"], entry["key"]) for entry in store.journal()]
     assert all(events.count(("done", key)) <= 1 + events.count(("discarded", key)) for _, key in events)
+    made = [entry["kind"] for entry in store.journal() if entry["event"] == "done"]
+    assert made.count("expert") == 1  # of both variants
 
-    again = Counter()
+    again, pages = Counter(), sorted(folder.rglob("report.html"))
+    pages[0].write_text("scribbled over")
+    old = [page.stat().st_mtime_ns for page in pages]
     same(undisturbed, sweep.run(folder, ThisProcess(), again, resume=True))
     assert again.tasks == [] and again.cached == 4
+    new = [page.stat().st_mtime_ns for page in pages]
+    assert new[0] > old[0] and new[1] == old[1] and "<html" in pages[0].read_text()
     options = Sweep.from_yaml(document, {"evaluation.confidence": 0.9, "evaluation.bootstrap_samples": 100})
     options.run(folder, ThisProcess(), again, resume=True)
     assert again.tasks == []  # what concerns the report only runs nothing again
     more = Counter()
     with pytest.raises(KeyboardInterrupt):
         Sweep.from_yaml(document, attacks=["rmle"]).run(folder, Interrupted(0), more, resume=True)
-    assert [title.rpartition(": ")[2] for title in more.tasks] == ["rmle"] * 2  # systems and judge are there
+    assert [title.partition(": ")[2].split()[0] for title in more.tasks] == ["attack"] * 2 + ["score"] * 2
+    assert all(title.endswith(": rmle") for title in more.tasks)  # systems and judge are there
+    judged = Counter()
+    with pytest.raises(KeyboardInterrupt):
+        Sweep.from_yaml(document, {"evaluation.recognition_epochs": 2}).run(folder, Interrupted(0), judged, resume=True)
+    assert [title.partition(": ")[2].split()[0] for title in judged.tasks] == ["train"] + ["score"] * 4
+    assert judged.tasks[0].endswith("the judge of recognition") and judged.cached == 0  # no attack is run again
 
 
 @pytest.mark.slow
@@ -120,20 +133,38 @@ def test_a_sweep_gives_what_a_run_gives(tiny: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_training_that_fails_fails_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
-    tiny["attacks"] = ["floor"]
+    tiny["attacks"] = ["floor", "tests.sweep.test_sweep:Clumsy"]
     tiny["defenses"] = ["none", "tests.sweep.test_sweep:Unlucky"]
-    tiny["evaluation"]["recognition_epochs"] = 0
-    result = Sweep.from_yaml(write(tiny, tmp_path / "sweep.yaml")).run(tmp_path / "out", ThisProcess())
-    good, bad = result.cells.iloc[0], result.cells.iloc[1]
+    tiny["evaluation"] |= {"recognition_epochs": 0, "label_fractions": []}
+    tiny["data"]["train_limit"] = 300
+    sweep = Sweep.from_yaml(write(tiny, tmp_path / "sweep.yaml"))
+    result = sweep.run(tmp_path / "out", ThisProcess())
+    good, clumsy, bad = (result.cells.iloc[row] for row in (0, 1, 2))
     assert good["failure"] == "" and np.isfinite(good["leak_ratio"])
+    assert clumsy["failure"].endswith("dropped it") and np.isnan(clumsy["leak_ratio"])
+    assert np.isfinite(
+        [clumsy["attack_seconds"], clumsy["linear_accuracy"]]
+    ).all()  # it took time, and the system is fine
     assert bad["defense"] == "Unlucky" and "out of luck" in bad["failure"]
     assert np.isnan(bad[["leak_ratio", "linear_accuracy", "attack_seconds"]].astype(float)).all()
     assert (result.folder / "runs" / "tiny" / "report.html").is_file()
-    with pytest.raises(RunFailedError, match="1 of 2 attacks failed; the first: 'floor' on Unlucky"):
+    with pytest.raises(RunFailedError, match="3 of 4 attacks failed; the first: 'Clumsy' on none"):
         result.require_success()
+    again = Counter()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(tmp_path / "out", Interrupted(0), again, resume=True)
+    assert [title.split()[0] for title in again.tasks] == ["train"] + ["attack"] * 3 + ["score"] * 3
+    assert again.cached == 1
 
 
-from mocosfl_priv.plugins import Defense  # noqa: E402
+from mocosfl_priv.plugins import Attack, Defense  # noqa: E402
+
+
+class Clumsy(Attack):
+    """Fails whatever it attacks."""
+
+    def reconstruct(self, view: Any, budget: Any, seed: int) -> Any:
+        raise IndexError("dropped it")
 
 
 class Unlucky(Defense):
@@ -154,6 +185,8 @@ class Unlucky(Defense):
         ({"kind": {"a": 3}}, "settings are expected|settings by their paths"),
         ({"kind": {"a": {"training.epoch": 3}}}, "did you mean 'epochs'"),
         ({"kind": {"a": {"attacks.x": 3}}}, "axes.kind.a attacks.x: 'x' is not a position"),
+        ({"kind": {"a": {}, "b": {"compute.threads": 2}}}, "compute.threads is 1 for kind=a and 2 for kind=b"),
+        ({"kind": {"a": {}, "b": {"compute.device": "auto"}}}, "compute.device is cpu for kind=a and auto for kind=b"),
     ],
 )
 def test_axes_that_make_no_sense_are_refused(axes: Any, message: str, tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -182,20 +215,24 @@ def test_axes_multiply(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    """The command itself, with two workers, killed ten times."""
+def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(document: Path, tmp_path: Path) -> None:
+    """The command itself, with two workers, killed ten times while it makes one artefact after the other."""
 
     def command(out: str) -> list[str]:
         return [
-            sys.executable, "-m", "mocosfl_priv.cli", "sweep", "sweep/tiny", "--out", str(tmp_path / out), "--resume",
-            "--workers", "2",
+            sys.executable, "-m", "mocosfl_priv.cli", "sweep", str(document), "--out", str(tmp_path / out), "--resume",
+            "--workers", "2", "--set", "seeds=[0,1]",
         ]  # fmt: skip
 
     subprocess.run(command("undisturbed"), check=True, capture_output=True)
     rng = random.Random(0)
+    journal = tmp_path / "disturbed" / "store" / "journal.jsonl"
     for _ in range(10):
+        goal = lines(journal) + rng.randrange(3)
         process = subprocess.Popen(command("disturbed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(12, 30))
+        while lines(journal) < goal and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 8))
         process.kill()
         process.wait(30)
     subprocess.run(command("disturbed"), check=True, capture_output=True)
@@ -203,3 +240,10 @@ def test_real_sweeps_killed_at_random_moments_end_as_undisturbed_ones(tmp_path: 
     pd.testing.assert_frame_equal(comparable(one), comparable(other))
     events = [(e["event"], e["key"]) for e in Store(tmp_path / "disturbed" / "store").journal()]
     assert all(events.count(("done", key)) == 1 for _, key in events)
+    kinds = [e["kind"] for e in Store(tmp_path / "undisturbed" / "store").journal()]
+    expected = {"judge": 1, "expert": 2, "system": 4, "attack": 8, "score": 8, "run": 2}
+    assert {kind: kinds.count(kind) for kind in kinds} == expected
+
+
+def lines(journal: Path) -> int:
+    return len(journal.read_bytes().splitlines()) if journal.is_file() else 0

@@ -1,0 +1,60 @@
+"""What a store has of a plan, as the record of a run: nothing is computed, and no model is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mocosfl_priv.outcomes import CellResult, SystemResult, Trial
+from mocosfl_priv.results import ATTACK_COSTS, RunRecord
+from mocosfl_priv.sweep.assembly import assemble
+from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.sweep.stages import Place, Scored, cells_of, judge_of, systems_of
+from mocosfl_priv.sweep.store import Store
+from mocosfl_priv.sweep.stored import StoredCheckpoints, load_result
+from mocosfl_priv.target import Attempt
+
+
+def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunRecord:
+    """The record of `plan` from the store; failures: causes by key, of what could not be computed.
+
+    Its seconds are those of a run that shares nothing with others.
+    """
+    judge = judge_of(plan)
+    found = store.get(judge.kind, judge.key) if judge else None
+    # nothing is computed here: without a judge nothing was recognised
+    plan.laboratory.recognition = judge.load(found) if judge and found else None
+    artefacts = {stage.place: (stage, store.get(stage.kind, stage.key)) for stage in systems_of(plan)}
+    results = {
+        place: load_result(stage.system, stage.training, artefact)
+        for place, (stage, artefact) in artefacts.items()
+        if artefact is not None
+    }
+    models = {result.file_stem + ".safetensors": artefacts[place][1] for place, result in results.items()}
+    cells = [_cell(stage, results, store, failures) for stage in cells_of(plan)]
+    seconds = sum(result.cost["training_seconds"] for result in results.values())
+    seconds += sum(cell.row["attack_seconds"] for cell in cells if not cell.row["failure"])
+    checkpoints = StoredCheckpoints({name: found for name, found in models.items() if found is not None})
+    return assemble(plan, list(results.values()), checkpoints, cells, seconds)
+
+
+def _cell(
+    stage: Scored, systems: Mapping[Place, SystemResult], store: Store, failures: Mapping[str, str]
+) -> CellResult:
+    """The row of `stage`: from the store, or with the cause why it is not there."""
+    lab, keys = stage.plan.laboratory, {**stage.system.keys, "attack": stage.attack.label}
+    attacked, system = stage.attacked, systems.get((*stage.place[:2], 0))
+    attempt = store.get(attacked.kind, attacked.key) if system else None
+    if system is None or attempt is None:
+        return CellResult.of(Trial(lab.victims, _absent(stage, failures), {}), keys, {})
+    attempted = attacked.load(attempt)
+    score = store.get(stage.kind, stage.key) if not attempted.failure else None
+    if score is None and not attempted.failure:
+        attempted = _absent(stage, failures)
+    values = stage.load(score) if score else {}
+    return CellResult.of(Trial(lab.victims, attempted, values), keys, system.columns(lab))
+
+
+def _absent(stage: Scored, failures: Mapping[str, str]) -> Attempt:
+    """An attempt without anything, and why there is none."""
+    cause = failures.get(stage.key, "its artefact was damaged; --resume computes it again")
+    return Attempt(None, dict.fromkeys(ATTACK_COSTS, float("nan")) | {"attack_out_of_time": False}, cause)

@@ -1,0 +1,177 @@
+"""What determines an artefact of each stage, and nothing more."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from defenses.ressfl import ResSFL
+from defenses.taressfl import TAResSFL
+from mocosfl_priv.api import Experiment
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import parse_config
+from mocosfl_priv.defense_contract import SMALL_TRAINING, small_context
+from mocosfl_priv.experiment import System
+from mocosfl_priv.laboratory import Laboratory
+from mocosfl_priv.plugins import DEFENSES
+from mocosfl_priv.sweep.addresses import CORE, NO_ATTACK, NO_RESULT, NO_TRAINING, code_version, expert_document
+from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.sweep.stages import resumed
+from mocosfl_priv.sweep.store import Store, address
+from mocosfl_priv.sweep.tasks import Missing
+from mocosfl_priv.training.checkpoints import Checkpoints
+from tests.conftest import TINY
+
+EXPERT = {"name": "taressfl", "epochs": 1, "batch_size": 32, "decoder": "conv_normN0C8"}
+
+
+@pytest.fixture(scope="module")
+def planned() -> Plan:
+    return Experiment.from_dict({**TINY, "defenses": [EXPERT], "target_fractions": [0.02, 0.05]}).plan()
+
+
+def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | None:
+    """The address of the expert of one system, were the experiment `document`; on the images of `planned`."""
+    config, lab = parse_config(document), planned.laboratory
+    defense = DEFENSES.create(config.defenses[0])
+    fraction = planned.systems[place].target_fraction if defense.plugin.uses_target_data else 0.0
+    system = System(defense, config.cut_layers[0], fraction, config.seeds[0])
+    lab = Laboratory(config, lab.roles, lab.compute, lab.threat)
+    found = expert_document(lab, system)
+    return address(found) if found else None
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"training": {"clients": 8, "partition": "dirichlet", "dirichlet_alpha": 0.1}}, True),
+        ({"training": {"server_batch": 16, "micro_batch": 2, "sync_period": 3, "epochs": 2}}, True),
+        ({"training": {"learning_rate": 0.5, "codec": "int8", "gradient_codec": "fp16", "pool": 2}}, True),
+        (
+            {"training": {"monitor_every": 1, "select_on": "test", "partial_batches": "drop", "checkpoint_every": 2}},
+            True,
+        ),
+        ({"attacks": ["rmle"], "threat": {"observations": 3}, "evaluation": {"confidence": 0.9}}, True),
+        ({"defenses": [{**EXPERT, "label": "other", "transfer": "low_lr", "client_learning_rate": 0.5}]}, True),
+        ({"defenses": [{**EXPERT, "server_start": "scratch", "transfer_learning_rate": 0.5}]}, True),
+        ({"defenses": [[EXPERT, {"name": "gaussian", "sigma": 0.5}]]}, True),
+        ({"defenses": [{**EXPERT, "alpha": 1.0}]}, False),
+        ({"defenses": [{**EXPERT, "epochs": 2}]}, False),
+        ({"defenses": [{**EXPERT, "learning_rate": 0.01}]}, False),
+        ({"defenses": [{**EXPERT, "name": "ressfl"}]}, False),
+        ({"defenses": ["none"]}, False),
+        ({"seeds": [1]}, False),
+        ({"cut_layers": [2]}, False),
+        ({"model": {"width": 8}}, False),
+        ({"training": {"temperature": 0.2}}, False),
+        ({"training": {"ema": 0.9}}, False),
+    ],
+)
+def test_an_expert_is_determined_by_what_decides_about_it(changed: dict[str, Any], same: bool, planned: Plan) -> None:
+    document = planned.config.model_dump(mode="json", exclude_defaults=True)
+    merged = {**document, **{k: {**document.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changed.items()}}
+    assert (expert_of(planned, merged) == expert_of(planned, document)) == same
+
+
+def test_an_expert_is_determined_by_the_target_images_it_sees(planned: Plan) -> None:
+    document = planned.config.model_dump(mode="json", exclude_defaults=True)
+    assert expert_of(planned, document, 0) != expert_of(planned, document, 1)
+
+
+def test_what_does_not_determine_an_expert_does_not_change_it(compute: Compute) -> None:
+    defense = TAResSFL(epochs=1, batch_size=4, decoder="conv_normN0C8")
+    context = small_context(defense, compute)
+    other = SMALL_TRAINING.model_copy(
+        update={"clients": 5, "server_batch": 30, "micro_batch": 3, "sync_period": 9, "average_base": "client_0",
+                "learning_rate": 1.0, "client_learning_rate": 1.0, "codec": "int8", "divergence_aware": 0.5}
+    )  # fmt: skip
+    changed = replace(context, training=other)
+    assert defense.expert_document(context) == defense.expert_document(changed)
+    first, second = (defense.train_expert(c).model.named_state() for c in (context, changed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    untrained = context.build_model().named_state()
+    assert not torch.equal(first["client.cut.weight"], untrained["client.cut.weight"])
+
+
+def test_who_trains_no_expert_has_none(compute: Compute) -> None:
+    without = ResSFL(epochs=0)
+    assert without.expert_document(small_context(without, compute)) is None
+
+
+def test_what_variants_share_is_planned_once(planned: Plan, tmp_path: Path) -> None:
+    missing = Missing(Store(tmp_path / "store"))
+    missing.add(planned, "one")
+    missing.add(planned, "other")
+    kinds = [task.arguments[0].kind for task in missing.in_order]
+    cells = planned.cells
+    assert kinds == ["judge"] + ["expert"] * 2 + ["system"] * 2 + ["attack"] * cells + ["score"] * cells
+    assert len(missing.cells) == cells == 6 and missing.cached == 0
+    place = {task.key: index for index, task in enumerate(missing.in_order)}
+    assert all(place[need] < place[task.key] for task in missing.in_order for need in task.needs)
+
+
+def test_a_changed_metric_is_another_score_and_no_other_attack(tmp_path: Path) -> None:
+    stages = {"score": NO_RESULT, "attack": NO_RESULT + NO_ATTACK, "training": NO_RESULT + NO_TRAINING}
+    changes = {
+        "evaluation/reconstruction.py": {"score"},
+        "evaluation/recognition.py": {"score"},
+        "target.py": {"score", "attack"},
+        "evaluation/image_metrics.py": {"score", "attack", "training"},  # defenses learn from them
+        "sweep/stages.py": set(),
+    }
+    for number, (changed, concerned) in enumerate(changes.items()):
+        before, after = (tmp_path / f"{number}{when}" for when in ("before", "after"))
+        for file in changes:
+            for core in (before, after):
+                (core / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(CORE / file, core / file)
+        with (after / changed).open("a") as text:
+            text.write("\nCHANGED = 1\n")
+        versions = {
+            stage: [code_version(without, core) for core in (before, after)] for stage, without in stages.items()
+        }
+        assert {stage for stage, (old, new) in versions.items() if old != new} == concerned, changed
+
+
+def test_nothing_that_trains_imports_what_is_left_out_of_its_code() -> None:
+    trains = [*(CORE / "training").glob("*.py"), *(CORE.parent / "defenses").glob("*.py"), CORE / "expert.py"]
+    reached: set[Path] = set()
+    while trains:
+        file = trains.pop()
+        if file not in reached:
+            reached.add(file)
+            trains += imported(file)
+    left_out = {CORE / name for name in NO_TRAINING}
+    assert (CORE / "simulated_attacker.py") in reached and not reached & left_out
+
+
+def imported(file: Path) -> list[Path]:
+    """Files of the core that `file` imports itself."""
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    names = [node.module for node in nodes if node.module and node.module.startswith("mocosfl_priv.")]
+    files = [CORE.parent / f"{name.replace('.', '/')}.py" for name in names]
+    return [path for path in files if path.is_file()]
+
+
+def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "scratch", "identity")
+    for step in (1, 2):
+        kept.save(step, {"value": torch.tensor(step)}, {})
+
+    def latest() -> int | None:
+        kept.verify()
+        found = kept.latest()
+        return found[0] if found else None
+
+    assert resumed(latest, kept.folder) == 2
+    state = kept.folder / "step_000000002" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    assert resumed(latest, kept.folder) == 1
+    (kept.folder / "step_000000001" / "state.json").write_text("{")
+    assert resumed(latest, kept.folder) is None
