@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.experiment import CellResult, TrainedSystem
-from mocosfl_priv.results import DETECTION_COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, semi_column
+from mocosfl_priv.results import ANALYTIC_COSTS, DETECTION_COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, semi_column
 from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.sweep.record import common_info, gather, pictures
 
@@ -87,6 +87,7 @@ def _system_info(trained: TrainedSystem) -> dict[str, Any]:
             for fraction, result in trained.utility.semi_supervised.items()
         },
         "traffic_bytes": vars(trained.trained.traffic),
+        "analytic_cost": {name: trained.cost[name] for name in ANALYTIC_COSTS},
         "client_kernel": trained.trained.kernel,
         "replay_epochs": trained.trained.replay_epochs,
     }
