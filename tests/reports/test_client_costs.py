@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mocosfl_priv.api import RunResult
-from mocosfl_priv.results import RunRecord, StoredRun
+from mocosfl_priv.cli import main
+from mocosfl_priv.results import RunRecord, StoredRun, read_runs
 from reports.client_costs import HEADINGS, NOT_MEASURED, Cost, client_costs, cost_columns, methods_of
 from reports.paper_tables import paper_tables
 from reports.per_image import GROUP
@@ -84,3 +86,28 @@ def test_numbers_carry_their_unit(value: float, unit: str, text: str) -> None:
 def test_the_page_has_a_section_of_costs(sweep_page: Path) -> None:
     text = sweep_page.read_text(encoding="utf-8")
     assert "<h3>On the client</h3>" in text and "<th>cgroup peak</th>" in text and "<td>not measured</td>" in text
+
+
+@pytest.mark.slow
+def test_what_devices_measured_stands_in_the_report(tmp_path: Path) -> None:
+    """Two real clients over real connections, each a process."""
+    out = tmp_path / "loopback"
+    with pytest.raises(SystemExit) as ended:
+        main(["loopback", "device/loopback", "--clients", "2", "--out", str(out), "--set", "training.epochs=1"])
+    assert not ended.value.code
+    measured = pd.read_csv(out / "cost.csv")
+    devices = measured[measured["client"].str.startswith("client-")]
+    (system,) = pd.read_csv(out / "summary.csv")[GROUP].drop_duplicates().itertuples(index=False, name=None)
+    (run,) = read_runs(out)
+    costs = client_costs(run.record, system)
+    for name, cost in costs.items():
+        values = devices["value"][devices["quantity"] == name].dropna()
+        assert (cost.value is None) == values.empty
+        if not values.empty:
+            assert cost.value == pytest.approx(values.mean()) and cost.method != NOT_MEASURED
+    assert costs["wire_up"].value >= costs["payload_up"].value > 0 and costs["messages_up"].value > 0  # type: ignore[operator]
+    assert costs["cpu"].value and costs["resident_above_baseline"].value and costs["latency_p99"].value
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert costs["wire_up"].text in text and "TCP_INFO" in text and "VmRSS less imports" in text
+    written = pd.read_csv(out / "summary.csv")
+    assert written["client_wire_up_bytes"].iloc[0] == pytest.approx(costs["wire_up"].value)

@@ -193,10 +193,10 @@ def test_a_codec_is_a_caveat_of_its_variant(sections: list[Section]) -> None:
 
 
 def test_tables_of_papers_have_a_column_per_axis(runs: list[StoredRun]) -> None:
-    accuracies, communication, client = paper_tables(runs)
+    accuracies, defenses, communication, client = paper_tables(runs)
     assert list(accuracies.headings[:3]) == ["data", "codec", "method"] and len(accuracies.lines) == 3
     assert [line[:2] for line in accuracies.lines] == [list(labels.values()) for labels in VARIANTS]
-    assert len(communication.lines) == len(client.lines) == 6
+    assert len(defenses.lines) == len(communication.lines) == len(client.lines) == 6
 
 
 def test_files_hold_all_variants(runs: list[StoredRun], tmp_path: Path) -> None:
