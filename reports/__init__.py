@@ -11,7 +11,7 @@ from reports.audit import write_audit_report
 from reports.export import export_tables
 from reports.html import write_training_report
 from reports.run_comparison import compare_runs
-from reports.section import sections_of
+from reports.section import sections_of, variant_title
 
 __all__ = ["compare_runs", "export_tables", "write_report", "write_reports"]
 
@@ -31,4 +31,6 @@ def write_reports(runs: Sequence[StoredRun], folder: Path) -> Path:
     sections = sections_of(runs)
     if not sections:
         raise RunFailedError("no attack succeeded, so there is nothing to report")
-    return write_training_report(sections, folder)
+    there = [section.labels for section in sections]
+    missing = [variant_title(run.labels) for run in runs if run.labels not in there]
+    return write_training_report(sections, folder, missing)

@@ -126,8 +126,9 @@ def systems_of(record: RunRecord, *, origin: str | None = None, label: str | Non
     """
     origins = {plugin["label"]: plugin["origin"] for plugin in record.info["plugins"]["defenses"]}
     keys: list[Key] = list(record.cells[GROUP].drop_duplicates().itertuples(index=False, name=None))
+    trained = set(record.probe[GROUP].drop_duplicates().itertuples(index=False, name=None))
     asked = [key for key in keys if origin in (None, origins[key[0]]) and label in (None, key[0])]
-    return [key for key in asked if len(of_system(record.probe, key))]
+    return [key for key in asked if key in trained]
 
 
 def concerns(flag: dict[str, Any], key: Key) -> bool:

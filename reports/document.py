@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.backends.backend_pdf import PdfPages
@@ -47,14 +48,16 @@ def write_pdf(
     tables: Mapping[str, Lines],
     charts: Sequence[Chart],
     sights: Mapping[str, Sequence[Sight]],
+    names: int = 1,
 ) -> None:
     """Write the document to `path`.
 
-    chapters: paragraphs by heading. tables: by title. sights: pictures by system.
+    chapters: paragraphs by heading. tables: by title. sights: pictures by system. names: how many columns of a table
+    name its lines.
     """
     with PdfPages(path, metadata={"Title": title, "CreationDate": None}) as pages:
         _write_blocks(pages, list(_words(title, chapters)))
-        _write_blocks(pages, [block for heading, table in tables.items() for block in _table(heading, *table)])
+        _write_blocks(pages, [block for heading, table in tables.items() for block in _table(heading, *table, names)])
         for chart in charts:
             pages.savefig(chart.figure)
         _write_sights(pages, sights)
@@ -72,7 +75,7 @@ def _words(title: str, chapters: Mapping[str, Sequence[str]]) -> Iterator[Block]
         yield Block([""])
 
 
-def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[Block]:
+def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> Iterator[Block]:
     """In a fixed-width font; long cells are folded, and what is too wide for a page goes on below.
 
     Its headings stand again wherever a page begins.
@@ -82,7 +85,7 @@ def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) 
     widths = [
         max([_word(headings[i]), *(len(part) for line in folded for part in line[i])]) for i in range(len(headings))
     ]
-    for columns in _parts(widths):
+    for columns in _parts(widths, names):
         yield Block([title], bold=True, heading=True)
         named = [textwrap.wrap(headings[i], widths[i]) for i in columns]
         yield Block(_columns(named, [widths[i] for i in columns]), NUMBERS, bold=True, heading=True)
@@ -103,12 +106,12 @@ def _columns(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]
     return ["  ".join(cell[i].ljust(width) for cell, width in zip(padded, widths, strict=True)) for i in range(tall)]
 
 
-def _parts(widths: Sequence[int]) -> list[list[int]]:
-    """Columns that fit side by side; the first one, which names the line, stands in every part."""
-    parts = [[0]]
-    for column in range(1, len(widths)):
-        if sum(widths[i] + 2 for i in parts[-1]) + widths[column] > TABLE_WIDTH and len(parts[-1]) > 1:
-            parts.append([0])
+def _parts(widths: Sequence[int], names: int) -> list[list[int]]:
+    """Columns that fit side by side; the first ones, which name the line, stand in every part."""
+    parts = [list(range(names))]
+    for column in range(names, len(widths)):
+        if sum(widths[i] + 2 for i in parts[-1]) + widths[column] > TABLE_WIDTH and len(parts[-1]) > names:
+            parts.append(list(range(names)))
         parts[-1].append(column)
     return parts
 
@@ -117,14 +120,19 @@ def _write_blocks(pages: PdfPages, blocks: Sequence[Block]) -> None:
     for page in paginate(blocks):
         figure = Figure(figsize=PAGE)
         height = TOP
-        for block in page:
-            family, size = block.font
+        for (family, size), bold, lines in _runs(page):
             figure.text(
-                LEFT, height, "\n".join(block.lines), size=size, family=family, verticalalignment="top",
-                linespacing=LEADING, weight="bold" if block.bold else "normal", parse_math=False,
+                LEFT, height, "\n".join(lines), size=size, family=family, verticalalignment="top",
+                linespacing=LEADING, weight="bold" if bold else "normal", parse_math=False,
             )  # fmt: skip
-            height -= block.height
+            height -= len(lines) * LEADING * size * POINT
         pages.savefig(figure)
+
+
+def _runs(page: Sequence[Block]) -> Iterator[tuple[tuple[str, float], bool, list[str]]]:
+    """Lines that look alike, together: a text is drawn faster than its lines one by one."""
+    for (font, bold), blocks in groupby(page, key=lambda block: (block.font, block.bold)):
+        yield font, bold, [line for block in blocks for line in block.lines]
 
 
 def paginate(blocks: Sequence[Block]) -> list[list[Block]]:

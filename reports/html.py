@@ -13,7 +13,7 @@ import pandas as pd
 
 from mocosfl_priv.results import RunRecord, victims_key
 from reports import side_by_side as beside
-from reports.chart import Chart
+from reports.chart import Chart, titled
 from reports.client_costs import HEADINGS as CLIENT_HEADINGS
 from reports.client_costs import client_costs, cost_columns, methods_of
 from reports.document import Lines, write_pdf
@@ -51,10 +51,11 @@ LEADERBOARD, FAMILY, BESIDE = "Leaderboard", "Against no defense", "Side by side
 COSTS, CLIENT_COSTS = "What it costs", "What a client costs"
 
 
-def write_training_report(sections: Sequence[Section], folder: Path) -> Path:
+def write_training_report(sections: Sequence[Section], folder: Path, missing: Sequence[str] = ()) -> Path:
     """Write report.html, report.pdf, summary.csv, figures and the leaderboard into `folder`; returns the page's path.
 
-    sections: a run, or the variants of a sweep. Where a candidate was on trial, verdict.txt says what came of it.
+    sections: a run, or the variants of a sweep. missing: variants that have nothing to report. Where a candidate was on
+    trial, verdict.txt says what came of it.
     """
     swept = beside.side_by_side(sections) if axes_of(sections) else None
     family = against_undefended(*(section.record for section in sections))
@@ -62,7 +63,10 @@ def write_training_report(sections: Sequence[Section], folder: Path) -> Path:
     words = {
         "short": _short(sections, family),
         "verdict": verdict,
-        "caveats": said_of(sections, lambda s: caveats(s.record, s.rows)),
+        "caveats": [
+            *(f"{name}: no attack succeeded, so this variant is not in the report." for name in missing),
+            *said_of(sections, lambda s: caveats(s.record, s.rows)),
+        ],
         "sentences": said_of(sections, lambda s: [*sentences(s.rows), *promises(s.record, s.rows)]),
         "board_notes": said_of(sections, lambda s: leaderboard_notes(s.record, s.board)),
     }
@@ -80,6 +84,7 @@ def write_training_report(sections: Sequence[Section], folder: Path) -> Path:
         tables,
         charts,
         {s.inside(system): seen for s, mine in zip(sections, sights, strict=True) for system, seen in mine.items()},
+        names=len(axes_of(sections)) + 1,
     )
     page = render(
         "report.html.j2",
@@ -104,9 +109,9 @@ def write_training_report(sections: Sequence[Section], folder: Path) -> Path:
                 for mine in sights],
         tail=TAIL,
         visible=VISIBLE_SSIM,
-        strips=[_strips(section, folder / "figures") for section in sections],
-        victims=[len(section.record.images[victims_key(VICTIMS)]) for section in sections],
-        shown=[shown_victims(len(section.record.images[victims_key(VICTIMS)])) for section in sections],
+        strips=[] if axes_of(sections) else _strips(sections[0], folder / "figures"),
+        victims=len(sections[0].record.images[victims_key(VICTIMS)]),
+        shown=shown_victims(len(sections[0].record.images[victims_key(VICTIMS)])),
         cost_methods=methods_of([client_costs(s.record, key_of(row)) for s in sections for row in s.headlines]),
         plugins=[json.dumps(section.record.info["plugins"], indent=2) for section in sections],
     )  # fmt: skip
@@ -173,7 +178,10 @@ def _summary(section: Section) -> pd.DataFrame:
 def _charts(
     sections: Sequence[Section], swept: beside.SideBySide | None, folder: Path
 ) -> tuple[list[Chart], list[dict[str, PlacedChart]], PlacedChart | None]:
-    """All charts in their order; those of each section as a page wants them, by what they show; that of all."""
+    """All charts in their order; those of each section as a page wants them, by what they show; that of all.
+
+    A variant has its curves of training, and all as SVG, in its own report.
+    """
     drawn, placed, overview = [], [], None
     if swept is not None:
         drawn.append(along_axes(swept.lines))
@@ -181,10 +189,11 @@ def _charts(
     for section in sections:
         charts = draw_all(section.record, section.rows)
         if section.labels:
-            for chart in charts.values():
-                chart.figure.suptitle(section.name, x=0.005, horizontalalignment="left", size="medium", weight="bold")
+            charts = {stem: titled(chart, section.name) for stem, chart in charts.items() if stem != "training"}
         suffix = f"_{file_name(section.name)}" if section.labels else ""
-        saved = save_charts({f"{stem}{suffix}": chart for stem, chart in charts.items()}, folder)
+        saved = save_charts(
+            {f"{stem}{suffix}": chart for stem, chart in charts.items()}, folder, vectors=not section.labels
+        )
         placed.append({stem: saved[f"{stem}{suffix}"] for stem in charts})
         drawn += charts.values()
     return drawn, placed, overview
@@ -193,7 +202,7 @@ def _charts(
 def _strips(section: Section, folder: Path) -> list[dict[str, Any]]:
     """Pictures of the same victims under every attack, in files and for the page."""
     pictures = strips(section.record, section.rows)
-    names = ["_".join(part for part in ("strip", section.name, p["defense"], p["attack"]) if part) for p in pictures]
+    names = ["_".join(part for part in ("strip", p["defense"], p["attack"]) if part) for p in pictures]
     save_pictures({name: p["png"] for name, p in zip(names, pictures, strict=True)}, folder)
     return [{**picture, "uri": data_uri(picture["png"])} for picture in pictures]
 

@@ -38,14 +38,15 @@ class PlacedChart:
     spots: list[Spot]
 
 
-def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, PlacedChart]:
-    """Write each chart as PNG and SVG into the new or existing `folder`; returns them for the page."""
+def save_charts(charts: Mapping[str, Chart], folder: Path, *, vectors: bool = True) -> dict[str, PlacedChart]:
+    """Write each chart as PNG, and with `vectors` as SVG, into the new or existing `folder`; returns them for the page."""
     folder.mkdir(exist_ok=True)
     placed = {}
     for stem, chart in charts.items():
         png = chart.png()
         (folder / f"{stem}.png").write_bytes(png)
-        (folder / f"{stem}.svg").write_bytes(chart.svg())
+        if vectors:
+            (folder / f"{stem}.svg").write_bytes(chart.svg())
         placed[stem] = PlacedChart(chart.title, chart.caption, data_uri(png), chart.spots())
     return placed
 

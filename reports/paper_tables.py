@@ -122,8 +122,8 @@ def _defenses(record: RunRecord, rows: list[SummaryRow]) -> Table:
         "Defenses: accuracy (%), MSE and SSIM of the attack",
         ["defense", "method", "target data (%)", "accuracy", "MSE", "MSE floor", "SSIM", "R", "our attack"],
         lines,
-        f"{_brackets(record)} The numbers of ResSFL's table of baselines (CVPR 2022) were not at hand; its clients train "
-        "with labels.",
+        f"{_brackets(record)} The numbers of ResSFL's table of baselines (CVPR 2022) were not at hand; its clients "
+        "train with labels.",
     )
 
 

@@ -178,7 +178,7 @@ def _of_attack(frame: pd.DataFrame, attack: str) -> pd.DataFrame:
 def _notes(first: RunRecord, second: RunRecord) -> Iterator[str]:
     """Floors, settings and code that differ; what only one of the runs has."""
     floors = [record.per_image["mse_floor"].mean() for record in (first, second)]
-    if not math.isclose(*floors, rel_tol=1e-6):
+    if not any(map(math.isnan, floors)) and not math.isclose(*floors, rel_tol=1e-6):
         yield f"The floors differ ({floors[0]:.4f} and {floors[1]:.4f}): R is relative to another blind guess."
     changed = sorted(_changed(first.info["config"], second.info["config"]))
     if changed:

@@ -21,6 +21,7 @@ from reports.side_by_side import side_by_side
 from reports.summary import as_frame
 from reports.words import caveats
 from tests.reports.test_html import assert_well_formed_and_self_contained
+from tests.reports.test_page_in_a_browser import CHROMIUM, assert_quiet_and_narrow
 
 GRID = Grid(
     defenses=("none", "bottleneck"),
@@ -32,6 +33,7 @@ GRID = Grid(
 )
 VARIANTS = [{"data": data, "codec": codec} for data, codec in (("photos", "32"), ("photos", "8"), ("digits", "32"))]
 PHOTOS, ROUNDED = VARIANTS[0], VARIANTS[1]
+BROKEN = {"data": "digits", "codec": "8"}  # every attack failed
 AWAY = 0.15  # of a blind guess's error that rounding takes from every attack
 
 
@@ -49,6 +51,8 @@ def variant(data: str, codec: str) -> RunRecord:
         record.per_image["mse"] += AWAY * record.per_image["mse_floor"]
         for column in ("smashed_bytes_per_image", "training_megabytes"):
             record.cells[column] /= 4
+    if (data, codec) == tuple(BROKEN.values()):
+        return replace(record, per_image=record.per_image.iloc[:0], cells=record.cells.assign(failure="no memory"))
     return record
 
 
@@ -56,7 +60,7 @@ def variant(data: str, codec: str) -> RunRecord:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's folder, as a sweep writes it."""
     place, tables = tmp_path_factory.mktemp("sweep"), []
-    for labels in VARIANTS:
+    for labels in [*VARIANTS, BROKEN]:
         record = variant(**labels)
         run = place / "runs" / variant_name(labels)
         run.mkdir(parents=True)
@@ -89,7 +93,7 @@ def page(folder: Path) -> Path:
 
 
 def test_a_sweep_is_read_with_its_labels_as_they_were_written(runs: list[StoredRun]) -> None:
-    assert [run.labels for run in runs] == VARIANTS  # "8" is no number
+    assert [run.labels for run in runs] == [*VARIANTS, BROKEN]  # "8" is no number
     assert runs[1].record.info["config"]["training"]["codec"] == "int8"
 
 
@@ -116,11 +120,17 @@ def test_one_page_has_all_variants(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert_well_formed_and_self_contained(text)
     assert "3 variants along data, codec" in text and '<a href="#beside">' in text
+    assert "data digits, codec 8: no attack succeeded, so this variant is not in the report." in text
     assert "<th>data</th><th>codec</th>" in text and "<td>photos</td><td>8</td>" in text
     figures = {path.name for path in (page.parent / "figures").glob("*.png")}
     assert {f"tradeoff_data_{v['data']}__codec_{v['codec']}.png" for v in VARIANTS} < figures
     assert "side_by_side.png" in figures and not any(name.startswith("heat_maps") for name in figures)
     assert (page.parent / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on the path")
+def test_a_browser_shows_the_page_without_errors(page: Path, tmp_path: Path) -> None:
+    assert_quiet_and_narrow(page, tmp_path)
 
 
 def test_numbers_are_those_of_each_variant_by_itself(page: Path, sections: list[Section]) -> None:
@@ -204,7 +214,7 @@ def test_files_hold_all_variants(runs: list[StoredRun], tmp_path: Path) -> None:
     export_tables(runs, files)
     rows, images = pd.read_csv(files["csv"], dtype={"codec": str}), pd.read_parquet(files["parquet"])
     assert len(rows) == sum(len(run.record.cells) for run in runs)
-    assert rows[["data", "codec"]].drop_duplicates().to_dict("records") == VARIANTS
+    assert rows[["data", "codec"]].drop_duplicates().to_dict("records") == [*VARIANTS, BROKEN]
     assert (rows["client_energy_joules"] == "not measured").all()
     assert len(images) == sum(len(run.record.per_image) for run in runs) and list(images.columns[:2]) == [
         "data",
