@@ -39,7 +39,10 @@ class PlacedChart:
 
 
 def save_charts(charts: Mapping[str, Chart], folder: Path, *, vectors: bool = True) -> dict[str, PlacedChart]:
-    """Write each chart as PNG, and with `vectors` as SVG, into the new or existing `folder`; returns them for the page."""
+    """Write each chart as PNG, and with `vectors` as SVG, into the new or existing `folder`.
+
+    Returns them for the page.
+    """
     folder.mkdir(exist_ok=True)
     placed = {}
     for stem, chart in charts.items():
