@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
@@ -23,7 +24,13 @@ WORDS, NUMBERS = ("sans-serif", 9.5), ("monospace", 8.0)  # fonts of paragraphs 
 CAPTION = 3 * LEADING * 8 * POINT
 SYSTEMS_PER_PAGE = 6
 
-Lines = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and lines of a table
+
+class Lines(NamedTuple):
+    """A table for people. names: how many of its first columns name a line."""
+
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    names: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,16 +55,14 @@ def write_pdf(
     tables: Mapping[str, Lines],
     charts: Sequence[Chart],
     sights: Mapping[str, Sequence[Sight]],
-    names: int = 1,
 ) -> None:
     """Write the document to `path`.
 
-    chapters: paragraphs by heading. tables: by title. sights: pictures by system. names: how many columns of a table
-    name its lines.
+    chapters: paragraphs by heading. tables: by title. sights: pictures by system.
     """
     with PdfPages(path, metadata={"Title": title, "CreationDate": None}) as pages:
         _write_blocks(pages, list(_words(title, chapters)))
-        _write_blocks(pages, [block for heading, table in tables.items() for block in _table(heading, *table, names)])
+        _write_blocks(pages, [block for heading, table in tables.items() for block in _table(heading, table)])
         for chart in charts:
             pages.savefig(chart.figure)
         _write_sights(pages, sights)
@@ -75,11 +80,12 @@ def _words(title: str, chapters: Mapping[str, Sequence[str]]) -> Iterator[Block]
         yield Block([""])
 
 
-def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> Iterator[Block]:
+def _table(title: str, table: Lines) -> Iterator[Block]:
     """In a fixed-width font; long cells are folded, and what is too wide for a page goes on below.
 
     Its headings stand again wherever a page begins.
     """
+    headings, lines, names = table
     folded = [[textwrap.wrap(cell, CELL_WIDTH) or [""] for cell in line] for line in lines]
     # headings are folded where cells are narrow
     widths = [

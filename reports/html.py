@@ -84,7 +84,6 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
         tables,
         charts,
         {s.inside(system): seen for s, mine in zip(sections, sights, strict=True) for system, seen in mine.items()},
-        names=len(axes_of(sections)) + 1,
     )
     page = render(
         "report.html.j2",
@@ -149,17 +148,16 @@ def _chapters(words: dict[str, Any], candidate: str) -> dict[str, list[str]]:
 def _tables(sections: Sequence[Section], family: Family, swept: beside.SideBySide | None) -> dict[str, Lines]:
     """The tables that page and document share, by title."""
     axes = axes_of(sections)
+    one, two = len(axes) + 1, len(axes) + 2  # columns that name a system: its name, or its defense and cut
     tables: dict[str, Lines] = {}
     if swept is not None:
-        tables[BESIDE] = ([*axes, *beside.HEADINGS], [line.cells() for line in swept.lines])
-    tables[LEADERBOARD] = (
-        [*axes, *HEADINGS],
-        lines_of(sections, lambda s: [leaderboard_cells(entry) for entry in s.board]),
-    )
+        tables[BESIDE] = Lines([*axes, *beside.HEADINGS], [line.cells() for line in swept.lines], two + 1)
+    board = lines_of(sections, lambda s: [leaderboard_cells(entry) for entry in s.board])
+    tables[LEADERBOARD] = Lines([*axes, *HEADINGS], board, two)
     if family.members:
-        tables[FAMILY] = ([*axes, *FAMILY_HEADINGS], _family_lines(sections, family))
-    tables[COSTS] = ([*axes, *COST_HEADINGS], lines_of(sections, _cost_lines))
-    tables[CLIENT_COSTS] = ([*axes, "system", *CLIENT_HEADINGS], lines_of(sections, _client_lines))
+        tables[FAMILY] = Lines([*axes, *FAMILY_HEADINGS], _family_lines(sections, family), one)
+    tables[COSTS] = Lines([*axes, *COST_HEADINGS], lines_of(sections, _cost_lines), one)
+    tables[CLIENT_COSTS] = Lines([*axes, "system", *CLIENT_HEADINGS], lines_of(sections, _client_lines), one)
     return tables
 
 
