@@ -1,6 +1,8 @@
 """How long a report takes over a large grid, from a record that was never run.
 
-uv run python -m benchmarks.report [CELLS]
+uv run python -m benchmarks.report [CELLS [VARIANTS]]
+
+With VARIANTS it is the one report of a sweep that has so many, and as many cells in all.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from mocosfl_priv.results import (
     SCHEMA_VERSION,
     UNDEFENDED,
     RunRecord,
+    StoredRun,
     image_key,
     victims_key,
 )
-from reports import write_report
+from reports import write_reports
 from reports.comparison import BOTTLENECK, TARESSFL
 
 CELLS = 500
@@ -187,23 +190,32 @@ def _info(grid: Grid) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def grid_of(cells: int) -> Grid:
-    """One that has at least `cells` rows of results, by as many seeds as it takes, three or more."""
+def grid_of(cells: int, least: int = 3) -> Grid:
+    """One that has at least `cells` rows of results, by as many seeds as it takes, `least` or more."""
     of_one_seed = len(Grid(seeds=(0,)).systems) * len(STRENGTH)
-    return Grid(seeds=tuple(range(max(3, -(-cells // of_one_seed)))))
+    return Grid(seeds=tuple(range(max(least, -(-cells // of_one_seed)))))
+
+
+def runs_of(cells: int, variants: int) -> list[StoredRun]:
+    """A run of so many cells, or a sweep of so many variants with a share of them each."""
+    if variants == 0:
+        return [StoredRun({}, synthetic_record(grid_of(cells)))]
+    grid = grid_of(cells // variants, least=1)
+    return [StoredRun({"variant": str(i)}, synthetic_record(grid, seed=i)) for i in range(variants)]
 
 
 def main() -> None:
     """Print how long the report of a record takes."""
-    grid = grid_of(int(sys.argv[1]) if len(sys.argv) > 1 else CELLS)
-    record = synthetic_record(grid)
+    cells, variants = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, CELLS), (2, 0)))
+    runs = runs_of(cells, variants)
     with tempfile.TemporaryDirectory() as folder:
         started, worked = time.perf_counter(), time.process_time()
-        page = write_report(record, Path(folder))
+        page = write_reports(runs, Path(folder))
         seconds, processor = time.perf_counter() - started, time.process_time() - worked
         size = page.stat().st_size / 2**20
     print(
-        f"{len(record.cells)} cells, {len(record.per_image)} images: {seconds:.1f} s ({processor:.1f} s of processor), "
+        f"{sum(len(run.record.cells) for run in runs)} cells, {sum(len(run.record.per_image) for run in runs)} images, "
+        f"{variants or 'no'} variants: {seconds:.1f} s ({processor:.1f} s of processor), "
         f"a page of {size:.1f} MB"
     )
 

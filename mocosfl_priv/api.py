@@ -22,7 +22,7 @@ from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
 from mocosfl_priv.progress import Progress
-from mocosfl_priv.results import Destination, RunRecord, replace_files, write_record
+from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
 from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.folder import SweepFolder
@@ -214,7 +214,20 @@ class SweepResult:
     cells: pd.DataFrame
     runs: Mapping[str, RunResult]
 
+    def report(self) -> Path:
+        """Write one report of all variants into the folder of the sweep; returns the HTML's path."""
+        return report_stored(self.folder)
+
     def require_success(self) -> None:
         """See :meth:`RunResult.require_success`, of all variants."""
         for run in self.runs.values():
             run.require_success()
+
+
+def report_stored(folder: Path) -> Path:
+    """Write the report of a run directory, or of a sweep's folder, into it again; returns the HTML's path."""
+    from reports import write_reports
+
+    runs = read_runs(folder)
+    replace_files(folder, lambda staging: write_reports(runs, staging))
+    return folder / "report.html"

@@ -25,12 +25,13 @@ from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedE
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import Laboratory, fresh_model
+from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 from mocosfl_priv.outcomes import CellResult, SystemResult, Trial, score_attempt, try_attack
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, TrainedExpert
 from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.results import semi_column
+from mocosfl_priv.results import ANALYTIC_COSTS, semi_column
 from mocosfl_priv.seeding import derive_seed, generator
 from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, live_server, seat, visible_to
 from mocosfl_priv.target import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
@@ -38,7 +39,7 @@ from mocosfl_priv.threat import StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
-from mocosfl_priv.training.participants import RemoteParticipants
+from mocosfl_priv.training.participants import RemoteParticipants, rows_per_image
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws, seeded_partition, total_steps
 from mocosfl_priv.training.state import under
 
@@ -153,6 +154,7 @@ class TrainedSystem:
                     for fraction, result in self.utility.semi_supervised.items()
                 },
                 "traffic_bytes": vars(outcome.traffic),
+                "analytic_cost": {name: self.cost[name] for name in ANALYTIC_COSTS},
                 "client_kernel": outcome.kernel,
                 "replay_epochs": outcome.replay_epochs,
             },
@@ -261,8 +263,21 @@ def train_system(
         "training_megabytes": trained.traffic.total / MEBIBYTE,
         "paper_megabytes_per_client": paper.total,
         "training_seconds": seconds,
+        **_analytic_cost(lab, trained.model, prepared.frozen_client),
     }
     return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client, guarantee)
+
+
+def _analytic_cost(lab: Laboratory, model: SplitModel, frozen: bool) -> dict[str, float]:
+    """What an average client would compute in the whole training, and keep of one image, were it a device."""
+    training, client = lab.config.training, model.client
+    rows = rows_per_image(training, frozen) * training.epochs * len(lab.roles[Role.CLIENT_PRIVATE]) / training.clients
+    forward = forward_flops(client, model.image_shape)
+    both = 0 if frozen else training_flops(client, model.image_shape)
+    return {
+        "participation_flops": participation_flops(forward, both, rows=round(rows), frozen=frozen),
+        "client_tensor_bytes": tensor_bytes(client, model.image_shape, frozen),
+    }
 
 
 def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:

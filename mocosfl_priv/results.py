@@ -12,6 +12,9 @@ A run directory holds
     images.safetensors    victims and reconstructions, uint8
     checkpoints/          client, trunk and projector of every trained system, safetensors
 It appears as a whole or not at all.
+
+The folder of a sweep holds a run directory for every variant in ``runs/``, and ``results.csv`` with the rows of all and
+a column for every axis.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ COSTS = [
     "paper_megabytes_per_client",
     "training_seconds",
 ]
+ANALYTIC_COSTS = ["participation_flops", "client_tensor_bytes"]  # of an average client, in run.json
 ATTACK_COSTS = [
     "attack_seconds",
     "attack_peak_megabytes",
@@ -206,6 +210,39 @@ def read_record(folder: Path) -> RunRecord:
         raise
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as it lies on the disk. labels: where it stands on every axis of its sweep; empty without axes."""
+
+    labels: dict[str, str]
+    record: RunRecord
+
+
+def read_runs(folder: Path) -> list[StoredRun]:
+    """Read a run directory, or all variants of a sweep's folder, in the order of its table; ConfigurationError."""
+    if not _is_sweep(folder):
+        return [StoredRun({}, read_record(folder))]
+    columns = pd.read_csv(folder / "results.csv", nrows=0).columns.tolist()
+    axes = columns[: columns.index(CELL_KEYS[0])] if CELL_KEYS[0] in columns else []
+    if not axes:  # a sweep of one experiment
+        found = sorted(path.parent for path in (folder / "runs").glob("*/run.json"))
+        if len(found) != 1:
+            raise ConfigurationError(f"{folder} is a sweep without axes, and holds {len(found)} runs: name one of them")
+        return [StoredRun({}, read_record(found[0]))]
+    points = pd.read_csv(folder / "results.csv", usecols=axes, dtype=str, keep_default_na=False)[axes].drop_duplicates()
+    variants: list[dict[str, str]] = [dict(zip(axes, point, strict=True)) for point in points.to_numpy()]
+    return [StoredRun(labels, read_record(folder / "runs" / variant_name(labels))) for labels in variants]
+
+
+def variant_name(labels: dict[str, str]) -> str:
+    """What a variant of a sweep, and its run directory, is called."""
+    return "_".join(f"{axis}={label}" for axis, label in labels.items())
+
+
+def _is_sweep(folder: Path) -> bool:
+    return not (folder / "run.json").exists() and (folder / "results.csv").is_file() and (folder / "runs").is_dir()
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from mocosfl_priv.results import RunRecord
+from mocosfl_priv.errors import RunFailedError
+from mocosfl_priv.results import RunRecord, StoredRun
 from reports.audit import write_audit_report
 from reports.export import export_tables
 from reports.html import write_training_report
 from reports.run_comparison import compare_runs
+from reports.section import sections_of, variant_title
 
-__all__ = ["compare_runs", "export_tables", "write_report"]
+__all__ = ["compare_runs", "export_tables", "write_report", "write_reports"]
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:
-    """Write the page that suits `record`, its summary and its figures into `folder`; returns the page's path."""
-    return write_audit_report(record, folder) if "audit" in record.info else write_training_report(record, folder)
+    """Write the page that suits `record`, its summary and its figures into `folder`; returns the page's path.
+
+    RunFailedError when no attack succeeded.
+    """
+    return write_reports([StoredRun({}, record)], folder)
+
+
+def write_reports(runs: Sequence[StoredRun], folder: Path) -> Path:
+    """The same as one page for all variants of a sweep; `runs` may be a single run, which then stands alone."""
+    if "audit" in runs[0].record.info:
+        return write_audit_report(runs[0].record, folder)
+    sections = sections_of(runs)
+    if not sections:
+        raise RunFailedError("no attack succeeded, so there is nothing to report")
+    there = [section.labels for section in sections]
+    missing = [variant_title(run.labels) for run in runs if run.labels not in there]
+    return write_training_report(sections, folder, missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -64,3 +64,9 @@ class Chart:
             if mark.axis.bbox.contains(x, y):
                 spots.append(Spot(100 * x / width, 100 * (1 - y / height), mark.text))
         return spots
+
+
+def titled(chart: Chart, name: str) -> Chart:
+    """The same with a name above it, for a chart that stands among others like it."""
+    chart.figure.suptitle(name, x=0.005, horizontalalignment="left", size="medium", weight="bold")
+    return replace(chart, title=f"{name}: {chart.title}")

@@ -75,28 +75,32 @@ class Comparison:
         return "leaks less than" if self.leak.value < 0 else "leaks more than"
 
 
-def compare(record: RunRecord, ours: Key, theirs: Key) -> Comparison:
+def compare(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None = None) -> Comparison:
     """`ours` beside `theirs`, over the seeds that both have.
+
+    other: the run of `theirs`, where that is another one, of the same images.
 
     Under the ensemble where it succeeded on both, else under the worst case over all attacks that did: a worst case
     over other attacks would be another measure.
     """
-    attacks = [name for name in sound_attacks(record, ours) if name in sound_attacks(record, theirs)]
+    both = ((record, ours), (other or record, theirs))
+    succeeded = [sound_attacks(run, key) for run, key in both]
+    attacks = [name for name in succeeded[0] if name in succeeded[1]]
     attacks = [ENSEMBLE] if ENSEMBLE in attacks else attacks
     leak, p_value = None, math.nan
     if attacks:
-        mine, others = paired(*(_closest(of_system(record.per_image, key), attacks) for key in (ours, theirs)))
+        mine, others = paired(*(_closest(of_system(run.per_image, key), attacks) for run, key in both))
         options = bootstrap_options(record)
         found = leak_difference_spread(
             per_seed(mine, "mse"), per_seed(others, "mse"), per_seed(mine, "mse_floor"), groups=groups(mine), **options
         )
         leak, p_value = found.interval(options["confidence"]), found.p_value
-    return Comparison(system_name(*theirs), attacks, leak, p_value, accuracy_difference(record, ours, theirs))
+    return Comparison(system_name(*theirs), attacks, leak, p_value, accuracy_difference(record, ours, theirs, other))
 
 
-def accuracy_difference(record: RunRecord, ours: Key, theirs: Key) -> Interval:
-    """Linear-probe accuracy of one system minus that of another."""
-    mine, others = paired(*(of_system(record.probe, key) for key in (ours, theirs)))
+def accuracy_difference(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None = None) -> Interval:
+    """Linear-probe accuracy of one system minus that of another. other: as for :func:`compare`."""
+    mine, others = paired(of_system(record.probe, ours), of_system((other or record).probe, theirs))
     return mean_interval(
         differences(mine, "linear", others, "linear"), groups=groups(mine), **bootstrap_options(record)
     )
@@ -122,8 +126,9 @@ def systems_of(record: RunRecord, *, origin: str | None = None, label: str | Non
     """
     origins = {plugin["label"]: plugin["origin"] for plugin in record.info["plugins"]["defenses"]}
     keys: list[Key] = list(record.cells[GROUP].drop_duplicates().itertuples(index=False, name=None))
+    trained = set(record.probe[GROUP].drop_duplicates().itertuples(index=False, name=None))
     asked = [key for key in keys if origin in (None, origins[key[0]]) and label in (None, key[0])]
-    return [key for key in asked if len(of_system(record.probe, key))]
+    return [key for key in asked if key in trained]
 
 
 def concerns(flag: dict[str, Any], key: Key) -> bool:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.results import RunRecord
+from mocosfl_priv.results import StoredRun
+from reports.client_costs import cost_columns
 from reports.markup import as_latex, as_markdown
 from reports.paper_tables import paper_tables
+from reports.per_image import GROUP
+from reports.section import stacked
 
 FORMATS = ("csv", "parquet", "latex", "markdown")
 
 
-def export_tables(record: RunRecord, files: Mapping[str, Path]) -> None:
-    """Write `record` to files by format: csv has a row per cell, parquet a row per victim and cell, latex and markdown
-    the tables that papers print.
+def export_tables(runs: Sequence[StoredRun], files: Mapping[str, Path]) -> None:
+    """Write a run, or the variants of a sweep, to files by format: csv has a row per cell, with what a client of its
+    system costs, parquet a row per victim and cell, latex and markdown the tables that papers print.
 
     ConfigurationError if there is nothing to write, RunFailedError if a file cannot be written.
     """
     if not files:
         raise ConfigurationError(f"nothing to export: name a file with {', '.join('--' + form for form in FORMATS)}")
-    if "audit" in record.info and {"latex", "markdown"} & set(files):
+    if "audit" in runs[0].record.info and {"latex", "markdown"} & set(files):
         raise ConfigurationError("an audit has no table of the papers; --csv and --parquet export it")
     try:
         for form, path in files.items():
-            _write(record, form, path)
+            _write(runs, form, path)
     except OSError as error:
         raise RunFailedError(f"{error.filename or 'a file'} could not be written: {error.strerror or error}") from error
 
 
-def _write(record: RunRecord, form: str, path: Path) -> None:
+def _write(runs: Sequence[StoredRun], form: str, path: Path) -> None:
     if form == "csv":
-        record.cells.to_csv(path, index=False)
+        stacked(runs, _cells).to_csv(path, index=False)
     elif form == "parquet":
-        record.per_image.to_parquet(path, index=False)
+        stacked(runs, lambda run: run.record.per_image.copy()).to_parquet(path, index=False)
     else:
-        tables = paper_tables(record)
+        tables = paper_tables(runs)
         path.write_text(as_latex(tables) if form == "latex" else as_markdown(tables), encoding="utf-8")
+
+
+def _cells(run: StoredRun) -> pd.DataFrame:
+    return pd.concat([run.record.cells, cost_columns(run.record, run.record.cells[GROUP])], axis=1)

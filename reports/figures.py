@@ -18,6 +18,7 @@ from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord
 from reports.chart import Chart, Mark
 from reports.per_image import GROUP
+from reports.side_by_side import Line
 from reports.summary import SummaryRow, headline_rows
 
 matplotlib.use("Agg")
@@ -28,6 +29,8 @@ LOWEST_SHOWN_LEAK = -0.5  # an attack that is worse than guessing by far would s
 MARKERS = "osD^vPX*<>ph"
 LineStyle = Literal["-", "--", ":", "-."]
 LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
+COLOURS_TOLD_APART = 10
+LEGEND_COLUMNS, LONG_LEGEND_COLUMNS, LEGEND_LINE = 6, 3, 0.25  # under a figure; of long names; inches
 LEAK_LABEL = "leak ratio R  (1: perfect reconstruction, 0: blind guess)"
 
 
@@ -52,7 +55,12 @@ def tradeoff(rows: list[SummaryRow]) -> Chart:
     """
     cuts = sorted({row.cut_layer for row in rows})
     colours, markers = _colours(row.defense for row in rows), _markers(row.target_fraction for row in rows)
-    figure = Figure(figsize=(12.5, 0.7 + 4.1 * len(cuts)), layout="constrained")
+    # as many colours as that nobody tells apart: a number beside each mark says which it is
+    numbers = {name: str(place) for place, name in enumerate(colours, 1)} if len(colours) > COLOURS_TOLD_APART else {}
+    named = {f"{numbers[name]}  {name}" if numbers else name: colour for name, colour in colours.items()}
+    handles = [*_colour_handles(named), *_marker_handles(markers, "{:.3g} % target data", 100)]
+    lines = -(-len(handles) // LEGEND_COLUMNS)
+    figure = Figure(figsize=(12.5, 0.7 + LEGEND_LINE * lines + 4.1 * len(cuts)), layout="constrained")
     axes = figure.subplots(len(cuts), 2, squeeze=False, sharey="row")
     marks: list[Mark] = []
     panels: list[tuple[str, Callable[[SummaryRow], Interval]]] = [
@@ -70,6 +78,9 @@ def tradeoff(rows: list[SummaryRow]) -> Chart:
                     marker=markers[row.target_fraction], markersize=9, markeredgecolor="white", linewidth=1.1, zorder=3,
                 )  # fmt: skip
                 marks.append(Mark(axis, x.value, 100 * y.value, _numbers(row)))
+                if numbers:
+                    axis.annotate(numbers[row.defense], (x.value, 100 * y.value), (5, 5), textcoords="offset points",
+                                  fontsize=9, annotation_clip=True, zorder=4)  # fmt: skip
             untrained = [100 * row.linear_untrained for row in mine]
             axis.axhspan(min(untrained), max(untrained), facecolor="0.85", edgecolor="0.45", linestyle="--", zorder=0)
             axis.set_xlabel(label if cut == cuts[-1] else "")
@@ -78,10 +89,7 @@ def tradeoff(rows: list[SummaryRow]) -> Chart:
         low = min(row.leak_ratio.low for row in mine)
         line[0].set_xlim(min(-0.1, max(LOWEST_SHOWN_LEAK, low - 0.05)), 1.03)
         line[0].axvline(0, color="0.45", linestyle=":", linewidth=1)
-    figure.legend(
-        handles=[*_colour_handles(colours), *_marker_handles(markers, "{:.3g} % target data", 100)],
-        loc="outside right upper", frameon=False, fontsize="small",
-    )  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize="small")
     return Chart(
         figure,
         "Linear-probe accuracy against leak ratio and SSIM, per cut layer",
@@ -190,6 +198,47 @@ def leak_ladder(rows: list[SummaryRow]) -> Chart:
     )
 
 
+def along_axes(lines: Sequence[Line]) -> Chart:
+    """R, accuracy and traffic of every system in every variant of a sweep: a line of marks per variant."""
+    systems = list(dict.fromkeys(line.row.system for line in lines))
+    variants = list(dict.fromkeys(line.section.name for line in lines))
+    colours, markers = _colours(variants), dict(zip(variants, cycle(MARKERS), strict=False))
+    height = 1.3 + (0.25 + 0.2 * len(variants)) * len(systems) + LEGEND_LINE * -(-len(variants) // LONG_LEGEND_COLUMNS)
+    figure = Figure(figsize=(12.5, height), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    marks: list[Mark] = []
+    for line in lines:
+        row, name = line.row, line.section.name
+        y = systems.index(row.system) + 0.8 * ((variants.index(name) + 0.5) / len(variants) - 0.5)
+        for axis, interval, scale in ((axes[0], row.leak_ratio, 1.0), (axes[1], row.linear, 100.0)):
+            axis.errorbar(scale * interval.value, y, xerr=whiskers(interval, scale), fmt=markers[name],
+                          color=colours[name], markersize=7, linewidth=1.2)  # fmt: skip
+            marks.append(Mark(axis, scale * interval.value, y, f"{name}: {_numbers(row)}"))
+        traffic = row.cost["training_megabytes"]
+        axes[2].plot(traffic, y, markers[name], color=colours[name], markersize=7)
+        marks.append(Mark(axes[2], traffic, y, f"{name}: {row.system}, {traffic:,.1f} MB"))
+    for axis, label in zip(axes, ("leak ratio R", "linear probe accuracy (%)", "training traffic (MB)"), strict=True):
+        axis.set_xlabel(label)
+        axis.grid(visible=False, axis="y")
+        for boundary in range(1, len(systems)):
+            axis.axhline(boundary - 0.5, color="0.88", linewidth=1)
+    axes[0].set_yticks(range(len(systems)), systems)
+    axes[0].set_ylim(len(systems) - 0.5, -0.5)
+    lowest = min(line.row.leak_ratio.value for line in lines)
+    axes[0].set_xlim(min(-0.15, max(LOWEST_SHOWN_LEAK, lowest - 0.05)), 1.02)
+    axes[2].set_xlim(left=0)
+    handles = [Line2D([], [], color=colours[name], marker=markers[name], linestyle="", label=name) for name in variants]
+    figure.legend(handles=handles, loc="outside lower center", ncols=LONG_LEGEND_COLUMNS, frameon=False,
+                  fontsize="small")  # fmt: skip
+    return Chart(
+        figure,
+        "Leak ratio, accuracy and traffic of every system in every variant",
+        "Each system under its headline attack, bars are intervals. From left to right: what leaks, what the features "
+        "are worth, and what all clients send and receive.",
+        marks,
+    )
+
+
 def training_curves(training: pd.DataFrame) -> Chart:
     """Loss and validation kNN over training, a thin line per seed."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -256,8 +305,8 @@ def _numbers(row: SummaryRow) -> str:
 def _colours(names: Iterator[str] | Sequence[str] | pd.Series) -> dict[str, Any]:
     """A colour per name; those that colour-blind readers tell apart while they last."""
     distinct = list(dict.fromkeys(names))
-    return dict(zip(distinct, sns.color_palette("colorblind" if len(distinct) <= 10 else "husl", len(distinct)),
-                    strict=True))  # fmt: skip
+    palette = "colorblind" if len(distinct) <= COLOURS_TOLD_APART else "husl"
+    return dict(zip(distinct, sns.color_palette(palette, len(distinct)), strict=True))
 
 
 def _markers(values: Iterator[float]) -> dict[float, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from mocosfl_priv.results import RunRecord
 
 EXPLANATIONS = {
     "attack-failed": (
@@ -55,9 +54,9 @@ class ExplainedFlag:
     sentences: list[str]
 
 
-def explained_flags(record: RunRecord) -> list[ExplainedFlag]:
-    """The flags of a run by kind, in their order."""
+def explained_flags(flags: Sequence[Mapping[str, str]]) -> list[ExplainedFlag]:
+    """Flags as run.json has them, by kind, in their order."""
     kinds: dict[str, list[str]] = {}
-    for flag in record.info["flags"]:
+    for flag in flags:
         kinds.setdefault(flag["name"], []).append(flag["sentence"])
     return [ExplainedFlag(name, EXPLANATIONS.get(name, ""), sentences) for name, sentences in kinds.items()]

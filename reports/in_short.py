@@ -9,6 +9,7 @@ from reports.pictures import VICTIMS
 from reports.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
 from reports.words import finding, percent, points, undecided
 
+QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
 PRICES = {
     "smashed_bytes_per_image": "bytes sent per image",
     "client_flops": "client FLOPs per image",
@@ -17,16 +18,17 @@ PRICES = {
 
 
 def in_short(record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family) -> dict[str, str]:
-    """One sentence or two by question."""
+    """One sentence or two by question, of `QUESTIONS`."""
     undefended = [entry for entry in board if entry.family == UNDEFENDED]
     defended = [entry for entry in board if entry.family != UNDEFENDED and not entry.row.blind]
     best = next((entry for entry in sorted(defended, key=_leak) if entry.matched and not entry.missing), None)
-    return {
-        "What leaks": _what(rows, undefended, best, bool(defended)),
-        "To whom": _whom(record),
-        "How sure": _sure(record, rows, family),
-        "At what price": _price(undefended, best, bool(defended)),
-    }
+    answers = (
+        _what(rows, undefended, best, bool(defended)),
+        _whom(record),
+        _sure(record, rows, family),
+        _price(undefended, best, bool(defended)),
+    )
+    return dict(zip(QUESTIONS, answers, strict=True))
 
 
 def _leak(entry: Entry) -> float:

@@ -19,7 +19,7 @@ def render(template: str, **context: object) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["compact"] = _compact
+    environment.filters["compact"] = compact
     return environment.get_template(template).render(**context)
 
 
@@ -38,14 +38,18 @@ class PlacedChart:
     spots: list[Spot]
 
 
-def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, PlacedChart]:
-    """Write each chart as PNG and SVG into the new or existing `folder`; returns them for the page."""
+def save_charts(charts: Mapping[str, Chart], folder: Path, *, vectors: bool = True) -> dict[str, PlacedChart]:
+    """Write each chart as PNG, and with `vectors` as SVG, into the new or existing `folder`.
+
+    Returns them for the page.
+    """
     folder.mkdir(exist_ok=True)
     placed = {}
     for stem, chart in charts.items():
         png = chart.png()
         (folder / f"{stem}.png").write_bytes(png)
-        (folder / f"{stem}.svg").write_bytes(chart.svg())
+        if vectors:
+            (folder / f"{stem}.svg").write_bytes(chart.svg())
         placed[stem] = PlacedChart(chart.title, chart.caption, data_uri(png), chart.spots())
     return placed
 
@@ -54,15 +58,19 @@ def save_pictures(pictures: Mapping[str, bytes], folder: Path) -> None:
     """Write each PNG into the new or existing `folder`, under a file name made from its own."""
     folder.mkdir(exist_ok=True)
     for name, png in pictures.items():
-        safe = "".join(c if c.isalnum() else "_" for c in name)
-        (folder / f"{safe}.png").write_bytes(png)
+        (folder / f"{file_name(name)}.png").write_bytes(png)
+
+
+def file_name(name: str) -> str:
+    """A name that every file system takes."""
+    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def _source(template: str) -> str:
     return files("reports").joinpath(template).read_text(encoding="utf-8")
 
 
-def _compact(value: float) -> str:
+def compact(value: float) -> str:
     """1234567 as 1.23 M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mocosfl_priv.evaluation.statistics import Interval
-from mocosfl_priv.results import UNDEFENDED, RunRecord
+from mocosfl_priv.results import UNDEFENDED, RunRecord, StoredRun
 from reports import published
+from reports.client_costs import HEADINGS, client_costs, methods_of
 from reports.comparison import TARESSFL
 from reports.markup import Table
 from reports.published import Published
-from reports.summary import SummaryRow, headline_rows, summarise
+from reports.summary import SummaryRow, headline_rows, key_of, summarise
 
 NOT_PUBLISHED = "–"
 
 
-def paper_tables(record: RunRecord) -> list[Table]:
-    """Accuracy, attack and communication; each where the run has something for it."""
+def paper_tables(runs: Sequence[StoredRun]) -> list[Table]:
+    """Accuracy, attack, communication, and what a client costs; each where a run has something for it.
+
+    runs: one, or the variants of a sweep, which then stand in one table with a column per axis.
+    """
+    of_runs = [(list(run.labels.values()), _of_run(run.record)) for run in runs]
+    merged = []
+    for kind in zip(*(tables for _, tables in of_runs), strict=True):
+        lines = [[*labels, *line] for (labels, _), table in zip(of_runs, kind, strict=True) for line in table.lines]
+        notes = " ".join(dict.fromkeys(table.note for table in kind if table.lines))
+        if lines:
+            merged.append(Table(kind[0].title, [*runs[0].labels, *kind[0].headings], lines, notes))
+    return merged
+
+
+def _of_run(record: RunRecord) -> list[Table]:
     rows = headline_rows(summarise(record))
-    tables = [_accuracies(record, rows), _attacks(record, rows), _communication(record, rows)]
-    return [table for table in tables if table.lines]
+    return [
+        _accuracies(record, rows),
+        _attacks(record, rows),
+        _defenses(record, rows),
+        _communication(record, rows),
+        _client(record, rows),
+    ]
 
 
 def _accuracies(record: RunRecord, rows: list[SummaryRow]) -> Table:
@@ -78,6 +100,33 @@ def _attacks(record: RunRecord, rows: list[SummaryRow]) -> Table:
     )  # fmt: skip
 
 
+def _defenses(record: RunRecord, rows: list[SummaryRow]) -> Table:
+    """As ResSFL's table of baselines; empty where only what stands in the other tables was run."""
+    others = {_origin(record, row) for row in rows} - {UNDEFENDED, TARESSFL}
+    lines = [
+        [
+            row.defense,
+            _method(row),
+            f"{100 * row.target_fraction:.3g}",
+            _interval(row.linear, 100, 2),
+            _interval(row.metrics["mse"], 1, 4),
+            f"{row.mse_floor:.4f}",
+            _interval(row.similarity, 1, 3),
+            _interval(row.leak_ratio, 1, 3),
+            row.attack,
+        ]
+        for row in rows
+        if others
+    ]
+    return Table(
+        "Defenses: accuracy (%), MSE and SSIM of the attack",
+        ["defense", "method", "target data (%)", "accuracy", "MSE", "MSE floor", "SSIM", "R", "our attack"],
+        lines,
+        f"{_brackets(record)} The numbers of ResSFL's table of baselines (CVPR 2022) were not at hand; its clients "
+        "train with labels.",
+    )
+
+
 def _communication(record: RunRecord, rows: list[SummaryRow]) -> Table:
     """As the table on what a client sends."""
     lines = []
@@ -91,6 +140,18 @@ def _communication(record: RunRecord, rows: list[SummaryRow]) -> Table:
         ["system", "one client, paper's accounting", "published", "all clients, counted at the messages"],
         lines,
         "Published: 200 epochs and 50 images per client, so a shorter run or larger clients have other numbers.",
+    )
+
+
+def _client(record: RunRecord, rows: list[SummaryRow]) -> Table:
+    """What no paper's table has: all costs of a client, measured or not."""
+    costs = {row.system: client_costs(record, key_of(row)) for row in rows}
+    methods = [f"{heading}: {'; '.join(how)}" for heading, how in methods_of(list(costs.values())).items()]
+    return Table(
+        "Cost of an average client, whole training",
+        ["system", *HEADINGS],
+        [[system, *(cost.text for cost in mine.values())] for system, mine in costs.items()],
+        f"{'. '.join(methods)}.",
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mocosfl_priv.results import RunRecord, image_key, victims_key
 from reports.per_image import GROUP, closest_attacks, image_leaks, of_system
-from reports.summary import SummaryRow
+from reports.summary import SummaryRow, key_of
 
 VICTIMS = "test"
 STRIP_IMAGES = 10
@@ -74,7 +74,7 @@ def worst_sights(record: RunRecord, row: SummaryRow) -> list[Sight]:
     Evenly spaced in the order of their own leak ratio. For the worst case each under the attack that came closest.
     """
     seed = record.info["seeds"][0]
-    values = of_system(record.per_image, tuple(getattr(row, name) for name in GROUP))
+    values = of_system(record.per_image, key_of(row))
     values = values[values["seed"] == seed]
     if row.is_worst_case:
         blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}

@@ -1,19 +1,21 @@
-"""Two runs side by side: paired where they attacked the same victims with the same seeds, else saying why not."""
+"""Two runs, or two sweeps: paired where they attacked the same victims with the same seeds, else saying why not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
+from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.multiple_comparisons import family_wise_statement, holm
 from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, Spread, leak_difference_spread
-from mocosfl_priv.results import RunRecord
-from reports.per_image import GROUP, Key, bootstrap_options, groups, of_system, paired, per_seed
-from reports.summary import SummaryRow, summarise, system_name
+from mocosfl_priv.results import RunRecord, StoredRun
+from reports.per_image import Key, bootstrap_options, groups, of_system, paired, per_seed
+from reports.section import variant_title
+from reports.summary import SummaryRow, key_of, summarise, system_name
 
 DIFFERENCES_SHOWN = 12
 NOT_SHOWN = "no difference shown"
@@ -21,10 +23,11 @@ NOT_SHOWN = "no difference shown"
 
 @dataclass(frozen=True)
 class Line:
-    """One system under one attack in both runs. difference: R of the second minus R of the first, None where they are
-    not paired, and `adjusted_p` then NaN.
+    """One system under one attack in both runs. labels: of the variant, where the runs are sweeps. difference: R of the
+    second minus R of the first, None where they are not paired, and `adjusted_p` then NaN.
     """
 
+    labels: Mapping[str, str]
     system: str
     attack: str
     first: Interval
@@ -39,49 +42,99 @@ class Line:
         difference = self.difference
         change = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "–"
         p_value = "–" if math.isnan(self.adjusted_p) else f"{self.adjusted_p:.4f}"
-        return [self.system, self.attack, *shown, change, p_value, self.finding]
+        return [*self.labels.values(), self.system, self.attack, *shown, change, p_value, self.finding]
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """unpaired: why nothing is paired, empty if it is. notes: what else differs between the runs, in words."""
+    """axes: of sweeps. unpaired: why nothing is paired, empty if something is. notes: what else differs, in words."""
 
-    headings: ClassVar = [
-        "system", "attack", "R of the first", "R of the second", "second minus first", "p of all (Holm)", "finding",
-    ]  # fmt: skip
-
+    axes: list[str]
     lines: list[Line]
     unpaired: str
     statement: str
     notes: list[str]
 
+    @property
+    def headings(self) -> list[str]:
+        """Of the lines."""
+        return [*self.axes, "system", "attack", "R of the first", "R of the second", "second minus first",
+                "p of all (Holm)", "finding"]  # fmt: skip
 
-def compare_runs(first: RunRecord, second: RunRecord) -> RunComparison:
-    """Every system and attack that both have. The order of `first`."""
-    unpaired = _why_unpaired(first, second)
-    options = bootstrap_options(first)
-    ours, theirs = _by_cell(summarise(first)), _by_cell(summarise(second))
-    common = [key for key in ours if key in theirs]
-    spreads = {key: None if unpaired else _difference(first, second, key, options) for key in common}
-    adjusted = iter(holm([spread.p_value for spread in spreads.values() if spread is not None]))
-    lines = []
-    for key, spread in spreads.items():
-        adjusted_p = next(adjusted) if spread is not None else math.nan
-        lines.append(
-            Line(
-                system=system_name(*key[0]),
-                attack=key[1],
-                first=ours[key].leak_ratio,
-                second=theirs[key].leak_ratio,
-                difference=spread.interval(options["confidence"]) if spread is not None else None,
-                adjusted_p=adjusted_p,
-                finding=_finding(spread, adjusted_p, options["confidence"]),
-            )
+
+@dataclass(frozen=True)
+class _Found:
+    """A system and attack that both runs have, before all are judged together."""
+
+    labels: Mapping[str, str]
+    key: tuple[Key, str]
+    first: SummaryRow
+    second: SummaryRow
+    spread: Spread | None
+
+
+def compare_runs(first: Sequence[StoredRun], second: Sequence[StoredRun]) -> RunComparison:
+    """Every system and attack that both have, in the order of `first`: of runs, or of sweeps variant by variant.
+
+    Raises ConfigurationError for sweeps with other axes.
+    """
+    axes, others = (list(runs[0].labels) for runs in (first, second))
+    if axes != others:
+        said = [f"axes {', '.join(names)}" if names else "no axes" for names in (axes, others)]
+        raise ConfigurationError(
+            f"the first has {said[0]} and the second {said[1]}, so their variants do not correspond"
         )
+    pairs = [(one, other) for one in first for other in second if one.labels == other.labels]
+    reasons = [_why_unpaired(one.record, other.record) for one, other in pairs]
+    found = [
+        each for pair, reason in zip(pairs, reasons, strict=True) for each in _common(*pair, unpaired=bool(reason))
+    ]
+    confidence = bootstrap_options(first[0].record)["confidence"]
+    adjusted = iter(holm([each.spread.p_value for each in found if each.spread is not None]))
+    lines = [_line(each, next(adjusted) if each.spread is not None else math.nan, confidence) for each in found]
     tested = [line for line in lines if line.difference is not None]
-    found = sum(line.finding != NOT_SHOWN for line in tested)
-    statement = family_wise_statement(found, len(tested), options["confidence"])
-    return RunComparison(lines, unpaired, statement, list(_notes(first, second)))
+    shown = sum(line.finding != NOT_SHOWN for line in tested)
+    notes = [
+        f"{variant_title(one.labels)}: {note}" if axes else note
+        for (one, other), reason in zip(pairs, reasons, strict=True)
+        for note in (*([f"Not paired: {reason}."] if reason and axes else []), *_notes(one.record, other.record))
+    ]
+    return RunComparison(
+        axes,
+        lines,
+        "; ".join(dict.fromkeys(reasons)) if reasons and all(reasons) else "",
+        family_wise_statement(shown, len(tested), confidence),
+        [*notes, *_only_one(first, second, "first"), *_only_one(second, first, "second")],
+    )
+
+
+def _common(one: StoredRun, other: StoredRun, unpaired: bool) -> Iterator[_Found]:
+    """What two runs have in common."""
+    ours, theirs = _by_cell(summarise(one.record)), _by_cell(summarise(other.record))
+    options = bootstrap_options(one.record)
+    for key, row in ours.items():
+        if key in theirs:
+            spread = None if unpaired else _difference(one.record, other.record, key, options)
+            yield _Found(one.labels, key, row, theirs[key], spread)
+
+
+def _line(found: _Found, adjusted_p: float, confidence: float) -> Line:
+    return Line(
+        labels=found.labels,
+        system=system_name(*found.key[0]),
+        attack=found.key[1],
+        first=found.first.leak_ratio,
+        second=found.second.leak_ratio,
+        difference=found.spread.interval(confidence) if found.spread is not None else None,
+        adjusted_p=adjusted_p,
+        finding=_finding(found.spread, adjusted_p, confidence),
+    )
+
+
+def _only_one(runs: Sequence[StoredRun], others: Sequence[StoredRun], which: str) -> list[str]:
+    known = [run.labels for run in others]
+    missing = [variant_title(run.labels) for run in runs if run.labels not in known]
+    return [f"Only the {which} has: {'; '.join(missing)}."] if missing else []
 
 
 def _finding(spread: Spread | None, adjusted_p: float, confidence: float) -> str:
@@ -94,11 +147,7 @@ def _finding(spread: Spread | None, adjusted_p: float, confidence: float) -> str
 
 def _by_cell(rows: list[SummaryRow]) -> dict[tuple[Key, str], SummaryRow]:
     """Single attacks only: a worst case over other attacks would be another measure."""
-    return {
-        (tuple(getattr(row, name) for name in GROUP), row.attack): row
-        for row in rows
-        if not row.blind and not row.is_worst_case
-    }
+    return {(key_of(row), row.attack): row for row in rows if not row.blind and not row.is_worst_case}
 
 
 def _why_unpaired(first: RunRecord, second: RunRecord) -> str:
@@ -129,7 +178,7 @@ def _of_attack(frame: pd.DataFrame, attack: str) -> pd.DataFrame:
 def _notes(first: RunRecord, second: RunRecord) -> Iterator[str]:
     """Floors, settings and code that differ; what only one of the runs has."""
     floors = [record.per_image["mse_floor"].mean() for record in (first, second)]
-    if not math.isclose(*floors, rel_tol=1e-6):
+    if not any(map(math.isnan, floors)) and not math.isclose(*floors, rel_tol=1e-6):
         yield f"The floors differ ({floors[0]:.4f} and {floors[1]:.4f}): R is relative to another blind guess."
     changed = sorted(_changed(first.info["config"], second.info["config"]))
     if changed:

@@ -13,6 +13,7 @@ from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, me
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
 from reports.per_image import (
     GROUP,
+    Key,
     bootstrap_options,
     closest_attacks,
     differences,
@@ -93,6 +94,11 @@ def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
     """A defense with where and on how much target data it stands."""
     target = f", {100 * target_fraction:.3g} % target data" if target_fraction > 0 else ""
     return f"{defense} (cut {cut_layer}{target})"
+
+
+def key_of(row: SummaryRow) -> Key:
+    """The system of a row, as tables name it."""
+    return tuple(getattr(row, name) for name in GROUP)
 
 
 def summarise(record: RunRecord) -> list[SummaryRow]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mocosfl_priv.config import ExperimentConfig, load_config, parse_config, read_document
+from mocosfl_priv.config import ExperimentConfig, parse_config, read_document
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.scale import scaled
+from mocosfl_priv.sweep.document import load_sweep
 
 
 def at_scale(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -19,7 +20,13 @@ PAPER = sorted((Path(__file__).parents[1] / "configs" / "paper").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_a_paper_configuration_is_small_at_scale_tiny_and_keeps_what_it_studies(path: Path) -> None:
-    full, small = load_config(path), at_scale(path)
+    full, small = (load_sweep(path, scale=scale).variants for scale in (None, "tiny"))
+    assert [variant.labels for variant in full] == [variant.labels for variant in small]
+    for one, other in zip(full, small, strict=True):
+        assert_small(one.config, other.config)
+
+
+def assert_small(full: ExperimentConfig, small: ExperimentConfig) -> None:
     assert full.data.dataset == "cifar10" and full.training.epochs == 200 and len(full.seeds) >= 3
     assert small.data.dataset == "photos" and small.training.epochs == 1 and small.threat.steps == 20
     for kept in ("cut_layers", "target_fractions"):

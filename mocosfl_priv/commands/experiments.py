@@ -128,6 +128,8 @@ def sweep(
         print_table(run)
         print(f"\nrun: {out / 'runs' / name}\n")
     print(f"table of all:  {out / 'results.csv'}")
+    if planned.document.variants[0].labels and (result.cells["failure"] == "").any():
+        print(f"report of all: {result.report()}")
     result.require_success()
 
 

@@ -18,29 +18,28 @@ app = typer.Typer()
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run directory.")],
+    folder: Annotated[Path, typer.Argument(help="A run directory, or the folder of a sweep.")],
     debug: DebugOption = False,
 ) -> None:
-    """Write the report of a stored run again."""
-    from mocosfl_priv.results import read_record, replace_files
-    from reports import write_report
+    """Write the report of a stored run again, or one report of all variants of a sweep."""
+    from mocosfl_priv.api import report_stored
 
-    record = read_record(folder)
-    replace_files(folder, lambda staging: write_report(record, staging))
-    print(folder / "report.html")
+    print(report_stored(folder))
 
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory, or a sweep's folder.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
     debug: DebugOption = False,
 ) -> None:
-    """Compare two runs: paired where they attacked the same victims with the same seeds, else saying why not."""
-    from mocosfl_priv.results import read_record
+    """Compare two runs, or two sweeps variant by variant: paired where they attacked the same victims with the same
+    seeds, else saying why not.
+    """
+    from mocosfl_priv.results import read_runs
     from reports import compare_runs
 
-    found = compare_runs(read_record(first), read_record(second))
+    found = compare_runs(read_runs(first), read_runs(second))
     if not found.lines:
         print("no system was attacked by the same attack in both runs, so there is nothing to compare")
     else:
@@ -57,7 +56,7 @@ def compare(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a sweep's folder.")],
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per cell.")] = None,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per victim and cell.")] = None,
     latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Tables as papers print them.")] = None,
@@ -65,12 +64,12 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """Write a stored run's tables to files, those of the papers beside the published numbers."""
-    from mocosfl_priv.results import read_record
+    from mocosfl_priv.results import read_runs
     from reports import export_tables
 
     asked = {"csv": csv, "parquet": parquet, "latex": latex, "markdown": markdown}
     files = {form: path for form, path in asked.items() if path is not None}
-    export_tables(read_record(folder), files)
+    export_tables(read_runs(folder), files)
     for path in files.values():
         print(path)
 

@@ -5,6 +5,7 @@ Every line says how it came about. The paper's own accounting (Li et al., ICLR 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mocosfl_priv.deployment.reception import Account
 from mocosfl_priv.device.accounting import paper_traffic
+from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 
 NOT_MEASURED = "not measured"
@@ -25,7 +24,6 @@ COLUMNS = ["client", "quantity", "value", "unit", "method"]
 EVERYBODY, PAPER = "mean", "paper"  # in the column `client`: of the devices; the paper's accounting
 CLIENT_OF_THE_TABLE = (EVERYBODY, PAPER)  # what a terminal shows
 PERCENTILES = (50, 90, 99)
-COPIES = 4  # of the parameters: online and momentum model, optimiser, gradient
 
 
 @dataclass(frozen=True)
@@ -63,46 +61,10 @@ class ClientFigures:
         )
 
     def flops(self, drawn: int) -> int:
-        """Of a client that has drawn so many images: queries and keys forward, queries backward.
-
-        A device computes the forward pass of its queries a second time with their gradient, since it keeps none of it.
-        """
-        queries = keys = self.rows_per_image * drawn
-        if self.frozen:
-            return (queries + keys) * self.forward_flops
-        return queries * (self.forward_flops + self.training_flops) + keys * self.forward_flops
-
-
-def training_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Floating-point operations of a forward and a backward pass of one image, by torch's counter."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with FlopCounterMode(display=False) as counter:
-        parameters = list(module.parameters())
-        torch.autograd.grad(module(torch.zeros(1, *input_shape, device=device)).sum(), parameters, allow_unused=True)
-    return int(counter.get_total_flops())
-
-
-def tensor_bytes(module: nn.Module, input_shape: Sequence[int], frozen: bool) -> int:
-    """Bytes of tensors that one image needs, by what autograd keeps: parameters, their copies, and activations.
-
-    Frozen: one copy of the parameters and the two largest neighbouring maps, of which nothing is kept.
-    """
-    parameters = 4 * count_parameters(module)
-    image = torch.zeros(1, *input_shape, device=next((p.device for p in module.parameters()), None))
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        smashed = module(image)
-    if frozen:
-        largest = sorted((size for place, size in kept.items() if place not in own), reverse=True)
-        return parameters + sum(largest[:2])
-    activations = sum(size for place, size in kept.items() if place not in own)
-    return COPIES * parameters + activations + smashed.numel() * smashed.element_size()
+        """Of a client that has drawn so many images."""
+        return participation_flops(
+            self.forward_flops, self.training_flops, rows=self.rows_per_image * drawn, frozen=self.frozen
+        )
 
 
 def device_record(
@@ -215,6 +177,16 @@ def _paper_lines(figures: ClientFigures) -> list[Line]:
         (PAPER, "communication", paper.total, "MB (2^20)", how),
         (PAPER, "smashed", paper.smashed, "MB (2^20)", how),
         (PAPER, "weights", paper.weights, "MB (2^20)", how),
+    ]
+
+
+def cost_lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of single devices as JSON, for reports; `value` is None where nothing was measured."""
+    figures = ClientFigures(**record["figures"])
+    lines = [line for device in record["clients"] for line in _device_lines(device, figures)]
+    return [
+        dict(zip(COLUMNS, (name, quantity, None if math.isnan(value) else value, unit, how), strict=True))
+        for name, quantity, value, unit, how in lines
     ]
 
 

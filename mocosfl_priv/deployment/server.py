@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mocosfl_priv.data.roles import Role
-from mocosfl_priv.deployment.cost import ClientFigures, device_record
+from mocosfl_priv.deployment.cost import ClientFigures, cost_lines, device_record
 from mocosfl_priv.deployment.deployment import Deployment, require_runs_on_devices
 from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
@@ -100,6 +100,7 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
         "simulated": training.clients - len(remote),
     }
     record.info["devices"] = device_record(deployment.reception.accounts, deployment.participants.drawn, figures, terms)
+    record.info["device_costs"] = cost_lines(record.info["devices"])
     return record
 
 

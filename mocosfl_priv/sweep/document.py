@@ -31,7 +31,7 @@ from mocosfl_priv.config import (
     with_overrides,
 )
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.results import COLUMNS
+from mocosfl_priv.results import COLUMNS, variant_name
 from mocosfl_priv.scale import scaled
 
 AXES = "axes"
@@ -85,7 +85,7 @@ def load_sweep(
     variants = []
     for point in itertools.product(*(settings.items() for settings in axes.values())):
         labels = {axis: label for axis, (label, _) in zip(axes, point, strict=True)}
-        name = "_".join(f"{axis}={label}" for axis, label in labels.items())
+        name = variant_name(labels)
         config = document
         for axis, (label, settings) in zip(axes, point, strict=True):
             config = with_overrides(config, settings, f"{AXES}.{axis}.{label}")

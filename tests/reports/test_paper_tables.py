@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.report import Grid, synthetic_record
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.results import RunRecord
+from mocosfl_priv.results import RunRecord, StoredRun
 from reports.export import export_tables
 from reports.markup import Table, as_latex, as_markdown
 from reports.paper_tables import paper_tables
@@ -24,8 +24,12 @@ def cifar() -> RunRecord:
     return record
 
 
+def tables_of(record: RunRecord) -> list[Table]:
+    return paper_tables([StoredRun({}, record)])
+
+
 def test_published_numbers_stand_beside_ours(cifar: RunRecord) -> None:
-    accuracies, attacks, communication = paper_tables(cifar)
+    accuracies, attacks, communication, client = tables_of(cifar)
     rows = {(row.defense, row.cut_layer, row.target_fraction): row for row in headline_rows(summarise(cifar))}
     assert [line[:4] for line in accuracies.lines] == [[m, "cifar10", "IID", "100"] for m in ("MocoSFL-1", "MocoSFL-3")]
     assert [line[5] for line in accuracies.lines] == ["87.29", "87.29"]
@@ -34,11 +38,12 @@ def test_published_numbers_stand_beside_ours(cifar: RunRecord) -> None:
     assert [line[6] for line in attacks.lines[:3]] == ["0.039 ± 0.005", "0.033 ± 0.014", "0.039 ± 0.002"]
     assert [line[2] for line in communication.lines if "taressfl" in line[0]].count("39.1") == 3
     assert communication.lines[0][2] == "5001.4"
+    assert client.lines[0][0] == "none (cut 1)" and set(client.lines[0][1:]) == {"not measured"}  # nothing was run
 
 
 def test_what_was_not_published_has_no_number(cifar: RunRecord) -> None:
     cifar.info["config"]["training"]["clients"] = 7
-    assert [line[5] for line in paper_tables(cifar)[0].lines] == ["–", "–"]
+    assert [line[5] for line in tables_of(cifar)[0].lines] == ["–", "–"]
     cifar.info["config"]["training"]["clients"] = 100
 
 
@@ -53,12 +58,12 @@ def test_markup_escapes_what_would_break_a_table() -> None:
 
 def test_files_hold_what_the_run_holds(cifar: RunRecord, tmp_path: Path) -> None:
     files = {form: tmp_path / f"t.{form}" for form in ("csv", "parquet", "latex", "markdown")}
-    export_tables(cifar, files)
+    export_tables([StoredRun({}, cifar)], files)
     with files["csv"].open(newline="") as lines:
         assert len(list(csv.DictReader(lines))) == len(cifar.cells)
     pd.testing.assert_frame_equal(pd.read_parquet(files["parquet"]), cifar.per_image)
     assert "MocoSFL-3" in files["markdown"].read_text() and r"\toprule" in files["latex"].read_text()
     with pytest.raises(ConfigurationError, match="nothing to export"):
-        export_tables(cifar, {})
+        export_tables([StoredRun({}, cifar)], {})
     with pytest.raises(RunFailedError, match="could not be written"):
-        export_tables(cifar, {"csv": tmp_path / "missing" / "t.csv"})
+        export_tables([StoredRun({}, cifar)], {"csv": tmp_path / "missing" / "t.csv"})
