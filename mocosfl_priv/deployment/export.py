@@ -226,7 +226,7 @@ def _check_batch(
     defended: _Defended,
     images: Tensor,
     drawn: Sequence[Sequence[Tensor]],
-    losses: Sequence[Tensor],
+    losses: list[Tensor],
 ) -> None:
     """Whether client and defense work on each image of a batch for itself, as graphs of one image do."""
     together, loss = defended.redrawn(images, [torch.cat(each) for each in zip(*drawn, strict=True)])
