@@ -16,7 +16,8 @@ from mocosfl_priv.seeding import derive_seed
 from mocosfl_priv.training.participants import Simulated, rows_per_image
 from mocosfl_priv.training.sampling import PoolShape
 
-HOOKS = ("client_loss", "protect", "disguise", "filter_gradient")  # what a defense does at a client, in torch
+ON_RETURN = ("disguise", "filter_gradient")  # hooks that watch what the server makes of other clients' messages, too
+ON_WAY_OUT = ("protect", "client_loss")  # hooks that become part of a device's program
 
 
 class Transport(Protocol):
@@ -58,7 +59,7 @@ class Deployment:
         trainable = simulated.clients.trainable
         terms = Terms(
             self.run,
-            export_client(model.client, model.image_shape, client_settings(training, trainable)),
+            export_client(model.client, model.image_shape, client_settings(training, trainable), simulated.hooks),
             derive_seed(self.seed, "devices"),
             training.codec,
             training.gradient_codec,
@@ -88,10 +89,24 @@ def device_name(client: int) -> str:
 
 
 def require_runs_on_devices(defense: Defense, label: str) -> None:
-    """Raise ConfigurationError where `defense` acts at clients while they train: its code is torch."""
-    acting = [hook for hook in HOOKS if getattr(type(defense), hook) is not getattr(Defense, hook)]
-    if acting:
-        raise ConfigurationError(
-            f"defense {label!r} acts at the client ({', '.join(acting)}), which devices cannot run; "
-            "they run those that only change the architecture or prepare a model, as bottleneck and taressfl do"
-        )
+    """Raise ConfigurationError where `defense` cannot become part of a device's program, with the reason.
+
+    What it draws and computes for a message can be; what it learns from the messages of all clients cannot: a device
+    meets its own only. Whether it works on each image for itself is found by :func:`export_client`.
+    """
+    for part in [part.plugin for part in defense.parts] or [defense]:
+        name = label if part is defense else f"{label} ({type(part).__name__})"
+        if found := [hook for hook in ON_RETURN if _overrides(part, hook)]:
+            raise ConfigurationError(
+                f"defense {name!r} does not run on devices: it works on what comes back ({', '.join(found)}), "
+                "with a memory that all clients share"
+            )
+        if _overrides(part, "state") and (found := [hook for hook in ON_WAY_OUT if _overrides(part, hook)]):
+            raise ConfigurationError(
+                f"defense {name!r} does not run on devices: what it does at a client ({', '.join(found)}) is learned "
+                "from the messages of all clients, of which a device has its own only"
+            )
+
+
+def _overrides(defense: Defense, hook: str) -> bool:
+    return getattr(type(defense), hook) is not getattr(Defense, hook)

@@ -1,9 +1,15 @@
-"""A client as a program for devices: ONNX graphs of its forward pass and of its vector-Jacobian product."""
+"""A client as a program for devices: ONNX graphs of its forward pass and of its vector-Jacobian product.
+
+Both go through the defense, where one acts at the client: what it draws are inputs of the graphs, since a device draws
+for itself.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +18,27 @@ from torch.func import functional_call, functionalize, vjp
 
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.deployment.onnx_rules import DECOMPOSITIONS, RULES
-from mocosfl_priv.deployment.recording import Graph, NotTranslatableError, Recorder
+from mocosfl_priv.deployment.recording import Graph, NotTranslatableError, Recorder, Redrawn
 from mocosfl_priv.device.errors import DeviceError
-from mocosfl_priv.device.program import ClientProgram, ClientSettings
-from mocosfl_priv.device.runtime import GRADIENT, IMAGE, PARAMETER, PARAMETER_GRADIENT, SMASHED, DeviceClient
+from mocosfl_priv.device.program import ClientProgram, ClientSettings, RandomInput
+from mocosfl_priv.device.runtime import (
+    GRADIENT,
+    IMAGE,
+    PARAMETER,
+    PARAMETER_GRADIENT,
+    SHARE,
+    SMASHED,
+    DeviceClient,
+    draw,
+)
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.references import one_line
+from mocosfl_priv.training.hooks import ClientHooks, NoHooks
 
 CHECK_TOLERANCE = 0.01  # relative: what a wrong rule exceeds by far, and rounding does not reach
 CHECKED_IMAGES = 5
 CHECK_SEED = 0
+CHECK_SHARE = 0.5
 
 
 def client_settings(training: TrainingConfig, trainable: bool) -> ClientSettings:
@@ -37,45 +54,65 @@ def client_settings(training: TrainingConfig, trainable: bool) -> ClientSettings
     )
 
 
-def export_client(client: nn.Module, image_shape: tuple[int, int, int], settings: ClientSettings) -> ClientProgram:
+def export_client(
+    client: nn.Module,
+    image_shape: tuple[int, int, int],
+    settings: ClientSettings,
+    hooks: ClientHooks | None = None,
+) -> ClientProgram:
     """The program with which a device computes what `client` computes, with its present parameters.
 
     client: images (n, 3, h, w) in [0, 1] to smashed data; unchanged. Graphs take one image: no unit of a client mixes
         images, so a batch is their concatenation and its gradient their sum, and one graph serves every micro-batch.
-    The program is run once beside the client, on random images and gradients, before it is handed out.
-    Raises ConfigurationError with the reason where the client cannot be exported.
+    hooks: the defense, whose `protect` and `client_loss` become part of the program.
+    The program is run once beside client and defense, on random images and gradients, before it is handed out.
+    Raises ConfigurationError with the reason where they cannot be exported.
     """
     client = copy.deepcopy(client).cpu().float()
     names = [name for name, _ in client.named_parameters()]
     values = [parameter.detach() for parameter in client.parameters()]
     generator = torch.Generator().manual_seed(CHECK_SEED)
     image = torch.rand((1, *image_shape), generator=generator)
+    rng = torch.Generator().manual_seed(CHECK_SEED)
+    defended = _Defended(client, hooks or NoHooks(), rng, settings.trainable)
+    shares: dict[str, Tensor] = {}
 
     def forward(image: Tensor, *parameters: Tensor) -> Tensor:
-        smashed: Tensor = functional_call(client, dict(zip(names, parameters, strict=True)), (image,))
-        return smashed
+        return defended(image, dict(zip(names, parameters, strict=True)))[0]
 
-    def backward(image: Tensor, gradient: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        pull = vjp(lambda *p: forward(image, *p), *parameters)[1]
-        gradients: tuple[Tensor, ...] = pull(gradient)
+    def backward(image: Tensor, gradient: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        share, parameters = rest[: len(shares)], rest[len(shares) :]
+        pull = vjp(lambda *p: defended(image, dict(zip(names, p, strict=True)))[: 1 + len(shares)], *parameters)[1]
+        gradients: tuple[Tensor, ...] = pull((gradient, *share))
         return gradients
 
     taken, given = ([prefix + name for name in names] for prefix in (PARAMETER, PARAMETER_GRADIENT))
     try:
         with torch.no_grad():
-            smashed = forward(image, *values)
-        gradient = torch.randn(smashed.shape, generator=generator)
+            sent, loss = defended(image, dict(zip(names, values, strict=True)))
+        gradient = torch.randn(sent.shape, generator=generator)
+        if loss is not None:
+            shares[SHARE] = torch.tensor(CHECK_SHARE)
+        graph, random_inputs = _record(forward, [IMAGE, *taken], (image, *values), [SMASHED])
+        vjp_graph = None
+        if settings.trainable:
+            maps = (image, gradient, *shares.values(), *values)
+            vjp_graph, drawn_again = _record(backward, [IMAGE, GRADIENT, *shares, *taken], maps, given)
+            if drawn_again != random_inputs:
+                raise NotTranslatableError("with a gradient the defense draws other random numbers than without")
         program = ClientProgram(
             image_shape,
-            _smashed_shape(smashed),
+            _smashed_shape(sent),
             {name: value.numpy().copy() for name, value in zip(names, values, strict=True)},
-            _record(forward, [IMAGE, *taken], (image, *values), [SMASHED]),
-            _record(backward, [IMAGE, GRADIENT, *taken], (image, gradient, *values), given)
-            if settings.trainable
-            else None,
+            graph,
+            vjp_graph,
             settings,
+            random_inputs,
+            own_loss=loss is not None,
         )
-        _check(program, client, generator)
+        _check(program, defended, generator, np.random.default_rng)
+        if random_inputs:  # loud noise would hide what is wrong with the message
+            _check(program, defended, generator, _Silence)
     except (ConfigurationError, DeviceError):
         raise
     except NotTranslatableError as error:
@@ -83,6 +120,30 @@ def export_client(client: nn.Module, image_shape: tuple[int, int, int], settings
     except Exception as error:  # a user's unit can fail in any way
         raise ConfigurationError(f"this client cannot be exported: {one_line(error)}") from error
     return program
+
+
+@dataclass(frozen=True)
+class _Defended:
+    """A client with its defense, which draws from `rng`. learns: the defense may give it a loss of its own."""
+
+    client: nn.Module
+    hooks: ClientHooks
+    rng: torch.Generator
+    learns: bool
+
+    def __call__(self, images: Tensor, parameters: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """What is sent of `images` (n, 3, h, w), (n, *smashed_shape); and the client's own loss, None without one.
+
+        parameters: in place of the client's.
+        """
+        smashed = functional_call(self.client, parameters or {}, (images,))
+        loss = self.hooks.client_loss(images, smashed) if self.learns else None
+        return self.hooks.protect(smashed, self.rng), loss
+
+    def redrawn(self, images: Tensor, drawn: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The same where the defense draws `drawn`."""
+        with Redrawn(drawn):
+            return self(images)
 
 
 def _smashed_shape(smashed: Tensor) -> tuple[int, int, int]:
@@ -95,45 +156,102 @@ def _record(
     takes: Sequence[str],
     arguments: Sequence[Tensor],
     gives: Sequence[str],
-) -> bytes:
-    """`function` as a serialised ONNX model; `functionalize` turns what works in place into new tensors."""
+) -> tuple[bytes, tuple[RandomInput, ...]]:
+    """`function` as a serialised ONNX model, and what it draws, which the model takes behind `takes`.
+
+    `functionalize` turns what works in place into new tensors.
+    """
     graph = Graph()
-    for name, argument in zip(takes, arguments, strict=True):
+    inputs = dict(zip(takes, arguments, strict=True))
+    for name, argument in inputs.items():
         graph.assign(argument, name)
-    with Recorder(graph, RULES, DECOMPOSITIONS):
+    with Recorder(graph, RULES, DECOMPOSITIONS) as recorder:
         results = functionalize(function)(*arguments)
     results = (results,) if isinstance(results, Tensor) else results
-    return graph.model(dict(zip(takes, arguments, strict=True)), dict(zip(gives, results, strict=True)))
+    model = graph.model({**inputs, **recorder.drawn}, dict(zip(gives, results, strict=True)))
+    return model, tuple(recorder.random_inputs)
 
 
-def _check(program: ClientProgram, client: nn.Module, generator: torch.Generator) -> None:
-    """Compare smashed data and gradients of a few random images with what torch computes.
+class _Silence(np.random.Generator):
+    """Draws the middle of every distribution."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+
+    def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:  # noqa: ARG002
+        """Zeros."""
+        return np.zeros(size, dtype)
+
+    def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:  # noqa: ARG002
+        """Halves."""
+        return np.full(size, 0.5, dtype)
+
+
+def _check(
+    program: ClientProgram,
+    defended: _Defended,
+    generator: torch.Generator,
+    make_rng: Callable[[int], np.random.Generator],
+) -> None:
+    """Compare smashed data and gradients of a few random images with what torch computes, given the same draws.
 
     Of the gradients most must agree: where a ReLU's input is nothing but rounding, both sides of it are right.
     """
     images = torch.rand((CHECKED_IMAGES, *program.image_shape), generator=generator)
-    device = DeviceClient(program)
-    errors = []
+    device, rng = DeviceClient(program, make_rng(CHECK_SEED)), make_rng(CHECK_SEED)
+    errors, sent, drawn, losses = [], [], [], []
     for image in images.split(1):
-        expected = client(image)
-        wrong = _relative_error(device.encode_queries(image.numpy()), expected.detach().numpy(), 0.0)
+        drawn.append([torch.from_numpy(value) for value in draw(program.random_inputs, rng).values()])
+        expected, loss = defended.redrawn(image, drawn[-1])
+        sent.append(device.encode_queries(image.numpy()))
+        wrong = _relative_error(sent[-1], expected.detach().numpy(), 0.0)
         if not wrong <= CHECK_TOLERANCE:
             raise ConfigurationError(f"this client cannot be exported: smashed data comes out wrong by {wrong:.0%}")
+        if loss is not None:
+            losses.append(loss.detach())
         if program.settings.trainable:
             gradient = torch.randn(expected.shape, generator=generator)
-            errors.append(_gradient_error(device.parameter_gradients(gradient.numpy()), client, expected, gradient))
+            found = device.parameter_gradients(gradient.numpy(), CHECK_SHARE)
+            objective = (expected * gradient).sum() + (0 if loss is None else CHECK_SHARE * loss)
+            errors.append(_gradient_error(found, defended.client, objective))
     if errors and not (error := sorted(errors)[len(errors) // 2])[0] <= CHECK_TOLERANCE:
         raise ConfigurationError(
             f"this client cannot be exported: the gradient of {error[1]} comes out wrong by {error[0]:.0%}"
         )
+    _check_batch(np.concatenate(sent), defended, images, drawn, losses)
 
 
-def _gradient_error(
-    found: dict[str, np.ndarray], client: nn.Module, smashed: Tensor, gradient: Tensor
-) -> tuple[float, str]:
-    """The largest relative error of a parameter's gradient, and whose it is."""
+def _check_batch(
+    found: np.ndarray,
+    defended: _Defended,
+    images: Tensor,
+    drawn: Sequence[Sequence[Tensor]],
+    losses: list[Tensor],
+) -> None:
+    """Whether client and defense work on each image of a batch for itself, as graphs of one image do."""
+    together, loss = defended.redrawn(images, [torch.cat(each) for each in zip(*drawn, strict=True)])
+    wrong = _relative_error(found, together.detach().numpy(), 0.0)
+    if not wrong <= CHECK_TOLERANCE:
+        raise ConfigurationError(
+            f"this client cannot be exported: an image is sent otherwise beside others, by {wrong:.0%}, "
+            "and devices take images one by one"
+        )
+    alone = torch.stack(losses).mean() if losses else None
+    if (loss is None) != (alone is None) or (
+        loss is not None
+        and alone is not None
+        and not torch.isclose(loss.detach(), alone, rtol=CHECK_TOLERANCE, atol=CHECK_TOLERANCE)
+    ):
+        raise ConfigurationError(
+            "this client cannot be exported: the defense's loss is no mean over images, and devices take images one "
+            "by one"
+        )
+
+
+def _gradient_error(found: dict[str, np.ndarray], client: nn.Module, objective: Tensor) -> tuple[float, str]:
+    """The largest relative error of a parameter's gradient of `objective`, and whose it is."""
     named = dict(client.named_parameters())
-    computed = torch.autograd.grad(smashed, list(named.values()), gradient, materialize_grads=True)
+    computed = torch.autograd.grad(objective, list(named.values()), materialize_grads=True)
     expected = {name: value.numpy() for name, value in zip(named, computed, strict=True)}
     # a gradient may be nothing but rounding: that of a bias before a norm, say
     least = CHECK_TOLERANCE * max((float(np.linalg.norm(value)) for value in expected.values()), default=0.0)

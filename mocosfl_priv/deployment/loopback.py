@@ -19,6 +19,7 @@ from mocosfl_priv.deployment.shards import write_shards
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import RunRecord
+from mocosfl_priv.seeding import derive_seed
 from mocosfl_priv.sweep.grid import Plan
 
 CLIENT_MODULE = "mocosfl_priv.device.client"
@@ -50,7 +51,11 @@ def run_loopback(
         make_certificates(options.certs, clients, [])
     private, training, seed = plan.laboratory.roles[Role.CLIENT_PRIVATE], plan.config.training, plan.systems[0].seed
     shards = write_shards(private, training, seed, folder / "shards")[:clients]
-    processes = [start_client(options.listen, options.certs, shard, c, folder) for c, (shard, _) in enumerate(shards)]
+    noise = ["--noise-seed", str(derive_seed(seed, "noise"))]  # all on one machine: a run is to be repeatable
+    processes = [
+        start_client(options.listen, options.certs, shard, client, folder, noise)
+        for client, (shard, _) in enumerate(shards)
+    ]
     try:
         record = serve(plan, options, folder / "checkpoints", progress)
         _wait(processes, folder)

@@ -134,6 +134,27 @@ def _inverse_root(g: Graph, _: Tensor, x: Tensor) -> str:
     return g.node("Reciprocal", g.node("Sqrt", g.name(x)))
 
 
+def _log_of_one_more(g: Graph, result: Tensor, x: Tensor) -> str:
+    """log(1 + x) = x log(u) / (u - 1) for u = 1 + x as rounded, which keeps the digits of a small x (Kahan)."""
+    number, one = g.name(x), g.operand(1.0, result.dtype)
+    more = g.node("Add", one, number)
+    rest = g.node("Sub", more, one)
+    is_lost = g.node("Equal", rest, g.operand(0.0, result.dtype))
+    quotient = g.node("Div", g.node("Mul", number, g.node("Log", more)), g.node("Where", is_lost, one, rest))
+    return g.node("Where", is_lost, number, quotient)
+
+
+def _largest(
+    g: Graph, _: Sequence[Tensor], x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> list[str]:
+    return g.nodes("TopK", 2, g.name(x), g.integers([k]), axis=dim, largest=int(largest), sorted=int(sorted))
+
+
+def _scatter_number(g: Graph, result: Tensor, x: Tensor, dim: int, index: Tensor, value: float) -> str:
+    numbers = g.node("Expand", g.operand(value, result.dtype), g.integers(index.shape))
+    return g.node("ScatterElements", g.name(x), g.name(index), numbers, axis=dim)
+
+
 def _product(g: Graph, _: Tensor, a: Tensor, b: Tensor) -> str:
     return g.node("MatMul", g.name(a), g.name(b))
 
@@ -191,8 +212,8 @@ def _pair(values: Sequence[int]) -> list[int]:
 RULES: dict[Any, Rule] = {
     **{getattr(aten, name).default: _unary(operator) for name, operator in {
         "relu": "Relu", "neg": "Neg", "exp": "Exp", "log": "Log", "erf": "Erf", "tanh": "Tanh", "sigmoid": "Sigmoid",
-        "sqrt": "Sqrt", "reciprocal": "Reciprocal", "abs": "Abs", "sign": "Sign", "sin": "Sin", "cos": "Cos",
-        "logical_not": "Not", "bitwise_not": "Not", "softplus": "Softplus", "floor": "Floor",
+        "sqrt": "Sqrt", "reciprocal": "Reciprocal", "abs": "Abs", "sign": "Sign", "sgn": "Sign", "sin": "Sin",
+        "cos": "Cos", "logical_not": "Not", "bitwise_not": "Not", "softplus": "Softplus", "floor": "Floor",
     }.items()},
     **{overload: _arithmetic(operator) for name, operator in {
         "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div",
@@ -236,6 +257,8 @@ RULES: dict[Any, Rule] = {
     aten.hardtanh.default: _hardtanh,
     aten.pow.Tensor_Scalar: _power,
     aten.rsqrt.default: _inverse_root,
+    aten.log1p.default: _log_of_one_more,
+    aten.topk.default: _largest,
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.addmm.default: _shifted_product,
@@ -244,6 +267,7 @@ RULES: dict[Any, Rule] = {
     aten._log_softmax.default: _softmax("LogSoftmax"),
     aten.gather.default: _gather,
     aten.scatter_add.default: _scatter_add,
+    aten.scatter.value: _scatter_number,
     aten.convolution.default: _convolution,
     aten.max_pool2d_with_indices.default: _max_pool,
 }  # fmt: skip

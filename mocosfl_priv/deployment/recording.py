@@ -9,7 +9,7 @@ graph that is recorded here in less than one second. Shapes are those of the run
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,6 +19,9 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from mocosfl_priv.device.program import RandomInput
+from mocosfl_priv.device.runtime import RANDOM
 
 OPSET = 18
 IR_VERSION = 9  # what ONNX 1.14 writes, so that devices need no newer runtime than the rules do
@@ -30,6 +33,10 @@ TYPES = {
     torch.bool: TensorProto.BOOL,
 }
 Rule = Callable[..., "str | Sequence[str]"]
+DRAWS: dict[Any, Literal["normal", "uniform"]] = {  # from a generator that the caller names, as defenses do
+    torch.ops.aten.randn.generator: "normal",
+    torch.ops.aten.rand.generator: "uniform",
+}
 
 
 class NotTranslatableError(Exception):
@@ -116,10 +123,16 @@ class Graph:
 
 
 class Recorder(TorchDispatchMode):
-    """Within this context every operation on known tensors is carried out, and written into `graph`."""
+    """Within this context every operation on known tensors is carried out, and written into `graph`.
+
+    What is drawn from a generator becomes an input of the graph, called ``random.0`` and so on in the order of draws.
+    random_inputs, drawn: what these inputs are, and their values in this run, by name.
+    """
 
     def __init__(self, graph: Graph, rules: Mapping[Any, Rule], own_decompositions: Mapping[Any, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.random_inputs: list[RandomInput] = []
+        self.drawn: dict[str, Tensor] = {}
         self._graph = graph
         self._rules = rules
         self._decompositions = own_decompositions
@@ -128,7 +141,7 @@ class Recorder(TorchDispatchMode):
         """Carry out one operation; raises NotTranslatableError for one that has no rule and no decomposition."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotTranslatableError(f"it draws random numbers ({func})")
+            return self._draw(func, args, kwargs)
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if not any(self._graph.knows(tensor) for tensor in tensors):
             return func(*args, **kwargs)
@@ -144,6 +157,21 @@ class Recorder(TorchDispatchMode):
                 self._graph.assign(tensor, name)
         return result
 
+    def _draw(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        if func not in DRAWS:
+            raise NotTranslatableError(
+                f"it draws random numbers ({func}), which only a defense may, by torch.rand and torch.randn with its "
+                "generator"
+            )
+        drawn: Tensor = func(*args, **kwargs)
+        if drawn.dtype != torch.float32:
+            raise NotTranslatableError(f"it draws {drawn.dtype} where a device computes in float32")
+        name = f"{RANDOM}{len(self.random_inputs)}"
+        self.random_inputs.append(RandomInput(DRAWS[func], tuple(drawn.shape)))
+        self.drawn[name] = drawn
+        self._graph.assign(drawn, name)
+        return drawn
+
     def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
         """`func` through simpler operations: by our decompositions, its own definition, or torch's table."""
         for decomposition in (self._decompositions.get(func), func.decompose, decomposition_table.get(func)):
@@ -154,6 +182,22 @@ class Recorder(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         raise NotTranslatableError(f"there is no rule for the operation {func}")
+
+
+class Redrawn(TorchDispatchMode):
+    """Within this context what is drawn from generators is given: `values`, in their order."""
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._values = list(values)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Carry out one operation, or give what is drawn; raises NotTranslatableError where that does not fit."""
+        if func not in DRAWS:
+            return func(*args, **(kwargs or {}))
+        if not self._values or tuple(args[0]) != tuple(self._values[0].shape):
+            raise NotTranslatableError("what it draws for several images is not what it draws for each of them")
+        return self._values.pop(0)
 
 
 def _described(name: str, value: Tensor) -> onnx.ValueInfoProto:

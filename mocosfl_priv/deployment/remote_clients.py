@@ -151,7 +151,7 @@ class RemoteClients:
             self._fresh[client].clear()
             if client in idle and idle[client] is self._answers[client].member:
                 packed = Packed.of(gradients[client].float().cpu().numpy(), self._reception.terms.gradients)
-                message = Gradient(self._answers[client].number, rate_of[client], packed)
+                message = Gradient(self._answers[client].number, rate_of[client], packed, share / len(gradient))
                 self._reception.tell(idle[client], message, self._patience.answers)
         ours = part.without(remote)
         if len(ours.pool):

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         run(options.server, options.certs, options.data, options.plain, options.name, options.image_size,
-            options.patience, options.meter, options.idle)  # fmt: skip
+            options.patience, options.meter, options.idle, options.noise_seed)  # fmt: skip
     except DeviceError as error:
         print(f"mocosfl-priv-client: {error}", file=sys.stderr)
         return EXIT_UNUSABLE
@@ -52,8 +52,11 @@ def run(
     patience: float = float("inf"),
     meter: str | None = None,
     idle: float = IDLE_SECONDS,
+    noise_seed: int | None = None,
 ) -> None:
     """The same with its options as arguments; raises DeviceError."""
+    if noise_seed is not None and noise_seed < 0:
+        raise DeviceError(f"--noise-seed must be 0 or larger, not {noise_seed}")
     if plain == (certs is not None):
         raise DeviceError("give the folder with the device's certificate (--certs), or --plain on this machine only")
     if plain:
@@ -65,7 +68,7 @@ def run(
         return connect(server, certificates)
 
     with Measure(meter, idle) as measure:
-        device = Device(name, len(shard), lambda program, welcome: _views(shard, program, welcome), measure)
+        device = Device(name, len(shard), lambda program, welcome: _views(shard, program, welcome), measure, noise_seed)
         stay(device, open_conversation, patience)
 
 
@@ -136,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--idle", type=float, default=IDLE_SECONDS, metavar="SECONDS",
                         help="for which the meter first reads the idle device")  # fmt: skip
+    parser.add_argument("--noise-seed", type=int, metavar="N",
+                        help="of a defense's noise, for repeatable experiments: who knows it can take the noise away "
+                             "[default: the operating system's]")  # fmt: skip
     parser.add_argument("--plain", action="store_true", help="no encryption: loopback addresses only")
     parser.add_argument("--name", default="", help="with --plain: which client this is, as in client-0003")
     parser.add_argument("--debug", action="store_true", help="log more")

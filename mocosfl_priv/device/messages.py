@@ -170,11 +170,12 @@ class Smashed:
 
 @dataclass(frozen=True)
 class Gradient:
-    """For the queries of `request`: learn from it at `rate`."""
+    """For the queries of `request`, each of which is this `share` of the step's: learn from it at `rate`."""
 
     request: int
     rate: float
     gradient: Packed
+    share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Device:
     """One client, through any number of conversations with a server.
 
     name: as in its certificate. views: gives the images once program and seed are known.
-    measure: what to report.
+    measure: what to report. noise_seed: makes what a defense draws the same in every process that begins a training.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Device:
         images: int,
         views: Callable[[ClientProgram, Welcome], Views],
         measure: Callable[[], Report] = Report,
+        noise_seed: int | None = None,
     ) -> None:
         self.name = name
         self.client: DeviceClient | None = None
@@ -111,6 +112,7 @@ class Device:
         self._images = images
         self._make_views = views
         self._measure = measure
+        self._noise_seed = noise_seed
         self._views: Views | None = None
         self._run = self._session = self._digest = ""
         self._serial = 0
@@ -156,7 +158,8 @@ class Device:
             program = ClientProgram.from_bytes(welcome.program)
             if program.digest != welcome.program_digest:
                 raise RefusedError(Reason.MALFORMED, "the program does not have the digest that came with it")
-            self.client, self._serial, self._pending = DeviceClient(program), 0, None
+            self.client = DeviceClient(program, noise(self._noise_seed, welcome.client))
+            self._serial, self._pending = 0, None
         if self.client is None or welcome.program_digest != self.client.program.digest:
             raise RefusedError(Reason.UNEXPECTED, "a welcome without the program that it names")
         self._views = self._make_views(self.client.program, welcome)
@@ -209,7 +212,7 @@ class Device:
         shape = (self._pending[1], *self.client.program.smashed_shape)
         gradient = message.gradient.array(shape, welcome.gradients)
         started = time.monotonic()
-        self.client.learn(gradient, message.rate)
+        self.client.learn(gradient, message.rate, message.share)
         self._pending = None
         self._learn_seconds += time.monotonic() - started
 
@@ -278,6 +281,14 @@ def stay(
         if time.monotonic() - last_welcome + delay > patience:
             raise DeviceError(f"no server was there for {patience:g} s")
         time.sleep(delay)
+
+
+def noise(seed: int | None, client: int) -> np.random.Generator:
+    """Where a client's defense draws from: by default, from what the operating system alone knows.
+
+    Never from anything that the server knows or decides, for then it could take the noise away again.
+    """
+    return np.random.default_rng(None if seed is None else (seed, client))
 
 
 def back_off(rng: random.Random | None = None) -> Iterator[float]:

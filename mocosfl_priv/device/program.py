@@ -15,10 +15,13 @@ import numpy as np
 from .container import pack, require, unpack
 from .errors import DeviceError
 
-FORMAT = 1  # of the block of bytes; a device refuses every other
+FORMAT = 2  # of the block of bytes; a device refuses every other
 LARGEST_PROGRAM = 256 * 2**20  # bytes; a whole ResNet-18 with both graphs takes 45 million
 LARGEST_MAP = 2**24  # numbers in one image or one image's smashed data
+LARGEST_DRAW = LARGEST_MAP  # numbers that one of a graph's random inputs takes for an image
+MOST_RANDOM_INPUTS = 64
 FORWARD, VJP, PARAMETER = "graph.forward", "graph.vjp", "parameter."
+DISTRIBUTIONS = ("normal", "uniform")
 CHOICES: dict[str, tuple[str, ...]] = {
     "ema_update": ("after_step", "before_encoding"),
     "paper_gradient": ("both", "one_sided"),
@@ -64,13 +67,35 @@ class ClientSettings:
 
 
 @dataclass(frozen=True)
+class RandomInput:
+    """Independent float32 numbers that graphs take for an image: normal (mean 0, deviation 1) or uniform in [0, 1).
+
+    The device draws them anew for every message, and those of a query once for both graphs.
+    """
+
+    distribution: Literal["normal", "uniform"]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.distribution not in DISTRIBUTIONS:
+            raise DeviceError(
+                f"client program: random inputs are {' or '.join(DISTRIBUTIONS)}, not {self.distribution!r}"
+            )
+        if any(type(side) is not int or side < 1 for side in self.shape) or math.prod(self.shape) > LARGEST_DRAW:
+            raise DeviceError(f"client program: a random input cannot have the shape {self.shape!r}")
+
+
+@dataclass(frozen=True)
 class ClientProgram:
     """A client's half of the model as ONNX graphs over one image, with what a device needs to train it.
 
     image_shape: (3, h, w); smashed_shape: (c, h, w) of what one image becomes.
     parameters: float32 by name, in the order in which graphs take them.
-    forward: ONNX model (image, *parameters) -> (smashed,).
-    vjp: ONNX model (image, gradient, *parameters) -> the gradient of every parameter; None for a frozen client.
+    forward: ONNX model (image, *parameters, *random inputs) -> (smashed,), as it is sent.
+    vjp: ONNX model (image, gradient, *parameters, *random inputs) -> the gradient of every parameter; None for a frozen
+        client. With `own_loss` it also takes what part of that loss the image is, float32 ().
+    random_inputs: what a defense at the client draws; empty without one.
+    own_loss: a defense adds a loss to the server's, which is a mean over images.
 
     Graphs are made for a single image: no unit of a client mixes images, so the gradients of several are a sum, and
     memory does not grow with the micro-batch.
@@ -82,6 +107,8 @@ class ClientProgram:
     forward: bytes
     vjp: bytes | None
     settings: ClientSettings
+    random_inputs: tuple[RandomInput, ...] = ()
+    own_loss: bool = False
 
     def __post_init__(self) -> None:
         for name, shape in (("image_shape", self.image_shape), ("smashed_shape", self.smashed_shape)):
@@ -97,6 +124,10 @@ class ClientProgram:
             raise DeviceError(
                 "client program: a trainable client needs the graph of its gradients, a frozen one has none"
             )
+        if self.own_loss and self.vjp is None:
+            raise DeviceError("client program: a frozen client has no loss")
+        if len(self.random_inputs) > MOST_RANDOM_INPUTS:
+            raise DeviceError(f"client program: more than {MOST_RANDOM_INPUTS} random inputs")
         for name, value in self.parameters.items():
             if value.dtype != np.float32 or not np.isfinite(value).all():
                 raise DeviceError(f"client program: parameter {name!r} must be finite float32")
@@ -113,6 +144,8 @@ class ClientProgram:
             "smashed_shape": self.smashed_shape,
             "parameters": list(self.parameters),
             "settings": asdict(self.settings),
+            "random_inputs": [[each.distribution, each.shape] for each in self.random_inputs],
+            "own_loss": self.own_loss,
         }
         return pack(arrays, {"client_program": json.dumps(manifest, sort_keys=True)})
 
@@ -141,6 +174,8 @@ class ClientProgram:
             require(arrays, FORWARD, "uint8", 1).tobytes(),
             require(arrays, VJP, "uint8", 1).tobytes() if VJP in arrays else None,
             _settings(manifest["settings"]),
+            _random_inputs(manifest["random_inputs"]),
+            manifest["own_loss"],
         )
 
     @cached_property
@@ -154,7 +189,10 @@ def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
         manifest = json.loads(metadata.get("client_program", ""))
     except (ValueError, RecursionError) as error:
         raise DeviceError("client program: there is no manifest") from error
-    wanted = {"format": int, "image_shape": list, "smashed_shape": list, "parameters": list, "settings": dict}
+    wanted = {
+        "format": int, "image_shape": list, "smashed_shape": list, "parameters": list, "settings": dict,
+        "random_inputs": list, "own_loss": bool,
+    }  # fmt: skip
     if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != wanted:
         raise DeviceError(f"client program: a manifest has {', '.join(wanted)}, and nothing else")
     if manifest["format"] != FORMAT:
@@ -170,3 +208,9 @@ def _settings(raw: Mapping[str, Any]) -> ClientSettings:
     if set(raw) != names:
         raise DeviceError(f"client program: settings must be {', '.join(sorted(names))}")
     return ClientSettings(**raw)
+
+
+def _random_inputs(raw: list[Any]) -> tuple[RandomInput, ...]:
+    if not all(isinstance(each, list) and len(each) == 2 and isinstance(each[1], list) for each in raw):
+        raise DeviceError("client program: a random input is a distribution and a shape")
+    return tuple(RandomInput(distribution, tuple(shape)) for distribution, shape in raw)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
 from .errors import DeviceError
-from .program import ClientProgram
+from .program import ClientProgram, RandomInput
 
 State = dict[str, np.ndarray]
-IMAGE, GRADIENT, SMASHED = "image", "gradient", "smashed"
+IMAGE, GRADIENT, SHARE, SMASHED = "image", "gradient", "share", "smashed"
 PARAMETER, PARAMETER_GRADIENT = "parameter.", "gradient."  # before a parameter's name: what graphs take and give
+RANDOM = "random."  # before the number of a random input
 
 
 class DeviceClient:
@@ -22,9 +23,10 @@ class DeviceClient:
     one, whatever the micro-batch: memory is that of a single image, and gradients add up.
 
     program: what the server sent. Raises DeviceError where a graph cannot be run, or is not what its manifest says.
+    rng: of the random inputs; by default one that the operating system seeds, so that nobody else knows what is drawn.
     """
 
-    def __init__(self, program: ClientProgram) -> None:
+    def __init__(self, program: ClientProgram, rng: np.random.Generator | None = None) -> None:
         self.program = program
         self.settings = program.settings
         self.steps_taken = 0
@@ -34,13 +36,16 @@ class DeviceClient:
         self._key = self._online
         self._velocity: State = {}
         self._queries: np.ndarray | None = None
+        self._drawn: list[State] = []  # for each of the queries
+        self._rng = np.random.default_rng() if rng is None else rng
         if self.trainable:
             self._key = {name: value.copy() for name, value in self._online.items()}
             self._velocity = {name: np.zeros_like(value) for name, value in self._online.items()}
         _check_interface(self._forward, _takes(program, [IMAGE]), {SMASHED: (1, *program.smashed_shape)})
         if self._vjp is not None:
             gradients = {PARAMETER_GRADIENT + name: value.shape for name, value in program.parameters.items()}
-            _check_interface(self._vjp, _takes(program, [IMAGE, GRADIENT]), gradients)
+            maps = [IMAGE, GRADIENT, *([SHARE] if program.own_loss else [])]
+            _check_interface(self._vjp, _takes(program, maps), gradients)
 
     @property
     def trainable(self) -> bool:
@@ -54,9 +59,10 @@ class DeviceClient:
         that no gradient came back for.
         """
         self._require_images(images)
-        smashed = self._encode(self._online, images)
+        drawn = self._draw(len(images))
+        smashed = self._encode(self._online, images, drawn)
         if self.trainable:
-            self._queries = images.copy()
+            self._queries, self._drawn = images.copy(), drawn
         return smashed
 
     def encode_keys(self, images: np.ndarray) -> np.ndarray:
@@ -64,11 +70,12 @@ class DeviceClient:
         self._require_images(images)
         if self.trainable and self.settings.ema_update == "before_encoding":
             self._follow()
-        return self._encode(self._key, images)
+        return self._encode(self._key, images, self._draw(len(images)))
 
-    def learn(self, gradient: np.ndarray, rate: float) -> None:
+    def learn(self, gradient: np.ndarray, rate: float, share: float = 0.0) -> None:
         """One SGD step at `rate` with the gradient of the last queries, float32 of their shape; then the EMA.
 
+        share: what part of the step's queries one of them is; so much counts its own loss, where the client has one.
         Raises DeviceError, and changes nothing, where it does not belong to the last queries, is not finite, or would
         carry a parameter beyond float32.
         """
@@ -77,30 +84,35 @@ class DeviceClient:
         settings = self.settings
         online, velocity = {}, {}
         with np.errstate(over="ignore", invalid="ignore"):
-            for name, its_gradient in self.parameter_gradients(gradient).items():
+            for name, its_gradient in self.parameter_gradients(gradient, share).items():
                 decayed = its_gradient + np.float32(settings.weight_decay) * self._online[name]
                 velocity[name] = np.float32(settings.momentum) * self._velocity[name] + decayed
                 online[name] = self._online[name] - np.float32(rate) * velocity[name]
         if not all(np.isfinite(value).all() for value in (*online.values(), *velocity.values())):
             raise DeviceError("this step would carry the client's parameters beyond what float32 holds")
-        self._online, self._velocity, self._queries = online, velocity, None
+        self._online, self._velocity, self._queries, self._drawn = online, velocity, None, []
         if settings.ema_update == "after_step":
             self._follow()
         self.steps_taken += 1
 
-    def parameter_gradients(self, gradient: np.ndarray) -> State:
-        """The gradient of every parameter, summed over the last queries, without a step; `gradient` as above."""
+    def parameter_gradients(self, gradient: np.ndarray, share: float = 0.0) -> State:
+        """The gradient of every parameter, summed over the last queries, without a step; arguments as above."""
         if self._vjp is None:
             raise DeviceError("a frozen client does not learn")
         if self._queries is None:
             raise DeviceError("a gradient came before any queries, or for the second time")
         self._require(gradient, "gradient", (len(self._queries), *self.program.smashed_shape))
         names = [PARAMETER_GRADIENT + name for name in self._online]
+        if not np.isfinite(share) or share < 0:
+            raise DeviceError(f"a share must be a finite number from 0 on, not {share!r}")
         feed = {PARAMETER + name: value for name, value in self._online.items()}
+        if self.program.own_loss:
+            feed[SHARE] = np.array(share, np.float32)
         total = {name: np.zeros_like(value) for name, value in self._online.items()}
         for row in range(len(gradient)):
             one = slice(row, row + 1)
-            parts = self._vjp.run(names, {**feed, IMAGE: self._queries[one], GRADIENT: gradient[one]})
+            maps = {IMAGE: self._queries[one], GRADIENT: gradient[one], **self._drawn[row]}
+            parts = self._vjp.run(names, {**feed, **maps})
             for name, part in zip(total, parts, strict=True):
                 total[name] += part
         return total
@@ -148,15 +160,19 @@ class DeviceClient:
             raise DeviceError("state: steps_taken must be an int64 from 0 on")
         if len(state) != 1 + sum(len(model) for model in models.values()):
             raise DeviceError("state: there are entries that this client does not have")
-        self.steps_taken, self._queries = int(steps), None
+        self.steps_taken, self._queries, self._drawn = int(steps), None, []
         self._online = models["online"]
         self._key, self._velocity = models.get("key", self._online), models.get("velocity", {})
 
-    def _encode(self, model: State, images: np.ndarray) -> np.ndarray:
+    def _draw(self, rows: int) -> list[State]:
+        return [draw(self.program.random_inputs, self._rng) for _ in range(rows)]
+
+    def _encode(self, model: State, images: np.ndarray, drawn: Sequence[State]) -> np.ndarray:
         feed = {PARAMETER + name: value for name, value in model.items()}
         smashed = np.empty((len(images), *self.program.smashed_shape), np.float32)
         for row in range(len(images)):
-            (smashed[row : row + 1],) = self._forward.run([SMASHED], {**feed, IMAGE: images[row : row + 1]})
+            maps = {IMAGE: images[row : row + 1], **drawn[row]}
+            (smashed[row : row + 1],) = self._forward.run([SMASHED], {**feed, **maps})
         return smashed
 
     def _follow(self) -> None:
@@ -184,6 +200,15 @@ class DeviceClient:
             raise DeviceError(f"{what}: NaN or infinity")
 
 
+def draw(inputs: Sequence[RandomInput], rng: np.random.Generator) -> State:
+    """What the graphs take for one image, by name, drawn from `rng` in the order of `inputs`."""
+    drawn = {}
+    for number, wanted in enumerate(inputs):
+        make = rng.standard_normal if wanted.distribution == "normal" else rng.random
+        drawn[f"{RANDOM}{number}"] = np.asarray(make(wanted.shape, np.float32))
+    return drawn
+
+
 def _session(graph: bytes) -> ort.InferenceSession:
     """One thread and no arena: a client shares its device, and its maps are small."""
     options = ort.SessionOptions()
@@ -198,9 +223,10 @@ def _session(graph: bytes) -> ort.InferenceSession:
 
 
 def _takes(program: ClientProgram, maps: list[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {IMAGE: (1, *program.image_shape), GRADIENT: (1, *program.smashed_shape)}
+    shapes = {IMAGE: (1, *program.image_shape), GRADIENT: (1, *program.smashed_shape), SHARE: ()}
     return {
         **{name: shapes[name] for name in maps},
+        **{f"{RANDOM}{number}": each.shape for number, each in enumerate(program.random_inputs)},
         **{PARAMETER + name: value.shape for name, value in program.parameters.items()},
     }
 

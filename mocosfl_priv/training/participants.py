@@ -94,7 +94,7 @@ class Simulated:
         views_rng: torch.Generator, noise_rng: torch.Generator,
     ) -> None:  # fmt: skip
         self.clients = clients
-        self._hooks = hooks
+        self.hooks = hooks
         self.training = training
         self._compute = compute
         self._views_rng = views_rng
@@ -129,12 +129,12 @@ class Simulated:
             smashed = self.clients.encode_queries(part.pool, rows, query_views)
             key_smashed = self.clients.encode_keys(part.pool, rows, key_views)
         smashed, key_smashed = smashed.to(first.dtype), key_smashed.to(first.dtype)
-        sent = self._hooks.protect(smashed, self._noise_rng)
+        sent = self.hooks.protect(smashed, self._noise_rng)
         with torch.no_grad():
-            sent_keys = self._hooks.protect(key_smashed, self._noise_rng)
+            sent_keys = self.hooks.protect(key_smashed, self._noise_rng)
             if learning:
                 senders = part.pool.repeat_interleave(torch.tensor(rows))
-                sent_keys = self._hooks.disguise(sent_keys, senders, step, self._noise_rng)
+                sent_keys = self.hooks.disguise(sent_keys, senders, step, self._noise_rng)
         if learning:
             self._pass = _Pass(query_views, smashed, sent)
         codec = self.training.codec
@@ -144,9 +144,9 @@ class Simulated:
         """See :class:`Participants`."""
         assert self._pass is not None, "receive() before the clients of the pass have sent"
         received = as_received(gradient, self.training.gradient_codec)
-        returned = self._hooks.filter_gradient(received, self._noise_rng)
+        returned = self.hooks.filter_gradient(received, self._noise_rng)
         outputs, gradients = [self._pass.sent], [returned]
-        extra = self._hooks.client_loss(self._pass.views, self._pass.smashed)
+        extra = self.hooks.client_loss(self._pass.views, self._pass.smashed)
         if extra is not None:  # a mean over this part of the batch
             outputs.append(extra)
             gradients.append(torch.full_like(extra, share))

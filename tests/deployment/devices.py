@@ -83,18 +83,20 @@ class Threads:
         clients: Iterable[int],
         views: MakeViews,
         spoil: Callable[[int, Conversation], Conversation] = lambda _, conversation: conversation,
+        noise_seed: int | None = None,
     ) -> None:
         self._reception = reception
         self._clients = list(clients)
         self._views = views
         self._spoil = spoil
+        self._noise_seed = noise_seed
         self._threads: list[threading.Thread] = []
         self.devices: dict[int, Device] = {}
 
     def start(self) -> None:
         for client in self._clients:
             make = lambda program, welcome, client=client: self._views(client, program, welcome)  # noqa: E731
-            self.devices[client] = Device(device_name(client), IMAGES_PER_CLIENT, make)
+            self.devices[client] = Device(device_name(client), IMAGES_PER_CLIENT, make, noise_seed=self._noise_seed)
             thread = threading.Thread(target=self._stay, args=(client,))
             self._threads.append(thread)
             thread.start()
@@ -124,7 +126,10 @@ def deployment(remote: Iterable[int], views: MakeViews, **options: Any) -> Deplo
     remote = list(remote)
     transport = options.pop("transport", Threads)
     spoil = options.pop("spoil", lambda _, conversation: conversation)
-    return Deployment("test", 0, remote, lambda reception: transport(reception, remote, views, spoil), **options)
+    noise_seed = options.pop("noise_seed", None)
+    return Deployment(
+        "test", 0, remote, lambda reception: transport(reception, remote, views, spoil, noise_seed), **options
+    )
 
 
 def engine(

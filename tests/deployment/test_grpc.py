@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.deployment.certificates import make_certificates
 from mocosfl_priv.deployment.deployment import Deployment, device_name
 from mocosfl_priv.deployment.loopback import start_client
@@ -24,10 +25,12 @@ from mocosfl_priv.device.grpc_transport import METHOD, SERVICE, Certificates, Gr
 from mocosfl_priv.device.messages import Header, Reason, Register, pack
 from mocosfl_priv.device.participant import Device
 from mocosfl_priv.device.transport import ClosedError, Conversation
+from mocosfl_priv.plugins import DEFENSES, Defense
 from tests.deployment.devices import Threads, deployment, engine, shard_of, shard_views, training_of
 from tests.deployment.proxy import Proxy
 
 PATIENCE = Patience(answers=20.0, anybody=60.0)
+NOISE_SEED = 5
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +78,17 @@ def over_grpc(folder: Path) -> type[Threads]:
     return type("OverGrpcHere", (OverGrpc,), {"folder": folder})
 
 
-def losses_of(remote: Deployment, compute: Compute, steps: int = 4, **settings: int) -> list[float]:
-    run = engine(training_of(**settings), compute, remote)
+def losses_of(remote: Deployment, compute: Compute, steps: int = 4) -> list[float]:
+    run = engine(training_of(), compute, remote, hooks=noisy())
     losses = [float(run.step()) for _ in range(steps)]
     run.participants.finish()
     remote.close()
     return losses
+
+
+def noisy() -> Defense:
+    """What devices send is clipped and noisy: they must draw the same in threads, over a network, and as processes."""
+    return DEFENSES.create(PluginSpec(name="gaussian")).plugin
 
 
 def reception_of(remote: Deployment) -> Reception:
@@ -91,14 +99,15 @@ def reception_of(remote: Deployment) -> Reception:
 @pytest.fixture(scope="module")
 def in_process(compute: Compute) -> tuple[list[float], Reception]:
     """Losses and accounts of the training without any network."""
-    remote = deployment(range(3), shard_views(3), patience=PATIENCE)
+    remote = deployment(range(3), shard_views(3), patience=PATIENCE, noise_seed=NOISE_SEED)
     return losses_of(remote, compute), reception_of(remote)
 
 
 def test_losses_over_the_network_are_those_in_process(
     certificates: Path, compute: Compute, in_process: tuple[list[float], Reception]
 ) -> None:
-    remote = deployment(range(3), shard_views(3), transport=over_grpc(certificates), patience=PATIENCE)
+    transport = over_grpc(certificates)
+    remote = deployment(range(3), shard_views(3), transport=transport, patience=PATIENCE, noise_seed=NOISE_SEED)
     np.testing.assert_allclose(losses_of(remote, compute), in_process[0], rtol=1e-6)
     for client, account in reception_of(remote).accounts.items():
         there = in_process[1].accounts[client].traffic
@@ -236,8 +245,9 @@ class Processes:
 
     def launch(self, client: int) -> None:
         self.processes[client] = start_client(
-            f"127.0.0.1:{self.server.port}", self._certificates, self._folder / f"{client}.shard", client, self._folder
-        )
+            f"127.0.0.1:{self.server.port}", self._certificates, self._folder / f"{client}.shard", client, self._folder,
+            ["--noise-seed", str(NOISE_SEED)],
+        )  # fmt: skip
 
     def stop(self) -> None:
         try:
@@ -257,7 +267,7 @@ def test_client_processes_train_as_devices_in_process_and_a_killed_one_comes_bac
         return Processes(reception, range(3), tmp_path, certificates)
 
     remote = Deployment("test", 0, range(3), open_transport, patience=PATIENCE, heartbeat_seconds=0.5)
-    run = engine(training_of(), compute, remote)
+    run = engine(training_of(), compute, remote, hooks=noisy())
     transport = remote._transport
     assert isinstance(transport, Processes)
     losses = [float(run.step()) for _ in range(4)]

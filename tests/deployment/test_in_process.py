@@ -134,6 +134,25 @@ def test_codecs_save_bytes_and_hardly_change_the_losses(codec: Codec, most_bytes
     assert losses[1] != losses[0]
 
 
+def test_one_device_among_ninety_nine_simulated_clients_changes_nothing(compute: Compute) -> None:
+    """The device has a number in the middle; what is compared is what everybody sees of everybody: loss and average."""
+    training, device = training_of(clients=100, server_batch=100, queue_size=128), 41
+    losses, models = [], []
+    for remote in (deployment([device], given), None):
+        run = engine(training, compute, remote, smooth_model())
+        sizes = [0 if remote is not None and client == device else 1 for client in range(100)]
+        with patch.object(participants, "moco_v2_view", SameViews(sizes)):
+            losses.append([float(run.step()) for _ in range(2)])
+        models.append(run.participants.individual(0))
+        run.participants.finish()
+        if remote is not None:
+            remote.close()
+            assert remote.participants is not None and sum(remote.participants.drawn) == 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+    for name, value in models[1].items():
+        torch.testing.assert_close(models[0][name], value, rtol=1e-3, atol=2e-5)
+
+
 def test_simulated_clients_round_as_devices_do(compute: Compute) -> None:
     """All of them, or some beside a device."""
     training = training_of(codec="int8", gradient_codec="fp16")

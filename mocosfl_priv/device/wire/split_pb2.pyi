@@ -157,14 +157,16 @@ class Draw(_message.Message):
     def __init__(self, request: _Optional[int] = ..., step: _Optional[int] = ..., offset: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Gradient(_message.Message):
-    __slots__ = ("request", "rate", "gradient")
+    __slots__ = ("request", "rate", "gradient", "share")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     request: int
     rate: float
     gradient: Tensor
-    def __init__(self, request: _Optional[int] = ..., rate: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    share: float
+    def __init__(self, request: _Optional[int] = ..., rate: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Ask(_message.Message):
     __slots__ = ("request", "momentum_model", "velocity")
