@@ -589,10 +589,11 @@ def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, 
 
 def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run: RunResult) -> None:
     small = {"architecture": "res_normN0C8", "rows": 8, "epochs": 1}
+    fit = {"starts": 1, "iterations": 30}
     grants = ["architecture", "auxiliary_data", "gradient_channel"]
     document = {
         **tiny,
-        "attacks": [{"name": "fsha", **small, "starts": 1, "iterations": 30}, "floor", {"name": "sdar", **small, "starts": 1, "iterations": 30}],
+        "attacks": [{"name": "fsha", **small, **fit}, "floor", {"name": "sdar", **small, **fit}],
         "threat": {"grants": grants},
     }
 

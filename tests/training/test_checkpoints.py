@@ -151,7 +151,10 @@ def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
             auxiliary=AuxiliaryData(IMAGES.float() / 255, torch.ones(60, dtype=torch.bool)),
             build_client=lambda: split_model().client,
         )  # fmt: skip
-        attacks = [FshaAttack("res_normN0C4", rows=8, patience=3, starts=1, iterations=4), SdarAttack("res_normN0C4", rows=8)]
+        attacks = [
+            FshaAttack("res_normN0C4", rows=8, patience=3, starts=1, iterations=4),
+            SdarAttack("res_normN0C4", rows=8),
+        ]
         attendees = [seat(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
         audiences.append(Hijack([attendee for attendee in attendees if attendee is not None]))
         return audiences[-1]
