@@ -77,7 +77,7 @@ def test_a_sweep_says_what_there_is_to_do_and_learns_how_long_it_takes(monkeypat
         sweep.reporting("one", 1, 2)
     assert out.getvalue().splitlines() == [
         "5 cells, 2 of them stored; 4 tasks, 2 at once · about 1:30 left",
-        "[1/4] 2:00 train 0: 2:00 · about 1:01 left",  # all of training 2, 2 s of scoring
+        "[1/4] 2:00 train 0: 2:00 · about 1:01 left",  # nothing of 1, all of 2, and the score
         "[2/4] 2:00 train 1: FAILED: out of luck · about 1:01 left",
         "[3/4] 3:00 score: 0:00 · about 1:00 left",
         "run directory 1 of 2: one",

@@ -149,7 +149,7 @@ def obtain(stage: Stage[Made], store: Store) -> Made:
     return stage.load(ensure(stage, store))
 
 
-class Expert(Stage[TrainedExpert]):
+class ExpertStage(Stage[TrainedExpert]):
     """What a defender trains before there are clients, for a system whose defense does."""
 
     kind = "expert"
@@ -183,7 +183,7 @@ class Expert(Stage[TrainedExpert]):
         return load_expert(self.plan.laboratory, self.system, artefact)
 
 
-class TrainedStage(Stage[TrainedSystem]):
+class SystemStage(Stage[TrainedSystem]):
     """A trained system with its utility."""
 
     kind = "system"
@@ -206,9 +206,9 @@ class TrainedStage(Stage[TrainedSystem]):
         return [stage for stage in (self._expert, judge) if stage is not None]
 
     @property
-    def _expert(self) -> Expert | None:
+    def _expert(self) -> ExpertStage | None:
         has_one = expert_trainer(self.plan.laboratory, self.system) is not None
-        return Expert(self.plan, (self.place[0], 0, 0)) if has_one else None
+        return ExpertStage(self.plan, (self.place[0], 0, 0)) if has_one else None
 
     def compute(self, store: Store) -> TrainedSystem:
         """See :class:`Stage`; an interrupted training goes on from its last checkpoint."""
@@ -232,7 +232,7 @@ class TrainedStage(Stage[TrainedSystem]):
         return load_system(self.plan.laboratory, self.system, self.training, artefact)
 
 
-class Attacked(Stage[Attempt]):
+class AttackStage(Stage[Attempt]):
     """What an attack returned for the victims of a trained system."""
 
     kind = "attack"
@@ -250,11 +250,11 @@ class Attacked(Stage[Attempt]):
     @property
     def needs(self) -> Sequence[Stage[Any]]:
         """See :class:`Stage`."""
-        return (TrainedStage(self.plan, self.place),)
+        return (SystemStage(self.plan, self.place),)
 
     def compute(self, store: Store) -> Attempt:
         """See :class:`Stage`."""
-        trained = obtain(TrainedStage(self.plan, self.place), store)
+        trained = obtain(SystemStage(self.plan, self.place), store)
         return attempt_on(self.plan.laboratory, trained, with_own_plugin(self.attack))
 
     def save(self, made: Attempt, folder: Path) -> None:
@@ -270,7 +270,7 @@ class Attacked(Stage[Attempt]):
         return {"failure": made.failure}
 
 
-class Scored(Stage[dict[str, np.ndarray]]):
+class ScoreStage(Stage[dict[str, np.ndarray]]):
     """The metrics of what an attack returned, by name, (n,) each: the cell of a grid."""
 
     kind = "score"
@@ -286,9 +286,9 @@ class Scored(Stage[dict[str, np.ndarray]]):
         return Segment(f"score {self.system.title}: {self.attack.label}", "score", SECONDS_PER_SCORE)
 
     @property
-    def attacked(self) -> Attacked:
+    def attacked(self) -> AttackStage:
         """What is scored."""
-        return Attacked(self.plan, self.place)
+        return AttackStage(self.plan, self.place)
 
     @property
     def needs(self) -> Sequence[Stage[Any]]:
@@ -314,7 +314,7 @@ class Scored(Stage[dict[str, np.ndarray]]):
         return load_score(artefact)
 
 
-class Judge(Stage[RecognitionJudge]):
+class JudgeStage(Stage[RecognitionJudge]):
     """The classifier that judges what is recognised, where that is measured."""
 
     kind = "judge"
@@ -345,27 +345,29 @@ class Judge(Stage[RecognitionJudge]):
         return load_judge(self.plan.laboratory, artefact)
 
 
-STAGES: dict[str, type[Stage[Any]]] = {stage.kind: stage for stage in (Judge, Expert, TrainedStage, Attacked, Scored)}
+STAGES: dict[str, type[Stage[Any]]] = {
+    stage.kind: stage for stage in (JudgeStage, ExpertStage, SystemStage, AttackStage, ScoreStage)
+}
 
 
-def systems_of(plan: Plan) -> Iterator[TrainedStage]:
+def systems_of(plan: Plan) -> Iterator[SystemStage]:
     """All trained systems of a plan, in its order."""
     for i in range(len(plan.systems)):
         for j in range(len(plan.trainings)):
-            yield TrainedStage(plan, (i, j, 0))
+            yield SystemStage(plan, (i, j, 0))
 
 
-def cells_of(plan: Plan) -> Iterator[Scored]:
+def cells_of(plan: Plan) -> Iterator[ScoreStage]:
     """All rows of a plan, in its order."""
     for stage in systems_of(plan):
         i, j, _ = stage.place
         for k in range(len(stage.training.attacks)):
-            yield Scored(plan, (i, j, k))
+            yield ScoreStage(plan, (i, j, k))
 
 
-def judge_of(plan: Plan) -> Judge | None:
+def judge_of(plan: Plan) -> JudgeStage | None:
     """The judge that scores of `plan` ask; None where recognition is not measured."""
-    return Judge(plan) if plan.config.evaluation.recognition_epochs else None
+    return JudgeStage(plan) if plan.config.evaluation.recognition_epochs else None
 
 
 def bring_judge(plan: Plan, store: Store) -> None:

@@ -8,7 +8,7 @@ from mocosfl_priv.outcomes import CellResult, SystemResult, Trial
 from mocosfl_priv.results import ATTACK_COSTS, RunRecord
 from mocosfl_priv.sweep.assembly import assemble
 from mocosfl_priv.sweep.grid import Plan
-from mocosfl_priv.sweep.stages import Place, Scored, cells_of, judge_of, systems_of
+from mocosfl_priv.sweep.stages import Place, ScoreStage, cells_of, judge_of, systems_of
 from mocosfl_priv.sweep.store import Store
 from mocosfl_priv.sweep.stored import StoredCheckpoints, load_result
 from mocosfl_priv.target import Attempt
@@ -38,7 +38,7 @@ def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunR
 
 
 def _cell(
-    stage: Scored, systems: Mapping[Place, SystemResult], store: Store, failures: Mapping[str, str]
+    stage: ScoreStage, systems: Mapping[Place, SystemResult], store: Store, failures: Mapping[str, str]
 ) -> CellResult:
     """The row of `stage`: from the store, or with the cause why it is not there."""
     lab, keys = stage.plan.laboratory, {**stage.system.keys, "attack": stage.attack.label}
@@ -54,7 +54,7 @@ def _cell(
     return CellResult.of(Trial(lab.victims, attempted, values), keys, system.columns(lab))
 
 
-def _absent(stage: Scored, failures: Mapping[str, str]) -> Attempt:
+def _absent(stage: ScoreStage, failures: Mapping[str, str]) -> Attempt:
     """An attempt without anything, and why there is none."""
     cause = failures.get(stage.key, "its artefact was damaged; --resume computes it again")
     return Attempt(None, dict.fromkeys(ATTACK_COSTS, float("nan")) | {"attack_out_of_time": False}, cause)

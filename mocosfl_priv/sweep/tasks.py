@@ -16,7 +16,7 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.progress import Segment
 from mocosfl_priv.sweep.grid import Plan, lay_out
 from mocosfl_priv.sweep.schedule import Task
-from mocosfl_priv.sweep.stages import STAGES, Attacked, Place, Stage, cells_of, ensure, systems_of
+from mocosfl_priv.sweep.stages import STAGES, AttackStage, Place, Stage, cells_of, ensure, systems_of
 from mocosfl_priv.sweep.store import Store
 
 
@@ -82,7 +82,7 @@ class Missing:
 
     def _has(self, stage: Stage[Any]) -> bool:
         found = self.store.get(stage.kind, stage.key)
-        if found is not None and isinstance(stage, Attacked) and found.facts["failure"]:
+        if found is not None and isinstance(stage, AttackStage) and found.facts["failure"]:
             self.store.discard(stage.kind, stage.key)
             return False
         return found is not None
