@@ -57,7 +57,7 @@ def _accuracies(record: RunRecord, rows: list[SummaryRow]) -> Table:
             str(row.seeds),
         ]
         for row in rows
-        if _origin(record, row) == UNDEFENDED and record.info["config"]["model"]["bottleneck"] == "none"
+        if _is_plain(record, row)
     ]
     return Table(
         "Linear-probe accuracy (%) without a defense",
@@ -102,7 +102,7 @@ def _attacks(record: RunRecord, rows: list[SummaryRow]) -> Table:
 
 def _defenses(record: RunRecord, rows: list[SummaryRow]) -> Table:
     """As ResSFL's table of baselines; empty where only what stands in the other tables was run."""
-    others = {_origin(record, row) for row in rows} - {UNDEFENDED, TARESSFL}
+    others = [row for row in rows if _origin(record, row) != TARESSFL and not _is_plain(record, row)]
     lines = [
         [
             row.defense,
@@ -132,7 +132,7 @@ def _communication(record: RunRecord, rows: list[SummaryRow]) -> Table:
     lines = []
     for row in rows:
         aware = _origin(record, row) == TARESSFL
-        known = published.MEGABYTES.get((_method(row), aware)) if aware or _origin(record, row) == UNDEFENDED else None
+        known = published.MEGABYTES.get((_method(row), aware)) if aware or _is_plain(record, row) else None
         measured = f"{row.cost['training_megabytes']:,.1f}"
         lines.append([row.system, f"{row.cost['paper_megabytes_per_client']:,.1f}", _printed(known, 1), measured])
     return Table(
@@ -168,6 +168,11 @@ def _partition(record: RunRecord) -> str:
 
 def _origin(record: RunRecord, row: SummaryRow) -> str:
     return next(str(p["origin"]) for p in record.info["plugins"]["defenses"] if p["label"] == row.defense)
+
+
+def _is_plain(record: RunRecord, row: SummaryRow) -> bool:
+    """Whether nothing protects the system, and no bottleneck makes its messages smaller."""
+    return _origin(record, row) == UNDEFENDED and record.info["config"]["model"]["bottleneck"] == "none"
 
 
 def _method(row: SummaryRow) -> str:

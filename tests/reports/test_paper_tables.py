@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,13 @@ def test_what_was_not_published_has_no_number(cifar: RunRecord) -> None:
     cifar.info["config"]["training"]["clients"] = 7
     assert [line[5] for line in tables_of(cifar)[0].lines] == ["–", "–"]
     cifar.info["config"]["training"]["clients"] = 100
+
+
+def test_a_bottleneck_of_the_model_is_not_what_was_published(cifar: RunRecord) -> None:
+    config = {**cifar.info["config"], "model": {**cifar.info["config"]["model"], "bottleneck": "C4S2"}}
+    defenses, communication = (tables_of(replace(cifar, info={**cifar.info, "config": config}))[i] for i in (1, 2))
+    assert [line[0] for line in defenses.lines].count("none") == 2
+    assert [line[2] for line in communication.lines if "none" in line[0]] == ["–", "–"]
 
 
 def test_markup_escapes_what_would_break_a_table() -> None:
