@@ -28,10 +28,10 @@ from mocosfl_priv.deployment.deployment import Deployment
 from mocosfl_priv.deployment.loopback import free_port, start_client
 from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
-from mocosfl_priv.deployment.shards import write_shards
+from mocosfl_priv.deployment.shards import shard_name, write_shards
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer
 from mocosfl_priv.experiment import train_system
-from tests.deployment.devices import engine, training_of
+from tests.deployment.devices import engine, shard_of, training_of
 from tests.deployment.proxy import Proxy
 
 CLIENTS = 20
@@ -40,6 +40,7 @@ RESTART_AFTER = 6  # epochs: late, so that what is lost then cannot be learned a
 SPREAD_SEEDS = (1, 2, 3)
 CONFIDENCE = 0.95
 MANY, PROCESSES, MANY_STEPS = 200, 20, 100
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 CONFIG = {
     "name": "endurance",
     "defenses": [{"name": "bottleneck", "layer": "noReLUC8S1"}],
@@ -247,10 +248,14 @@ class ManyProcesses:
         )
         self.server.start()
         command = [sys.executable, "-m", "tests.deployment.several_devices", f"127.0.0.1:{self.server.port}"]
+        for client in range(self._devices):
+            shard_of(client, self._devices).write(self._folder / shard_name(client))
         for first in range(0, self._devices, self._share):
-            numbers = [str(number) for number in (self._devices, first, self._share)]
+            numbers = [str(first), str(self._share)]
             with (self._folder / f"{first}.log").open("wb") as log:
-                self.processes.append(subprocess.Popen([*command, str(self._folder), *numbers], stdout=log, stderr=log))
+                self.processes.append(
+                    subprocess.Popen([*command, str(self._folder), *numbers], stdout=log, stderr=log, env=ONE_THREAD)
+                )
 
     def stop(self) -> None:
         try:
@@ -274,15 +279,17 @@ def test_two_hundred_devices_for_a_hundred_steps(tmp_path: Path, compute: Comput
     run = engine(training, compute, remote)
     run.steps = MANY_STEPS
     began = time.monotonic()
-    for _ in range(MANY_STEPS):
-        assert np.isfinite(float(run.step()))
-        assert len(run._pool) == MANY
-    seconds = (time.monotonic() - began) / MANY_STEPS
-    assert isinstance(remote._transport, ManyProcesses)
-    resident = sum(own_memory(process.pid) for process in remote._transport.processes)
-    print(f"{seconds:.3f} s per step; memory of all client processes: {resident / 2**20:.0f} MiB")
-    run.participants.finish()
-    remote.close()
+    try:
+        for _ in range(MANY_STEPS):
+            assert np.isfinite(float(run.step()))
+            assert len(run._pool) == MANY
+        seconds = (time.monotonic() - began) / MANY_STEPS
+        assert isinstance(remote._transport, ManyProcesses)
+        resident = sum(own_memory(process.pid) for process in remote._transport.processes)
+        print(f"{seconds:.3f} s per step; memory of all client processes: {resident / 2**20:.0f} MiB")
+    finally:
+        run.participants.finish()
+        remote.close()
     reception: Reception | None = remote.reception
     assert reception is not None
     assert [account.steps_missed for account in reception.accounts.values()] == [0] * MANY
