@@ -35,15 +35,17 @@ from tests.deployment.devices import deployment, engine, smooth_model, training_
 from tests.deployment.test_in_process import SameViews, given
 
 SEED, ROWS, SIDE, SHARE = 5, 3, 16, 0.25
-DEFENSES_AT_CLIENTS: list[tuple[str, dict[str, Any]]] = [
-    ("gaussian", {"sigma": 0.3, "clip": 0.2}),
+DIFFERENT: list[tuple[str, dict[str, Any]]] = [
     ("laplace", {"scale": 0.3, "clip": 0.1}),
+    ("dropout", {"rate": 0.3, "unit": "channel"}),
+    ("composition", {"parts": ("bottleneck", "mid", "topk_prune")}),
+]
+ALIKE: list[tuple[str, dict[str, Any]]] = [  # in their operations to one of those
+    ("gaussian", {"sigma": 0.3, "clip": 0.2}),
     ("local_dp", {"epsilon": 200.0}),
     ("dropout", {"rate": 0.3}),
-    ("dropout", {"rate": 0.3, "unit": "channel"}),
     ("topk_prune", {"keep": 0.2}),
     ("mid", {"beta": 0.5, "sigma": 0.3}),
-    ("composition", {"parts": ("bottleneck", "mid", "topk_prune")}),
 ]
 
 
@@ -90,7 +92,9 @@ def images(rows: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random((rows, 3, SIDE, SIDE), np.float32))
 
 
-@pytest.mark.parametrize(("name", "parameters"), DEFENSES_AT_CLIENTS)
+@pytest.mark.parametrize(
+    ("name", "parameters"), [*DIFFERENT, *(pytest.param(*each, marks=pytest.mark.slow) for each in ALIKE)]
+)
 def test_a_defended_device_learns_as_torch_does_with_the_same_draws(name: str, parameters: dict[str, Any]) -> None:
     """Messages, gradients through clipping, masks and noise, and the defense's own loss, over three steps."""
     hooks = defense(name, parameters)
@@ -192,8 +196,15 @@ def test_a_query_is_answered_with_its_own_draws_also_after_keys_were_drawn() -> 
     assert any(value.any() for value in device.parameter_gradients(gradient).values())
 
 
-@pytest.mark.parametrize("name", ["gaussian", "mid"])
-@pytest.mark.parametrize("remote", [range(3), range(1)])
+@pytest.mark.parametrize(
+    ("name", "remote"),
+    [
+        ("mid", range(1)),
+        pytest.param("mid", range(3), marks=pytest.mark.slow),
+        pytest.param("gaussian", range(1), marks=pytest.mark.slow),
+        pytest.param("gaussian", range(3), marks=pytest.mark.slow),
+    ],
+)
 def test_defended_devices_train_as_defended_simulated_clients(name: str, remote: range, compute: Compute) -> None:
     """Over the whole protocol, alone or beside simulated clients."""
     training, hooks = training_of(), defense(name, {})
@@ -240,7 +251,7 @@ def test_what_clients_learn_together_is_refused(name: str, parameters: dict[str,
 
 
 def test_what_devices_can_run_is_let_through() -> None:
-    for name, parameters in [*DEFENSES_AT_CLIENTS, ("taressfl", {"layer": "C4S2"})]:
+    for name, parameters in [*DIFFERENT, *ALIKE, ("taressfl", {"layer": "C4S2"})]:
         require_runs_on_devices(defense(name, parameters), name)
 
 

@@ -28,18 +28,19 @@ from mocosfl_priv.deployment.deployment import Deployment
 from mocosfl_priv.deployment.loopback import free_port, start_client
 from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
-from mocosfl_priv.deployment.shards import write_shards
+from mocosfl_priv.deployment.shards import shard_name, write_shards
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer
 from mocosfl_priv.experiment import train_system
-from tests.deployment.devices import engine, training_of
+from tests.deployment.devices import engine, shard_of, training_of
 from tests.deployment.proxy import Proxy
 
 CLIENTS = 20
 KILLS_PER_EPOCH = 3
 RESTART_AFTER = 6  # epochs: late, so that what is lost then cannot be learned again
 SPREAD_SEEDS = (1, 2, 3)
-CONFIDENCE = 0.99
+CONFIDENCE = 0.95
 MANY, PROCESSES, MANY_STEPS = 200, 20, 100
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 CONFIG = {
     "name": "endurance",
     "defenses": [{"name": "bottleneck", "layer": "noReLUC8S1"}],
@@ -160,17 +161,35 @@ def simulated(config: Path) -> list[pd.DataFrame]:
 
 
 @dataclass(frozen=True)
-class Band:
-    """Where one more undisturbed training ends, by those of several seeds: a t interval for a new observation."""
+class Undisturbed:
+    """Where undisturbed trainings of several seeds ended.
 
-    low: float
-    high: float
+    history: of the one with processes, whose seed disturbed runs have too.
+    """
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Band:
-        n, centre, spread = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread * (1 + 1 / n) ** 0.5
-        return cls(centre - reach, centre + reach)
+    history: pd.DataFrame
+    losses: list[float]
+    accuracies: list[float]
+
+    def bears(self, history: pd.DataFrame) -> bool:
+        """Whether this training ended no worse than one more undisturbed one might, in loss and kNN accuracy."""
+        loss, accuracy = (history[column].iloc[-1] for column in ("loss", "validation_knn"))
+        print(f"loss {loss:.3f}, at most {self.most_loss:.3f}; kNN {accuracy:.3f}, at least {self.least_accuracy:.3f}")
+        return bool(loss <= self.most_loss and accuracy >= self.least_accuracy)
+
+    @property
+    def most_loss(self) -> float:
+        return float(np.mean(self.losses)) + _reach(self.losses)
+
+    @property
+    def least_accuracy(self) -> float:
+        return float(np.mean(self.accuracies)) - _reach(self.accuracies)
+
+
+def _reach(values: Sequence[float]) -> float:
+    """How far on one side of their mean one more of them may lie: the prediction bound of Student's distribution."""
+    n = len(values)
+    return float(stats.t.ppf(CONFIDENCE, n - 1)) * float(np.std(values, ddof=1)) * (1 + 1 / n) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -181,44 +200,37 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: Path) -> tuple[pd.DataFrame, Band, Band]:
-    """The history of a run with processes that nobody disturbs; loss and kNN accuracy where such runs end."""
+def undisturbed(config: Path) -> Undisturbed:
+    """A run with processes that nobody disturbs, and simulated ones."""
     quiet = run_once(config.parent / "quiet", config, disturbed=False).history
     histories = [quiet, *simulated(config)]
     losses, accuracies = ([float(h[column].iloc[-1]) for h in histories] for column in ("loss", "validation_knn"))
     print("undisturbed:", losses, accuracies)
-    assert Band.of(losses).high < quiet["loss"].max(), "without learning quality says nothing"
-    return quiet, Band.of(losses), Band.of(accuracies)
+    found = Undisturbed(quiet, losses, accuracies)
+    assert found.most_loss < quiet["loss"].max(), "without learning quality says nothing"
+    return found
 
 
 @pytest.mark.slow
 def test_twenty_processes_under_kills_and_losses_train_as_well_as_undisturbed(
-    config: Path, undisturbed: tuple[pd.DataFrame, Band, Band]
+    config: Path, undisturbed: Undisturbed
 ) -> None:
-    quiet, loss, accuracy = undisturbed
     rough = run_once(config.parent / "rough", config, disturbed=True)
     clients = rough.devices["clients"]
-    ended, ended_knn = rough.history["loss"].iloc[-1], rough.history["validation_knn"].iloc[-1]
-    print(f"disturbed: {rough.killed} kills, {rough.lost_connections} connections lost, loss {ended}, kNN {ended_knn};")
-    print("steps missed:", [client["steps_missed"] for client in clients], "allowed:", loss, accuracy)
+    print(f"disturbed: {rough.killed} kills, {rough.lost_connections} connections lost; steps missed:")
+    print([client["steps_missed"] for client in clients])
     assert rough.killed >= CLIENTS and rough.lost_connections > 0
-    assert list(rough.history["step"]) == list(quiet["step"])  # every step was done, once
+    assert list(rough.history["step"]) == list(undisturbed.history["step"])  # every step was done, once
     assert sum(client["conversations"] for client in clients) > CLIENTS
-    assert loss.low <= ended <= loss.high
-    assert accuracy.low <= ended_knn
+    assert undisturbed.bears(rough.history)
 
 
 @pytest.mark.slow
-def test_a_recovery_that_forgets_what_clients_learned_is_noticed(
-    config: Path, undisturbed: tuple[pd.DataFrame, Band, Band]
-) -> None:
+def test_a_recovery_that_forgets_what_was_learned_is_noticed(config: Path, undisturbed: Undisturbed) -> None:
     """Else the test above could not fail."""
-    _, loss, accuracy = undisturbed
     module = "tests.deployment.careless_server"
-    careless = run_once(config.parent / "careless", config, disturbed=True, server_module=module).history
-    ended, ended_knn = careless["loss"].iloc[-1], careless["validation_knn"].iloc[-1]
-    print(f"careless: loss {ended}, kNN {ended_knn}; allowed:", loss, accuracy)
-    assert not (loss.low <= ended <= loss.high and accuracy.low <= ended_knn)
+    careless = run_once(config.parent / "careless", config, disturbed=True, server_module=module)
+    assert not undisturbed.bears(careless.history)
 
 
 class ManyProcesses:
@@ -236,10 +248,14 @@ class ManyProcesses:
         )
         self.server.start()
         command = [sys.executable, "-m", "tests.deployment.several_devices", f"127.0.0.1:{self.server.port}"]
+        for client in range(self._devices):
+            shard_of(client, self._devices).write(self._folder / shard_name(client))
         for first in range(0, self._devices, self._share):
-            numbers = [str(number) for number in (self._devices, first, self._share)]
+            numbers = [str(first), str(self._share)]
             with (self._folder / f"{first}.log").open("wb") as log:
-                self.processes.append(subprocess.Popen([*command, str(self._folder), *numbers], stdout=log, stderr=log))
+                self.processes.append(
+                    subprocess.Popen([*command, str(self._folder), *numbers], stdout=log, stderr=log, env=ONE_THREAD)
+                )
 
     def stop(self) -> None:
         try:
@@ -263,15 +279,17 @@ def test_two_hundred_devices_for_a_hundred_steps(tmp_path: Path, compute: Comput
     run = engine(training, compute, remote)
     run.steps = MANY_STEPS
     began = time.monotonic()
-    for _ in range(MANY_STEPS):
-        assert np.isfinite(float(run.step()))
-        assert len(run._pool) == MANY
-    seconds = (time.monotonic() - began) / MANY_STEPS
-    assert isinstance(remote._transport, ManyProcesses)
-    resident = sum(own_memory(process.pid) for process in remote._transport.processes)
-    print(f"{seconds:.3f} s per step; memory of all client processes: {resident / 2**20:.0f} MiB")
-    run.participants.finish()
-    remote.close()
+    try:
+        for _ in range(MANY_STEPS):
+            assert np.isfinite(float(run.step()))
+            assert len(run._pool) == MANY
+        seconds = (time.monotonic() - began) / MANY_STEPS
+        assert isinstance(remote._transport, ManyProcesses)
+        resident = sum(own_memory(process.pid) for process in remote._transport.processes)
+        print(f"{seconds:.3f} s per step; memory of all client processes: {resident / 2**20:.0f} MiB")
+    finally:
+        run.participants.finish()
+        remote.close()
     reception: Reception | None = remote.reception
     assert reception is not None
     assert [account.steps_missed for account in reception.accounts.values()] == [0] * MANY

@@ -25,6 +25,7 @@ from mocosfl_priv.models.backbones import find_backbone
 from mocosfl_priv.models.split import build_split_model
 
 TOLERANCE = 1e-4  # relative to a gradient's largest number
+LIKE_TORCH = 5  # times torch's own rounding, which is another for another order of sums
 ROUNDING = 1e-3  # a gradient that is so much smaller than the largest one is nothing but rounding
 NORMS = ("group", "layer", "instance", "batch")
 BOTTLENECKS = ("none", "C4S2", "noReLUK5C8S4", "K1C4S1")
@@ -36,8 +37,25 @@ def settings(trainable: bool = True) -> Any:
 
 
 def build(backbone: str, cut: int, norm: str = "group", bottleneck: str = "none", **options: Any) -> nn.Module:
-    """A client whose parameters are nowhere at their initial zeros and ones."""
-    torch.manual_seed(0)
+    """A client whose parameters are nowhere at their initial zeros and ones, and which sends something.
+
+    Narrow and deep ones can be dead, where equality would say nothing: then others are drawn.
+    """
+    for seed in range(20):
+        client = _drawn(seed, backbone, cut, norm, bottleneck, **options)
+        with torch.no_grad():
+            alive = client(images(32)).flatten(1).any(1)
+        if alive.all():
+            return client
+    raise AssertionError("no client that sends something was found")
+
+
+def images(side: int) -> torch.Tensor:
+    return torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(3))
+
+
+def _drawn(seed: int, backbone: str, cut: int, norm: str, bottleneck: str, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
     model = ModelConfig.model_validate(
         {
             "backbone": backbone,
@@ -73,7 +91,7 @@ def error(found: Gradients, expected: Gradients) -> float:
     return float(max(np.abs(found[k] - v).max() / max(np.abs(v).max(), least) for k, v in expected.items()))
 
 
-def assert_as_good_as_torch(client: nn.Module, device: DeviceClient, images: Sequence[torch.Tensor]) -> None:
+def assert_as_good_as_torch(client: nn.Module, device: DeviceClient, singles: Sequence[torch.Tensor]) -> None:
     """The device's error over single images is within the tolerance, or like torch's; both against torch in float64.
 
     The median error, since at a ReLU whose input is nothing but rounding the gradient jumps by percents: now and then
@@ -81,7 +99,7 @@ def assert_as_good_as_torch(client: nn.Module, device: DeviceClient, images: Seq
     """
     exact = copy.deepcopy(client).double()
     errors: dict[str, list[tuple[float, float]]] = {"smashed data": [], "gradients": []}
-    for image in images:
+    for image in singles:
         returned = torch.randn((1, *device.program.smashed_shape), generator=torch.Generator().manual_seed(4))
         expected = {"sent": exact(image.double()).detach().numpy()}
         wanted = gradients(exact, image, returned)
@@ -93,14 +111,13 @@ def assert_as_good_as_torch(client: nn.Module, device: DeviceClient, images: Seq
         errors["gradients"].append((error(found, wanted), error(gradients(client, image, returned), wanted)))
     for what, pairs in errors.items():
         ours, torchs = (statistics.median(each) for each in zip(*pairs, strict=True))
-        assert ours <= max(TOLERANCE, 3 * torchs), what
+        assert ours <= max(TOLERANCE, LIKE_TORCH * torchs), what
 
 
 def assert_equal_gradients(client: nn.Module, side: int = 32) -> ClientProgram:
     program = export_client(client, (3, side, side), settings())
     device = DeviceClient(ClientProgram.from_bytes(program.to_bytes()))
-    images = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(3))
-    assert_as_good_as_torch(client, device, images.split(1))
+    assert_as_good_as_torch(client, device, images(side).split(1))
     return program
 
 

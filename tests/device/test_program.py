@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mocosfl_priv.device.container import pack, unpack
 from mocosfl_priv.device.errors import DeviceError
-from mocosfl_priv.device.program import ClientProgram, ClientSettings
+from mocosfl_priv.device.program import ClientProgram, ClientSettings, RandomInput
 
 PROGRAM = ClientProgram(
     (3, 8, 8),
@@ -21,6 +21,8 @@ PROGRAM = ClientProgram(
     b"forward",
     b"vjp",
     ClientSettings(trainable=True, ema=0.5),
+    (RandomInput("normal", (1, 4, 2, 2)), RandomInput("uniform", (1, 4, 1, 1))),
+    own_loss=True,
 )
 BLOCK = PROGRAM.to_bytes()
 
@@ -28,21 +30,23 @@ BLOCK = PROGRAM.to_bytes()
 def test_a_program_comes_back_with_its_parameters_in_order() -> None:
     again = ClientProgram.from_bytes(BLOCK)
     assert list(again.parameters) == ["b", "a"]
-    for field in ("image_shape", "smashed_shape", "forward", "vjp", "settings"):
+    for field in ("image_shape", "smashed_shape", "forward", "vjp", "settings", "random_inputs", "own_loss"):
         assert getattr(again, field) == getattr(PROGRAM, field)
     assert all(np.array_equal(again.parameters[name], value) for name, value in PROGRAM.parameters.items())
     assert again.to_bytes() == BLOCK and again.digest == PROGRAM.digest
 
 
 def test_the_digest_sees_every_change() -> None:
-    frozen = dataclasses.replace(PROGRAM, vjp=None, settings=ClientSettings(trainable=False))
+    frozen = dataclasses.replace(PROGRAM, vjp=None, settings=ClientSettings(trainable=False), own_loss=False)
     others = [
         frozen,
         dataclasses.replace(PROGRAM, forward=b"other"),
+        dataclasses.replace(PROGRAM, own_loss=False),
+        dataclasses.replace(PROGRAM, random_inputs=PROGRAM.random_inputs[:1]),
         dataclasses.replace(PROGRAM, settings=ClientSettings(trainable=True, ema=0.6)),
         dataclasses.replace(PROGRAM, parameters={"b": np.arange(3, dtype=np.float32), "a": np.array(3, np.float32)}),
     ]
-    assert len({program.digest for program in (PROGRAM, *others)}) == 5
+    assert len({program.digest for program in (PROGRAM, *others)}) == 7
 
 
 def test_what_a_frozen_client_encodes_once() -> None:
@@ -62,7 +66,14 @@ def altered(change: Any) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a, m: m.update(format=2), "format 2"),
+        (lambda a, m: m.update(format=1), "format 1"),
+        (lambda a, m: m.update(own_loss=1), "nothing else"),
+        (lambda a, m: m.update(random_inputs=[["normal"]]), "a distribution and a shape"),
+        (lambda a, m: m.update(random_inputs=[["cauchy", [1]]]), "normal or uniform"),
+        (lambda a, m: m.update(random_inputs=[[["normal"], [1]]]), "normal or uniform"),
+        (lambda a, m: m.update(random_inputs=[["normal", [1, 0]]]), "cannot have the shape"),
+        (lambda a, m: m.update(random_inputs=[["normal", [4096, 4097, 1]]]), "cannot have the shape"),
+        (lambda a, m: m.update(random_inputs=[["normal", [1]]] * 65), "more than 64"),
         (lambda a, m: m.update(more=1), "nothing else"),
         (lambda a, m: m.pop("settings"), "nothing else"),
         (lambda a, m: m.update(image_shape=[1, 8, 8]), "three colours"),
