@@ -238,7 +238,7 @@ def test_sweeps_are_compared_variant_by_variant(runs: list[StoredRun]) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_over_codecs_ends_with_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A real one, of two codecs: bytes are those of the messages, and victims are the same."""
+    """A real one, of four codecs: bytes are those of the messages, and victims are the same."""
     out = tmp_path / "codecs"
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "sweep/codecs", "--out", str(out), "--set", "attacks=[floor, {name: decoder, steps: 20}]"])
