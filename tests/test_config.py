@@ -18,13 +18,14 @@ from mocosfl_priv.config import (
     with_candidate,
 )
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.sweep.document import load_sweep
 
-CONFIGS = [p for p in sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")) if p.parent.name != "sweep"]
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid_and_described(path: Path) -> None:
-    assert load_config(path).description
+    assert load_sweep(path).variants[0].config.description
 
 
 def test_unknown_key_is_refused_with_its_path_and_a_suggestion() -> None:
