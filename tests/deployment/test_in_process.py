@@ -134,6 +134,7 @@ def test_codecs_save_bytes_and_hardly_change_the_losses(codec: Codec, most_bytes
     assert losses[1] != losses[0]
 
 
+@pytest.mark.slow  # with fewer clients it is what the next test does
 def test_one_device_among_ninety_nine_simulated_clients_changes_nothing(compute: Compute) -> None:
     """The device has a number in the middle; what is compared is what everybody sees of everybody: loss and average."""
     training, device = training_of(clients=100, server_batch=100, queue_size=128), 41

@@ -84,6 +84,7 @@ def test_an_expert_is_determined_by_the_target_images_it_sees(planned: Plan) -> 
     assert expert_of(planned, document, 0) != expert_of(planned, document, 1)
 
 
+@pytest.mark.slow
 def test_what_does_not_determine_an_expert_does_not_change_it() -> None:
     compute = Compute.resolve(ComputeConfig(device="cpu", precision="float32", threads=1))
     defense = TAResSFL(epochs=1, batch_size=10, decoder="conv_normN0C8")
