@@ -630,19 +630,17 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
     assert len(run.record.info["systems"]) == 1 and len(run.record.probe) == len(tiny_run.record.probe)
 
 
+@pytest.mark.slow  # the interrupted sweep does the same, in the default suite
 @pytest.mark.parametrize(
     "expert",
     [
         {"name": "taressfl", "decoder": ["conv_normN0C8", "edsr_N1C8"], "refresh": 1},
-        pytest.param(
-            {
-                "name": "ressfl",
-                "decoder": "conv_normN0C8",
-                "training_decoder": ["conv_normN0C8", "edsr_N1C8"],
-                "interval": 2,
-            },
-            marks=pytest.mark.slow,
-        ),
+        {
+            "name": "ressfl",
+            "decoder": "conv_normN0C8",
+            "training_decoder": ["conv_normN0C8", "edsr_N1C8"],
+            "interval": 2,
+        },
     ],
     ids=lambda expert: expert["name"],
 )
