@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mocosfl_priv.evaluation.multiple_comparisons import family_wise_statement
-from reports.comparison import Comparison, compare, systems_of
+from reports.comparison import Comparison, compare
 from reports.families import adjusted_p_values, is_shown
 from reports.per_image import GROUP, Key, bootstrap_options
 from reports.section import Section
@@ -114,8 +114,6 @@ def comparable(one: Section, other: Section, key: Key) -> bool:
 
 def _seeds(section: Section, key: Key) -> set[int]:
     """Those whose training of the system succeeded."""
-    if key not in systems_of(section.record):
-        return set()
     cells = section.record.cells
     same = (cells[GROUP] == list(key)).all(axis=1)
     return set(cells["seed"][same & (cells["failure"] == "")])
