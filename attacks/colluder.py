@@ -72,7 +72,7 @@ class ColluderAttack(Attack):
 
         held = view.colluder
         as_held = invert(held, budget.share(FIRST_SHARE))
-        alike = moments_agree(Sender(in_batches(held), view.protect), view.smashed, known.train, rng)
+        alike = moments_agree(Sender(in_batches(held), view.protect), view.smashed, known.nearest, rng)
         if (alike and as_held.confidence >= TRUSTED) or budget.exhausted:
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)

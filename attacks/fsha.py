@@ -20,7 +20,7 @@ from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.pilot import build_pilot
 from mocosfl_priv.models.reflection import JUDGE_STEPS
 from mocosfl_priv.seeding import derive_seed, drawn_generator
-from mocosfl_priv.surrogate import Likeness, MomentFit, fit_best, redrawn
+from mocosfl_priv.surrogate import Likeness, MomentFit, Sight, fit_best, redrawn
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.state import Learner, State, under, within
 
@@ -45,6 +45,9 @@ class FshaAttack(Attack):
     to go. And it never pushes harder than the honest gradient did: one that has the same sign everywhere kills
     channels in two steps.
 
+    As in SDAR, only images of the target distribution, where there are enough, stand for the clients'; the inverse goes
+    on learning from all when the training is over.
+
     Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
 
     patience: messages before the hijack, at most a quarter of all. starts, iterations, fit_rate: pilots that are begun
@@ -65,9 +68,9 @@ class FshaAttack(Attack):
         architecture: str = "res_normN1C32",
         epochs: Annotated[int, Field(ge=0)] = 10,
         patience: Annotated[int, Field(ge=1)] = 20,
-        starts: Annotated[int, Field(ge=1)] = 4,
-        iterations: Annotated[int, Field(ge=1)] = 1500,
-        fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
+        starts: Annotated[int, Field(ge=1)] = 12,
+        iterations: Annotated[int, Field(ge=1)] = 4000,
+        fit_rate: Annotated[float, Field(gt=0)] = 0.1,
         strength: Annotated[float, Field(gt=0)] = 1.0,
         moment_weight: Annotated[float, Field(ge=0)] = 1.0,
         penalty: Annotated[float, Field(ge=0)] = 10.0,
@@ -111,12 +114,10 @@ class FshaAttack(Attack):
             F.mse_loss(inverse(features), batch).backward()
             optimiser.step()
         with torch.no_grad():
-            own = images[sample(len(images), CALIBRATION_IMAGES, images.device)]
-            views = moco_v2_view(own, drawn_generator(own.device))
-            foreign = hijacker.recent if len(hijacker.recent) else view.smashed
+            sight = Sight.of(view, hijacker.recent)
             return believable(
-                in_batches(pilot), stream.protect, in_batches(inverse), views, foreign, view.smashed,
-                budget.iterate(JUDGE_STEPS), torch.Generator().manual_seed(derive_seed(seed, "fsha")),
+                in_batches(pilot), stream.protect, in_batches(inverse), sight.draw(CALIBRATION_IMAGES), sight.smashed,
+                view.smashed, budget.iterate(JUDGE_STEPS), torch.Generator().manual_seed(derive_seed(seed, "fsha")),
             )  # fmt: skip
 
 
@@ -130,7 +131,7 @@ class Hijacker:
         device = stream.compute.device
         self.stream = stream
         self._attack = attack
-        self._images = stream.auxiliary.images
+        self._images = stream.auxiliary.nearest_images
         inverse = build_decoder(attack.architecture, stream.smashed_shape, stream.image_shape)
         rate, critic_rate = attack.learning_rate, attack.critic_learning_rate
         self.pilot = Learner.with_adam(self._new_pilot(), attack.pilot_learning_rate)

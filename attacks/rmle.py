@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -11,13 +11,56 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.seeding import derive_seed
 
-TV_LADDER = (1e-3, 1e-2, 1e-1, 1.0)
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
+FLAT = 1e-3  # contrast below which there is none
+RIDGE = 1e-10
 TRIAL_IMAGES = 32
 TRIAL_SHARE = 0.4  # of a limited time: the victims get the rest
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Weights of the total variation, from the first iteration's to the last one's by equal factors."""
+
+    first: float
+    last: float
+
+    def __call__(self, spent: float) -> float:
+        """The weight after `spent` of the search, in [0, 1]."""
+        return self.first if self.first == self.last else self.first * (self.last / self.first) ** spent
+
+
+SCHEDULES = (Schedule(1e-3, 1e-3), Schedule(1e-2, 1e-2), *(Schedule(3.0, last) for last in (3e-1, 3e-2, 3e-3)))
+
+
+class Calibration:
+    """The linear map from what a search finds to what it should have found, in brightness and contrast.
+
+    found, truth: images (n, 3, h, w) to learn it from by least squares. It sees of every image its mean colour, its
+    deviations from that, and the same deviations at equal contrast: so it can tell right contrast from none.
+    """
+
+    def __init__(self, found: Tensor, truth: Tensor) -> None:
+        seen, wanted = self._seen(found), truth.flatten().double()
+        gram = seen.T @ seen  # with a ridge, since flat images leave it singular
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        self._weights = torch.linalg.solve(gram + ridge, seen.T @ wanted)
+
+    def __call__(self, found: Tensor) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1]."""
+        return (self._seen(found) @ self._weights).view(found.shape).to(found.dtype).clamp(0, 1)
+
+    @staticmethod
+    def _seen(found: Tensor) -> Tensor:
+        mean = found.mean((2, 3), keepdim=True)
+        away = found - mean
+        contrast = away.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=FLAT)
+        seen = (mean.expand_as(found), away, away / contrast, torch.ones_like(found))
+        return torch.stack([part.flatten().double() for part in seen], dim=1)
 
 
 class RmleAttack(Attack):
@@ -27,9 +70,14 @@ class RmleAttack(Attack):
     schedule, all victims in one batch. A randomised defense is drawn afresh in every iteration. Of several starts,
     each image keeps the one with the lowest objective; the true images are never consulted.
 
-    iterations: per start. tv: weight of the total variation; left out, the attacker tries a ladder of weights on
-    images of its own, where it has some, and takes the best. parametrisation: x = sigmoid(w), or x = w clamped to
+    iterations: per start. tv: weight of the total variation. parametrisation: x = sigmoid(w), or x = w clamped to
     [0, 1] after every iteration.
+
+    Where `tv` is left out, an attacker with images of its own tries `SCHEDULES` on them and takes the best; ours. A
+    weight that falls during the search, by equal factors, lets coarse shapes settle before details do; a small one
+    throughout ends, on clients with norms, in noise that sends what the image sends. Such clients do not say how bright
+    and how rich in contrast an image is, and the search leaves that where the prior wants it; so it is set as is right
+    on average for the images that are known (`Calibration`).
     """
 
     needs = frozenset({Capability.CLIENT_WEIGHTS})
@@ -53,36 +101,49 @@ class RmleAttack(Attack):
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "rmle"))
-        may_try = view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0
-        ladder = TV_LADDER if self.tv is None and may_try else ()
-        steps = budget.iterate((len(ladder) + self.starts) * self.iterations)
-        tv = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
-        if ladder:
-            tv = self._best_on_own_images(view, ladder, budget.until(steps, TRIAL_SHARE), rng)
+        view.client  # noqa: B018 - refused here, not after the time for the first step ran out
+        weight = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
+        schedule, calibration = Schedule(weight, weight), None
+        if self.tv is None and view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0:
+            schedule, calibration = self._best_on_own_images(view, budget.share(TRIAL_SHARE), rng)
         best = view.smashed.new_full((len(view.smashed), *view.image_shape), 0.5)
         best_objective = view.smashed.new_full((len(view.smashed),), math.inf)
         for start in range(self.starts):
-            images = self._optimise(view, view.smashed, tv, steps, None if start == 0 else rng)
+            part = budget.share(1 / (self.starts - start))
+            images = self._optimise(view, view.smashed, schedule, part, None if start == 0 else rng)
             with torch.no_grad():
-                objective = self._objective(view, images, view.smashed, tv)
+                objective = self._objective(view, images, view.smashed, schedule.last)
             better = objective < best_objective
             best[better], best_objective[better] = images[better], objective[better]
-        return best
+        return best if calibration is None else calibration(best)
 
     def _best_on_own_images(
-        self, view: AttackerView, ladder: tuple[float, ...], steps: Iterator[int], rng: torch.Generator
-    ) -> float:
-        """The total-variation weight that reconstructs a few auxiliary images best, of the target if it has such."""
+        self, view: AttackerView, budget: Budget, rng: torch.Generator
+    ) -> tuple[Schedule, Calibration]:
+        """What reconstructs a few auxiliary images best, of the target if it has such."""
         candidates = view.auxiliary.nearest_images
         chosen = torch.randperm(len(candidates), generator=rng)[:TRIAL_IMAGES]
         own = candidates[chosen.to(candidates.device)]
         with torch.no_grad():
             smashed = view.protect(view.client(own))
-        errors = {tv: float(mse(self._optimise(view, smashed, tv, steps, None), own).mean()) for tv in ladder}
-        return min(errors, key=lambda tv: errors[tv])
+        tried: list[tuple[float, int, Calibration]] = []
+        for place, schedule in enumerate(SCHEDULES):
+            part = budget.share(1 / (len(SCHEDULES) - place))
+            found = self._optimise(view, smashed, schedule, part, None)
+            if not bool(found.isfinite().all()):
+                raise RunFailedError(f"the search on images of its own diverged, with total variation {schedule}")
+            calibration = Calibration(found, own)
+            tried.append((float(mse(calibration(found), own).mean()), place, calibration))
+        _, place, calibration = min(tried, key=lambda trial: trial[:2])
+        return SCHEDULES[place], calibration
 
     def _optimise(
-        self, view: AttackerView, smashed: Tensor, tv: float, steps: Iterator[int], start: torch.Generator | None
+        self,
+        view: AttackerView,
+        smashed: Tensor,
+        schedule: Schedule,
+        budget: Budget,
+        start: torch.Generator | None,
     ) -> Tensor:
         """One run of the optimiser, from mid-grey, or from noise around it where `start` is given."""
         free = smashed.new_zeros((len(smashed), *view.image_shape))
@@ -91,13 +152,14 @@ class RmleAttack(Attack):
         sigmoid = self.parametrisation == "sigmoid"
         free = (free if sigmoid else 0.5 + 0.2 * free).requires_grad_(True)
         optimiser = torch.optim.Adam([free], lr=self.learning_rate, amsgrad=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.iterations)
-        for _, _step in zip(range(self.iterations), steps, strict=False):
+        for step in budget.iterate(self.iterations):
+            spent = budget.spent(step, self.iterations)
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * spent))
             optimiser.zero_grad(set_to_none=True)
             images = free.sigmoid() if sigmoid else free
-            self._objective(view, images, smashed, tv).sum().backward()
+            self._objective(view, images, smashed, schedule(spent)).sum().backward()
             optimiser.step()
-            schedule.step()
             if not sigmoid:
                 with torch.no_grad():
                     free.clamp_(0, 1)

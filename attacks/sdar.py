@@ -20,7 +20,7 @@ from mocosfl_priv.models.decoder import build_decoder, check_grammar
 from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.reflection import JUDGE_STEPS
 from mocosfl_priv.seeding import derive_seed, drawn_generator
-from mocosfl_priv.surrogate import Likeness, MomentFit, fit_best, redrawn
+from mocosfl_priv.surrogate import Likeness, MomentFit, Sight, fit_best, redrawn
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.server import info_nce
 from mocosfl_priv.training.state import Learner, State, under, within
@@ -51,9 +51,14 @@ class SdarAttack(Attack):
     decoder, in the decoder grammar. epochs: passes over the auxiliary images, in which the decoder alone goes on
     learning after the training.
 
+    Only images of the target distribution, where the attacker has enough of them, are shown to the simulator: output
+    for others is not like smashed data of the clients even where the simulator is their client. The decoder learns from
+    all.
+
     starts: simulators that are begun afresh after the training beside the one that went along, since training can take
-    any of them to where it no longer comes nearer; ours, too. The one whose output has the moments of the data that was
-    received last goes on. iterations, fit_rate: steps and learning rate of all of them.
+    any of them to where it no longer comes nearer; ours, too. The one whose output has the moments of the victims'
+    messages, or where these are few of the last message of training, goes on. iterations, fit_rate: steps and learning
+    rate of all of them.
     """
 
     needs = frozenset({Capability.TRAINING_STREAM, Capability.AUXILIARY_DATA, Capability.ARCHITECTURE})
@@ -69,9 +74,9 @@ class SdarAttack(Attack):
         updates: Annotated[int, Field(ge=1, le=10)] = 1,
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3,
-        starts: Annotated[int, Field(ge=0)] = 4,
-        iterations: Annotated[int, Field(ge=1)] = 1500,
-        fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
+        starts: Annotated[int, Field(ge=0)] = 12,
+        iterations: Annotated[int, Field(ge=1)] = 4000,
+        fit_rate: Annotated[float, Field(gt=0)] = 0.1,
     ) -> None:
         check_grammar(architecture)
         self.architecture = architecture
@@ -95,16 +100,13 @@ class SdarAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "sdar"))
         decoder, stream = copy.deepcopy(simulation.decoder.network), simulation.stream
         images, labels = view.auxiliary.images, view.auxiliary.labels
-
-        def draw(count: int) -> Tensor:
-            return simulation.task.views(images[sample(len(images), count, images.device)])[0]
+        sight = Sight.of(view, simulation.recent)
 
         simulator = copy.deepcopy(simulation.simulator.network)
-        if len(simulation.target):
-            afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
-            steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-            likeness = Likeness(simulation.target, draw, stream.protect)
-            simulator = fit_best([simulator, *afresh], likeness, self.fit, steps)
+        afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
+        steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
+        likeness = Likeness(moments(sight.smashed), sight.draw, stream.protect)
+        simulator = fit_best([simulator, *afresh], likeness, self.fit, steps)
         per_epoch = -(-len(images) // self.rows)
         optimiser = torch.optim.Adam(decoder.parameters(), lr=self.learning_rate)
         for _ in budget.iterate(self.epochs * per_epoch):
@@ -116,13 +118,10 @@ class SdarAttack(Attack):
             F.mse_loss(decoder(features, _at(labels, chosen)), batch).backward()
             optimiser.step()
         with torch.no_grad():
-            chosen = sample(len(images), CALIBRATION_IMAGES, images.device)
-            own = simulation.task.views(images[chosen])[0]
-            foreign = simulation.recent if len(simulation.recent) else view.smashed
             decode = partial(simulation.decode, decoder)
             return believable(
-                in_batches(simulator), stream.protect, decode, own, foreign, view.smashed,
-                budget.iterate(JUDGE_STEPS), rng,
+                in_batches(simulator), stream.protect, decode, sight.draw(CALIBRATION_IMAGES), sight.smashed,
+                view.smashed, budget.iterate(JUDGE_STEPS), rng,
             )  # fmt: skip
 
 
@@ -178,7 +177,8 @@ class Simulation:
         device = stream.compute.device
         self.stream = stream
         self._attack = attack
-        self._images, self._labels = stream.auxiliary.images, stream.auxiliary.labels
+        nearest = stream.auxiliary.nearest
+        self._images, self._labels = nearest.images, nearest.labels
         self.recent = torch.empty(0, *stream.smashed_shape, device=device)
         self.target = torch.empty(0, stream.smashed_shape[0], device=device)  # moments; empty before the first message
         if self._labels is None:

@@ -25,13 +25,15 @@ class ShadowAttack(Attack):
 
     The paper's query-free attack needs labels; here the server was trained without, and so is the shadow: behind it,
     the frozen server must recognise two views of an auxiliary image among those of others (InfoNCE within the batch),
-    and the shadow's messages must have the moments of the victims', which the server receives anyway. The decoder
-    passes the defense, where the attacker knows it, with fresh randomness in every step (the adaptive attack). Moments
-    leave open which way round colours are; that is seen on the reconstructions.
+    and the shadow's messages must have the moments of the victims', which the server receives anyway. Both are asked of
+    images of the target distribution, where the attacker has enough of them. The decoder learns from all, and passes
+    the defense, where the attacker knows it, with fresh randomness in every step (the adaptive attack). Moments hardly
+    tell which way round colours are; that is seen on the reconstructions, too.
 
     starts: shadows that are tried, from weights of their own; the one whose messages have the victims' moments best
-    goes on. iterations, fit_batch, fit_rate: steps of all of them, images of a step and learning rate. contrast: weight
-    of InfoNCE beside the moments. temperature: of InfoNCE. The others are as of the decoder attack.
+    goes on, and only that one is asked for contrast. iterations, fit_batch, fit_rate: steps of all of them, images of a
+    step and learning rate. contrast: weight of InfoNCE beside the moments. temperature: of InfoNCE. The others are as
+    of the decoder attack.
     """
 
     needs = frozenset({Capability.ARCHITECTURE, Capability.AUXILIARY_DATA, Capability.SERVER_MODEL})
@@ -44,10 +46,10 @@ class ShadowAttack(Attack):
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         ssim_weight: Annotated[float, Field(ge=0)] = 0.0,
         shift: Annotated[int, Field(ge=0)] = 4,
-        starts: Annotated[int, Field(ge=1)] = 4,
-        iterations: Annotated[int, Field(ge=1)] = 2000,
+        starts: Annotated[int, Field(ge=1)] = 12,
+        iterations: Annotated[int, Field(ge=1)] = 4000,
         fit_batch: Annotated[int, Field(ge=2)] = 48,
-        fit_rate: Annotated[float, Field(gt=0)] = 3e-2,
+        fit_rate: Annotated[float, Field(gt=0)] = 0.1,
         contrast: Annotated[float, Field(ge=0)] = 1.0,
         temperature: Annotated[float, Field(gt=0)] = 0.2,
     ) -> None:

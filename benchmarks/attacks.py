@@ -3,30 +3,34 @@
     uv run python -m benchmarks.attacks --json
 
 Both attack the same published client (cut 2, one percent target data, t = .6) with the same 450 images, in turns, seed
-by seed; scores are MSE on the 128 images that the logged attacks were scored on. Then the default decoder gets the same
-450 images and ever longer time limits, until it does as well as the loop did at its end. The published client and a
-class-folder tree of CIFAR-10 are expected below the folder MOCOSFL_SHARED (default ../shared).
+by seed, each in a process of its own, where the loop has the settings that Python and torch give it; scores are MSE on
+the 128 images that the logged attacks were scored on. Then the default decoder gets the same 450 images and ever longer
+time limits, until it does as well as the loop did at its end. The published client and a class-folder tree of CIFAR-10
+are expected below the folder MOCOSFL_SHARED (default ../shared).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.decoder import DecoderAttack
 from benchmarks import naive_attack
+from benchmarks.machine import processor, version
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ComputeConfig
 from mocosfl_priv.data.datasets import load_split
@@ -43,6 +47,7 @@ CHECKPOINT = "resnet18_cifar10_C4S2_cut2_alpha2.0_ssim0.6_target0.01_cifar100.ta
 KNOWN_IMAGES = 500  # nine tenths of them to train on
 FIRST_LIMIT, GROWTH = 1.0, 1.5  # seconds
 THREADS = 2
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -50,62 +55,135 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     shared = Path(os.environ.get("MOCOSFL_SHARED", "../shared"))
     if not (shared / "published" / CHECKPOINT).is_file():
         sys.exit(f"benchmarks.attacks: {shared / 'published' / CHECKPOINT} is missing; set MOCOSFL_SHARED")
-    print(json.dumps(measure(shared, options.seeds), indent=None if options.json else 2))
+    print(json.dumps(measure(shared, options.seeds, options.device), indent=None if options.json else 2))
 
 
-def measure(shared: Path, seeds: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """One timed run. seconds: as they really passed. score: MSE on the victims."""
+
+    seconds: float
+    score: float
+
+
+def measure(shared: Path, seeds: int, device: str) -> dict[str, Any]:
     """Seconds, scores and their ratios."""
-    compute = Compute.resolve(ComputeConfig(device="cpu", threads=THREADS))
-    client = load_published_client(shared / "published" / CHECKPOINT).eval().requires_grad_(False)
-    victims = load_attack_images(shared / "published")
-    assert victims is not None
-    images = to_unit_range(load_split("cifar10", "train", 32, shared / "data" / "cifar10").images)
-    known = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:KNOWN_IMAGES]]
-    auxiliary = AuxiliaryData(known, torch.ones(len(known), dtype=torch.bool))
-    with torch.no_grad():
-        smashed = client(victims)
+    runs: dict[str, list[Run]] = {"research_loop": [], "paper_preset": []}
+    for seed in range(seeds):
+        for contestant, found in ((_research_loop, runs["research_loop"]), (_paper_preset, runs["paper_preset"])):
+            found.append(_alone(contestant, shared, device, seed))
+            print(f"{contestant.__name__}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
+    scores = {name: [run.score for run in found] for name, found in runs.items()}
+    seconds = {name: [run.seconds for run in found] for name, found in runs.items()}
+    goal = statistics.mean(scores["research_loop"])
+    reached = _alone(_default_decoder_to, shared, device, goal)
+    loop = statistics.median(seconds["research_loop"])
+    pairs = zip(seconds["research_loop"], seconds["paper_preset"], strict=True)
+    return {
+        "ratio_paper_preset": statistics.median(slow / fast for slow, fast in pairs),
+        "ratio_time_to_score": loop / reached.seconds,
+        "seconds": {**seconds, "default_decoder_to_that_score": reached.seconds},
+        "mse": {**scores, "default_decoder_then": reached.score},
+        "mse_floor": _alone(_floor, shared),
+        "setting": {
+            "device": device if device == "cpu" else torch.cuda.get_device_name(),
+            "precision": Compute.resolve(_compute(device)).describe()["precision"],
+            "threads": THREADS,
+            "cpu": processor(),
+            "torch": version("torch"),
+        },
+    }
 
-    def view() -> AttackerView:
+
+def _alone(task: Callable[..., T], *arguments: Any) -> T:
+    """The result of `task` in a fresh process, which shares no settings, caches or memory with others."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The client, what the attacker knows, and the victims with their messages; on `device`."""
+
+    client: nn.Module
+    auxiliary: AuxiliaryData
+    victims: Tensor
+    smashed: Tensor
+
+    @classmethod
+    def load(cls, shared: Path, device: str) -> Scene:
+        """From the files below `shared`."""
+        client = load_published_client(shared / "published" / CHECKPOINT).eval().requires_grad_(False).to(device)
+        victims = load_attack_images(shared / "published")
+        assert victims is not None
+        images = to_unit_range(load_split("cifar10", "train", 32, shared / "data" / "cifar10").images)
+        known = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:KNOWN_IMAGES]]
+        auxiliary = AuxiliaryData(known.to(device), torch.ones(len(known), dtype=torch.bool, device=device))
+        with torch.no_grad():
+            return cls(client, auxiliary, victims, client(victims.to(device)))
+
+    def view(self, compute: Compute) -> AttackerView:
+        """What the decoder attack is granted."""
         return AttackerView(
-            smashed=smashed,
+            smashed=self.smashed,
             image_shape=(3, 32, 32),
             compute=compute,
             visible=frozenset({Capability.CLIENT_WEIGHTS, Capability.QUERY, Capability.AUXILIARY_DATA}),
-            client=client,
-            auxiliary=auxiliary,
+            client=self.client,
+            auxiliary=self.auxiliary,
         )
 
-    def paper(seed: int, budget: Budget | None = None) -> Tensor:
-        return DecoderAttack(preset="paper").reconstruct(view(), budget or Budget(), seed)
+    def timed(self, run: Callable[[], Tensor]) -> Run:
+        """How long `run` takes until its images are on the CPU, and how good they are."""
+        started = time.perf_counter()
+        images = run().cpu()
+        return Run(time.perf_counter() - started, float(mse(images, self.victims).mean()))
 
-    def naive(seed: int) -> Tensor:
+
+def _compute(device: str) -> ComputeConfig:
+    return ComputeConfig.model_validate({"device": device, "threads": THREADS})
+
+
+def _research_loop(shared: Path, device: str, seed: int) -> Run:
+    torch.set_num_threads(THREADS)
+    scene = Scene.load(shared, device)
+    train, validation = _split(scene.auxiliary, seed)
+
+    def attack() -> Tensor:
         with tempfile.TemporaryDirectory() as folder:
-            train, validation = _split(auxiliary, seed)
-            return naive_attack.attack(client, train, validation, smashed, Path(folder), seed)
+            return naive_attack.attack(scene.client, train, validation, scene.smashed, Path(folder), seed)
 
-    runs: dict[str, list[tuple[float, float]]] = {"research_loop": [], "paper_preset": []}
-    paper(0, Budget(steps=3))  # warm up
-    for seed in range(seeds):
-        runs["research_loop"].append(_timed(partial(naive, seed), victims))
-        runs["paper_preset"].append(_timed(partial(paper, seed), victims))
-    seconds = {name: statistics.median(s for s, _ in found) for name, found in runs.items()}
-    scores = {name: [score for _, score in found] for name, found in runs.items()}
-    goal = statistics.mean(scores["research_loop"])
-    reached = _time_to(goal, view, victims)
-    return {
-        "ratio_paper_preset": seconds["research_loop"] / seconds["paper_preset"],
-        "ratio_time_to_score": seconds["research_loop"] / reached[0],
-        "seconds": {**seconds, "default_decoder_to_that_score": reached[0]},
-        "mse": {**scores, "default_decoder_then": reached[1]},
-        "mse_floor": float(blind_guess_floor(images, victims).mse.mean()),
-        "seeds": seeds,
-        "compute": compute.describe(),
-        "torch": torch.__version__,
-    }
+    return scene.timed(attack)
+
+
+def _paper_preset(shared: Path, device: str, seed: int) -> Run:
+    compute = Compute.resolve(_compute(device))
+    scene = Scene.load(shared, device)
+    return scene.timed(lambda: DecoderAttack(preset="paper").reconstruct(scene.view(compute), Budget(), seed))
+
+
+def _default_decoder_to(shared: Path, device: str, goal: float) -> Run:
+    """The shortest run of the default decoder that reaches `goal`."""
+    compute = Compute.resolve(_compute(device))
+    scene = Scene.load(shared, device)
+    limit = FIRST_LIMIT
+    while True:
+        attack, budget = DecoderAttack(target_images=KNOWN_IMAGES, source_images=0, steps=10**6), Budget(seconds=limit)
+        run = scene.timed(lambda: attack.reconstruct(scene.view(compute), budget, 0))  # noqa: B023 - called at once
+        print(f"default decoder, limit {limit:.3g} s: {run}", file=sys.stderr, flush=True)
+        if run.score <= goal:
+            return run
+        limit *= GROWTH
+
+
+def _floor(shared: Path) -> float:
+    scene = Scene.load(shared, "cpu")
+    return float(blind_guess_floor(scene.auxiliary.images, scene.victims).mse.mean())
 
 
 def _split(auxiliary: AuxiliaryData, seed: int) -> tuple[Tensor, Tensor]:
@@ -114,23 +192,6 @@ def _split(auxiliary: AuxiliaryData, seed: int) -> tuple[Tensor, Tensor]:
     attack = DecoderAttack(preset="paper")
     train, validation = held_out_split(attack.knowledge(auxiliary, rng), attack.validation_share, rng)
     return train.images, validation.images
-
-
-def _timed(run: Callable[[], Tensor], victims: Tensor) -> tuple[float, float]:
-    started = time.perf_counter()
-    images = run()
-    return time.perf_counter() - started, float(mse(images, victims).mean())
-
-
-def _time_to(goal: float, view: Callable[[], AttackerView], victims: Tensor) -> tuple[float, float]:
-    """Seconds, as they really passed, of the shortest run of the default decoder that reaches `goal`; and its MSE."""
-    limit = FIRST_LIMIT
-    while True:
-        attack = DecoderAttack(target_images=KNOWN_IMAGES, source_images=0, steps=10**6)
-        passed, score = _timed(partial(attack.reconstruct, view(), Budget(seconds=limit), 0), victims)
-        if score <= goal:
-            return passed, score
-        limit *= GROWTH
 
 
 if __name__ == "__main__":

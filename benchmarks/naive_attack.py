@@ -33,8 +33,8 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
         augment = Compose([RandomCrop(images.shape[-1], padding=4), RandomHorizontalFlip()])
         with torch.no_grad():
             for index, image in enumerate(map(augment, images)):
-                to_pil_image(image).save(folder / f"{index}.jpg")
-                torch.save(client(image[None])[0], folder / f"{index}.pt")
+                to_pil_image(image.cpu()).save(folder / f"{index}.jpg")
+                torch.save(client(image[None])[0].cpu(), folder / f"{index}.pt")
 
     def __len__(self) -> int:
         return self._count
@@ -48,19 +48,20 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
 def attack(client: nn.Module, train: Tensor, validation: Tensor, smashed: Tensor, folder: Path, seed: int) -> Tensor:
     """Reconstructions of the images behind `smashed`."""
     torch.manual_seed(seed)
+    device = smashed.device
     pairs = DataLoader(Files(folder / "train", client, train), BATCH, shuffle=True)
     checks = DataLoader(Files(folder / "validation", client, validation), BATCH)
-    decoder = build_decoder("ressfl_N4C64", smashed.shape[1:], train.shape[1:], "batch")
+    decoder = build_decoder("ressfl_N4C64", smashed.shape[1:], train.shape[1:], "batch").to(device)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=RATE)
     best, kept = float("inf"), decoder.state_dict()
     for _ in range(EPOCHS):
         for sent, images in pairs:
             optimiser.zero_grad()
-            F.mse_loss(decoder(sent), images).backward()
+            F.mse_loss(decoder(sent.to(device)), images.to(device)).backward()
             optimiser.step()
         sent, images = next(iter(checks))
         with torch.no_grad():
-            error = float(F.mse_loss(decoder(sent), images))
+            error = float(F.mse_loss(decoder(sent.to(device)), images.to(device)))
         if error < best:
             best, kept = error, copy.deepcopy(decoder.state_dict())
     decoder.load_state_dict(kept)

@@ -13,15 +13,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+
+from benchmarks.machine import processor, version
 
 THREADS = 2
 CLIENTS, MANY_CLIENTS = 100, 1000
@@ -118,8 +118,8 @@ def measure(rounds: int, device: str) -> dict[str, Any]:
             "threads": THREADS,
             "device": device,
             "rounds": rounds,
-            "cpu": _processor(),
-            "torch": _version("torch"),
+            "cpu": processor(),
+            "torch": version("torch"),
         },
     }
 
@@ -244,23 +244,6 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
         "sync": lambda: run.clients.average(pool),
         "trunk": trunk,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:  # noqa: PTH123 - a pseudo-file
-            lines = [line for line in info if line.startswith(("model name", "flags"))]
-    except OSError:
-        return platform.processor()
-    name = lines[0].split(":", 1)[1].strip() if lines else platform.processor()
-    flags = set(lines[1].split()) if len(lines) > 1 else set()
-    return f"{name} ({', '.join(sorted(flags & {'amx_bf16', 'avx512_bf16', 'avx512f', 'avx2'}))})"
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return f"{package} {version(package)}, python {sys.version_info.major}.{sys.version_info.minor}"
 
 
 if __name__ == "__main__":

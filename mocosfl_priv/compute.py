@@ -35,6 +35,8 @@ class Compute:
         use_cuda = config.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if use_cuda else "cpu")
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _has_bfloat16(device))
+        if use_cuda:  # float32 means float32: torch's default for convolutions keeps ten bits of their inputs
+            torch.backends.cudnn.allow_tf32 = False
         threads = config.threads or usable_cores()
         torch.set_num_threads(threads)
         _keep_freed_memory()

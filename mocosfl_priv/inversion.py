@@ -20,6 +20,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
+from mocosfl_priv.models.trust import DEAD
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 BATCH_FOR_INFERENCE = 128
@@ -29,7 +30,6 @@ LOSS_CHECK_EVERY = 20  # steps
 # A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
 LARGEST_GRADIENT = 0.2
 FARTHEST = 8.0  # deviations from a channel's mean
-DEAD = 1e-6  # a deviation below this is a channel that says nothing
 POOL_BYTES = 512 << 20  # of encoded auxiliary images
 
 
@@ -136,10 +136,12 @@ def train_inverter(
     messages = sender(train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)])
     first = Standardise(messages) if standardise else nn.Identity()
     network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
+    decay = 0.01 if recipe.one_cycle else 0.0
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01 if recipe.one_cycle else 0.0
+        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
     )
     pool = EncodedPool(train, sender.encode, recipe, rng)
+    held_out = sender.encode(validation)  # once; the defense is drawn anew for every comparison
     blind_error = float(mse(guess.expand_as(validation), validation).mean())
     best_error, best_state = math.inf, None
     validated = 0
@@ -163,7 +165,8 @@ def train_inverter(
             losses.clear()
         if done >= (validated + 1) / recipe.validations or step == recipe.steps - 1:
             validated = math.floor(done * recipe.validations)
-            error = float(mse(decode(network, sender(validation)), validation).mean())
+            with torch.no_grad(), compute.autocast():
+                error = float(mse(decode(network, sender.protect(held_out)), validation).mean())
             if error < best_error:
                 best_error, best_state = error, copy.deepcopy(network.state_dict())
     if best_state is not None:
@@ -287,7 +290,7 @@ def one_cycle(spent: float) -> float:
 
 @torch.no_grad()
 def decode(network: nn.Module, smashed: Tensor) -> Tensor:
-    """Images for `smashed`, in evaluation mode and full precision."""
+    """Images for `smashed`, in evaluation mode."""
     was_training = network.training
     network.eval()
     decoded = torch.cat([network(_channels_last(batch)) for batch in smashed.split(BATCH_FOR_INFERENCE)])

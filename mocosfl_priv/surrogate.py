@@ -8,16 +8,18 @@ the attacker has the victims' messages, if not their images.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.inversion import (
-    DEAD,
     STATISTICS_IMAGES,
     Recipe,
     Sender,
@@ -26,15 +28,21 @@ from mocosfl_priv.inversion import (
     in_batches,
     train_inverter,
 )
+from mocosfl_priv.models.colour_match import sample
 from mocosfl_priv.models.decoder import build_decoder
 from mocosfl_priv.models.moments import moment_distance, moments
-from mocosfl_priv.models.reflection import JUDGE_STEPS, set_right
-from mocosfl_priv.threat import AuxiliaryData, Budget
+from mocosfl_priv.models.reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from mocosfl_priv.models.trust import confidence, explained, trust
+from mocosfl_priv.seeding import drawn_generator
+from mocosfl_priv.threat import ENOUGH_IMAGES, AttackerView, AuxiliaryData, Budget
 
 VALIDATION_SHARE = 0.1
 RESAMPLED = 20
 JUDGE_IMAGES = 1024
 JUDGE_SHARE = 0.1  # of a limited budget
+SCREENING_SHARE = 0.5  # of the iterations of a fit from several beginnings
+MIRROR_PART = 0.5  # of the iterations of one beginning
+MIRROR_BATCH = 32
 Send = Callable[[Tensor], Tensor]
 Draw = Callable[[int], Tensor]  # so many images, at random, alike on average to those behind the messages
 Loss = Callable[[nn.Module, Tensor], Tensor]  # of a client, for a batch of images
@@ -77,13 +85,17 @@ class Likeness:
 
 def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, steps: Iterator[int]) -> None:
     """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
+    _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, steps)
+
+
+def _minimise(client: nn.Module, loss_of: Callable[[nn.Module], Tensor], fit: MomentFit, steps: Iterator[int]) -> None:
     parameters = list(client.parameters())
     if not parameters:
         return
     optimiser = torch.optim.Adam(parameters, lr=fit.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=fit.learning_rate, total_steps=fit.iterations)
     for _, _step in zip(range(fit.iterations), steps, strict=False):
-        loss = likeness.loss(client, fit.batch_size)
+        loss = loss_of(client)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -91,19 +103,47 @@ def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, steps: It
 
 
 def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, steps: Iterator[int]) -> nn.Module:
-    """Of several clients the one whose messages come to be like that best; see :func:`fit_moments`.
+    """A client whose messages come to be like that, from several beginnings; see :func:`fit_moments`.
 
-    The best within the reach of one beginning can be far from the client that made the messages. So all are trained
-    with an equal part of the iterations, and the best goes on with a last part.
+    What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good
+    shows early, so half of the iterations go to all of them alike. The moments of the client of images with reflected
+    colours (`mocosfl_priv.models.reflection`) are nearly the same, so one in two beginnings ends there: the best is
+    compared with its reflections. The best of these has the remaining iterations, and the further loss, to itself.
     """
-    part = replace(fit, iterations=max(1, fit.iterations // (len(clients) + 1)))
-    distances = []
-    for client in clients:
-        fit_moments(client, likeness, part, steps)
-        distances.append(likeness.distance(client))
-    best = clients[min(range(len(clients)), key=distances.__getitem__)]
-    fit_moments(best, likeness, part, steps)
+    alone = replace(likeness, further_loss=None)
+    part = replace(fit, iterations=max(1, round(SCREENING_SHARE * fit.iterations / len(clients))))
+
+    def best_of(candidates: Sequence[nn.Module]) -> nn.Module:
+        distances = []
+        for client in candidates:
+            fit_moments(client, alone, part, steps)
+            distances.append(alone.distance(client))
+        return candidates[min(range(len(candidates)), key=distances.__getitem__)]
+
+    best = best_of(clients)
+    used = len(clients) * part.iterations
+    if len(clients) > 1 and list(best.parameters()):
+        mirror = replace(part, iterations=max(1, round(MIRROR_PART * part.iterations)), batch_size=MIRROR_BATCH)
+        others = [_mirrored(best, which, alone.draw, mirror, steps) for which in range(1, len(SIGNS))]
+        best = best_of([best, *others])
+        used += len(others) * mirror.iterations + len(SIGNS) * part.iterations
+    fit_moments(best, likeness, replace(fit, iterations=max(1, fit.iterations - used)), steps)
     return best
+
+
+def _mirrored(client: nn.Module, which: int, draw: Draw, fit: MomentFit, steps: Iterator[int]) -> nn.Module:
+    """A copy of `client` that learns to send for images what `client` sends for their reflection `which`."""
+    reflections = Reflections(draw(STATISTICS_IMAGES))
+
+    def unlike(mirrored: nn.Module) -> Tensor:
+        images = draw(fit.batch_size)
+        with torch.no_grad():
+            wanted = client(reflections(images, torch.full((len(images),), which)))
+        return F.mse_loss(mirrored(images), wanted) / wanted.var().clamp(min=1e-12)
+
+    mirrored = copy.deepcopy(client)
+    _minimise(mirrored, unlike, fit, steps)
+    return mirrored
 
 
 def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
@@ -131,14 +171,42 @@ def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What clients send, and images that are alike on average to those behind it; for who attended a training.
+
+    smashed: float (n, *smashed_shape). draw: images of the attacker's own.
+    """
+
+    smashed: Tensor
+    draw: Draw
+
+    @classmethod
+    def of(cls, view: AttackerView, recent: Tensor) -> Sight:
+        """The victims' messages, or where these are few (and training sent any) `recent` ones of training.
+
+        Training sends augmented views, whose colours are so mixed up that hardly anything tells them apart.
+        """
+        images = view.auxiliary.nearest_images
+        few = len(view.smashed) < ENOUGH_IMAGES and len(recent) > 0
+
+        def draw(count: int) -> Tensor:
+            chosen = images[sample(len(images), count, images.device)]
+            return moco_v2_view(chosen, drawn_generator(images.device)) if few else chosen
+
+        return cls(recent if few else view.smashed, draw)
+
+
+@dataclass(frozen=True)
 class KnownImages:
     """The attacker's images, float (n, 3, h, w) in [0, 1], shared out.
 
-    train: to learn from. validation: held out to choose by, see `AuxiliaryData.hold_out`. mean: (3, h, w): the guess of
-    an attacker that has learned nothing.
+    train: to learn from. nearest: those of `train` that are distributed most like the victims' images, see
+    `AuxiliaryData.nearest`: what messages are like, on average, is seen on no others. validation: held out to choose
+    by, see `AuxiliaryData.hold_out`. mean: (3, h, w): the guess of an attacker that has learned nothing.
     """
 
     train: Tensor
+    nearest: Tensor
     validation: Tensor
     mean: Tensor
 
@@ -146,11 +214,13 @@ class KnownImages:
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
         """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
-        return cls(train.images, validation.images, mean_image(train.nearest_images))
+        nearest = train.nearest_images
+        return cls(train.images, nearest, validation.images, mean_image(nearest))
 
     def draw(self, rng: torch.Generator) -> Draw:
-        """Draws from the images to learn from, with replacement."""
-        return lambda count: self.train[torch.randint(len(self.train), (count,), generator=rng).to(self.train.device)]
+        """Draws from the nearest images, with replacement."""
+        images = self.nearest
+        return lambda count: images[torch.randint(len(images), (count,), generator=rng).to(images.device)]
 
 
 @dataclass(frozen=True)
@@ -199,36 +269,12 @@ def invert_through(
     best, images = -float("inf"), checked[:0]
     for messages in (smashed, own.restore(theirs(smashed))):  # as they came, and with the surrogate's own moments
         decoded = inverter(messages)
-        explained = _explained(surrogate, decoded, messages)
-        if explained > best:
-            best, images = explained, decoded
+        share = explained(messages, surrogate(decoded))
+        if share > best:
+            best, images = share, decoded
     if not right_way_round:
-        truth = known.train[:JUDGE_IMAGES]
+        truth = known.nearest[:JUDGE_IMAGES]
         images = set_right(images, inverter(surrogate(truth)), truth, budget.iterate(JUDGE_STEPS), rng)
-    reached = _explained(surrogate, checked, answered)
-    confidence = min(1.0, best / reached) if reached > 0 else 0.0
-    # squared: a wrong surrogate explains a part, too, by what all natural images share
-    trust = confidence**2 * _trust(checked, known.validation, known.mean)
-    return Inversion((known.mean + trust * (images - known.mean)).clamp(0, 1), best, confidence)
-
-
-def _explained(surrogate: Sender, images: Tensor, smashed: Tensor) -> float:
-    """Share of the variance of `smashed` that the surrogate's messages for `images` reproduce, in [0, 1]; per
-    channel, then averaged, so that loud channels do not decide alone.
-    """
-    axes = [0, *range(2, smashed.dim())]
-    variance = smashed.var(axes)
-    alive = variance > DEAD**2
-    if not bool(alive.any()):
-        return 0.0
-    error = (surrogate(images) - smashed).square().mean(axes)
-    # a channel of fine detail, which no decoder restores, must not outweigh those that are explained
-    return float((1 - error[alive] / variance[alive]).clamp(min=0).mean())
-
-
-def _trust(decoded: Tensor, images: Tensor, mean: Tensor) -> float:
-    """The share s in [0, 1] for which mean + s (decoded - mean) is nearest to `images`: a decoder that has learned
-    nothing, or has overfitted, is not to be believed.
-    """
-    away, wanted = decoded - mean, images - mean
-    return float(((away * wanted).sum() / away.square().sum().clamp(min=1e-12)).clamp(0, 1))
+    sure = confidence(best, explained(answered, surrogate(checked)))
+    kept = trust(sure, checked, known.validation, known.mean)
+    return Inversion((known.mean + kept * (images - known.mean)).clamp(0, 1), best, sure)

@@ -136,9 +136,14 @@ class AuxiliaryData:
         return candidates[torch.randperm(len(candidates), generator=rng)[:count]]
 
     @property
+    def nearest(self) -> AuxiliaryData:
+        """What is of the target distribution where that is enough to know its mean by, else all."""
+        return self.select(self.of_target) if int(self.of_target.sum()) >= ENOUGH_IMAGES else self
+
+    @property
     def nearest_images(self) -> Tensor:
-        """The images of the target distribution where there are enough to know its mean by, else all."""
-        return self.images[self.of_target] if int(self.of_target.sum()) >= ENOUGH_IMAGES else self.images
+        """The images of :attr:`nearest`."""
+        return self.nearest.images
 
 
 class AttackerView:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from mocosfl_priv.models.moments import explained
 from mocosfl_priv.models.reflection import set_right
+from mocosfl_priv.models.trust import confidence, explained, trust
 
 
 class ColourMatch:
@@ -49,11 +49,11 @@ def believable(
     colours should be usual. steps: as many as are spent on finding out which way round colours are; see `set_right`.
     """
     familiar = protect(encode(views))
-    decoded, guess = decode(familiar), decode(smashed)
-    usual = explained(familiar, encode(decoded))
-    trust = min(1.0, explained(smashed, encode(guess)) / max(usual, 1e-3))
-    both = set_right(torch.cat([guess, decode(foreign)]).clamp(0, 1), decoded.clamp(0, 1), views, steps, rng)
-    return ColourMatch(both[len(guess) :], decoded, views, trust)(both[: len(guess)])
+    decoded, guess = decode(familiar).clamp(0, 1), decode(smashed).clamp(0, 1)
+    sure = confidence(explained(smashed, encode(guess)), explained(familiar, encode(decoded)))
+    share = trust(sure, decoded, views, views.mean((0, 2, 3), keepdim=True))
+    both = set_right(torch.cat([guess, decode(foreign).clamp(0, 1)]), decoded, views, steps, rng)
+    return ColourMatch(both[len(guess) :], decoded, views, share)(both[: len(guess)])
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,11 +53,3 @@ def _parted(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, grid = found[0], 2 * CELLS**2
     products = found[1 + grid :].view(-1, len(mean), len(mean))
     return mean, found[1 : 1 + grid].view(2, -1, len(mean)), products - torch.outer(mean, mean)
-
-
-def explained(maps: Tensor, by: Tensor) -> float:
-    """Share of the variance of maps (n, ...) that `by` (n, ...) explains; in [0, 1], 0 for maps that are all alike."""
-    variance = (maps - maps.mean(0)).square().mean()
-    if float(variance) < 1e-10:
-        return 0.0
-    return float((1 - (maps - by).square().mean() / variance).clamp(0, 1))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocosfl_priv.models.moments import CELLS, OFFSETS, explained, moment_distance, moments
+from mocosfl_priv.models.moments import CELLS, OFFSETS, moment_distance, moments
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:
@@ -81,11 +81,3 @@ def test_a_dead_channel_leaves_the_distance_finite() -> None:
     distance = moment_distance(moments(some), moments(others))
     distance.backward()
     assert bool(distance.isfinite()) and some.grad is not None and bool(some.grad.isfinite().all())
-
-
-def test_explained_is_the_share_of_variance() -> None:
-    some = maps(7, 200, 2, 4, 4)
-    assert explained(some, some) == 1
-    assert explained(some, torch.zeros_like(some)) == pytest.approx(0, abs=0.01)
-    assert explained(some, 0.5 * some) == pytest.approx(0.75, abs=0.01)
-    assert explained(torch.ones(3, 2), torch.zeros(3, 2)) == 0

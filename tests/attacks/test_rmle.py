@@ -1,0 +1,57 @@
+"""The search for images, beyond the contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.rmle import Calibration, RmleAttack, Schedule
+from mocosfl_priv.compute import Compute
+from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
+from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.threat import Budget
+from tests.attacks.closed_form import make_view, photo_patches
+
+KNOWN, VICTIMS = photo_patches(200), photo_patches(24, "test")
+
+
+class Forgetful(nn.Module):
+    """An image around its mean, at unit contrast: says nothing of its brightness and contrast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        away = x - x.mean((2, 3), keepdim=True)
+        return away / (away.square().mean((1, 2, 3), keepdim=True) + 1e-6).sqrt()
+
+
+def test_the_weight_falls_by_equal_factors() -> None:
+    falling = Schedule(2.0, 0.02)
+    assert [falling(spent) for spent in (0, 0.5, 1)] == pytest.approx([2.0, 0.2, 0.02])
+    assert Schedule(0.0, 0.0)(0.3) == 0
+
+
+def test_calibration_restores_what_was_lost_alike_in_all_images() -> None:
+    pale = 0.7 + 0.3 * (KNOWN - KNOWN.mean((2, 3), keepdim=True))
+    mended = Calibration(pale, KNOWN)(pale)
+    by_mean = KNOWN.mean((2, 3), keepdim=True)
+    best = KNOWN - by_mean + by_mean.mean()  # the images' own brightness is gone for good
+    assert torch.allclose(mended, best.clamp(0, 1), atol=1e-4)
+
+
+def test_calibration_leaves_right_images_as_they_are() -> None:
+    assert torch.allclose(Calibration(KNOWN, KNOWN)(VICTIMS), VICTIMS, atol=1e-6)
+
+
+def test_calibration_of_flat_images_is_the_mean() -> None:
+    flat = torch.full_like(KNOWN, 0.5)
+    assert torch.allclose(Calibration(flat, KNOWN)(flat[:2]), KNOWN.mean().expand(2, *KNOWN.shape[1:]), atol=1e-4)
+
+
+def test_images_of_own_tell_what_a_client_with_a_norm_forgets(compute: Compute) -> None:
+    floor = blind_guess_floor(KNOWN, VICTIMS).mse
+    found = {}
+    for name, attack in (("as published", RmleAttack(120, tv=1e-2)), ("ours", RmleAttack(120))):
+        torch.manual_seed(0)
+        images = attack.reconstruct(make_view(Forgetful(), VICTIMS, KNOWN, compute), Budget(), 0)
+        found[name] = leak_ratio(mse(images, VICTIMS), floor)
+    assert found["ours"] > found["as published"] + 0.05
