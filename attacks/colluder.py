@@ -25,7 +25,7 @@ from mocosfl_priv.surrogate import (
 )
 
 FIT_BATCH = 48
-FIRST_SHARE, FIT_SHARE = 0.5, 0.6  # of a limited budget, used up after the first inversion and after the fit
+FIRST_SHARE, FIT_SHARE = 0.5, 0.2  # of what is left of a limited budget, for the first inversion and for the fit
 TRUSTED = 0.9  # confidence from which on the colluder's copy is taken for the victim's, if moments agree too
 TIE = 0.02  # of explained shares
 
@@ -76,8 +76,8 @@ class ColluderAttack(Attack):
         if (alike and as_held.confidence >= TRUSTED) or budget.exhausted:
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)
-        steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-        fit_moments(client, Likeness(moments(view.smashed), known.draw(rng), view.protect), self.fit, steps)
+        likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect)
+        fit_moments(client, likeness, self.fit, budget.share(FIT_SHARE))
         fitted = invert(client.requires_grad_(False), budget.share(1.0))
         # Clients that lose nothing explain every message: then the moments have decided.
         return (fitted if fitted.explained > as_held.explained - TIE else as_held).images

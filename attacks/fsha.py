@@ -51,7 +51,8 @@ class FshaAttack(Attack):
     Frozen clients take no gradient, so nothing is hijacked, and what the inverse says is a guess.
 
     patience: messages before the hijack, at most a quarter of all. starts, iterations, fit_rate: pilots that are begun
-    then, steps of all of them and learning rate; the one whose features come nearest is taken. strength: bound on the
+    then, steps of all of them, within one message and whatever the limits, and learning rate; the one whose features
+    come nearest is taken. strength: bound on the
     gradient that clients get, relative to the largest honest one that was passed on (not to that of the same message,
     which grows as hijacked clients leave what the server knows).
     moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
@@ -114,7 +115,7 @@ class FshaAttack(Attack):
             F.mse_loss(inverse(features), batch).backward()
             optimiser.step()
         with torch.no_grad():
-            sight = Sight.of(view, hijacker.recent)
+            sight = Sight.of(view, hijacker.recent, _view)
             return believable(
                 in_batches(pilot), stream.protect, in_batches(inverse), sight.draw(CALIBRATION_IMAGES), sight.smashed,
                 view.smashed, budget.iterate(JUDGE_STEPS), torch.Generator().manual_seed(derive_seed(seed, "fsha")),
@@ -163,7 +164,7 @@ class Hijacker:
         self.recent = message.queries[sample(len(message.queries), rows, message.queries.device)]
         for _ in range(self._attack.updates):
             chosen = self._images[sample(len(self._images), rows, self._images.device)]
-            views = moco_v2_view(chosen, drawn_generator(chosen.device))
+            views = _view(chosen)
             images = torch.cat([views, chosen])
             features = self.stream.protect(self.pilot.network(images))
             loss = F.mse_loss(self.inverse.network(features), images)
@@ -188,11 +189,11 @@ class Hijacker:
 
         def draw(count: int) -> Tensor:
             chosen = self._images[sample(len(self._images), count, device)]
-            return moco_v2_view(chosen, drawn_generator(device))
+            return _view(chosen)
 
         pilots = [self._new_pilot() for _ in range(self._attack.starts)]
         fit = self._attack.fit
-        best = fit_best(pilots, Likeness(self.heard, draw, self.stream.protect), fit, iter(range(fit.iterations)))
+        best = fit_best(pilots, Likeness(self.heard, draw, self.stream.protect), fit, Budget())
         self.pilot.network.load_state_dict(best.state_dict())
 
     def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:
@@ -239,6 +240,11 @@ class Hijacker:
         self.heard = state["heard"].to(self.heard.device)
         self.waited = state["waited"].cpu()
         self.honest_push = state["honest_push"].to(self.honest_push.device)
+
+
+def _view(images: Tensor) -> Tensor:
+    """What clients make of images in training."""
+    return moco_v2_view(images, drawn_generator(images.device))
 
 
 def _push(gradient: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.threat import AuxiliaryData
 
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
 FLAT = 1e-3  # contrast below which there is none
@@ -103,39 +104,42 @@ class RmleAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "rmle"))
         view.client  # noqa: B018 - refused here, not after the time for the first step ran out
         weight = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
-        schedule, calibration = Schedule(weight, weight), None
+        schedule, own, smashed = Schedule(weight, weight), None, view.smashed
         if self.tv is None and view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0:
-            schedule, calibration = self._best_on_own_images(view, budget.share(TRIAL_SHARE), rng)
-        best = view.smashed.new_full((len(view.smashed), *view.image_shape), 0.5)
-        best_objective = view.smashed.new_full((len(view.smashed),), math.inf)
+            own = self._own_images(view.auxiliary, rng)
+            with torch.no_grad():
+                sent = view.protect(view.client(own))
+            schedule = self._best_on(own, sent, view, budget.share(TRIAL_SHARE))
+            smashed = torch.cat([view.smashed, sent])  # searched along, to see what this very search gets wrong
+        best = smashed.new_full((len(smashed), *view.image_shape), 0.5)
+        best_objective = smashed.new_full((len(smashed),), math.inf)
         for start in range(self.starts):
             part = budget.share(1 / (self.starts - start))
-            images = self._optimise(view, view.smashed, schedule, part, None if start == 0 else rng)
+            images = self._optimise(view, smashed, schedule, part, None if start == 0 else rng)
             with torch.no_grad():
-                objective = self._objective(view, images, view.smashed, schedule.last)
+                objective = self._objective(view, images, smashed, schedule.last)
             better = objective < best_objective
             best[better], best_objective[better] = images[better], objective[better]
-        return best if calibration is None else calibration(best)
+        if not bool(best_objective.isfinite().all()):
+            raise RunFailedError("the search diverged")
+        victims, ours = best[: len(view.smashed)], best[len(view.smashed) :]
+        return victims if own is None else Calibration(ours, own)(victims)
 
-    def _best_on_own_images(
-        self, view: AttackerView, budget: Budget, rng: torch.Generator
-    ) -> tuple[Schedule, Calibration]:
-        """What reconstructs a few auxiliary images best, of the target if it has such."""
-        candidates = view.auxiliary.nearest_images
+    @staticmethod
+    def _own_images(auxiliary: AuxiliaryData, rng: torch.Generator) -> Tensor:
+        """A few of the attacker's images, of the target if it has such."""
+        candidates = auxiliary.nearest_images
         chosen = torch.randperm(len(candidates), generator=rng)[:TRIAL_IMAGES]
-        own = candidates[chosen.to(candidates.device)]
-        with torch.no_grad():
-            smashed = view.protect(view.client(own))
-        tried: list[tuple[float, int, Calibration]] = []
+        return candidates[chosen.to(candidates.device)]
+
+    def _best_on(self, own: Tensor, sent: Tensor, view: AttackerView, budget: Budget) -> Schedule:
+        """The schedule with which images (n, 3, h, w) are found best, from their messages."""
+        errors = []
         for place, schedule in enumerate(SCHEDULES):
-            part = budget.share(1 / (len(SCHEDULES) - place))
-            found = self._optimise(view, smashed, schedule, part, None)
-            if not bool(found.isfinite().all()):
-                raise RunFailedError(f"the search on images of its own diverged, with total variation {schedule}")
-            calibration = Calibration(found, own)
-            tried.append((float(mse(calibration(found), own).mean()), place, calibration))
-        _, place, calibration = min(tried, key=lambda trial: trial[:2])
-        return SCHEDULES[place], calibration
+            found = self._optimise(view, sent, schedule, budget.share(1 / (len(SCHEDULES) - place)), None)
+            finite = bool(found.isfinite().all())
+            errors.append(float(mse(Calibration(found, own)(found), own).mean()) if finite else math.inf)
+        return SCHEDULES[min(range(len(SCHEDULES)), key=errors.__getitem__)]
 
     def _optimise(
         self,

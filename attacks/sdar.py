@@ -51,9 +51,9 @@ class SdarAttack(Attack):
     decoder, in the decoder grammar. epochs: passes over the auxiliary images, in which the decoder alone goes on
     learning after the training.
 
-    Only images of the target distribution, where the attacker has enough of them, are shown to the simulator: output
-    for others is not like smashed data of the clients even where the simulator is their client. The decoder learns from
-    all.
+    Only images of the target distribution, where the attacker has enough of them, stand for the clients': output for
+    others is not like smashed data of the clients even where the simulator is their client. After the training the
+    decoder goes on learning from all.
 
     starts: simulators that are begun afresh after the training beside the one that went along, since training can take
     any of them to where it no longer comes nearer; ours, too. The one whose output has the moments of the victims'
@@ -100,13 +100,13 @@ class SdarAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "sdar"))
         decoder, stream = copy.deepcopy(simulation.decoder.network), simulation.stream
         images, labels = view.auxiliary.images, view.auxiliary.labels
-        sight = Sight.of(view, simulation.recent)
+        sight = Sight.of(view, simulation.recent, lambda images: simulation.task.views(images)[0])
 
         simulator = copy.deepcopy(simulation.simulator.network)
         afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
-        steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
-        likeness = Likeness(moments(sight.smashed), sight.draw, stream.protect)
-        simulator = fit_best([simulator, *afresh], likeness, self.fit, steps)
+        wanted = moments(sight.smashed) if sight.of_victims else simulation.target
+        likeness = Likeness(wanted, sight.draw, stream.protect)
+        simulator = fit_best([simulator, *afresh], likeness, self.fit, budget.share(FIT_SHARE))
         per_epoch = -(-len(images) // self.rows)
         optimiser = torch.optim.Adam(decoder.parameters(), lr=self.learning_rate)
         for _ in budget.iterate(self.epochs * per_epoch):

@@ -75,10 +75,9 @@ class ShadowAttack(Attack):
             own = torch.arange(len(images), device=images.device)
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-        steps = budget.until(budget.iterate(self.fit.iterations), FIT_SHARE)
         shadows = [redrawn(view.untrained_client(), rng) for _ in range(self.starts)]
         likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
-        shadow = fit_best(shadows, likeness, self.fit, steps)
+        shadow = fit_best(shadows, likeness, self.fit, budget.share(FIT_SHARE))
         shadow.requires_grad_(False)
         sender = Sender(in_batches(shadow), view.protect)
         recipe = self.recipe.passing(self.epochs, len(known.train))

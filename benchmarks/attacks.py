@@ -45,7 +45,7 @@ from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 CHECKPOINT = "resnet18_cifar10_C4S2_cut2_alpha2.0_ssim0.6_target0.01_cifar100.tar"
 KNOWN_IMAGES = 500  # nine tenths of them to train on
-FIRST_LIMIT, GROWTH = 1.0, 1.5  # seconds
+FIRST_LIMIT, LAST_LIMIT, GROWTH = 1.0, 120.0, 1.5  # seconds, and their factor
 THREADS = 2
 T = TypeVar("T")
 
@@ -172,13 +172,14 @@ def _default_decoder_to(shared: Path, device: str, goal: float) -> Run:
     compute = Compute.resolve(_compute(device))
     scene = Scene.load(shared, device)
     limit = FIRST_LIMIT
-    while True:
+    while limit < LAST_LIMIT:
         attack, budget = DecoderAttack(target_images=KNOWN_IMAGES, source_images=0, steps=10**6), Budget(seconds=limit)
         run = scene.timed(lambda: attack.reconstruct(scene.view(compute), budget, 0))  # noqa: B023 - called at once
         print(f"default decoder, limit {limit:.3g} s: {run}", file=sys.stderr, flush=True)
         if run.score <= goal:
             return run
         limit *= GROWTH
+    raise RuntimeError(f"the default decoder does not reach an MSE of {goal:.4f} in {LAST_LIMIT} seconds")
 
 
 def _floor(shared: Path) -> float:

@@ -141,7 +141,7 @@ def train_inverter(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
     )
     pool = EncodedPool(train, sender.encode, recipe, rng)
-    held_out = sender.encode(validation)  # once; the defense is drawn anew for every comparison
+    held_out = sender.encode(validation)  # once; the defense is drawn anew for every comparison, if made at home
     blind_error = float(mse(guess.expand_as(validation), validation).mean())
     best_error, best_state = math.inf, None
     validated = 0
@@ -165,12 +165,15 @@ def train_inverter(
             losses.clear()
         if done >= (validated + 1) / recipe.validations or step == recipe.steps - 1:
             validated = math.floor(done * recipe.validations)
-            with torch.no_grad(), compute.autocast():
-                error = float(mse(decode(network, sender.protect(held_out)), validation).mean())
+            with torch.no_grad():
+                messages = sender.protect(held_out)
+            with compute.autocast():
+                error = float(mse(decode(network, messages), validation).mean())
             if error < best_error:
                 best_error, best_state = error, copy.deepcopy(network.state_dict())
     if best_state is not None:
         network.load_state_dict(best_state)
+        best_error = float(mse(decode(network, messages), validation).mean())  # in full precision, as victims are
     return Inverter(network.eval(), guess, min(best_error, blind_error), blind=best_error >= blind_error)
 
 

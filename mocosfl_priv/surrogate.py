@@ -9,7 +9,8 @@ the attacker has the victims' messages, if not their images.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.inversion import (
     STATISTICS_IMAGES,
@@ -33,7 +33,6 @@ from mocosfl_priv.models.decoder import build_decoder
 from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
 from mocosfl_priv.models.trust import confidence, explained, trust
-from mocosfl_priv.seeding import drawn_generator
 from mocosfl_priv.threat import ENOUGH_IMAGES, AttackerView, AuxiliaryData, Budget
 
 VALIDATION_SHARE = 0.1
@@ -41,10 +40,12 @@ RESAMPLED = 20
 JUDGE_IMAGES = 1024
 JUDGE_SHARE = 0.1  # of a limited budget
 SCREENING_SHARE = 0.5  # of the iterations of a fit from several beginnings
-MIRROR_PART = 0.5  # of the iterations of one beginning
-MIRROR_BATCH = 32
+REFLECTION_SHARE = 0.25  # for the best and its reflections
+REFLECTING = 0.5  # of what each of these has, to become a reflection
+REFLECTED_IMAGES = 32  # of a step
+RISE, FIRST_RATE = 0.3, 0.04  # of a fit, and of its peak rate
 Send = Callable[[Tensor], Tensor]
-Draw = Callable[[int], Tensor]  # so many images, at random, alike on average to those behind the messages
+Draw = Callable[[int], Tensor]  # about so many images, at random, alike on average to those behind the messages
 Loss = Callable[[nn.Module, Tensor], Tensor]  # of a client, for a batch of images
 
 
@@ -83,67 +84,82 @@ class Likeness:
         return float(moment_distance(moments(sent), self.wanted))
 
 
-def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, steps: Iterator[int]) -> None:
+def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, budget: Budget) -> None:
     """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
-    _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, steps)
+    _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, budget)
 
 
-def _minimise(client: nn.Module, loss_of: Callable[[nn.Module], Tensor], fit: MomentFit, steps: Iterator[int]) -> None:
+def _minimise(client: nn.Module, loss_of: Callable[[nn.Module], Tensor], fit: MomentFit, budget: Budget) -> None:
+    """Adam on a one-cycle schedule that ends with the budget."""
     parameters = list(client.parameters())
     if not parameters:
         return
     optimiser = torch.optim.Adam(parameters, lr=fit.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=fit.learning_rate, total_steps=fit.iterations)
-    for _, _step in zip(range(fit.iterations), steps, strict=False):
+    for step in budget.iterate(fit.iterations):
+        for group in optimiser.param_groups:
+            group["lr"] = fit.learning_rate * _share_of_peak(budget.spent(step, fit.iterations))
         loss = loss_of(client)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        schedule.step()
 
 
-def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, steps: Iterator[int]) -> nn.Module:
+def _share_of_peak(spent: float) -> float:
+    """A cosine up from a twenty-fifth during the first three tenths, and one down to zero."""
+    if spent < RISE:
+        return FIRST_RATE + (1 - FIRST_RATE) * 0.5 * (1 - math.cos(math.pi * spent / RISE))
+    return 0.5 * (1 + math.cos(math.pi * (spent - RISE) / (1 - RISE)))
+
+
+def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, budget: Budget) -> nn.Module:
     """A client whose messages come to be like that, from several beginnings; see :func:`fit_moments`.
 
     What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good
     shows early, so half of the iterations go to all of them alike. The moments of the client of images with reflected
     colours (`mocosfl_priv.models.reflection`) are nearly the same, so one in two beginnings ends there: the best is
-    compared with its reflections. The best of these has the remaining iterations, and the further loss, to itself.
+    compared with its reflections. The best of these has the remaining iterations, and the further loss, to itself. A
+    single client has all of them.
     """
+    if len(clients) == 1 or not list(clients[0].parameters()):
+        fit_moments(clients[0], likeness, fit, budget)
+        return clients[0]
     alone = replace(likeness, further_loss=None)
-    part = replace(fit, iterations=max(1, round(SCREENING_SHARE * fit.iterations / len(clients))))
 
-    def best_of(candidates: Sequence[nn.Module]) -> nn.Module:
+    def best_of(candidates: Sequence[nn.Module], iterations: float, part: Budget) -> nn.Module:
         distances = []
-        for client in candidates:
-            fit_moments(client, alone, part, steps)
+        for place, client in enumerate(candidates):
+            own = replace(fit, iterations=max(1, round(iterations)))
+            fit_moments(client, alone, own, part.share(1 / (len(candidates) - place)))
             distances.append(alone.distance(client))
         return candidates[min(range(len(candidates)), key=distances.__getitem__)]
 
-    best = best_of(clients)
-    used = len(clients) * part.iterations
-    if len(clients) > 1 and list(best.parameters()):
-        mirror = replace(part, iterations=max(1, round(MIRROR_PART * part.iterations)), batch_size=MIRROR_BATCH)
-        others = [_mirrored(best, which, alone.draw, mirror, steps) for which in range(1, len(SIGNS))]
-        best = best_of([best, *others])
-        used += len(others) * mirror.iterations + len(SIGNS) * part.iterations
-    fit_moments(best, likeness, replace(fit, iterations=max(1, fit.iterations - used)), steps)
+    best = best_of(clients, SCREENING_SHARE * fit.iterations / len(clients), budget.share(SCREENING_SHARE))
+    turning = budget.share(REFLECTION_SHARE / (1 - SCREENING_SHARE))
+    each = REFLECTION_SHARE * fit.iterations / (len(SIGNS) + REFLECTING * (len(SIGNS) - 1))
+    learn = replace(fit, iterations=max(1, round(REFLECTING * each)), batch_size=REFLECTED_IMAGES)
+    reflections = [
+        _reflected(best, which, alone.draw, learn, turning.share(REFLECTING / (2 * len(SIGNS) - which)))
+        for which in range(1, len(SIGNS))
+    ]
+    best = best_of([best, *reflections], each, turning)
+    last = max(1, round((1 - SCREENING_SHARE - REFLECTION_SHARE) * fit.iterations))
+    fit_moments(best, likeness, replace(fit, iterations=last), budget)
     return best
 
 
-def _mirrored(client: nn.Module, which: int, draw: Draw, fit: MomentFit, steps: Iterator[int]) -> nn.Module:
+def _reflected(client: nn.Module, which: int, draw: Draw, fit: MomentFit, budget: Budget) -> nn.Module:
     """A copy of `client` that learns to send for images what `client` sends for their reflection `which`."""
     reflections = Reflections(draw(STATISTICS_IMAGES))
 
-    def unlike(mirrored: nn.Module) -> Tensor:
+    def unlike(reflected: nn.Module) -> Tensor:
         images = draw(fit.batch_size)
         with torch.no_grad():
             wanted = client(reflections(images, torch.full((len(images),), which)))
-        return F.mse_loss(mirrored(images), wanted) / wanted.var().clamp(min=1e-12)
+        return F.mse_loss(reflected(images), wanted) / wanted.var().clamp(min=1e-12)
 
-    mirrored = copy.deepcopy(client)
-    _minimise(mirrored, unlike, fit, steps)
-    return mirrored
+    reflected = copy.deepcopy(client)
+    _minimise(reflected, unlike, fit, budget)
+    return reflected
 
 
 def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
@@ -160,8 +176,8 @@ def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch
     """Whether the moments of `smashed` are as near to those of the surrogate's messages for `images` as the moments
     of equally many of its messages are, drawn `RESAMPLED` times: then nothing says that the clients differ.
     """
-    sample = torch.randperm(len(images), generator=rng)[:STATISTICS_IMAGES]
-    own = surrogate(images[sample.to(images.device)])
+    chosen = torch.randperm(len(images), generator=rng)[:STATISTICS_IMAGES]
+    own = surrogate(images[chosen.to(images.device)])
     wanted = moments(own)
     by_chance = []
     for _ in range(RESAMPLED):
@@ -174,26 +190,28 @@ def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch
 class Sight:
     """What clients send, and images that are alike on average to those behind it; for who attended a training.
 
-    smashed: float (n, *smashed_shape). draw: images of the attacker's own.
+    smashed: float (n, *smashed_shape). draw: images of the attacker's own. of_victims: whether it is the victims'.
     """
 
     smashed: Tensor
     draw: Draw
+    of_victims: bool
 
     @classmethod
-    def of(cls, view: AttackerView, recent: Tensor) -> Sight:
+    def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> Sight:
         """The victims' messages, or where these are few (and training sent any) `recent` ones of training.
 
-        Training sends augmented views, whose colours are so mixed up that hardly anything tells them apart.
+        view_of: what clients make of images in training, before they send them. Where these are augmented views,
+        colours are so mixed up that hardly anything tells them apart.
         """
         images = view.auxiliary.nearest_images
         few = len(view.smashed) < ENOUGH_IMAGES and len(recent) > 0
 
         def draw(count: int) -> Tensor:
             chosen = images[sample(len(images), count, images.device)]
-            return moco_v2_view(chosen, drawn_generator(images.device)) if few else chosen
+            return view_of(chosen) if few else chosen
 
-        return cls(recent if few else view.smashed, draw)
+        return cls(recent if few else view.smashed, draw, not few)
 
 
 @dataclass(frozen=True)
@@ -214,7 +232,8 @@ class KnownImages:
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
         """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
-        nearest = train.nearest_images
+        few = int(auxiliary.of_target.sum()) < ENOUGH_IMAGES
+        nearest = train.images if few else train.images[train.of_target]
         return cls(train.images, nearest, validation.images, mean_image(nearest))
 
     def draw(self, rng: torch.Generator) -> Draw:

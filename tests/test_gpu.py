@@ -1,4 +1,4 @@
-"""Whatever runs on the CPU runs on a GPU, too, and finds the same. Skipped without one."""
+"""Whatever runs on the CPU runs on a GPU, too, in the precision it is asked for. Skipped without one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_float32_there_is_float32(tiny: dict[str, Any]) -> None:
     images = plan.laboratory.victims.images
     found = []
     for device in ("cpu", DEVICE):
-        there = copy.deepcopy(model).to(device)
+        there = copy.deepcopy(model).to(torch.device(device))
         smashed = there.client(images.to(device))
         embedding = there.projector(there.trunk(smashed))
         (gradient,) = torch.autograd.grad(embedding.square().mean(), smashed)

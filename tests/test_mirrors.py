@@ -180,6 +180,7 @@ def test_mlflow_has_a_run_in_a_run_in_a_run(tracking: str, stored: tuple[RunReco
     MLflow(tracking).show(record, folder)
     client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name(record.info["config"]["name"])
+    assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
     assert len(found) == 1 + 2 + 4 and {run.info.status for run in found} == {"FINISHED"}
     runs = {(run.data.tags.get("mlflow.parentRunId"), run.info.run_name): run for run in found}

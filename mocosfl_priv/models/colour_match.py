@@ -45,15 +45,18 @@ def believable(
     """What `decode` makes of clients' `smashed` data, as far as it is to be believed; images (n, 3, h, w) in [0, 1].
 
     It was learned on what `encode` and the defense make of the attacker's images, such as `views`. What clients send is
-    decoded well only where `encode` would send it for the decoded image, too. foreign: more data of the clients, whose
-    colours should be usual. steps: as many as are spent on finding out which way round colours are; see `set_right`.
+    decoded well only where `encode` would send it for the decoded image, too. foreign: more data of the clients, or
+    `smashed` itself, whose colours should be usual. steps: as many as are spent on finding out which way round colours
+    are; see `set_right`.
     """
     familiar = protect(encode(views))
     decoded, guess = decode(familiar).clamp(0, 1), decode(smashed).clamp(0, 1)
     sure = confidence(explained(smashed, encode(guess)), explained(familiar, encode(decoded)))
     share = trust(sure, decoded, views, views.mean((0, 2, 3), keepdim=True))
-    both = set_right(torch.cat([guess, decode(foreign).clamp(0, 1)]), decoded, views, steps, rng)
-    return ColourMatch(both[len(guess) :], decoded, views, share)(both[: len(guess)])
+    further = guess[:0] if foreign is smashed else decode(foreign).clamp(0, 1)
+    right = set_right(torch.cat([guess, further]), decoded, views, steps, rng)
+    guess, further = right[: len(guess)], right[len(guess) :]
+    return ColourMatch(further if len(further) else guess, decoded, views, share)(guess)
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,13 +30,13 @@ def confidence(theirs: float, own: float) -> float:
     return min(1.0, theirs / own) if own > 0 else 0.0
 
 
-def trust(confidence: float, decoded: Tensor, images: Tensor, guess: Tensor) -> float:
+def trust(sure: float, decoded: Tensor, images: Tensor, guess: Tensor) -> float:
     """The share in [0, 1] of its distance from `guess` that a reconstruction of foreign messages may keep.
 
-    decoded: of own messages about known `images`, (n, 3, h, w). guess: what is said without any message. A decoder that
-    has learned nothing, or has overfitted, is not to be believed about its own messages, even less about others.
-    Squared confidence: a wrong client explains a part, too, by what all natural images share.
+    sure: :func:`confidence`. decoded: of own messages about known `images`, (n, 3, h, w). guess: what is said without
+    any message. A decoder that has learned nothing, or has overfitted, is not to be believed about its own messages,
+    even less about others. Squared confidence: a wrong client explains a part, too, by what all natural images share.
     """
     away, wanted = decoded - guess, images - guess
     share = (away * wanted).sum() / away.square().sum().clamp(min=1e-12)
-    return confidence**2 * float(share.clamp(0, 1))
+    return sure**2 * float(share.clamp(0, 1))

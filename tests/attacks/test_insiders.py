@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.models.moments import moments
 from mocosfl_priv.plugins import Attack
-from mocosfl_priv.surrogate import Likeness, MomentFit, fit_best, fit_moments, redrawn
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.surrogate import KnownImages, Likeness, MomentFit, Sight, fit_best, fit_moments, redrawn
+from mocosfl_priv.threat import AuxiliaryData, Budget
 from tests.attacks.closed_form import (
     ColourMixClient,
     ConstantClient,
@@ -95,7 +96,73 @@ def test_of_several_shadows_the_one_that_fits_goes_on() -> None:
 
     fit = MomentFit(80, 32, 0.02)
     likeness = Likeness(moments(VICTIMS), draw, lambda z: z)
-    assert fit_best(clients, likeness, fit, iter(range(80))) is clients[1]
+    best = fit_best(clients, likeness, fit, Budget())
+    assert isinstance(best, nn.Sequential)
+    assert bool((best(VICTIMS) > 0).any())
+
+
+def test_a_client_of_negatives_is_turned_round() -> None:
+    """Images that are lighter above: that alone tells them from their negatives."""
+    images = 0.5 * KNOWN + 0.5 * torch.linspace(1, 0, 16).view(16, 1)
+    right, negative = (nn.Conv2d(3, 3, 1) for _ in range(2))
+    for client, sign, offset in ((right, 1.0, torch.zeros(3)), (negative, -1.0, 2 * images.mean((0, 2, 3)))):
+        assert client.bias is not None
+        with torch.no_grad():
+            client.weight.copy_(sign * torch.eye(3).view(3, 3, 1, 1))
+            client.bias.copy_(offset)
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> Tensor:
+        return images[torch.randint(len(images), (count,), generator=rng)]
+
+    likeness = Likeness(moments(right(images)).detach(), draw, lambda z: z)
+    best = fit_best([negative, copy.deepcopy(negative)], likeness, MomentFit(600, 32, 0.02), Budget())
+    with torch.no_grad():
+        wrong = float((best(images) - images).square().mean())  # a negative's is four variances
+    assert wrong < 0.5 * float(images.var())
+
+
+def test_a_limited_fit_trains_every_beginning_and_comes_to_its_end() -> None:
+    """The further loss, which has the last part to itself, is met too."""
+    clients = [nn.Conv2d(3, 3, 1) for _ in range(3)]
+    before = [client.weight.detach().clone() for client in clients]
+    asked: list[int] = []
+
+    def further(client: nn.Module, images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return images.mean() * 0
+
+    budget = Budget(steps=60)
+    likeness = Likeness(moments(VICTIMS), lambda count: KNOWN[:count], lambda z: z, further)
+    best = fit_best(clients, likeness, MomentFit(3000, 32, 0.02), budget)
+    assert budget.steps == 60 and asked
+    assert not any(torch.equal(client.weight, weight) for client, weight in zip(clients, before, strict=True))
+    assert any(parameter.grad is not None for parameter in best.parameters())
+
+
+def test_fits_look_at_no_images_of_another_distribution() -> None:
+    other = 0.2 * white_images(len(KNOWN), 16, 0.1, seed=3)
+    of_target = torch.arange(2 * len(KNOWN)) < len(KNOWN)
+    known = KnownImages.of(AuxiliaryData(torch.cat([KNOWN, other]), of_target), torch.Generator().manual_seed(0))
+    assert len(known.train) > len(KNOWN) > len(known.nearest)
+    drawn = known.draw(torch.Generator().manual_seed(1))(500)
+    assert {image.sum().item() for image in drawn} <= {image.sum().item() for image in KNOWN}
+
+
+def test_who_attended_looks_at_the_victims_messages_or_at_the_last_ones_where_these_are_few(compute: Compute) -> None:
+    recent = torch.zeros(40, 3, 16, 16)
+    for count, looks_at_victims in ((4, False), (40, True)):
+        view = make_view(ColourMixClient(GAINS), VICTIMS[:count], KNOWN, compute)
+        sight = Sight.of(view, recent, lambda images: 1 - images)
+        assert torch.equal(sight.smashed, view.smashed if looks_at_victims else recent)
+        plain = {image.sum().item() for image in KNOWN}
+        assert all(image.sum().item() in plain for image in sight.draw(10)) == looks_at_victims
+    assert torch.equal(
+        Sight.of(
+            make_view(ColourMixClient(GAINS), VICTIMS[:4], KNOWN, compute), recent[:0], lambda images: images
+        ).smashed,
+        make_view(ColourMixClient(GAINS), VICTIMS[:4], KNOWN, compute).smashed,
+    )
 
 
 def test_redrawn_weights_have_the_same_scale_and_nothing_else_in_common() -> None:
@@ -131,7 +198,7 @@ def test_fitted_messages_have_the_moments_of_those_received(compute: Compute) ->
     def draw(count: int) -> Tensor:
         return VICTIMS[torch.randint(len(VICTIMS), (count,), generator=rng)]
 
-    fit_moments(shadow, Likeness(moments(received), draw, lambda z: z), fit, iter(range(600)))
+    fit_moments(shadow, Likeness(moments(received), draw, lambda z: z), fit, Budget())
     with torch.no_grad():
         sent = shadow(VICTIMS)
     torch.testing.assert_close(sent.mean((0, 2, 3)), received.mean((0, 2, 3)), atol=0.03, rtol=0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attacks.rmle import Calibration, RmleAttack, Schedule
 from mocosfl_priv.compute import Compute
+from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.threat import Budget
@@ -55,3 +56,19 @@ def test_images_of_own_tell_what_a_client_with_a_norm_forgets(compute: Compute) 
         images = attack.reconstruct(make_view(Forgetful(), VICTIMS, KNOWN, compute), Budget(), 0)
         found[name] = leak_ratio(mse(images, VICTIMS), floor)
     assert found["ours"] > found["as published"] + 0.05
+
+
+def test_a_limited_search_shows_what_it_can(compute: Compute) -> None:
+    """Its own images are searched along, so what it does not get to is not believed to be there."""
+    torch.manual_seed(0)
+    images = RmleAttack(500).reconstruct(make_view(Forgetful(), VICTIMS, KNOWN, compute), Budget(steps=60), 0)
+    assert leak_ratio(mse(images, VICTIMS), blind_guess_floor(KNOWN, VICTIMS).mse) > -0.05
+
+
+def test_a_search_that_diverges_is_a_failure(compute: Compute) -> None:
+    class Singular(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - 0.5).abs().sqrt()
+
+    with pytest.raises(RunFailedError, match="diverged"):
+        RmleAttack(5).reconstruct(make_view(Singular(), VICTIMS, KNOWN, compute), Budget(), 0)
