@@ -26,6 +26,7 @@ SMALL = {
     "iterations": 20,
     "latent_dim": 8,
     "parts": ["bottleneck", "nopeek", "gaussian"],
+    "starts": 2,
     "width": 8,
 }
 

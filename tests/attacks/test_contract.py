@@ -23,6 +23,7 @@ SMALL = {
     "width": 8,
     "latent_dim": 8,
     "channels": 8,
+    "starts": 2,
 }
 NAMES = sorted(ATTACKS.origins())
 

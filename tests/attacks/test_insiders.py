@@ -116,7 +116,7 @@ def test_a_client_of_negatives_is_turned_round() -> None:
         return images[torch.randint(len(images), (count,), generator=rng)]
 
     likeness = Likeness(moments(right(images)).detach(), draw, lambda z: z)
-    best = fit_best([negative, copy.deepcopy(negative)], likeness, MomentFit(600, 32, 0.02), Budget())
+    best = fit_best([negative, copy.deepcopy(negative)], likeness, MomentFit(300, 32, 0.03), Budget())
     with torch.no_grad():
         wrong = float((best(images) - images).square().mean())  # a negative's is four variances
     assert wrong < 0.5 * float(images.var())
