@@ -52,9 +52,8 @@ class FshaAttack(Attack):
 
     patience: messages before the hijack, at most a quarter of all. starts, iterations, fit_rate: pilots that are begun
     then, steps of all of them, within one message and whatever the limits, and learning rate; the one whose features
-    come nearest is taken. strength: bound on the
-    gradient that clients get, relative to the largest honest one that was passed on (not to that of the same message,
-    which grows as hijacked clients leave what the server knows).
+    come nearest is taken. strength: bound on the gradient that clients get, relative to the largest honest one that was
+    passed on (not to that of the same message, which grows as hijacked clients leave what the server knows).
     moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
     of the gradient penalty. rows: of a message and of the auxiliary images, for one step. updates: steps per
     message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary images, in

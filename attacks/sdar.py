@@ -57,8 +57,8 @@ class SdarAttack(Attack):
 
     starts: simulators that are begun afresh after the training beside the one that went along, since training can take
     any of them to where it no longer comes nearer; ours, too. The one whose output has the moments of the victims'
-    messages, or where these are few of the last message of training, goes on. iterations, fit_rate: steps and learning
-    rate of all of them.
+    messages, or where these are few of what training sent last, in a running mean, goes on. iterations, fit_rate: steps
+    and learning rate of all of them.
     """
 
     needs = frozenset({Capability.TRAINING_STREAM, Capability.AUXILIARY_DATA, Capability.ARCHITECTURE})
