@@ -17,6 +17,7 @@ from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion import held_out_split
 from mocosfl_priv.models.generator import VariationalAutoencoder, load_generator
+from mocosfl_priv.models.ridge import Ridge
 from mocosfl_priv.seeding import derive_seed
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -196,11 +197,7 @@ class _Search:
         scale = self.weights.sqrt()
         mean = self.smashed_of_known.mean(0)
         known, sent = (((z - mean) * scale).flatten(1) for z in (self.smashed_of_known, smashed))
-        gram = known @ known.T
-        centre = self.latents.mean(0)
-        ridge = RIDGE * gram.diagonal().mean() + 1e-8
-        dual = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), self.latents - centre)
-        regressed = centre + sent @ known.T @ dual
+        regressed = Ridge(known, self.latents, RIDGE)(sent)
         nearest = torch.cdist(sent, known).topk(min(neighbours, len(known)), largest=False).indices
         return torch.stack([torch.zeros_like(regressed), regressed, *self.latents[nearest].unbind(1)])
 

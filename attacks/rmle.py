@@ -13,13 +13,19 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.inversion import Sender, Standardise
+from mocosfl_priv.models.ridge import Ridge
 from mocosfl_priv.seeding import derive_seed
 from mocosfl_priv.threat import AuxiliaryData
 
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
+SATURATED = 0.02  # nearer to black or white, a sigmoid has hardly a gradient
 FLAT = 1e-3  # contrast below which there is none
 RIDGE = 1e-10
-TRIAL_IMAGES = 32
+RIDGES = (1e-2, 1e-1, 1.0)
+KNOWN_IMAGES = 32  # that are searched along
+TRIAL_IMAGES = 16  # of these, on which schedules are tried
+REGRESSED_IMAGES = 1024
 TRIAL_SHARE = 0.4  # of a limited time: the victims get the rest
 
 
@@ -35,7 +41,7 @@ class Schedule:
         return self.first if self.first == self.last else self.first * (self.last / self.first) ** spent
 
 
-SCHEDULES = (Schedule(1e-3, 1e-3), Schedule(1e-2, 1e-2), *(Schedule(3.0, last) for last in (3e-1, 3e-2, 3e-3)))
+SCHEDULES = (*(Schedule(weight, weight) for weight in (1e-3, 1e-2, 1e-1)), Schedule(1.0, 3e-2), Schedule(3.0, 0.3))
 
 
 class Calibration:
@@ -74,11 +80,13 @@ class RmleAttack(Attack):
     iterations: per start. tv: weight of the total variation. parametrisation: x = sigmoid(w), or x = w clamped to
     [0, 1] after every iteration.
 
-    Where `tv` is left out, an attacker with images of its own tries `SCHEDULES` on them and takes the best; ours. A
-    weight that falls during the search, by equal factors, lets coarse shapes settle before details do; a small one
-    throughout ends, on clients with norms, in noise that sends what the image sends. Such clients do not say how bright
-    and how rich in contrast an image is, and the search leaves that where the prior wants it; so it is set as is right
-    on average for the images that are known (`Calibration`).
+    Where `tv` is left out, an attacker with images of its own makes more of them; ours. The search begins where a
+    linear map from smashed data to images, learned on them in closed form, puts the victims. Of `SCHEDULES` for the
+    weight of the total variation, the one is taken that finds a few of them best: a weight that falls during the search
+    lets coarse shapes settle before details do, while a small one throughout ends, on clients with norms, in noise that
+    sends what the image sends. Such clients do not say how bright and how rich in contrast an image is, and the search
+    leaves that where the prior wants it; so it is set as is right on average for the images that are known
+    (`Calibration`).
     """
 
     needs = frozenset({Capability.CLIENT_WEIGHTS})
@@ -104,57 +112,46 @@ class RmleAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "rmle"))
         view.client  # noqa: B018 - refused here, not after the time for the first step ran out
         weight = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
-        schedule, own, smashed = Schedule(weight, weight), None, view.smashed
+        schedule, known, smashed = Schedule(weight, weight), None, view.smashed
+        begin = _grey(view, len(smashed))
         if self.tv is None and view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0:
-            own = self._own_images(view.auxiliary, rng)
-            with torch.no_grad():
-                sent = view.protect(view.client(own))
-            schedule = self._best_on(own, sent, view, budget.share(TRIAL_SHARE))
-            smashed = torch.cat([view.smashed, sent])  # searched along, to see what this very search gets wrong
-        best = smashed.new_full((len(smashed), *view.image_shape), 0.5)
+            known, others = _own_images(view.auxiliary, rng)
+            sent = Sender.of(view)(known)
+            smashed = torch.cat([sent, view.smashed])  # searched along, to see what this very search gets wrong
+            begin = _beginning(view, smashed, known, others)
+            trial = slice(min(TRIAL_IMAGES, len(known)))
+            part = budget.share(TRIAL_SHARE)
+            schedule = self._best_on(known[trial], sent[trial], begin[trial], view, part)
+        best = _grey(view, len(smashed))
         best_objective = smashed.new_full((len(smashed),), math.inf)
         for start in range(self.starts):
             part = budget.share(1 / (self.starts - start))
-            images = self._optimise(view, smashed, schedule, part, None if start == 0 else rng)
+            images = self._optimise(view, smashed, schedule, part, begin if start == 0 else _noise(begin, rng))
             with torch.no_grad():
                 objective = self._objective(view, images, smashed, schedule.last)
             better = objective < best_objective
             best[better], best_objective[better] = images[better], objective[better]
         if not bool(best_objective.isfinite().all()):
             raise RunFailedError("the search diverged")
-        victims, ours = best[: len(view.smashed)], best[len(view.smashed) :]
-        return victims if own is None else Calibration(ours, own)(victims)
+        if known is None:
+            return best
+        return Calibration(best[: len(known)], known)(best[len(known) :])
 
-    @staticmethod
-    def _own_images(auxiliary: AuxiliaryData, rng: torch.Generator) -> Tensor:
-        """A few of the attacker's images, of the target if it has such."""
-        candidates = auxiliary.nearest_images
-        chosen = torch.randperm(len(candidates), generator=rng)[:TRIAL_IMAGES]
-        return candidates[chosen.to(candidates.device)]
-
-    def _best_on(self, own: Tensor, sent: Tensor, view: AttackerView, budget: Budget) -> Schedule:
+    def _best_on(self, own: Tensor, sent: Tensor, begin: Tensor, view: AttackerView, budget: Budget) -> Schedule:
         """The schedule with which images (n, 3, h, w) are found best, from their messages."""
         errors = []
         for place, schedule in enumerate(SCHEDULES):
-            found = self._optimise(view, sent, schedule, budget.share(1 / (len(SCHEDULES) - place)), None)
+            found = self._optimise(view, sent, schedule, budget.share(1 / (len(SCHEDULES) - place)), begin)
             finite = bool(found.isfinite().all())
             errors.append(float(mse(Calibration(found, own)(found), own).mean()) if finite else math.inf)
         return SCHEDULES[min(range(len(SCHEDULES)), key=errors.__getitem__)]
 
     def _optimise(
-        self,
-        view: AttackerView,
-        smashed: Tensor,
-        schedule: Schedule,
-        budget: Budget,
-        start: torch.Generator | None,
+        self, view: AttackerView, smashed: Tensor, schedule: Schedule, budget: Budget, begin: Tensor
     ) -> Tensor:
-        """One run of the optimiser, from mid-grey, or from noise around it where `start` is given."""
-        free = smashed.new_zeros((len(smashed), *view.image_shape))
-        if start is not None:
-            free = torch.randn(free.shape, generator=start).to(free)
+        """One run of the optimiser, from images `begin` (n, 3, h, w)."""
         sigmoid = self.parametrisation == "sigmoid"
-        free = (free if sigmoid else 0.5 + 0.2 * free).requires_grad_(True)
+        free = (begin.logit(SATURATED) if sigmoid else begin.clone()).requires_grad_(True)
         optimiser = torch.optim.Adam([free], lr=self.learning_rate, amsgrad=True)
         for step in budget.iterate(self.iterations):
             spent = budget.spent(step, self.iterations)
@@ -177,3 +174,37 @@ class RmleAttack(Attack):
         horizontal = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
         prior = (images - 0.5).square().flatten(1).mean(1)
         return distance + tv * (vertical + horizontal) + self.l2 * prior
+
+
+def _own_images(auxiliary: AuxiliaryData, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some of the attacker's images to see its success on, and others to learn from; of the target if it has such."""
+    held_out = auxiliary.hold_out(1.0, rng, KNOWN_IMAGES)
+    rest = auxiliary.without(held_out)
+    order = torch.randperm(len(rest), generator=rng)
+    of_target_first = order[rest.of_target.cpu()[order].int().argsort(descending=True, stable=True)]
+    return auxiliary.select(held_out).images, rest.select(of_target_first[:REGRESSED_IMAGES]).images
+
+
+def _beginning(view: AttackerView, smashed: Tensor, known: Tensor, others: Tensor) -> Tensor:
+    """Where the search begins for each row of `smashed`, whose first ones are the messages of `known`.
+
+    Grey, or what a linear map that was learned from `others` makes of it: whatever is nearer for `known`.
+    """
+    begin = _grey(view, len(smashed))
+    if len(others) == 0:
+        return begin
+    sent = Sender.of(view)(others)
+    standardise = Standardise(sent)
+    regressions = (Ridge(standardise(sent), others, strength) for strength in RIDGES)
+    candidates = [begin, *(regressed(standardise(smashed)).clamp(0, 1) for regressed in regressions)]
+    return min(candidates, key=lambda images: float(mse(images[: len(known)], known).mean()))
+
+
+def _grey(view: AttackerView, count: int) -> Tensor:
+    """Mid-grey images (count, 3, h, w)."""
+    return view.smashed.new_full((count, *view.image_shape), 0.5)
+
+
+def _noise(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Noise around mid-grey, of the same shape."""
+    return (0.5 + 0.2 * torch.randn(like.shape, generator=rng).to(like)).clamp(0, 1)
