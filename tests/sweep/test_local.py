@@ -32,6 +32,7 @@ class Counter(Silent):
         self.steps[self._stage] = self.steps.get(self._stage, 0) + steps
 
 
+@pytest.mark.slow
 def test_progress_is_what_was_planned(tiny: dict[str, Any]) -> None:
     tiny["defenses"] = ["none", {"name": "taressfl", "epochs": 1, "batch_size": 64, "decoder": "res_normN0C8"}]
     tiny["attacks"] = ["floor", {"name": "rmle", "iterations": 2}]
