@@ -403,6 +403,7 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     rows = {}
     for name in ("floor", "colluder", "shadow"):
         fast = {} if name == "floor" else {"architecture": "res_normN0C8", "epochs": 2, "iterations": 10}
+        fast |= {"starts": 2} if name == "shadow" else {}
         rows[name] = attack_system(lab, trained, ATTACKS.create(PluginSpec(name=name, **fast))).row
     for name in ("colluder", "shadow"):
         assert rows[name]["attack_steps"] > 0 and rows[name]["attack_queries"] == 0

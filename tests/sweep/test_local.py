@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from mocosfl_priv import Experiment
 from mocosfl_priv.progress import Segment, Silent
 from mocosfl_priv.sweep.grid import plan
