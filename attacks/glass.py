@@ -197,7 +197,7 @@ class _Search:
         scale = self.weights.sqrt()
         mean = self.smashed_of_known.mean(0)
         known, sent = (((z - mean) * scale).flatten(1) for z in (self.smashed_of_known, smashed))
-        regressed = Ridge(known, self.latents, RIDGE)(sent)
+        regressed = Ridge(known, self.latents)(sent, RIDGE)
         nearest = torch.cdist(sent, known).topk(min(neighbours, len(known)), largest=False).indices
         return torch.stack([torch.zeros_like(regressed), regressed, *self.latents[nearest].unbind(1)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -21,8 +22,8 @@ from mocosfl_priv.threat import AuxiliaryData
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
 SATURATED = 0.02  # nearer to black or white, a sigmoid has hardly a gradient
 FLAT = 1e-3  # contrast below which there is none
-RIDGE = 1e-10
-RIDGES = (1e-2, 1e-1, 1.0)
+CALIBRATION_RIDGE = 1e-10
+REGRESSION_RIDGES = (1e-2, 1e-1, 1.0)
 KNOWN_IMAGES = 32  # that are searched along
 TRIAL_IMAGES = 16  # of these, on which schedules are tried
 REGRESSED_IMAGES = 1024
@@ -54,7 +55,7 @@ class Calibration:
     def __init__(self, found: Tensor, truth: Tensor) -> None:
         seen, wanted = self._seen(found), truth.flatten().double()
         gram = seen.T @ seen  # with a ridge, since flat images leave it singular
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        ridge = CALIBRATION_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         self._weights = torch.linalg.solve(gram + ridge, seen.T @ wanted)
 
     def __call__(self, found: Tensor) -> Tensor:
@@ -113,16 +114,17 @@ class RmleAttack(Attack):
         view.client  # noqa: B018 - refused here, not after the time for the first step ran out
         weight = TV_WITHOUT_AUXILIARY_DATA if self.tv is None else self.tv
         schedule, known, smashed = Schedule(weight, weight), None, view.smashed
-        begin = _grey(view, len(smashed))
+        begin = _grey(smashed, view.image_shape)
         if self.tv is None and view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0:
             known, others = _own_images(view.auxiliary, rng)
-            sent = Sender.of(view)(known)
+            send = Sender.of(view)
+            sent = send(known)
             smashed = torch.cat([sent, view.smashed])  # searched along, to see what this very search gets wrong
-            begin = _beginning(view, smashed, known, others)
+            begin = _beginning(send, smashed, known, others)
             trial = slice(min(TRIAL_IMAGES, len(known)))
             part = budget.share(TRIAL_SHARE)
             schedule = self._best_on(known[trial], sent[trial], begin[trial], view, part)
-        best = _grey(view, len(smashed))
+        best = _grey(smashed, view.image_shape)
         best_objective = smashed.new_full((len(smashed),), math.inf)
         for start in range(self.starts):
             part = budget.share(1 / (self.starts - start))
@@ -185,24 +187,24 @@ def _own_images(auxiliary: AuxiliaryData, rng: torch.Generator) -> tuple[Tensor,
     return auxiliary.select(held_out).images, rest.select(of_target_first[:REGRESSED_IMAGES]).images
 
 
-def _beginning(view: AttackerView, smashed: Tensor, known: Tensor, others: Tensor) -> Tensor:
+def _beginning(send: Sender, smashed: Tensor, known: Tensor, others: Tensor) -> Tensor:
     """Where the search begins for each row of `smashed`, whose first ones are the messages of `known`.
 
     Grey, or what a linear map that was learned from `others` makes of it: whatever is nearer for `known`.
     """
-    begin = _grey(view, len(smashed))
+    begin = _grey(smashed, known.shape[1:])
     if len(others) == 0:
         return begin
-    sent = Sender.of(view)(others)
+    sent = send(others)
     standardise = Standardise(sent)
-    regressions = (Ridge(standardise(sent), others, strength) for strength in RIDGES)
-    candidates = [begin, *(regressed(standardise(smashed)).clamp(0, 1) for regressed in regressions)]
+    regression, messages = Ridge(standardise(sent), others), standardise(smashed)
+    candidates = [begin, *(regression(messages, strength).clamp(0, 1) for strength in REGRESSION_RIDGES)]
     return min(candidates, key=lambda images: float(mse(images[: len(known)], known).mean()))
 
 
-def _grey(view: AttackerView, count: int) -> Tensor:
-    """Mid-grey images (count, 3, h, w)."""
-    return view.smashed.new_full((count, *view.image_shape), 0.5)
+def _grey(smashed: Tensor, image_shape: Sequence[int]) -> Tensor:
+    """A mid-grey image (3, h, w) for every message."""
+    return smashed.new_full((len(smashed), *image_shape), 0.5)
 
 
 def _noise(like: Tensor, rng: torch.Generator) -> Tensor:

@@ -16,19 +16,19 @@ def test_the_dual_is_the_penalised_least_squares() -> None:
     weights = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ (targets - targets.mean(0)).double())
     new = torch.randn(4, 2, 3, generator=rng)
     expected = targets.mean(0) + (new - inputs.mean(0)).flatten(1).double() @ weights
-    assert torch.allclose(Ridge(inputs, targets, 0.3)(new).double(), expected, atol=1e-5)
+    assert torch.allclose(Ridge(inputs, targets)(new, 0.3).double(), expected, atol=1e-5)
 
 
 def test_an_affine_map_is_found() -> None:
     rng = torch.Generator().manual_seed(1)
     inputs, weights = torch.rand(40, 6, generator=rng), torch.randn(6, 3, generator=rng)
-    regression = Ridge(inputs, inputs @ weights + 2, 1e-7)
+    regression = Ridge(inputs, inputs @ weights + 2)
     new = torch.rand(9, 6, generator=rng)
-    assert torch.allclose(regression(new), new @ weights + 2, atol=1e-3)
+    assert torch.allclose(regression(new, 1e-7), new @ weights + 2, atol=1e-3)
 
 
 @pytest.mark.parametrize("examples", [1, 7])
 def test_inputs_that_say_nothing_give_the_mean(examples: int) -> None:
     targets = torch.rand(examples, 3, 4, 4)
-    found = Ridge(torch.ones(examples, 2, 8, 8), targets, 0.1)(torch.ones(2, 2, 8, 8))
+    found = Ridge(torch.ones(examples, 2, 8, 8), targets)(torch.ones(2, 2, 8, 8), 0.1)
     assert torch.allclose(found, targets.mean(0).expand(2, 3, 4, 4), atol=1e-5)
