@@ -65,13 +65,16 @@ def test_a_limited_search_shows_what_it_can(compute: Compute) -> None:
     assert leak(RmleAttack(500), Forgetful(), compute, Budget(steps=60)) > -0.05
 
 
-def test_a_search_that_diverges_is_a_failure(compute: Compute) -> None:
+@pytest.mark.parametrize("tv", [1e-2, None])
+def test_a_search_that_diverges_is_a_failure(compute: Compute, tv: float | None) -> None:
+    """With a weight that is given, and where it is chosen by trials that all diverge, too."""
+
     class Singular(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return (x - 0.5).abs().sqrt()
+            return x + (x - x.detach()).abs().sqrt()
 
     with pytest.raises(RunFailedError, match="diverged"):
-        RmleAttack(5, tv=1e-2).reconstruct(make_view(Singular(), VICTIMS, KNOWN, compute), Budget(), 0)
+        RmleAttack(5, tv=tv).reconstruct(make_view(Singular(), VICTIMS, KNOWN, compute), Budget(), 0)
 
 
 def test_images_of_own_shorten_the_search(compute: Compute) -> None:
