@@ -34,10 +34,10 @@ TINY: dict[str, Any] = {
     "attacks": [
         "floor",
         {"name": "rmle", "iterations": 150, "tv": 0.01},
-        {"name": "decoder", "architecture": "res_normN0C8", "epochs": 1},
+        {"name": "decoder", "architecture": "res_normN0C8", "steps": 20},
     ],
     "data": {"train_limit": 600, "test_limit": 200, "victims": 16},
-    "model": {"backbone": "resnet8", "width": 16, "projector_hidden": 32, "projector_out": 32},
+    "model": {"backbone": "resnet8", "width": 8, "projector_hidden": 32, "projector_out": 32},
     "training": {"clients": 4, "server_batch": 32, "epochs": 1, "queue_size": 128, "sync_period": 4},
     "evaluation": {
         "bootstrap_samples": 200,

@@ -82,7 +82,6 @@ def readme_block(containing: str) -> str:
     return next(block for block in blocks if containing in block)
 
 
-@pytest.mark.slow
 def test_a_defense_from_the_readme_runs_and_appears_in_the_report(
     cli: Run, in_process: Run, config: Path, tmp_path: Path
 ) -> None:
@@ -163,7 +162,6 @@ def test_failed_training_is_exit_code_3_and_writes_nothing(in_process: Run, conf
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_nothing(cli: Run, config: Path, tmp_path: Path) -> None:
     """A limit on file size is the closest to a full disk that a test may make: writes fail in the kernel."""
 

@@ -368,6 +368,7 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     insider, spy = "tests.test_experiment:Insider", "tests.test_experiment:Spy"
     tiny["training"] |= {"sync_period": 10_000, "partition": "classes_per_client", "classes_per_client": 1}
     tiny["data"] = {"train_limit": 240, "test_limit": 100, "victims": 8}
+    tiny["model"] |= {"width": 16}
     grants = ["client_weights", "auxiliary_data", "server_model", "colluding_client"]
     plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": {"grants": grants}}).plan()
     lab, system = plan.laboratory, plan.systems[0]
@@ -527,7 +528,7 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
     weights = load_file(folder / row["checkpoint"])
-    assert "client.0.conv1.weight" in weights and weights["client.0.conv1.weight"].shape == (16, 3, 3, 3)
+    assert "client.0.conv1.weight" in weights and weights["client.0.conv1.weight"].shape == (8, 3, 3, 3)
     info = json.loads((folder / "run.json").read_text())
     assert {"roles", "versions", "seeds", "config", "config_sha256", "plugins", "compute"} <= set(info)
     assert all(len(role["content_sha256"]) == 64 for role in info["roles"].values())

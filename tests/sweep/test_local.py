@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from mocosfl_priv import Experiment
 from mocosfl_priv.progress import Segment, Silent
 from mocosfl_priv.sweep.grid import plan
@@ -34,7 +32,6 @@ class Counter(Silent):
         self.steps[self._stage] = self.steps.get(self._stage, 0) + steps
 
 
-@pytest.mark.slow
 def test_progress_is_what_was_planned(tiny: dict[str, Any]) -> None:
     tiny["defenses"] = ["none", {"name": "taressfl", "epochs": 1, "batch_size": 64, "decoder": "res_normN0C8"}]
     tiny["attacks"] = ["floor", {"name": "rmle", "iterations": 2}]

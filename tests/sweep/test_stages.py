@@ -68,7 +68,7 @@ def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | 
         ({"defenses": ["none"]}, False),
         ({"seeds": [1]}, False),
         ({"cut_layers": [2]}, False),
-        ({"model": {"width": 8}}, False),
+        ({"model": {"width": 16}}, False),
         ({"training": {"temperature": 0.2}}, False),
         ({"training": {"ema": 0.9}}, False),
     ],

@@ -77,7 +77,6 @@ def same(one: SweepResult, other: SweepResult) -> None:
         assert all(np.array_equal(a.images[key], b.images[key]) for key in a.images)
 
 
-@pytest.mark.slow
 def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_path: Path) -> None:
     sweep = Sweep.from_yaml(document)
     undisturbed = sweep.run(tmp_path / "undisturbed", ThisProcess())
