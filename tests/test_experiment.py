@@ -597,7 +597,7 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
     document = {
         **tiny,
         "attacks": [{"name": "fsha", **small, **fit}, "floor", {"name": "sdar", **small, **fit}],
-        "threat": {"grants": grants},
+        "threat": {"grants": grants, "steps": 100},
     }
 
     class Counting(Silent):

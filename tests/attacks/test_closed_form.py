@@ -41,7 +41,7 @@ def run(attack: Attack, view) -> torch.Tensor:  # type: ignore[no-untyped-def]
     "attack",
     [
         RmleAttack(iterations=400, tv=0.0),
-        DecoderAttack(architecture="unet_N1C16", epochs=60, shift=0),
+        DecoderAttack(architecture="unet_N1C16", epochs=40, shift=0),
     ],
     ids=["rmle", "decoder"],
 )
