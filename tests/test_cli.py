@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import signal
@@ -59,6 +58,7 @@ def config(tmp_path: Path, tiny: dict[str, Any]) -> Path:
     """The smallest experiment as a file, without what takes longest."""
     tiny["attacks"] = ["floor", {"name": "rmle", "iterations": 20, "tv": 0.01}]
     tiny["evaluation"] |= {"recognition_epochs": 0}
+    tiny["data"] |= {"train_limit": 300}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny))
     return path
@@ -162,14 +162,14 @@ def test_failed_training_is_exit_code_3_and_writes_nothing(in_process: Run, conf
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-def test_a_disk_that_fills_up_leaves_nothing(cli: Run, config: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_nothing(in_process: Run, config: Path, tmp_path: Path) -> None:
     """A limit on file size is the closest to a full disk that a test may make: writes fail in the kernel."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    result = cli("run", "tiny.yaml", "--out", "o", preexec_fn=limit, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # Python ignores the signal that comes with it
+    try:
+        result = in_process("run", "tiny.yaml", "--out", "o")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "could not be written" in one_clear_line(result, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 

@@ -36,6 +36,7 @@ def test_progress_is_what_was_planned(tiny: dict[str, Any]) -> None:
     tiny["defenses"] = ["none", {"name": "taressfl", "epochs": 1, "batch_size": 64, "decoder": "res_normN0C8"}]
     tiny["attacks"] = ["floor", {"name": "rmle", "iterations": 2, "tv": 0.01}]
     tiny["evaluation"] |= {"recognition_epochs": 0}
+    tiny["data"] |= {"train_limit": 300, "auxiliary_source_fraction": 0.95}
     counter = Counter()
     checked = plan(Experiment.from_dict(tiny).config)
     run_plan(checked, counter)
