@@ -171,15 +171,18 @@ def _research_loop(shared: Path, device: str, seed: int) -> Run:
 
 
 def _paper_preset(shared: Path, device: str, seed: int) -> Run:
-    return _run(DecoderAttack(preset="paper"), shared, device, None, seed)
+    compute = Compute.resolve(_compute(device))
+    return _run(DecoderAttack(preset="paper"), Scene.load(shared, device), compute, None, seed)
 
 
 def _default_decoder_to(shared: Path, device: str, error: float, similarity: float) -> Run:
     """The shortest run of the default decoder that is as good as these scores."""
+    compute = Compute.resolve(_compute(device))
+    scene = Scene.load(shared, device)
     attack = DecoderAttack(target_images=KNOWN_IMAGES, source_images=0, steps=10**6)
     limit = FIRST_LIMIT
     while limit < LAST_LIMIT:
-        run = _run(attack, shared, device, limit, 0)
+        run = _run(attack, scene, compute, limit, 0)
         print(f"default decoder, limit {limit:.3g} s: {run}", file=sys.stderr, flush=True)
         if run.is_as_good_as(error, similarity):
             return run
@@ -187,9 +190,7 @@ def _default_decoder_to(shared: Path, device: str, error: float, similarity: flo
     raise RuntimeError(f"the default decoder does not reach {error:.4f}, SSIM {similarity:.3f} in {LAST_LIMIT} seconds")
 
 
-def _run(attack: DecoderAttack, shared: Path, device: str, limit: float | None, seed: int) -> Run:
-    compute = Compute.resolve(_compute(device))
-    scene = Scene.load(shared, device)
+def _run(attack: DecoderAttack, scene: Scene, compute: Compute, limit: float | None, seed: int) -> Run:
     with global_seed(seed):
         return scene.timed(lambda: attack.reconstruct(scene.view(compute), Budget(seconds=limit), seed))
 
