@@ -11,7 +11,7 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
-from mocosfl_priv.inversion import Recipe, Sender, held_out_split, train_inverter
+from mocosfl_priv.inversion import Recipe, Sender, batch_size_for, held_out_split, train_inverter
 from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
 from mocosfl_priv.seeding import derive_seed
 from mocosfl_priv.threat import AuxiliaryData
@@ -27,6 +27,7 @@ PAPER: dict[str, Any] = {
     "target_images": 500,
     "source_images": 0,
     "epochs": 50,
+    "batch_size": 32,
     "learning_rate": 1e-3,
     "one_cycle": False,
     "standardise": False,
@@ -41,12 +42,14 @@ class DecoderAttack(Attack):
     The smashed data is standardised per channel; auxiliary images are flipped and shifted; the defense is drawn anew in
     every step, so that a randomised one is met with fresh randomness (the adaptive attack). The step that is kept is
     chosen on auxiliary images held out from training, of the target distribution where the attacker has enough of it.
-    A decoder that is no better there than the mean image is not used.
+    A decoder that is no better there than the mean image is not used. What is linear in the default decoder begins as
+    a ridge regression, in closed form, and that is already a candidate.
 
     preset: ``paper`` changes the defaults of what follows to those of the published attack.
     architecture: the capacity ladder is conv_normN0C16, res_normN0C16, res_normN4C64, res_normN8C64, unet_N2C32,
     unet_N3C48, and ressfl_N4C64 is the published attack's; see `mocosfl_priv.models.decoder`.
-    epochs: passes over the auxiliary images. steps: batches instead of epochs; 3000 if both are left out.
+    epochs: passes over the auxiliary images. steps: batches instead of epochs; 3000 if both are left out. batch_size:
+    16 to 32 if left out, by the number of auxiliary images.
     learning_rate: peak of a one-cycle schedule, or Adam's constant one without `one_cycle`.
     ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
     norm: of decoders that have norms. reuse: passes before images are augmented and encoded afresh.
@@ -65,7 +68,7 @@ class DecoderAttack(Attack):
         architecture: str | None = None,
         epochs: Annotated[int, Field(ge=1)] | None = None,
         steps: Annotated[int, Field(ge=1)] | None = None,
-        batch_size: Annotated[int, Field(ge=1)] = 32,
+        batch_size: Annotated[int, Field(ge=1)] | None = None,
         learning_rate: Annotated[float, Field(gt=0)] | None = None,
         one_cycle: bool | None = None,
         ssim_weight: Annotated[float, Field(ge=0)] = 0.0,
@@ -85,7 +88,7 @@ class DecoderAttack(Attack):
         check_grammar(self.architecture)
         self.epochs: int | None = _first(epochs, defaults.get("epochs"))
         self.steps = steps
-        self.batch_size = batch_size
+        self.batch_size: int | None = _first(batch_size, defaults.get("batch_size"))
         self.learning_rate: float = _first(learning_rate, defaults.get("learning_rate"), 2e-3)
         self.one_cycle: bool = _first(one_cycle, defaults.get("one_cycle"), True)
         self.ssim_weight = ssim_weight
@@ -107,9 +110,10 @@ class DecoderAttack(Attack):
         lpips, note = load_lpips("alex") if self.lpips_weight else (None, "")
         if self.lpips_weight and lpips is None:
             raise ConfigurationError(f"lpips_weight: {note}")
+        batch_size = self.batch_size or batch_size_for(len(train))
         recipe = Recipe(
-            steps=self._planned(len(train)),
-            batch_size=self.batch_size,
+            steps=self._planned(-(-len(train) // batch_size)),
+            batch_size=batch_size,
             learning_rate=self.learning_rate,
             one_cycle=self.one_cycle,
             ssim_weight=self.ssim_weight,
@@ -126,10 +130,10 @@ class DecoderAttack(Attack):
         )  # fmt: skip
         return inverter(view.smashed)
 
-    def _planned(self, images: int) -> int:
+    def _planned(self, steps_of_an_epoch: int) -> int:
         if self.steps is not None or self.epochs is None:
             return self.steps or DEFAULT_STEPS
-        return self.epochs * -(-images // self.batch_size)
+        return self.epochs * steps_of_an_epoch
 
     def knowledge(self, auxiliary: AuxiliaryData, rng: torch.Generator) -> AuxiliaryData:
         """As much of the auxiliary data as this attack is told to use, at random."""

@@ -20,11 +20,13 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
+from mocosfl_priv.models.decoder import SubPixelDecoder
 from mocosfl_priv.models.trust import DEAD
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 BATCH_FOR_INFERENCE = 128
 STATISTICS_IMAGES = 1024
+SMALLEST_BATCH, LARGEST_BATCH, STEPS_OF_AN_EPOCH = 16, 32, 32
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
 # A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
@@ -37,15 +39,15 @@ POOL_BYTES = 512 << 20  # of encoded auxiliary images
 class Recipe:
     """How an inversion network is trained.
 
-    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
-    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
-    of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
-    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says. validations: how
-    often, evenly, the state is compared with the best one so far.
+    steps: planned. batch_size: see `batch_size_for`. learning_rate: peak of a one-cycle schedule, or the constant rate
+    of Adam without `one_cycle`. ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight *
+    LPIPS. flip, shift: augmentation of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes
+    over the auxiliary images before they are augmented and encoded afresh; the defense is drawn anew in every step
+    whatever it says. validations: how often, evenly, the state is compared with the best one so far.
     """
 
     steps: int
-    batch_size: int = 32
+    batch_size: int = LARGEST_BATCH
     learning_rate: float = 2e-3
     one_cycle: bool = True
     ssim_weight: float = 0.0
@@ -133,17 +135,19 @@ def train_inverter(
     The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
     the loss is no longer finite.
     """
-    messages = sender(train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)])
+    known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
+    messages = sender(known)
     first = Standardise(messages) if standardise else nn.Identity()
     network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
+    held_out = HeldOut(sender, validation, compute)
+    if isinstance(decoder, SubPixelDecoder):
+        decoder.begin_linear(first(messages), known)
+        held_out.compare(network)
     decay = 0.01 if recipe.one_cycle else 0.0
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
     )
     pool = EncodedPool(train, sender.encode, recipe, rng)
-    held_out = sender.encode(validation)  # once; the defense is drawn anew for every comparison, if made at home
-    blind_error = float(mse(guess.expand_as(validation), validation).mean())
-    best_error, best_state = math.inf, None
     validated = 0
     losses: list[Tensor] = []
     for step in budget.iterate(recipe.steps):
@@ -165,16 +169,47 @@ def train_inverter(
             losses.clear()
         if done >= (validated + 1) / recipe.validations or step == recipe.steps - 1:
             validated = math.floor(done * recipe.validations)
-            with torch.no_grad():
-                messages = sender.protect(held_out)
-            with compute.autocast():
-                error = float(mse(decode(network, messages), validation).mean())
-            if error < best_error:
-                best_error, best_state = error, copy.deepcopy(network.state_dict())
-    if best_state is not None:
-        network.load_state_dict(best_state)
-        best_error = float(mse(decode(network, messages), validation).mean())  # in full precision, as victims are
+            held_out.compare(network)
+    best_error = held_out.restore_best(network)
+    blind_error = float(mse(guess.expand_as(validation), validation).mean())
     return Inverter(network.eval(), guess, min(best_error, blind_error), blind=best_error >= blind_error)
+
+
+def batch_size_for(images: int) -> int:
+    """Of a training on so many images: an epoch of few of them has more steps, which learn more than larger ones."""
+    return max(SMALLEST_BATCH, min(LARGEST_BATCH, images // STEPS_OF_AN_EPOCH))
+
+
+class HeldOut:
+    """The best state of a network so far, by its MSE on images that it does not learn from."""
+
+    def __init__(self, sender: Sender, images: Tensor, compute: Compute) -> None:
+        self._sender = sender
+        self._images = images
+        self._compute = compute
+        self._encoded = sender.encode(images)  # once; the defense is drawn anew for every comparison, if made at home
+        self._messages = self._encoded
+        self._error = math.inf
+        self._state: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def compare(self, network: nn.Module) -> None:
+        """Keep the state that `network` is in if it is the best."""
+        self._messages = self._sender.protect(self._encoded)
+        with self._compute.autocast():
+            error = self._error_of(network)
+        if error < self._error:
+            self._error, self._state = error, copy.deepcopy(network.state_dict())
+
+    def restore_best(self, network: nn.Module) -> float:
+        """Put `network` into the best state; its error in full precision, as victims are decoded; infinite if none."""
+        if self._state is None:
+            return math.inf
+        network.load_state_dict(self._state)
+        return self._error_of(network)
+
+    def _error_of(self, network: nn.Module) -> float:
+        return float(mse(decode(network, self._messages), self._images).mean())
 
 
 def _loss(

@@ -1,9 +1,12 @@
-"""Ridge regression from tensors to tensors, for many more numbers than examples."""
+"""Ridge regression in closed form: from tensors to tensors, for many more numbers than examples; as a convolution."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAPS_AT_A_TIME = 64  # whose patches are in memory
 
 
 class Ridge:
@@ -30,3 +33,27 @@ class Ridge:
         dual = torch.linalg.solve(self._gram + penalty * torch.eye(len(self._gram)).to(self._gram), away)
         similar = (inputs - self._mean).flatten(1) @ self._examples.mT
         return self._target_mean + (similar @ dual.to(similar.dtype)).view(-1, *self._targets.shape[1:])
+
+
+@torch.no_grad()
+def fit_convolution(convolution: nn.Conv2d, maps: Tensor, targets: Tensor, strength: float) -> None:
+    """Give `convolution` the weights and bias with the least squared error plus a penalty on the weights.
+
+    maps: (n, c, h, w), its inputs. targets: (n, d, h', w'), what it should give. strength: of the penalty, positive, in
+    units of the mean square of a number in a patch; the bias is not penalised. Solved by the normal equations, since
+    there are many more pixels than numbers in a patch.
+    """
+    assert not isinstance(convolution.padding, str) and convolution.bias is not None
+    patches = convolution.weight[0].numel()
+    gram = torch.zeros(patches + 1, patches + 1, dtype=torch.float64, device=maps.device)
+    wanted = gram.new_zeros(patches + 1, targets.shape[1])
+    for some, answers in zip(maps.split(MAPS_AT_A_TIME), targets.split(MAPS_AT_A_TIME), strict=True):
+        seen = F.unfold(some, convolution.kernel_size, convolution.dilation, convolution.padding, convolution.stride)
+        rows = F.pad(seen, (0, 0, 0, 1), value=1.0).transpose(1, 2).flatten(0, 1)
+        gram += (rows.T @ rows).double()
+        wanted += (rows.T @ answers.flatten(2).transpose(1, 2).flatten(0, 1)).double()
+    penalty = torch.full_like(gram[0], strength * float(gram.diagonal()[:-1].mean().clamp(min=1e-12)))
+    penalty[-1] = 0.0
+    found = torch.linalg.solve(gram + penalty.diag(), wanted).to(convolution.weight.dtype)
+    convolution.weight.copy_(found[:-1].T.reshape(convolution.weight.shape))
+    convolution.bias.copy_(found[-1])

@@ -6,7 +6,8 @@ import torch
 from attacks.decoder import DecoderAttack
 from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.inversion import Standardise, flip_and_shift
+from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.inversion import Standardise, batch_size_for, flip_and_shift
 from mocosfl_priv.threat import AuxiliaryData, Budget, Capability
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
@@ -69,6 +70,19 @@ def test_the_paper_preset_is_the_published_attack_and_gives_way_to_what_is_writt
     assert paper.flip and paper.shift == 4 and paper.reuse == paper.validations == paper.epochs  # augmented once
     assert DecoderAttack(preset="paper", shift=2, epochs=3, standardise=True).standardise
     assert DecoderAttack(preset="paper", shift=2, epochs=3).epochs == 3
+
+
+def test_without_a_step_the_answer_is_the_ridge_regression(compute: Compute) -> None:
+    truth = photo_patches(4, "test")
+    view = make_view(ColourMixClient(), truth, photo_patches(60), compute)
+    found = DecoderAttack().reconstruct(view, Budget(steps=1), 0)
+    assert float(mse(found, truth).mean()) < 1e-3 < float(truth.var())
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(2, 16), (450, 16), (700, 21), (1024, 32), (50_000, 32)])
+def test_few_images_are_learned_in_smaller_batches(images: int, batch_size: int) -> None:
+    assert batch_size_for(images) == batch_size
+    assert DecoderAttack(preset="paper").batch_size == 32
 
 
 def test_auxiliary_images_are_limited_by_kind(compute: Compute) -> None:

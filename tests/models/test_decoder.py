@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.decoder import build_decoder
+from mocosfl_priv.models.decoder import SubPixelDecoder, build_decoder
 
 
 @pytest.mark.parametrize("architecture", ["res_normN0C8", "res_normN2C6", "conv_normN1C8", "ressfl_N1C8"])
@@ -20,6 +20,25 @@ def test_decoders_give_images(architecture: str, smashed: tuple[int, int, int]) 
 @pytest.mark.parametrize("smashed", [(4, 16, 16), (8, 32, 32), (3, 8, 8), (6, 1, 1), (5, 2, 2)])
 def test_sub_pixel_decoders_give_images_of_any_size(architecture: str, smashed: tuple[int, int, int]) -> None:
     assert build_decoder(architecture, smashed, (3, 32, 32))(torch.randn(2, *smashed)).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("architecture", ["edsr_N2C32", "unet_N2C32"])
+@pytest.mark.parametrize("smashed", [(3, 16, 16), (12, 8, 8)])
+def test_a_linear_beginning_inverts_what_is_linear(architecture: str, smashed: tuple[int, int, int]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    mixing = torch.linalg.qr(torch.randn(smashed[0], smashed[0], generator=rng))[0]
+    fold = nn.PixelUnshuffle(16 // smashed[1])
+    known, others = torch.rand(64, 3, 16, 16, generator=rng), torch.rand(8, 3, 16, 16, generator=rng)
+
+    def send(images: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("dc,nchw->ndhw", mixing, fold(images)) * 5 + 2
+
+    torch.manual_seed(0)
+    decoder = build_decoder(architecture, smashed, (3, 16, 16))
+    assert isinstance(decoder, SubPixelDecoder)
+    decoder.begin_linear(send(known), known)
+    with torch.no_grad():
+        assert float((decoder(send(others)) - others).square().mean()) < 1e-5
 
 
 def test_the_network_of_the_published_attacks_has_its_size() -> None:
