@@ -42,14 +42,14 @@ class DecoderAttack(Attack):
     The smashed data is standardised per channel; auxiliary images are flipped and shifted; the defense is drawn anew in
     every step, so that a randomised one is met with fresh randomness (the adaptive attack). The step that is kept is
     chosen on auxiliary images held out from training, of the target distribution where the attacker has enough of it.
-    A decoder that is no better there than the mean image is not used. What is linear in the default decoder begins as
-    a ridge regression, in closed form, and that is already a candidate.
+    A decoder that is no better there than the mean image is not used. The linear path of ``unet`` and ``edsr`` decoders
+    begins as a ridge regression, in closed form, and the choice is between that and what follows.
 
     preset: ``paper`` changes the defaults of what follows to those of the published attack.
     architecture: the capacity ladder is conv_normN0C16, res_normN0C16, res_normN4C64, res_normN8C64, unet_N2C32,
     unet_N3C48, and ressfl_N4C64 is the published attack's; see `mocosfl_priv.models.decoder`.
     epochs: passes over the auxiliary images. steps: batches instead of epochs; 3000 if both are left out. batch_size:
-    16 to 32 if left out, by the number of auxiliary images.
+    if left out 32, or less where time is limited and auxiliary images are few.
     learning_rate: peak of a one-cycle schedule, or Adam's constant one without `one_cycle`.
     ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
     norm: of decoders that have norms. reuse: passes before images are augmented and encoded afresh.
@@ -110,7 +110,7 @@ class DecoderAttack(Attack):
         lpips, note = load_lpips("alex") if self.lpips_weight else (None, "")
         if self.lpips_weight and lpips is None:
             raise ConfigurationError(f"lpips_weight: {note}")
-        batch_size = self.batch_size or batch_size_for(len(train))
+        batch_size = self.batch_size or batch_size_for(len(train), budget)
         recipe = Recipe(
             steps=self._planned(-(-len(train) // batch_size)),
             batch_size=batch_size,

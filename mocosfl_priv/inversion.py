@@ -26,7 +26,7 @@ from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 BATCH_FOR_INFERENCE = 128
 STATISTICS_IMAGES = 1024
-SMALLEST_BATCH, LARGEST_BATCH, STEPS_OF_AN_EPOCH = 16, 32, 32
+SMALLEST_BATCH, LARGEST_BATCH, ENOUGH_BATCHES = 16, 32, 32
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
 # A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
@@ -39,7 +39,7 @@ POOL_BYTES = 512 << 20  # of encoded auxiliary images
 class Recipe:
     """How an inversion network is trained.
 
-    steps: planned. batch_size: see `batch_size_for`. learning_rate: peak of a one-cycle schedule, or the constant rate
+    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate
     of Adam without `one_cycle`. ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight *
     LPIPS. flip, shift: augmentation of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes
     over the auxiliary images before they are augmented and encoded afresh; the defense is drawn anew in every step
@@ -130,6 +130,9 @@ def train_inverter(
 ) -> Inverter:
     """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
 
+    A decoder with a linear path is given that path in closed form, and where MSE alone is learned, this beginning takes
+    part in the choice: so even a budget of no step has an answer.
+
     guess: the image (3, h, w) that stands for all victims where nothing better was learned; not made of `validation`.
 
     The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
@@ -141,8 +144,13 @@ def train_inverter(
     network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
     held_out = HeldOut(sender, validation, compute)
     if isinstance(decoder, SubPixelDecoder):
-        decoder.begin_linear(first(messages), known)
-        held_out.compare(network)
+        messages = first(messages)
+        if not bool(messages.isfinite().all()):
+            raise RunFailedError("an inversion network cannot begin: messages of auxiliary images are not finite")
+        decoder.begin_linear(messages, known)
+        if not (recipe.ssim_weight or recipe.lpips_weight):  # else what is best by MSE is not what is looked for
+            held_out.compare(network)
+    del messages, known
     decay = 0.01 if recipe.one_cycle else 0.0
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
@@ -175,9 +183,15 @@ def train_inverter(
     return Inverter(network.eval(), guess, min(best_error, blind_error), blind=best_error >= blind_error)
 
 
-def batch_size_for(images: int) -> int:
-    """Of a training on so many images: an epoch of few of them has more steps, which learn more than larger ones."""
-    return max(SMALLEST_BATCH, min(LARGEST_BATCH, images // STEPS_OF_AN_EPOCH))
+def batch_size_for(images: int, budget: Budget) -> int:
+    """32; where the clock is what ends the training, 16 or more, so that few images still have 32 batches.
+
+    In the same time more small steps learn more of few images than half as many large ones do; of as many steps, the
+    large ones learn more.
+    """
+    if budget.seconds is None:
+        return LARGEST_BATCH
+    return max(SMALLEST_BATCH, min(LARGEST_BATCH, images // ENOUGH_BATCHES))
 
 
 class HeldOut:
@@ -188,7 +202,6 @@ class HeldOut:
         self._images = images
         self._compute = compute
         self._encoded = sender.encode(images)  # once; the defense is drawn anew for every comparison, if made at home
-        self._messages = self._encoded
         self._error = math.inf
         self._state: dict[str, Tensor] | None = None
 

@@ -24,7 +24,7 @@ from mocosfl_priv.models.ridge import fit_convolution
 Norm = Callable[[int], nn.Module]
 NormName = Literal["group", "batch"]
 
-REGRESSED_POSITIONS = 1 << 17  # which takes a fifth of a second on two cores
+REGRESSION_COST = (1 << 17) * (9 * 32) ** 2  # patches times their numbers squared: a fifth of a second on two cores
 RIDGE = 1e-4
 
 GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet|ressfl)_N(\d+)C(\d+)")
@@ -147,16 +147,18 @@ class SubPixelDecoder(nn.Module):
     def begin_linear(self, smashed: Tensor, images: Tensor) -> None:
         """Before training: make the tail the ridge regression from what the head finds.
 
-        That is random mixtures of neighbouring pixels and, where they are few, the channels themselves. smashed:
-        (n, *smashed_shape). images: (n, channels, h, w) in [0, 1], what was sent. As many are used as have
-        `REGRESSED_POSITIONS` positions together.
+        That is random mixtures of neighbouring pixels and, where they are few enough to leave room for some, the
+        channels themselves. smashed: (n, *smashed_shape). images: (n, channels, h, w) in [0, 1], what was sent. As many
+        are used as `REGRESSION_COST` allows.
         """
         convolution, shuffle = self.tail
         assert isinstance(convolution, nn.Conv2d) and isinstance(shuffle, nn.PixelShuffle)
+        assert self.head.bias is not None
         if 2 * self.head.in_channels <= self.head.out_channels:
             nn.init.dirac_(self.head.weight[: self.head.in_channels])
-        positions = smashed[0, 0].numel() // self.fold.downscale_factor**2
-        count = max(1, REGRESSED_POSITIONS // positions)
+            nn.init.zeros_(self.head.bias[: self.head.in_channels])
+        patches = smashed[0, 0].numel() // self.fold.downscale_factor**2
+        count = max(1, REGRESSION_COST // (patches * convolution.weight[0].numel() ** 2))
         maps = 2 * self.head(self.fold(smashed[:count]))  # once through the body, once past it
         fit_convolution(convolution, maps, F.pixel_unshuffle(images[:count] - 0.5, shuffle.upscale_factor), RIDGE)
 

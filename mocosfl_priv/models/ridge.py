@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAPS_AT_A_TIME = 64  # whose patches are in memory
+PATCHES_AT_A_TIME = 1 << 14  # in memory
 
 
 class Ridge:
@@ -41,13 +41,15 @@ def fit_convolution(convolution: nn.Conv2d, maps: Tensor, targets: Tensor, stren
 
     maps: (n, c, h, w), its inputs. targets: (n, d, h', w'), what it should give. strength: of the penalty, positive, in
     units of the mean square of a number in a patch; the bias is not penalised. Solved by the normal equations, since
-    there are many more pixels than numbers in a patch.
+    there are usually many more patches than numbers in one. `convolution` has no groups and pads with zeros.
     """
     assert not isinstance(convolution.padding, str) and convolution.bias is not None
-    patches = convolution.weight[0].numel()
-    gram = torch.zeros(patches + 1, patches + 1, dtype=torch.float64, device=maps.device)
-    wanted = gram.new_zeros(patches + 1, targets.shape[1])
-    for some, answers in zip(maps.split(MAPS_AT_A_TIME), targets.split(MAPS_AT_A_TIME), strict=True):
+    assert convolution.groups == 1 and convolution.padding_mode == "zeros"
+    numbers = convolution.weight[0].numel()
+    gram = torch.zeros(numbers + 1, numbers + 1, dtype=torch.float64, device=maps.device)
+    wanted = gram.new_zeros(numbers + 1, targets.shape[1])
+    at_a_time = max(1, PATCHES_AT_A_TIME // targets[0, 0].numel())
+    for some, answers in zip(maps.split(at_a_time), targets.split(at_a_time), strict=True):
         seen = F.unfold(some, convolution.kernel_size, convolution.dilation, convolution.padding, convolution.stride)
         rows = F.pad(seen, (0, 0, 0, 1), value=1.0).transpose(1, 2).flatten(0, 1)
         gram += (rows.T @ rows).double()

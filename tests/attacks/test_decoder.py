@@ -5,7 +5,7 @@ import torch
 
 from attacks.decoder import DecoderAttack
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion import Standardise, batch_size_for, flip_and_shift
 from mocosfl_priv.threat import AuxiliaryData, Budget, Capability
@@ -67,6 +67,7 @@ def test_the_paper_preset_is_the_published_attack_and_gives_way_to_what_is_writt
     assert (paper.architecture, paper.norm, paper.epochs) == ("ressfl_N4C64", "batch", 50)
     assert (paper.target_images, paper.source_images, paper.learning_rate) == (500, 0, 1e-3)
     assert not (paper.one_cycle or paper.standardise)
+    assert paper.batch_size == 32
     assert paper.flip and paper.shift == 4 and paper.reuse == paper.validations == paper.epochs  # augmented once
     assert DecoderAttack(preset="paper", shift=2, epochs=3, standardise=True).standardise
     assert DecoderAttack(preset="paper", shift=2, epochs=3).epochs == 3
@@ -75,14 +76,51 @@ def test_the_paper_preset_is_the_published_attack_and_gives_way_to_what_is_writt
 def test_without_a_step_the_answer_is_the_ridge_regression(compute: Compute) -> None:
     truth = photo_patches(4, "test")
     view = make_view(ColourMixClient(), truth, photo_patches(60), compute)
-    found = DecoderAttack().reconstruct(view, Budget(steps=1), 0)
+    budget = Budget(seconds=1e-9)
+    found = DecoderAttack().reconstruct(view, budget, 0)
+    assert budget.steps == 0
     assert float(mse(found, truth).mean()) < 1e-3 < float(truth.var())
 
 
+def test_a_beginning_that_training_spoils_is_what_is_used(compute: Compute) -> None:
+    truth = photo_patches(4, "test")
+    view = make_view(ColourMixClient(), truth, photo_patches(60), compute)
+    spoiled = DecoderAttack(learning_rate=0.1, one_cycle=False, steps=10).reconstruct(view, Budget(), 0)
+    assert float(mse(spoiled, truth).mean()) < 1e-3
+
+
+def test_messages_that_are_not_finite_are_a_failure_with_a_cause(compute: Compute) -> None:
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(60) * float("nan"), compute)
+    with pytest.raises(RunFailedError, match="not finite"):
+        DecoderAttack().reconstruct(view, Budget(), 0)
+
+
 @pytest.mark.parametrize(("images", "batch_size"), [(2, 16), (450, 16), (700, 21), (1024, 32), (50_000, 32)])
-def test_few_images_are_learned_in_smaller_batches(images: int, batch_size: int) -> None:
-    assert batch_size_for(images) == batch_size
-    assert DecoderAttack(preset="paper").batch_size == 32
+def test_few_images_are_learned_in_smaller_batches_where_time_is_short(images: int, batch_size: int) -> None:
+    assert batch_size_for(images, Budget(seconds=5)) == batch_size
+    assert batch_size_for(images, Budget(steps=5)) == batch_size_for(images, Budget()) == 32
+
+
+@pytest.mark.parametrize(("attack", "limit", "batch_size"), [
+    (DecoderAttack(), 0.5, 16),
+    (DecoderAttack(), None, 32),
+    (DecoderAttack(batch_size=10), 0.5, 10),
+])  # fmt: skip
+def test_batches_have_the_size_that_goes_with_the_limit(
+    attack: DecoderAttack, limit: float | None, batch_size: int, compute: Compute
+) -> None:
+    attack.steps = 3
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(60), compute)
+    protect, sent = view.protect, []
+
+    def recording(smashed: torch.Tensor) -> torch.Tensor:
+        sent.append(len(smashed))
+        return protect(smashed)
+
+    view.protect = recording  # type: ignore[method-assign]
+    attack.reconstruct(view, Budget(seconds=limit), 0)
+    assert batch_size in sent
+    assert not {10, 16, 32}.difference({batch_size}) & set(sent)
 
 
 def test_auxiliary_images_are_limited_by_kind(compute: Compute) -> None:

@@ -41,6 +41,23 @@ def test_a_linear_beginning_inverts_what_is_linear(architecture: str, smashed: t
         assert float((decoder(send(others)) - others).square().mean()) < 1e-5
 
 
+@pytest.mark.parametrize("architecture", ["edsr_N1C8", "unet_N1C8"])
+@pytest.mark.parametrize("smashed", [(64, 16, 16), (24, 32, 32), (6, 1, 1), (5, 2, 2)])
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_beginning_is_no_worse_than_a_constant_on_what_it_was_made_of(
+    architecture: str, smashed: tuple[int, int, int], count: int
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images, messages = torch.rand(count, 3, 32, 32, generator=rng), torch.randn(count, *smashed, generator=rng)
+    messages[:, 0] = 0  # a dead channel
+    decoder = build_decoder(architecture, smashed, (3, 32, 32)).to(memory_format=torch.channels_last)
+    assert isinstance(decoder, SubPixelDecoder)
+    decoder.begin_linear(messages, images)
+    with torch.no_grad():
+        error = float((decoder(messages) - images).square().mean())
+    assert error <= float((images - images.mean((0, 2, 3), keepdim=True)).square().mean()) * (1 + 1e-5)
+
+
 def test_the_network_of_the_published_attacks_has_its_size() -> None:
     def block(before: int, after: int) -> int:
         shortcut = before * after + 2 * after if before != after else 0

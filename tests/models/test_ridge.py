@@ -50,8 +50,7 @@ def test_a_convolution_is_fitted_where_the_gradient_of_its_objective_is_zero() -
 
 def test_a_convolution_is_found_again() -> None:
     rng = torch.Generator().manual_seed(3)
-    maps, truth, fitted = torch.randn(20, 2, 8, 8, generator=rng), nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 3, 3)
-    fitted.padding = (1, 1)
+    maps, truth, fitted = torch.randn(20, 2, 8, 8, generator=rng), *(nn.Conv2d(2, 3, 3, padding=1) for _ in range(2))
     fit_convolution(fitted, maps, truth(maps), 1e-8)
     for found, wanted in zip(fitted.parameters(), truth.parameters(), strict=True):
         assert torch.allclose(found, wanted, atol=1e-4)
