@@ -39,11 +39,11 @@ POOL_BYTES = 512 << 20  # of encoded auxiliary images
 class Recipe:
     """How an inversion network is trained.
 
-    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate
-    of Adam without `one_cycle`. ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight *
-    LPIPS. flip, shift: augmentation of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes
-    over the auxiliary images before they are augmented and encoded afresh; the defense is drawn anew in every step
-    whatever it says. validations: how often, evenly, the state is compared with the best one so far.
+    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
+    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
+    of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
+    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says. validations: how
+    often, evenly, the state is compared with the best one so far.
     """
 
     steps: int
@@ -136,7 +136,7 @@ def train_inverter(
     guess: the image (3, h, w) that stands for all victims where nothing better was learned; not made of `validation`.
 
     The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
-    the loss is no longer finite.
+    messages or the loss are not finite.
     """
     known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
     messages = sender(known)
