@@ -130,10 +130,10 @@ FLAGS_SHOWN = 4
 
 
 def flagged(record: RunRecord) -> list[str]:
-    """The sentences of the run's flags, of each kind the first few."""
+    """The sentences of the run's flags, of each kind the first few; what holds for several victim sets stands once."""
     found = []
     for name, flags in groupby(record.info["flags"], key=lambda flag: flag["name"]):
-        sentences_of = [f"{flag['sentence']} [{name}]" for flag in flags]
+        sentences_of = list(dict.fromkeys(f"{flag['sentence']} [{name}]" for flag in flags))
         found += sentences_of[:FLAGS_SHOWN]
         if len(sentences_of) > FLAGS_SHOWN:
             found.append(f"{len(sentences_of) - FLAGS_SHOWN} more of the kind {name} are in run.json.")

@@ -80,13 +80,15 @@ def test_words_warn_of_what_is_missing(tiny_run: RunResult) -> None:
 def test_flags_are_caveats_the_first_few_of_a_kind(tiny_run: RunResult) -> None:
     record = tiny_run.record
     many = [{"name": "out-of-time", "sentence": f"Attack {i} was late."} for i in range(7)]
-    info = {**record.info, "flags": [*many, {"name": "few-seeds", "sentence": "One seed."}]}
+    twice = [{"name": "few-seeds", "sentence": "One seed."}] * 2  # of two sets of victims
+    info = {**record.info, "flags": [*many, *twice]}
     found = caveats(replace(record, info=info), summarise(record))
     assert found[:6] == [
         *(f"Attack {i} was late. [out-of-time]" for i in range(4)),
         "3 more of the kind out-of-time are in run.json.",
         "One seed. [few-seeds]",
     ]
+    assert found.count("One seed. [few-seeds]") == 1
     assert any("Re-identification not measured" in text for text in found)
 
 
