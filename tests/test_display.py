@@ -30,6 +30,13 @@ def test_time_left_learns_from_finished_segments() -> None:
     assert time.left(0, 0) == 0
 
 
+def test_the_blind_guess_says_nothing_of_how_long_attacks_take() -> None:
+    segments = [Segment("a", "floor", 0), Segment("b", "ensemble", 590), Segment("c", "floor", 0)]
+    time = TimeLeft(segments)
+    time.finish(1)
+    assert time.left(0, 0) == pytest.approx(591)
+
+
 def test_without_a_terminal_each_segment_is_a_line() -> None:
     out = io.StringIO()
     with TerminalProgress(Console(file=out, width=80)) as progress:

@@ -92,13 +92,17 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
     In its rows, `defense` and `checkpoint` are the checkpoint's name; what would need the server is missing.
     """
     progress = progress or Silent()
-    lab = plan.laboratory
+    lab, config = plan.laboratory, plan.config
     started = time.monotonic()
     progress.plan(
         [
-            Segment(f"attack {checkpoint.name}: {attack.label}", attack.label, SECONDS_PER_ATTACK)
+            Segment(
+                f"attack {checkpoint.name}: {attack.label}",
+                attack.label,
+                0.0 if attack.plugin.blind else config.threat.seconds or SECONDS_PER_ATTACK,
+            )
             for checkpoint in plan.checkpoints
-            for _ in plan.config.seeds
+            for _ in config.seeds
             for attack in plan.attacks
         ]
     )
@@ -112,7 +116,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
                 {**asdict(checkpoint), "path": str(checkpoint.path), "client_parameters": cost["client_parameters"]}
             )
             rest = {"checkpoint": checkpoint.name, **cost, **lab.recognition_levels}
-            for seed in plan.config.seeds:
+            for seed in config.seeds:
                 target = _target(plan, checkpoint, client, seed)
                 for attack in plan.attacks:
                     progress.segment()
@@ -135,7 +139,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
             **common_info(lab, plan.attacks, defenses, flags, time.monotonic() - started),
             "audit": described,
         },
-        config_yaml=plan.config.to_yaml(),
+        config_yaml=config.to_yaml(),
     )
 
 

@@ -65,7 +65,7 @@ class Plan:
 
     def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:
         """The same of `attack` on `system`."""
-        seconds = SECONDS_PER_ATTACK if attack.plugin.needs else 0.1
+        seconds = 0.0 if attack.plugin.blind else SECONDS_PER_ATTACK  # the blind guess says nothing of other attacks
         return Segment(f"attack {system.title}: {attack.label}", attack.label, seconds)
 
     @property
