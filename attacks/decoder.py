@@ -110,10 +110,9 @@ class DecoderAttack(Attack):
         lpips, note = load_lpips("alex") if self.lpips_weight else (None, "")
         if self.lpips_weight and lpips is None:
             raise ConfigurationError(f"lpips_weight: {note}")
-        batch_size = self.batch_size or batch_size_for(len(train), budget)
         recipe = Recipe(
-            steps=self._planned(-(-len(train) // batch_size)),
-            batch_size=batch_size,
+            steps=self.steps or DEFAULT_STEPS,
+            batch_size=self.batch_size or batch_size_for(len(train), budget),
             learning_rate=self.learning_rate,
             one_cycle=self.one_cycle,
             ssim_weight=self.ssim_weight,
@@ -123,17 +122,14 @@ class DecoderAttack(Attack):
             reuse=self.reuse,
             validations=self.validations,
         )
+        if self.epochs is not None and self.steps is None:
+            recipe = recipe.passing(self.epochs, len(train))
         decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         inverter = train_inverter(
             decoder, Sender.of(view), train.images, validation.images, recipe, budget, view.compute, rng,
             guess=mean_image(train.nearest_images), standardise=self.standardise, lpips=lpips,
         )  # fmt: skip
         return inverter(view.smashed)
-
-    def _planned(self, steps_of_an_epoch: int) -> int:
-        if self.steps is not None or self.epochs is None:
-            return self.steps or DEFAULT_STEPS
-        return self.epochs * steps_of_an_epoch
 
     def knowledge(self, auxiliary: AuxiliaryData, rng: torch.Generator) -> AuxiliaryData:
         """As much of the auxiliary data as this attack is told to use, at random."""

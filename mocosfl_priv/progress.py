@@ -11,7 +11,7 @@ class Segment:
     """A part of a run that is planned before it starts.
 
     kind: segments of one kind take about the same time. guess: how long, before anything was measured (seconds on
-    a slow machine).
+    a slow machine); zero for what is so short that it tells nothing of how long others take.
     """
 
     title: str

@@ -55,8 +55,8 @@ class ExplainedFlag:
 
 
 def explained_flags(flags: Sequence[Mapping[str, str]]) -> list[ExplainedFlag]:
-    """Flags as run.json has them, by kind, in their order; what holds for several sets of victims stands once."""
-    kinds: dict[str, dict[str, None]] = {}
+    """Flags as run.json has them, by kind, in their order."""
+    kinds: dict[str, list[str]] = {}
     for flag in flags:
-        kinds.setdefault(flag["name"], {})[flag["sentence"]] = None
-    return [ExplainedFlag(name, EXPLANATIONS.get(name, ""), list(sentences)) for name, sentences in kinds.items()]
+        kinds.setdefault(flag["name"], []).append(flag["sentence"])
+    return [ExplainedFlag(name, EXPLANATIONS.get(name, ""), sentences) for name, sentences in kinds.items()]

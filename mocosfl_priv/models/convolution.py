@@ -35,6 +35,13 @@ def standardise(weight: Tensor) -> Tensor:
     return (centred / (deviation + STANDARDISATION_EPSILON)).view_as(weight)
 
 
+def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:
+    """The same one, with nothing in it: its branch is silent until training gives it something to say."""
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+    return convolution
+
+
 def in_fast_layout(maps: Tensor, network: nn.Module) -> Tensor:
     """The same values in the memory layout in which `network` convolves them fastest; maps (n, c, h, w).
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.models.convolution import zeroed
 from mocosfl_priv.models.ridge import fit_convolution
 
 Norm = Callable[[int], nn.Module]
@@ -83,9 +84,7 @@ class PlainBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for parameter in self.conv2.parameters():
-            nn.init.zeros_(parameter)
+        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(x)))
@@ -102,10 +101,7 @@ class UNetBody(nn.Module):
         self.enter = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
         self.down = nn.Conv2d(channels, 2 * channels, 2, stride=2)
         self.middle = nn.Sequential(*(PlainBlock(2 * channels) for _ in range(blocks)))
-        back = nn.Conv2d(2 * channels, 4 * channels, 1)
-        for parameter in back.parameters():
-            nn.init.zeros_(parameter)
-        self.up = nn.Sequential(back, nn.PixelShuffle(2))
+        self.up = nn.Sequential(zeroed(nn.Conv2d(2 * channels, 4 * channels, 1)), nn.PixelShuffle(2))
         self.leave = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from mocosfl_priv.models.convolution import zeroed
+
 SLOPE = 0.2  # of the leaky ReLUs, as in the paper
 
 
@@ -27,9 +29,7 @@ class SkipNetwork(nn.Module):
             self.down.append(nn.Sequential(_layer(channels, channels, 3, stride=2), _layer(channels, channels, 3)))
             self.skip.append(_layer(channels, skip_channels, 1))
             self.up.append(nn.Sequential(_layer(channels + skip_channels, channels, 3), _layer(channels, channels, 1)))
-        self.last = nn.Conv2d(channels, 3, 1)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        self.last = zeroed(nn.Conv2d(channels, 3, 1))
 
     def forward(self, noise: Tensor) -> Tensor:
         return torch.sigmoid(self.last(self._level(noise, 0)))

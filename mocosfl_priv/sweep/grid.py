@@ -65,7 +65,7 @@ class Plan:
 
     def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:
         """The same of `attack` on `system`."""
-        seconds = 0.0 if attack.plugin.blind else SECONDS_PER_ATTACK  # the blind guess says nothing of other attacks
+        seconds = 0.0 if attack.plugin.blind else SECONDS_PER_ATTACK
         return Segment(f"attack {system.title}: {attack.label}", attack.label, seconds)
 
     @property

@@ -101,15 +101,10 @@ def test_few_images_are_learned_in_smaller_batches_where_time_is_short(images: i
     assert batch_size_for(images, Budget(steps=5)) == batch_size_for(images, Budget()) == 32
 
 
-@pytest.mark.parametrize(("attack", "limit", "batch_size"), [
-    (DecoderAttack(), 0.5, 16),
-    (DecoderAttack(), None, 32),
-    (DecoderAttack(batch_size=10), 0.5, 10),
-])  # fmt: skip
+@pytest.mark.parametrize(("given", "limit", "batch_size"), [(None, 0.5, 16), (None, None, 32), (10, 0.5, 10)])
 def test_batches_have_the_size_that_goes_with_the_limit(
-    attack: DecoderAttack, limit: float | None, batch_size: int, compute: Compute
+    given: int | None, limit: float | None, batch_size: int, compute: Compute
 ) -> None:
-    attack.steps = 3
     view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(60), compute)
     protect, sent = view.protect, []
 
@@ -118,7 +113,7 @@ def test_batches_have_the_size_that_goes_with_the_limit(
         return protect(smashed)
 
     view.protect = recording  # type: ignore[method-assign]
-    attack.reconstruct(view, Budget(seconds=limit), 0)
+    DecoderAttack(batch_size=given, steps=3).reconstruct(view, Budget(seconds=limit), 0)
     assert batch_size in sent
     assert not {10, 16, 32}.difference({batch_size}) & set(sent)
 
