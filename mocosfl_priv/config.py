@@ -195,7 +195,9 @@ class TrainingConfig(Section):
         "pool", description="client_0: the average takes client 0 for the pool's first client (research code)"
     )
     average_momentum_models: bool = Field(
-        False, description="average the clients' momentum models too (MonAcoSFL, ECML 2024)"
+        True,
+        description="average the clients' momentum models too (MonAcoSFL, ECML 2024); without it, clients that learn "
+        "from non-IID data give keys a signature, and the server learns that instead of images",
     )
     divergence_aware: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="share of its own model that a client keeps at its first sync, later as it diverges (FedEMA)"
@@ -210,6 +212,15 @@ class TrainingConfig(Section):
     )
     gradient_codec: CodecName = Field("fp32", description="the same for gradients on their way back")
     checkpoint_every: Count = Field(1, description="epochs between two checkpoints, where a run keeps them")
+
+    @property
+    def has_short_cut(self) -> bool:
+        """Whether clients that learn will give their keys a signature by which the server can tell clients apart.
+
+        Certain beforehand for several clients with different classes whose momentum models are never averaged
+        (docs/LEARNING.md). Clients that are handed a frozen model are not concerned.
+        """
+        return self.clients > 1 and self.partition != "iid" and not self.average_momentum_models
 
     @model_validator(mode="after")
     def _pool_of_clients(self) -> TrainingConfig:
@@ -341,6 +352,7 @@ PAPER_PROTOCOL: dict[str, dict[str, Any]] = {
         "server_schedule": "per_epoch",
         "ema_update": "before_encoding",
         "average_base": "client_0",
+        "average_momentum_models": False,
         "partial_batches": "drop",
         "select_on": "test",
     },

@@ -26,8 +26,8 @@ from mocosfl_priv.training.sampling import ClientBatch, total_steps
 # which checkpoint is kept, has no meaning for it.
 MEANINGLESS = (
     "partition", "classes_per_client", "dirichlet_alpha", "micro_batch", "pool", "heterogeneity", "partial_batches",
-    "client_learning_rate", "average_base", "divergence_aware", "replay", "monitor_every", "select_on", "codec",
-    "gradient_codec",
+    "client_learning_rate", "average_base", "average_momentum_models", "divergence_aware", "replay", "monitor_every",
+    "select_on", "codec", "gradient_codec",
 )  # fmt: skip
 
 

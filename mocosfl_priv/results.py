@@ -137,7 +137,8 @@ class RunRecord:
     per_image: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound (terms of the mean; NaN if nothing is promised).
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
         linear_untrained (booleans).
-    training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
+    training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn, and client_signature (nats) where clients can differ.
+    leakage: `LEAKAGE_COLUMNS`.
     detections: `DETECTION_COLUMNS`, one row per training of a system whose defense detects; `hijacked_by` is the attack
         that chose the gradients, empty for none, `failure` why that attack stopped doing so, empty if it did not.
     images: the victims (:func:`victims_key`) and an array per cell that did not fail (:func:`image_key`);

@@ -42,6 +42,15 @@ EXPLANATIONS = {
     "not-adaptive": ("The attacker did not know the defense. Real ones do, so these numbers are optimistic."),
     "out-of-time": ("The attack stopped at its limit; with more time it may reconstruct more."),
     "few-seeds": ("Trainings differ from seed to seed, and fewer than three do not show by how much."),
+    "clients-told-apart": (
+        "The server lowers its loss by recognising which client sent something. Average the momentum models "
+        "(training.average_momentum_models), or synchronise more often; until then, accuracy and leak are those of a "
+        "system that learned the short cut."
+    ),
+    "loss-fell-without-learning": (
+        "A loss that falls while validation kNN stands still is lowered by something else than images. Its accuracy "
+        "and its leak say little about a system that has learned."
+    ),
 }
 
 

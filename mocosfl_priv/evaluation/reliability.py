@@ -27,7 +27,7 @@ from mocosfl_priv.evaluation.statistics import (
     mean_interval,
 )
 from mocosfl_priv.models.decoder import check_grammar
-from mocosfl_priv.results import CELL_KEYS
+from mocosfl_priv.results import CELL_KEYS, SYSTEM_KEYS
 
 BOUND_VIOLATED = "bound-violated"
 FLAGS = (
@@ -43,9 +43,15 @@ FLAGS = (
     "not-adaptive",
     "out-of-time",
     "few-seeds",
+    "clients-told-apart",
+    "loss-fell-without-learning",
 )
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
 ENOUGH_SEEDS = 3
+LARGEST_SIGNATURE = 0.5  # nats: a key of the same client counts for e^.5 = 1.6 keys of another (docs/LEARNING.md)
+FEWEST_VALIDATIONS = 6  # below which a training is too short to say that it has stopped learning
+FALLING_LOSS = 0.05  # share of the loss by which it falls from the first to the last third of a training
+RISING_KNN = 0.01  # by which validation kNN rises meanwhile, where something is learned
 WHITE_BOX = "client_weights"
 DECODER = "architecture"  # the parameter that holds a decoder of the grammar
 DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # an attack's own share of its data
@@ -110,12 +116,16 @@ class RunFacts:
     confidence: float = 0.95
 
 
-def reliability_flags(cells: pd.DataFrame, per_image: pd.DataFrame, facts: RunFacts) -> list[Flag]:
+def reliability_flags(
+    cells: pd.DataFrame, per_image: pd.DataFrame, facts: RunFacts, training: pd.DataFrame | None = None
+) -> list[Flag]:
     """Every flag of a run, in the order of `FLAGS`.
 
     cells: one row per cell with `CELL_KEYS`, mse, attack_out_of_time and, where an attack failed, NaN as its mse and
     the cause in `failure`; `guarantee` is what was promised. per_image: `CELL_KEYS`, image, group, mse, mse_floor,
-    mse_bound (NaN where nothing was promised); nothing of failed attacks is used.
+    mse_bound (NaN where nothing was promised); nothing of failed attacks is used. training: a row per validation with
+    `SYSTEM_KEYS`, step, loss, validation_knn and client_signature (NaN where it is not measured); None for an audit,
+    which trains nothing.
     """
     failed = {tuple(row) for row in cells.loc[cells["mse"].isna(), [*PLACE, "attack"]].itertuples(index=False)}
     places: dict[tuple[Any, ...], _Place] = {}
@@ -139,6 +149,7 @@ def reliability_flags(cells: pd.DataFrame, per_image: pd.DataFrame, facts: RunFa
         *_about_defenses(cells, facts),
         *_out_of_time(cells),
         *_few_seeds(cells),
+        *_about_trainings(training),
     ]
     return sorted(found, key=lambda flag: FLAGS.index(flag.name))
 
@@ -366,6 +377,43 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[Flag]:
             f"A published number needs at least {ENOUGH_SEEDS}."
         )
         yield Flag("few-seeds", sentence)
+
+
+def _about_trainings(training: pd.DataFrame | None) -> Iterator[Flag]:
+    """Systems that learned to tell clients apart, or nothing, so that neither accuracy nor leaks mean much."""
+    if training is None or training.empty:
+        return
+    for key, rows in training.groupby(SYSTEM_KEYS, sort=False):
+        about = dict(zip(SYSTEM_KEYS, key, strict=True))
+        place = {name: value for name, value in about.items() if name != "seed"}
+        title = f"{_title(about)}, seed {about['seed']}"
+        signature = rows["client_signature"].max() if "client_signature" in rows else np.nan
+        if signature > LARGEST_SIGNATURE:
+            sentence = (
+                f"{title}: the server can tell clients apart: for the same image, a key of the same client outscores "
+                f"one of another by {signature:.2f} nats. Its loss falls by that, not by what images show."
+            )
+            yield Flag("clients-told-apart", sentence, **place)
+        if "validation_knn" not in rows or (stalled := _fall_without_learning(rows)) is None:
+            continue
+        fall, rise = stalled
+        sentence = (
+            f"{title}: from the first to the last third of the training its loss fell by {100 * fall:.0f} % while "
+            f"validation kNN changed by {100 * rise:+.1f} points: what lowers the loss is not learned for images."
+        )
+        yield Flag("loss-fell-without-learning", sentence, **place)
+
+
+def _fall_without_learning(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """The fall of the loss, as a share, and the rise of kNN, where the one is large and the other is not."""
+    scored = rows.dropna(subset=["loss", "validation_knn"]).sort_values("step")
+    if len(scored) < FEWEST_VALIDATIONS:
+        return None
+    third = len(scored) // 3
+    first, last = scored.iloc[:third].mean(numeric_only=True), scored.iloc[-third:].mean(numeric_only=True)
+    fall = float(1 - last["loss"] / first["loss"])
+    rise = float(last["validation_knn"] - first["validation_knn"])
+    return (fall, rise) if fall > FALLING_LOSS and rise < RISING_KNN else None
 
 
 def _by_attack(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:

@@ -29,13 +29,14 @@ def assemble(
     honest = [system for system in systems if not system.hijacker]
     hijacked = [system for system in systems if system.hijacker]
     defenses = {system.defense.label: system.defense for system in plan.systems}
-    table, per_image, flags = gather(lab, cells, plan.attacks, defenses, [lab.victims])
+    training = pd.DataFrame([{**system.keys, **entry} for system in honest for entry in system.history])
+    table, per_image, flags = gather(lab, cells, plan.attacks, defenses, [lab.victims], training)
     attacks = list({attack.label: attack for attack in (*lab.curve_attacks, *plan.attacks)}.values())
     return RunRecord(
         cells=table,
         per_image=per_image,
         probe=_probe_table(plan, honest),
-        training=pd.DataFrame([{**system.keys, **entry} for system in honest for entry in system.history]),
+        training=training,
         leakage=pd.DataFrame(
             [{**system.keys, **row} for system in honest for row in system.observations], columns=LEAKAGE_COLUMNS
         ),

@@ -34,11 +34,14 @@ def gather(
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     victim_sets: Sequence[VictimSet],
+    training: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Flag]]:
-    """Rows with their flags, per-image values, and the flags themselves. `defenses`: by their label in the rows."""
+    """Rows with their flags, per-image values, and the flags themselves. `defenses`: by their label in the rows.
+    `training`: what happened to trained systems, see :class:`RunRecord`; None where nothing was trained.
+    """
     table = pd.DataFrame([cell.row for cell in cells], columns=cell_columns(lab.config.evaluation.label_fractions))
     per_image = pd.concat([cell.per_image for cell in cells], ignore_index=True)
-    flags = reliability_flags(table, per_image, _facts(lab, attacks, defenses, victim_sets))
+    flags = reliability_flags(table, per_image, _facts(lab, attacks, defenses, victim_sets), training)
     table["flags"] = [
         ";".join(dict.fromkeys(flag.name for flag in flags if flag.concerns(row))) for _, row in table.iterrows()
     ]

@@ -195,6 +195,11 @@ class ClientBank:
         """See :class:`Clients`."""
         return {name: stacked[client].clone() for name, stacked in self.online.items()}
 
+    def copies(self, clients: Tensor) -> tuple[State, State]:
+        """Online and momentum models of `clients`, int64 (c,), as stacked parameters (c, *shape); copies."""
+        online, key = ({name: stacked[clients] for name, stacked in bank.items()} for bank in (self.online, self.key))
+        return online, key
+
     def state(self) -> State:
         """See :class:`Clients`."""
         return {

@@ -22,6 +22,9 @@ from mocosfl_priv.models.split import SplitModel, count_parameters
 from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.seeding import generator, global_seed
 from mocosfl_priv.training.checkpoints import Checkpoints
+from mocosfl_priv.training.client_signature import CLIENTS as COMPARED_CLIENTS
+from mocosfl_priv.training.client_signature import IMAGES as COMPARED_IMAGES
+from mocosfl_priv.training.client_signature import ClientCopies, client_signature
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
 from mocosfl_priv.training.codecs import message_bytes
 from mocosfl_priv.training.hooks import ClientHooks, Message, NoHooks, ServerHooks, Unattended
@@ -62,7 +65,8 @@ class Traffic:
 class TrainedModel:
     """The outcome: the checkpoint with the best validation, and how training went.
 
-    history: one entry per validation: step, epoch, loss (mean since the last one), validation score.
+    history: one entry per validation: step, epoch, loss (mean since the last one), validation score, and
+        `client_signature` (nats, see :func:`client_signature`) where simulated clients that can differ learned.
     observations: what `observe` returned, in order. kernel: how client passes were computed.
     replay_epochs: epochs in each state of loss-threshold replay, empty without it.
     earlier_seconds: time spent by processes before this one, where a training was resumed.
@@ -125,6 +129,7 @@ class MocoSFL:
         self._pool = torch.arange(batches.clients)
         self._unsynchronised = False  # whether a client has learned since the last synchronisation
         self._before_averaging: tuple[State, ...] = ()  # own copies of the pool's first clients, as averaging met them
+        self._compared: ClientCopies | None = None  # what tells clients apart, as averaging met it
         self._client_bytes = 4 * count_parameters(model.client)
 
     def _make_clients(self, frozen: bool, may_be_one: bool) -> Clients:
@@ -225,6 +230,7 @@ class MocoSFL:
 
     def _synchronise(self, batch: ClientBatch) -> None:
         self._before_averaging = self._own_copies()
+        self._compared = self._copies_to_compare(batch.images)
         self.participants.average(batch.pool)
         models = 2 if self.training.average_momentum_models else 1
         self.traffic.weights_up += models * len(batch.pool) * self._client_bytes
@@ -232,6 +238,25 @@ class MocoSFL:
 
     def _own_copies(self) -> tuple[State, ...]:
         return tuple(self.participants.individual(client) for client in self._pool[:PARTICIPANTS].tolist())
+
+    def _copies_to_compare(self, images: Tensor) -> ClientCopies | None:
+        """Some clients' models and some images; None where clients are equal, or are not in this process."""
+        if type(self.clients) is not ClientBank or not isinstance(self.participants, Simulated):
+            return None
+        online, key = self.clients.copies(self._pool[:COMPARED_CLIENTS])
+        copies = ClientCopies(online, key, images[:COMPARED_IMAGES].clone())
+        return copies if copies.enough else None
+
+    def client_signature(self) -> float | None:
+        """How well clients could be told apart when they were last averaged, in nats; None where they cannot differ,
+        are devices, or were not averaged yet.
+        """
+        if self._compared is None:
+            return None
+        server = self.server
+        return client_signature(
+            self._compared, self.model.client, server.online, server.key, self.training.temperature, self._compute
+        )
 
     def _end_epoch(self, loss: Tensor) -> None:
         if self.replay is None:
@@ -265,6 +290,7 @@ class MocoSFL:
             **under("server_hooks", self.server_hooks.state()),
             "pool": self._pool,
             **_numbered("before_averaging", self._before_averaging),
+            **(self._compared.state() if self._compared else {}),
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
             "rng.replay": self._replay_rng.get_state(),
             "rng.global": torch.get_rng_state(),  # a user's Dropout draws from it
@@ -288,6 +314,7 @@ class MocoSFL:
         self.server_hooks.load_state(within(tensors, "server_hooks"))
         self._pool = tensors["pool"]
         self._before_averaging = _counted(tensors, "before_averaging", self._compute.device)
+        self._compared = ClientCopies.of_state(tensors, self._compute.device)
         self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
         self._replay_rng.set_state(tensors["rng.replay"])
         torch.set_rng_state(tensors["rng.global"])
@@ -388,7 +415,7 @@ def _run_to_the_end(
             _require_finite(record.losses, step)
         epoch = step * training.epochs / steps
         if step == steps or (validate is not None and due(training.monitor_every)):
-            record.validated(step, epoch, run.assemble(), validate)
+            record.validated(step, epoch, run, validate)
         if observe is not None and observe_every and due(observe_every):
             outcome.observations += observe(run.assemble(), step, epoch)
         if checkpoints is not None and due(training.checkpoint_every):
@@ -416,11 +443,12 @@ class _Record:
         self._participants: tuple[State, ...] = ()
         self._best_hooks: tuple[State, ...] = ()
 
-    def validated(
-        self, step: int, epoch: float, model: SplitModel, validate: Callable[[SplitModel], float] | None
-    ) -> None:
+    def validated(self, step: int, epoch: float, run: MocoSFL, validate: Callable[[SplitModel], float] | None) -> None:
         entry = {"step": step, "epoch": epoch, "loss": float(torch.stack(self.losses).mean())}
         self.losses = []
+        model = run.assemble()
+        if (signature := run.client_signature()) is not None:
+            entry["client_signature"] = signature
         if validate is not None:
             entry["validation_knn"] = score = validate(model)
             if score > self._best_score:

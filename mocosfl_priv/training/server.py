@@ -106,10 +106,12 @@ class MocoServer:
         if self._training.ema_update == "before_encoding" and not self._new_keys:
             self._update_key_model()
         received = in_fast_layout(queries.detach(), self.online).requires_grad_(want_gradient)
+        # Residual sums of a low-precision branch and a float32 shortcut would be float32 again.
+        kind = torch.bfloat16 if self._compute.bfloat16 else received.dtype
         with self._compute.autocast():
-            q = self.online(received)
+            q = self.online(received.to(kind))
             with torch.no_grad():
-                k = self.key(in_fast_layout(keys.detach(), self.key))
+                k = self.key(in_fast_layout(keys.detach(), self.key).to(kind))
         q = F.normalize(q.to(received.dtype), dim=1)
         k = F.normalize(k.to(received.dtype), dim=1)
         memory = self.memory.of(owners).to(q.dtype)

@@ -226,3 +226,36 @@ def test_flags_know_the_rows_they_are_about() -> None:
     assert all(Flag("few-seeds", "").concerns(row) for _, row in cells.iterrows())
     assert set(CELL_KEYS) - {"seed"} <= set(Flag.__dataclass_fields__)
     assert flag.name in FLAGS
+
+
+def trained(losses: list[float], knn: list[float], signature: list[float] | None = None) -> pd.DataFrame:
+    rows = {"defense": "none", "cut_layer": 1, "target_fraction": 0.0, "seed": 0, "step": range(len(losses)),
+            "loss": losses, "validation_knn": knn}  # fmt: skip
+    return pd.DataFrame(rows if signature is None else {**rows, "client_signature": signature})
+
+
+# Measured: 100 clients with two classes each, momentum models apart and averaged, ResNet-8, 20,000 images.
+SHORT_CUT = [12.10, 11.70, 11.03, 10.47, 9.96, 9.66], [0.395, 0.401, 0.408, 0.398, 0.400, 0.395]
+LEARNING = [12.20, 12.15, 12.02, 11.87, 11.63, 11.57], [0.397, 0.410, 0.420, 0.438, 0.456, 0.457]
+
+
+def test_a_loss_that_falls_without_learning_is_flagged() -> None:
+    (flag,) = reliability_flags(*results(GOOD), FACTS, trained(*SHORT_CUT))
+    assert (flag.name, flag.defense) == ("loss-fell-without-learning", "none")
+    assert "18 %" in flag.sentence
+    assert reliability_flags(*results(GOOD), FACTS, trained(*LEARNING)) == []
+    converged = [11.0] * 6, [0.50] * 6
+    assert reliability_flags(*results(GOOD), FACTS, trained(*converged)) == []
+    short = [values[:4] for values in SHORT_CUT]
+    assert reliability_flags(*results(GOOD), FACTS, trained(*short)) == []
+
+
+def test_clients_that_can_be_told_apart_are_flagged() -> None:
+    (flag,) = reliability_flags(*results(GOOD), FACTS, trained(*LEARNING, [0.0, 0.1, 0.4, 0.9, 1.6, 2.0]))
+    assert flag.name == "clients-told-apart"
+    assert "2.00 nats" in flag.sentence
+    assert reliability_flags(*results(GOOD), FACTS, trained(*LEARNING, [0.01] * 6)) == []
+
+
+def test_an_audit_trains_nothing_and_says_nothing_of_it() -> None:
+    assert reliability_flags(*results(GOOD), FACTS, None) == reliability_flags(*results(GOOD), FACTS, pd.DataFrame())

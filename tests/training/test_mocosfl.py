@@ -87,14 +87,15 @@ def test_frozen_means_frozen(compute: Compute) -> None:
     assert outcome.traffic.smashed_up > 0
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_traffic_is_three_vectors_per_view_and_weights_at_syncs(compute: Compute, symmetric: bool) -> None:
+@pytest.mark.parametrize(("symmetric", "models"), [(True, 2), (False, 2), (True, 1)])
+def test_traffic_is_three_vectors_per_view_and_weights_at_syncs(compute: Compute, symmetric: bool, models: int) -> None:
     split = model()
-    outcome = train(split, compute, steps=6, symmetric=symmetric)
+    outcome = train(split, compute, steps=6, symmetric=symmetric, average_momentum_models=models == 2)
     per_view = 4 * math.prod(split.smashed_shape) * 6 * 6 * (2 if symmetric else 1)  # 6 steps of 6 images
     assert outcome.traffic.smashed_up == 2 * per_view
     assert outcome.traffic.gradient_down == per_view
-    assert outcome.traffic.weights_up == outcome.traffic.weights_down == 3 * 3 * 4 * count_parameters(split.client)
+    assert outcome.traffic.weights_up == outcome.traffic.weights_down
+    assert outcome.traffic.weights_up == models * 3 * 3 * 4 * count_parameters(split.client)
 
 
 @pytest.mark.parametrize(
@@ -315,8 +316,9 @@ def test_what_a_sampled_pool_learned_survives_the_next_pool(compute: Compute) ->
     split = model()
     before = [p.detach().clone() for p in split.client.parameters()]
     outcome = train(split, compute, steps=8, clients=30, pool=2, micro_batch=1, sync_period=10_000, weight_decay=0.0)
-    assert outcome.traffic.weights_up == 4 * 2 * 4 * count_parameters(split.client)  # four rounds of two steps
-    assert outcome.traffic.weights_down == 4 * 30 * 4 * count_parameters(split.client)
+    both = 2 * 4 * count_parameters(split.client)  # bytes of an online and a momentum model
+    assert outcome.traffic.weights_up == 4 * 2 * both  # four rounds of two steps
+    assert outcome.traffic.weights_down == 4 * 30 * both
     assert any(not torch.equal(a, b) for a, b in zip(before, split.client.parameters(), strict=True))
 
 
