@@ -13,7 +13,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import Recipe, Sender, in_batches
 from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.models.moments import moments
-from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.surrogate import (
     Inversion,
     KnownImages,

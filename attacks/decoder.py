@@ -13,7 +13,7 @@ from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.inversion import Recipe, Sender, batch_size_for, held_out_split, train_inverter
 from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
-from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.threat import AuxiliaryData
 
 DEFAULT_STEPS = 3000

@@ -19,7 +19,7 @@ from mocosfl_priv.models.critic import Labelled, Unlabelled, build_critic
 from mocosfl_priv.models.decoder import build_decoder, check_grammar
 from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.reflection import JUDGE_STEPS
-from mocosfl_priv.seeding import derive_seed, drawn_generator
+from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator
 from mocosfl_priv.surrogate import Likeness, MomentFit, Sight, fit_best, redrawn
 from mocosfl_priv.training.hooks import ServerHooks
 from mocosfl_priv.training.server import info_nce

@@ -21,8 +21,8 @@ import pandas as pd
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
-from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
+from mocosfl_priv.runtime.progress import Progress
 from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.folder import SweepFolder

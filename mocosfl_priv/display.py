@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from mocosfl_priv.progress import Segment
+from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.schedule import Task
 
 MINIMUM_SECONDS = 0.05
@@ -102,13 +102,13 @@ class TerminalProgress:
             self._bars.stop()
 
     def plan(self, segments: list[Segment]) -> None:
-        """See :class:`mocosfl_priv.progress.Progress`."""
+        """See :class:`mocosfl_priv.runtime.progress.Progress`."""
         self._time = TimeLeft(segments)
         self._titles = [segment.title for segment in segments]
         self._bars.update(self._run, total=len(segments), completed=0)
 
     def segment(self) -> None:
-        """See :class:`mocosfl_priv.progress.Progress`."""
+        """See :class:`mocosfl_priv.runtime.progress.Progress`."""
         now = time.monotonic()
         if self._index:
             self._time.finish(now - self._segment_started)
@@ -122,18 +122,18 @@ class TerminalProgress:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, stage: str, steps: int) -> None:
-        """See :class:`mocosfl_priv.progress.Progress`."""
+        """See :class:`mocosfl_priv.runtime.progress.Progress`."""
         self._stage_steps, self._stage_done = max(1, steps), 0
         self._bars.reset(self._stage, total=self._stage_steps, description=f"  {stage}", visible=True)
 
     def advance(self, steps: int = 1) -> None:
-        """See :class:`mocosfl_priv.progress.Progress`."""
+        """See :class:`mocosfl_priv.runtime.progress.Progress`."""
         self._stage_done += steps
         self._bars.update(self._stage, completed=self._stage_done)
         self._bars.update(self._run, left=self._left())
 
     def end(self) -> None:
-        """See :class:`mocosfl_priv.progress.Progress`."""
+        """See :class:`mocosfl_priv.runtime.progress.Progress`."""
         self._bars.update(self._stage, visible=False)
 
     def _left(self) -> str:

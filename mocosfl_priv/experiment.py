@@ -30,9 +30,9 @@ from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 from mocosfl_priv.outcomes import CellResult, SystemResult, Trial, score_attempt, try_attack
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, TrainedExpert
-from mocosfl_priv.progress import Progress, Silent
 from mocosfl_priv.results import ANALYTIC_COSTS, semi_column
-from mocosfl_priv.seeding import derive_seed, generator
+from mocosfl_priv.runtime.progress import Progress, Silent
+from mocosfl_priv.runtime.seeding import derive_seed, generator
 from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, live_server, seat, visible_to
 from mocosfl_priv.target import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
 from mocosfl_priv.threat import StreamView

@@ -17,7 +17,7 @@ from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.models.published import load_published_client
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps

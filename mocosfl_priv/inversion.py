@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
 from mocosfl_priv.models.decoder import SubPixelDecoder
 from mocosfl_priv.models.trust import DEAD
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 BATCH_FOR_INFERENCE = 128

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, ModelConfig
 from mocosfl_priv.data.roles import DataRoles, Role
 from mocosfl_priv.evaluation.floor import Floor, blind_guess_floor, hindsight_floor
@@ -21,7 +20,8 @@ from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import RECOGNITION_LEVELS
-from mocosfl_priv.seeding import generator, global_seed
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import generator, global_seed
 from mocosfl_priv.threat import AuxiliaryData, ThreatModel
 from mocosfl_priv.training.hooks import NoHooks
 

@@ -14,8 +14,8 @@ from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.laboratory import TEST_VICTIMS, Laboratory, VictimSet
 from mocosfl_priv.plugins import Attack, Loaded
-from mocosfl_priv.progress import Progress
 from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
+from mocosfl_priv.runtime.progress import Progress
 from mocosfl_priv.stream import Attendee
 from mocosfl_priv.target import Attempt, Target, attempt
 

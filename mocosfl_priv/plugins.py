@@ -25,13 +25,13 @@ import torch
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.references import import_place
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.imports import import_place
+from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.threat import AttackerView, Budget, Capability, StreamView
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import ServerHooks

@@ -32,7 +32,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.files import flush
+from mocosfl_priv.runtime.files import flush
 
 SCHEMA_VERSION = 4
 UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it

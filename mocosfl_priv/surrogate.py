@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.inversion import (
     STATISTICS_IMAGES,
@@ -33,6 +32,7 @@ from mocosfl_priv.models.decoder import build_decoder
 from mocosfl_priv.models.moments import moment_distance, moments
 from mocosfl_priv.models.reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
 from mocosfl_priv.models.trust import confidence, explained, trust
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.threat import ENOUGH_IMAGES, AttackerView, AuxiliaryData, Budget
 
 VALIDATION_SHARE = 0.1

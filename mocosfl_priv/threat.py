@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ThreatModelError, unknown_name
-from mocosfl_priv.progress import Progress, Silent
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Progress, Silent
 
 QUERY_BATCH = 256
 NumberT = TypeVar("NumberT", int, float)

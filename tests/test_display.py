@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mocosfl_priv.display import TerminalProgress, TerminalSweep, TimeLeft
-from mocosfl_priv.progress import Segment
+from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.schedule import Task
 
 

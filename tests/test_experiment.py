@@ -33,9 +33,9 @@ from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment import TrainedSystem, attack_system, target_of, train_system
 from mocosfl_priv.plugins import ATTACKS
-from mocosfl_priv.progress import Silent
 from mocosfl_priv.results import CELL_KEYS, DETECTION_COLUMNS, read_record, write_record
-from mocosfl_priv.seeding import global_seed
+from mocosfl_priv.runtime.progress import Silent
+from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.target import grant_view
 from mocosfl_priv.training.hooks import ServerHooks, Unattended

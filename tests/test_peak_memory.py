@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mocosfl_priv import peak_memory as module
-from mocosfl_priv.compute import Compute
-from mocosfl_priv.peak_memory import peak_memory
+from mocosfl_priv.runtime import peak_memory as module
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.peak_memory import peak_memory
 
 SIZE = 200  # MiB
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ThreatConfig
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.threat import DESCRIPTIONS, AttackerView, AuxiliaryData, Budget, Capability, StreamView, ThreatModel
 
 C = Capability

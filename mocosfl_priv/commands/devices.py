@@ -18,8 +18,8 @@ from mocosfl_priv.errors import ConfigurationError
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.deployment.server import ServeOptions
-    from mocosfl_priv.progress import Progress
     from mocosfl_priv.results import RunRecord
+    from mocosfl_priv.runtime.progress import Progress
     from mocosfl_priv.sweep.grid import Plan
 
 app = typer.Typer()

@@ -12,7 +12,7 @@ from mocosfl_priv.deployment.remote_clients import Patience, RemoteClients
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import Defense
-from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.training.participants import Simulated, rows_per_image
 from mocosfl_priv.training.sampling import PoolShape
 

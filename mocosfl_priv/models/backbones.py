@@ -17,7 +17,7 @@ from mocosfl_priv.models.own_backbone import build_own_units, is_own
 from mocosfl_priv.models.resnet import RESNETS
 from mocosfl_priv.models.vgg import VGGS
 from mocosfl_priv.models.vit import TRANSFORMERS
-from mocosfl_priv.references import one_line
+from mocosfl_priv.runtime.imports import one_line
 
 
 class Backbone(Protocol):

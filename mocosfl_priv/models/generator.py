@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.decoder import NORMS, ResidualBlock
 from mocosfl_priv.models.own_backbone import load_function
-from mocosfl_priv.references import one_line
+from mocosfl_priv.runtime.imports import one_line
 
 SMALLEST_MAP = 4  # pixels a side; images are halved down to here, if their sides can be
 NORM = NORMS["group"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mocosfl_priv.errors import ConfigurationError, did_you_mean
-from mocosfl_priv.references import import_place, one_line
+from mocosfl_priv.runtime.imports import import_place, one_line
 
 
 def is_own(backbone: str) -> bool:

@@ -15,8 +15,8 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.bottleneck import compress
 from mocosfl_priv.models.layers import LayerOptions, Normalise
 from mocosfl_priv.models.resnet import RESNETS
-from mocosfl_priv.references import one_line
-from mocosfl_priv.seeding import global_seed
+from mocosfl_priv.runtime.imports import one_line
+from mocosfl_priv.runtime.seeding import global_seed
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)

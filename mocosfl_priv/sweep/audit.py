@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, PluginSpec
 from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
@@ -23,9 +22,10 @@ from mocosfl_priv.models.published_release import PublishedCheckpoint, find_publ
 from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.outcomes import CellResult, try_attack
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Defense, Loaded
-from mocosfl_priv.progress import Progress, Segment, Silent
 from mocosfl_priv.results import LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord
-from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Progress, Segment, Silent
+from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.sweep.record import common_info, gather, pictures
 from mocosfl_priv.target import Target
 from mocosfl_priv.threat import Capability, ThreatModel

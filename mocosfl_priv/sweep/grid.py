@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role, assign_roles
@@ -14,8 +13,9 @@ from mocosfl_priv.experiment import System, defender_context, planned_training_s
 from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
-from mocosfl_priv.progress import Segment, Silent
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Segment, Silent
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.stream import Training, trainings, visible_to
 from mocosfl_priv.threat import Capability, ThreatModel
 from mocosfl_priv.training.sampling import PoolShape

@@ -33,7 +33,7 @@ from mocosfl_priv.experiment import (
 )
 from mocosfl_priv.outcomes import score_attempt
 from mocosfl_priv.plugins import Attack, Loaded, TrainedExpert
-from mocosfl_priv.progress import Segment
+from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.stream import Training
 from mocosfl_priv.sweep.addresses import (
     Document,

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.models.split import SplitModel, count_parameters
-from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.seeding import generator, global_seed
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Progress, Silent
+from mocosfl_priv.runtime.seeding import generator, global_seed
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
 from mocosfl_priv.training.codecs import message_bytes

@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.clients import Clients
 from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.hooks import ClientHooks

@@ -12,7 +12,7 @@ from torch import Tensor
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.state import State
 
 

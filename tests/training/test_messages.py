@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.models.split import build_split_model
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.mocosfl import messages_per_draw, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws
