@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mocosfl_priv.config import ExperimentConfig, parse_config, read_document
+from mocosfl_priv.config.scale import scaled
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.scale import scaled
 from mocosfl_priv.sweep.document import load_sweep
 
 
