@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mocosfl_priv.config.schema import with_overrides
+from mocosfl_priv.config.documents import with_overrides
 from mocosfl_priv.errors import ConfigurationError, did_you_mean
 
 # What `--scale tiny` makes of any configuration: minutes on two cores with the embedded photographs. It keeps what is

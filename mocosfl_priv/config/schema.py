@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mocosfl_priv.errors import ConfigurationError, did_you_mean
+from mocosfl_priv.config.plugin_spec import PluginEntry, PluginSpec, with_labels
+from mocosfl_priv.errors import did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
@@ -279,45 +280,6 @@ class ComputeConfig(Section):
     )
 
 
-COMPOSITION = "composition"  # the defense that a list of defenses stands for
-
-
-class PluginSpec(BaseModel):
-    """An attack or a defense, by name or reference, with its parameters beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: Annotated[str, Field(min_length=1)]
-    label: str | None = None
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What goes to the plugin's constructor."""
-        return dict(self.model_extra or {})
-
-    @property
-    def short_name(self) -> str:
-        """The name without a file or module in front of it; of a file alone, its own without folder and ending."""
-        name = self.name.rsplit(":", 1)[-1]
-        return Path(name).stem if name.endswith(".py") else name
-
-
-def _plugin_from_text(value: object) -> object:
-    """A bare name, or a list of defenses that work together (in short ``one+other``), called by their names."""
-    if isinstance(value, str):
-        if "+" not in value or any(sign in value for sign in (":", "/", ".py")):  # a path may have a plus sign
-            return {"name": value}
-        value = value.split("+")
-    if isinstance(value, list | tuple):
-        names = [part.get("name", "?") if isinstance(part, Mapping) else str(part) for part in value]
-        label = "+".join(PluginSpec(name=name).short_name for name in names)
-        return {"name": COMPOSITION, "label": label, "parts": value}
-    return value
-
-
-PluginEntry = Annotated[PluginSpec, BeforeValidator(_plugin_from_text)]
-
-
 class LeakageConfig(Section):
     """Attacks on the model while it trains: the leakage curve."""
 
@@ -328,7 +290,7 @@ class LeakageConfig(Section):
     def _labels(self) -> LeakageConfig:
         if self.attacks and not self.every:
             raise ValueError("leakage.attacks are given, but leakage.every is 0: say every how many epochs they run")
-        object.__setattr__(self, "attacks", _labelled(self.attacks, "leakage.attacks"))
+        object.__setattr__(self, "attacks", with_labels(self.attacks, "leakage.attacks"))
         return self
 
 
@@ -346,24 +308,6 @@ PAPER_PROTOCOL: dict[str, dict[str, Any]] = {
     },
     "evaluation": {"probe_selection": "test"},
 }
-
-
-def _labelled(specs: Sequence[PluginSpec], where: str) -> tuple[PluginSpec, ...]:
-    """Give every entry the label it is reported under: its name, with parameters where names repeat."""
-    names = [spec.short_name for spec in specs]
-    labelled = []
-    for spec in specs:
-        label = spec.label
-        if label is None:
-            label = spec.short_name
-            if names.count(label) > 1 and spec.parameters:
-                label += "(" + ", ".join(f"{k}={v}" for k, v in sorted(spec.parameters.items())) + ")"
-        labelled.append(spec.model_copy(update={"label": label}))
-    labels = [spec.label for spec in labelled]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"{where}: two entries are called {label!r}; give one of them a label")
-    return tuple(labelled)
 
 
 def _distinct(values: Sequence[Any], where: str) -> None:
@@ -427,8 +371,8 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _labels_and_duplicates(self) -> ExperimentConfig:
-        object.__setattr__(self, "defenses", _labelled(self.defenses, "defenses"))
-        object.__setattr__(self, "attacks", _labelled(self.attacks, "attacks"))
+        object.__setattr__(self, "defenses", with_labels(self.defenses, "defenses"))
+        object.__setattr__(self, "attacks", with_labels(self.attacks, "attacks"))
         labels = [str(spec.label) for spec in self.defenses]
         if self.candidate is not None and self.candidate not in labels:
             raise ValueError(
@@ -448,143 +392,3 @@ class ExperimentConfig(Section):
     def to_yaml(self) -> str:
         """The document with every default written out; reading it back gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, whose keys may be overridden
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Read YAML safely; a syntax error becomes one line that names `where` and the position."""
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def load_config(path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
-    """Read `path` and apply `overrides`: ``a.b=c`` strings, or a mapping of dotted paths to values.
-
-    Raises ConfigurationError with the path of every offending key.
-    """
-    return parse_config(read_document(path), overrides, where=str(path))
-
-
-def read_document(path: Path | str) -> dict[str, Any]:
-    """The mapping in a YAML file, not yet validated; raises ConfigurationError."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigurationError(f"configuration {path} cannot be read: {reason}") from error
-    raw = parse_yaml(text, str(path))
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{path}: a configuration is a mapping of keys, not a {type(raw).__name__}")
-    return raw
-
-
-def parse_config(
-    raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), where: str = "configuration"
-) -> ExperimentConfig:
-    """Validate an already loaded document; see :func:`load_config`."""
-    document = with_overrides(raw, overrides)
-    try:
-        return ExperimentConfig.model_validate(document)
-    except ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors())
-        raise ConfigurationError(f"{where}: {problems}") from error
-
-
-def with_overrides(
-    raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any], where: str = "--set"
-) -> dict[str, Any]:
-    """A copy of the document `raw` with `overrides`: ``a.b=c`` strings, or a mapping of dotted paths to values."""
-    document = dict(raw)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
-    for key, value in pairs:
-        document = _with_value(document, key.split("."), value, f"{where} {key}")
-    return document
-
-
-def _split_override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigurationError(f"--set {text!r}: write it as key.path=value")
-    return key.strip(), parse_yaml(value, f"--set {key}")
-
-
-def _with_value(node: Any, keys: list[str], value: Any, path: str) -> Any:
-    """A copy of `node` in which the place `keys` holds `value`."""
-    if not keys:
-        return value
-    head, *rest = keys
-    if isinstance(node, list | tuple):
-        if not head.isdecimal() or int(head) >= len(node):
-            raise ConfigurationError(f"{path}: {head!r} is not a position in a list of {len(node)}")
-        copy = list(node)
-        copy[int(head)] = _with_value(copy[int(head)], rest, value, path)
-        return copy
-    if node is not None and not isinstance(node, Mapping):
-        if isinstance(node, str):  # `defenses.0.sigma=1` where the entry is a bare name
-            node = {"name": node}
-        else:
-            raise ConfigurationError(f"{path}: {head!r} lies below a plain value")
-    mapping = dict(node or {})
-    mapping[head] = _with_value(mapping.get(head), rest, value, path)
-    return mapping
-
-
-def _describe(problem: Any) -> str:
-    """One pydantic problem as `path: what is wrong`."""
-    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
-    path = ".".join(str(part) for part in location) or "document"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        return f"{path}: unknown key; {did_you_mean(str(location[-1]), known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
-    if isinstance(value, str | int | float | bool):
-        return f"{path}: {message} (got {value!r})"
-    return f"{path}: {message}"
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    model: type[BaseModel] = ExperimentConfig
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
-def with_added_plugins(config: ExperimentConfig, defenses: Sequence[str], attacks: Sequence[str]) -> ExperimentConfig:
-    """`config` with more defenses and attacks, each by name or reference, after its own."""
-    if not defenses and not attacks:
-        return config
-    document = config.model_dump(mode="json")
-    document["defenses"] += defenses
-    document["attacks"] += attacks
-    return parse_config(document, where="--defense/--attack")
-
-
-def with_candidate(config: ExperimentConfig, reference: str) -> ExperimentConfig:
-    """`config` with one more defense, by name or reference, which is on trial."""
-    candidate = PluginSpec(name=reference).short_name
-    if candidate in [spec.label for spec in config.defenses]:
-        raise ConfigurationError(f"{candidate} takes part in every trial: name another defense")
-    document = config.model_dump(mode="json")
-    document["defenses"].insert(0, {"name": reference})  # its faults show before others are trained
-    document["candidate"] = candidate
-    return parse_config(document, where=reference)
