@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from mocosfl_priv.api import RunResult
-from mocosfl_priv.catalogue import query
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.results.catalogue import query
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from benchmarks.report import Grid, synthetic_record
 from mocosfl_priv.cli import main
 from mocosfl_priv.deployment.loopback import free_port
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.mirrors import MLflow, TensorBoard, curves, flattened, name_of, outcomes
 from mocosfl_priv.results import CELL_KEYS, RunRecord, read_record, write_record
+from mocosfl_priv.results.mirrors import MLflow, TensorBoard, curves, flattened, name_of, outcomes
 
 GRID = Grid(
     defenses=("none", "bottleneck"), cut_layers=(1,), attacks=("floor", "decoder"), seeds=(3,), victims=4, pixels=8

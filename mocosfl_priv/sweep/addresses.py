@@ -25,8 +25,8 @@ CORE = Path(__file__).parents[1]
 
 # Rooms and files of the core in which nothing decides about a number that is stored.
 NO_RESULT = (
-    "sweep", "deployment", "templates", "commands", "api.py", "cli.py", "display.py", "scaffold.py", "results.py",
-    "catalogue.py", "mirrors.py", "config/scale.py", "runtime/progress.py", "errors.py", "evaluation/statistics.py",
+    "sweep", "deployment", "templates", "commands", "api.py", "cli.py", "display.py", "scaffold.py", "results",
+    "config/scale.py", "runtime/progress.py", "errors.py", "evaluation/statistics.py",
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",
 )  # fmt: skip

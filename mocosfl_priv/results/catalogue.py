@@ -8,7 +8,7 @@ import duckdb
 import pandas as pd
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.results import read_table
+from mocosfl_priv.results.storage import read_table
 
 FILES = {"cells": "results.csv", "per_image": "per_image.parquet"}
 OVERVIEW = """

@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.results import CELL_KEYS, SYSTEM_KEYS, RunRecord
+from mocosfl_priv.results.record import CELL_KEYS, SYSTEM_KEYS, RunRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
