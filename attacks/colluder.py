@@ -10,11 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.inversion import Recipe, Sender, in_batches
-from mocosfl_priv.models.decoder import check_grammar
-from mocosfl_priv.models.moments import moments
-from mocosfl_priv.runtime.seeding import derive_seed
-from mocosfl_priv.surrogate import (
+from mocosfl_priv.inversion.feature_moments import moments
+from mocosfl_priv.inversion.surrogate import (
     Inversion,
     KnownImages,
     Likeness,
@@ -23,6 +22,7 @@ from mocosfl_priv.surrogate import (
     invert_through,
     moments_agree,
 )
+from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_BATCH = 48
 FIRST_SHARE, FIT_SHARE = 0.5, 0.2  # of what is left of a limited budget, for the first inversion and for the fit

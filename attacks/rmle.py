@@ -15,7 +15,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion import Sender, Standardise
-from mocosfl_priv.models.ridge import Ridge
+from mocosfl_priv.inversion.ridge import Ridge
 from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.threat import AuxiliaryData
 

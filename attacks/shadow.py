@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.inversion import Recipe, Sender, in_batches
-from mocosfl_priv.models.decoder import check_grammar
-from mocosfl_priv.models.moments import moments
+from mocosfl_priv.inversion.feature_moments import moments
+from mocosfl_priv.inversion.surrogate import KnownImages, Likeness, MomentFit, fit_best, invert_through, redrawn
 from mocosfl_priv.runtime.seeding import derive_seed
-from mocosfl_priv.surrogate import KnownImages, Likeness, MomentFit, fit_best, invert_through, redrawn
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 

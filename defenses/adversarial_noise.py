@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.models.decoder import check_grammar
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.noise import gaussian_like
 from mocosfl_priv.simulated_attacker import SimulatedAttacker
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.models.published import load_published_client
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert

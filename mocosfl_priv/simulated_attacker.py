@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
-from mocosfl_priv.models.decoder import NormName, build_decoder
+from mocosfl_priv.inversion.decoders import NormName, build_decoder
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.training.hooks import NoHooks

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.distribution_shift import ImageStatistics, distribution_shifts
 from mocosfl_priv.evaluation.statistics import (
@@ -26,7 +27,6 @@ from mocosfl_priv.evaluation.statistics import (
     leak_ratio_interval,
     mean_interval,
 )
-from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.results import CELL_KEYS
 
 BOUND_VIOLATED = "bound-violated"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.decoder import SubPixelDecoder, build_decoder
+from mocosfl_priv.inversion.decoders import SubPixelDecoder, build_decoder
 
 
 @pytest.mark.parametrize("architecture", ["res_normN0C8", "res_normN2C6", "conv_normN1C8", "ressfl_N1C8"])

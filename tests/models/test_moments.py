@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocosfl_priv.models.moments import CELLS, OFFSETS, moment_distance, moments
+from mocosfl_priv.inversion.feature_moments import CELLS, OFFSETS, moment_distance, moments
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:

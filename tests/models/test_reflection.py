@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mocosfl_priv.models.reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
 from tests.attacks.closed_form import photo_patches
 
 KNOWN, VICTIMS = photo_patches(600), photo_patches(300, "test")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mocosfl_priv.models.ridge import Ridge, fit_convolution
+from mocosfl_priv.inversion.ridge import Ridge, fit_convolution
 
 
 def test_the_dual_is_the_penalised_least_squares() -> None:

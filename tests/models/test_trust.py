@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocosfl_priv.models.trust import confidence, explained, trust
+from mocosfl_priv.inversion.confidence import confidence, explained, trust
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:

@@ -19,8 +19,8 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
-from mocosfl_priv.models.decoder import SubPixelDecoder
-from mocosfl_priv.models.trust import DEAD
+from mocosfl_priv.inversion.confidence import DEAD
+from mocosfl_priv.inversion.decoders import SubPixelDecoder
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from mocosfl_priv.models.reflection import set_right
-from mocosfl_priv.models.trust import confidence, explained, trust
+from mocosfl_priv.inversion.colour_reflection import set_right
+from mocosfl_priv.inversion.confidence import confidence, explained, trust
 
 
 class ColourMatch:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.decoder import NORMS, ResidualBlock
+from mocosfl_priv.inversion.decoders import NORMS, ResidualBlock
 from mocosfl_priv.models.own_backbone import load_function
 from mocosfl_priv.runtime.imports import one_line
 

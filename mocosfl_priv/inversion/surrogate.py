@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.inversion import (
+from mocosfl_priv.inversion.colour_match import sample
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from mocosfl_priv.inversion.confidence import confidence, explained, trust
+from mocosfl_priv.inversion.decoder_training import (
     STATISTICS_IMAGES,
     Recipe,
     Sender,
@@ -27,11 +30,8 @@ from mocosfl_priv.inversion import (
     in_batches,
     train_inverter,
 )
-from mocosfl_priv.models.colour_match import sample
-from mocosfl_priv.models.decoder import build_decoder
-from mocosfl_priv.models.moments import moment_distance, moments
-from mocosfl_priv.models.reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
-from mocosfl_priv.models.trust import confidence, explained, trust
+from mocosfl_priv.inversion.decoders import build_decoder
+from mocosfl_priv.inversion.feature_moments import moment_distance, moments
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.threat import ENOUGH_IMAGES, AttackerView, AuxiliaryData, Budget
 
@@ -116,9 +116,9 @@ def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, b
 
     What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good
     shows early, so half of the iterations go to all of them alike. The moments of the client of images with reflected
-    colours (`mocosfl_priv.models.reflection`) are nearly the same, so one in two beginnings ends there: the best is
-    compared with its reflections. The best of these has the remaining iterations, and the further loss, to itself. A
-    single client has all of them.
+    colours (`colour_reflection`) are nearly the same, so one in two beginnings ends there: the best is compared with
+    its reflections. The best of these has the remaining iterations, and the further loss, to itself. A single client
+    has all of them.
     """
     if len(clients) == 1 or not list(clients[0].parameters()):
         fit_moments(clients[0], likeness, fit, budget)
@@ -273,7 +273,7 @@ def invert_through(
     reconstructions, explains less of the victims' messages than of its own for images it knows: a decoder for a wrong
     surrogate gives wrong images, not vague ones. Where the decoder learned nothing, that mean is returned.
 
-    right_way_round: the surrogate cannot be that of reflected images; see `mocosfl_priv.models.reflection`.
+    right_way_round: the surrogate cannot be that of reflected images; see `mocosfl_priv.inversion.colour_reflection`.
     """
     decoder = build_decoder(architecture, smashed.shape[1:], known.mean.shape)
     learning = budget if right_way_round else budget.share(1 - JUDGE_SHARE)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mocosfl_priv.models.critic import build_critic
+from mocosfl_priv.inversion.discriminator import build_critic
 
 # Of the principal axes, that of least variance first: there is too little on it to see, or to lose. The identity first.
 SIGNS = tuple((1.0, *signs) for signs in product((1.0, -1.0), repeat=2))

@@ -10,7 +10,6 @@ work at full resolution costs most of a step.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -18,17 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.inversion.ridge import fit_convolution
 from mocosfl_priv.models.convolution import zeroed
-from mocosfl_priv.models.ridge import fit_convolution
 
 Norm = Callable[[int], nn.Module]
 NormName = Literal["group", "batch"]
 
 REGRESSION_COST = (1 << 17) * (9 * 32) ** 2  # patches times their numbers squared: a fifth of a second on two cores
 RIDGE = 1e-4
-
-GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet|ressfl)_N(\d+)C(\d+)")
 
 
 class ResidualBlock(nn.Module):
@@ -189,18 +187,6 @@ def _group_norm(channels: int) -> nn.Module:
 
 
 NORMS: dict[NormName, Norm] = {"group": _group_norm, "batch": nn.BatchNorm2d}
-
-
-def check_grammar(architecture: str) -> tuple[str, int, int]:
-    """Kind, number of blocks and channels of `architecture`; ConfigurationError if it is not in the grammar."""
-    match = GRAMMAR.fullmatch(architecture)
-    if match is None or int(match[3] or match[6]) < 1:
-        raise ConfigurationError(
-            f"decoder architecture {architecture!r} is not of the form res_normN<blocks>C<channels>, conv_norm..., "
-            "unet_N<blocks>C<channels>, edsr_... or ressfl_..."
-        )
-    kind, blocks, channels = (group for group in match.groups() if group is not None)
-    return kind, int(blocks), int(channels)
 
 
 def build_decoder(
