@@ -37,8 +37,8 @@ from mocosfl_priv.evaluation.floor import blind_guess_floor
 from mocosfl_priv.evaluation.image_metrics import mse, ssim
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.inversion import held_out_split
-from mocosfl_priv.models.published import load_published_client
-from mocosfl_priv.models.published_release import load_attack_images
+from mocosfl_priv.published.discovery import load_attack_images
+from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import derive_seed, global_seed
 from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability

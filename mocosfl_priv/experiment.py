@@ -25,8 +25,8 @@ from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedE
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.laboratory import Laboratory, fresh_model
+from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
-from mocosfl_priv.models.own_backbone import backbone_code
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 from mocosfl_priv.outcomes import CellResult, SystemResult, Trial, score_attempt, try_attack
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, TrainedExpert

@@ -10,9 +10,9 @@ from defenses.taressfl import TAResSFL
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.expert import HalfTargetBatches, import_client
-from mocosfl_priv.models.published import load_published_client
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DefenderContext
+from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.compute import Compute
 
 NONE = torch.empty(0, 3, 32, 32, dtype=torch.uint8)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.inversion.decoders import NORMS, ResidualBlock
-from mocosfl_priv.models.own_backbone import load_function
+from mocosfl_priv.models.custom_backbone import load_function
 from mocosfl_priv.runtime.imports import one_line
 
 SMALLEST_MAP = 4  # pixels a side; images are halved down to here, if their sides can be

@@ -14,7 +14,7 @@ from torch import Tensor
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.experiment import System, expert_trainer, training_document
 from mocosfl_priv.laboratory import Laboratory
-from mocosfl_priv.models.own_backbone import backbone_code
+from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.stream import Training
 from mocosfl_priv.sweep.store import address

@@ -17,11 +17,11 @@ from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.laboratory import Laboratory, VictimSet
-from mocosfl_priv.models.published import load_published_client, reinitialised
-from mocosfl_priv.models.published_release import PublishedCheckpoint, find_published, load_attack_images
 from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.outcomes import CellResult, try_attack
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Defense, Loaded
+from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
+from mocosfl_priv.published.loader import load_published_client, reinitialised
 from mocosfl_priv.results import LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.published import load_published_client
 from mocosfl_priv.models.split import count_parameters
+from mocosfl_priv.published.loader import load_published_client
 
 NAME = "resnet18_cifar10_C4S2_cut{}_alpha2.0_ssim{}_target{}_cifar100.tar"
 

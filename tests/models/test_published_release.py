@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.published import load_published_client
-from mocosfl_priv.models.published_logs import LoggedValues
-from mocosfl_priv.models.published_release import find_published, load_attack_images
+from mocosfl_priv.published.discovery import find_published, load_attack_images
+from mocosfl_priv.published.loader import load_published_client
+from mocosfl_priv.published.logs import LoggedValues
 from tests.models.test_published import fake_state
 
 EXPERT = (

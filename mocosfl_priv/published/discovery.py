@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mocosfl_priv.config import parse_bottleneck
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.published import CIFAR_MEAN, CIFAR_STD, STRIDE, load_published_client, read_weights_only
-from mocosfl_priv.models.published_logs import LoggedValues, find_in_table, read_logs, read_table
+from mocosfl_priv.published.loader import CIFAR_MEAN, CIFAR_STD, STRIDE, load_published_client, read_weights_only
+from mocosfl_priv.published.logs import LoggedValues, find_in_table, read_logs, read_table
 
 RELEASED_CLIENT = "checkpoint_c_best.tar"
 ATTACK_IMAGES = ("cifar10_attack_images_128.pt", "saved_tensors/test_cifar10_image.pt")
