@@ -14,8 +14,8 @@ from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.inversion import Recipe, Sender, batch_size_for, held_out_split, train_inverter
 from mocosfl_priv.inversion.decoders import NormName, build_decoder
+from mocosfl_priv.plugins import AuxiliaryData
 from mocosfl_priv.runtime.seeding import derive_seed
-from mocosfl_priv.threat import AuxiliaryData
 
 DEFAULT_STEPS = 3000
 

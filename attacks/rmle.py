@@ -16,8 +16,8 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion import Sender, Standardise
 from mocosfl_priv.inversion.ridge import Ridge
+from mocosfl_priv.plugins import AuxiliaryData
 from mocosfl_priv.runtime.seeding import derive_seed
-from mocosfl_priv.threat import AuxiliaryData
 
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
 SATURATED = 0.02  # nearer to black or white, a sigmoid has hardly a gradient

@@ -16,13 +16,12 @@ from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.perceptual import Lpips, load_lpips
 from mocosfl_priv.evaluation.recognition import RecognitionJudge, build_judge
 from mocosfl_priv.evaluation.utility import ProbeData, probe_features, raw_pixel_knn, to_unit_range
-from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.plugins import Attack, Loaded
+from mocosfl_priv.plugins import Attack, AuxiliaryData, Loaded, ThreatModel
+from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import RECOGNITION_LEVELS
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import generator, global_seed
-from mocosfl_priv.threat import AuxiliaryData, ThreatModel
 from mocosfl_priv.training.hooks import NoHooks
 
 TEST_VICTIMS = "test"  # the victims that the data roles name

@@ -17,11 +17,10 @@ from torch.func import functional_call
 
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
 from mocosfl_priv.models.convolution import in_fast_layout
-from mocosfl_priv.plugins import Attack, Loaded
+from mocosfl_priv.plugins import Attack, AuxiliaryData, Capability, Loaded, StreamView, ThreatModel, with_implied
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.imports import cause
 from mocosfl_priv.runtime.seeding import derive_seed, global_seed
-from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView, ThreatModel, with_implied
 from mocosfl_priv.training.hooks import Message, ServerHooks
 from mocosfl_priv.training.state import State, under, within
 

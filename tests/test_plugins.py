@@ -7,10 +7,9 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from mocosfl_priv import plugins
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.plugins import ATTACKS, DEFENSES, Defense
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Defense, registry
 
 MINE = '''
 from mocosfl_priv import Defense
@@ -68,10 +67,10 @@ def test_a_module_of_another_package() -> None:
 
 def test_entry_points_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("halver", "tests.test_plugins:Ranged", "mocosfl_priv.defenses")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == "mocosfl_priv.defenses" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "mocosfl_priv.defenses" else [])
     assert DEFENSES.load("halver") is Ranged
     clash = EntryPoint("gaussian", "tests.test_plugins:Ranged", "mocosfl_priv.defenses")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [clash])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [clash])
     with pytest.raises(ConfigurationError, match="two defenses are called 'gaussian'"):
         DEFENSES.origins()
 

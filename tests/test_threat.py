@@ -8,8 +8,8 @@ from torch import nn
 
 from mocosfl_priv.config import ThreatConfig
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
+from mocosfl_priv.plugins import DESCRIPTIONS, AttackerView, AuxiliaryData, Budget, Capability, StreamView, ThreatModel
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import DESCRIPTIONS, AttackerView, AuxiliaryData, Budget, Capability, StreamView, ThreatModel
 
 C = Capability
 

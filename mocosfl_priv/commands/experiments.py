@@ -63,7 +63,7 @@ def new(
     debug: DebugOption = False,
 ) -> None:
     """Write a commented defense to start from, and its test beside it."""
-    from mocosfl_priv.scaffold import new_defense
+    from mocosfl_priv.plugins.scaffold import new_defense
 
     kinds = {"defense": new_defense}
     if kind not in kinds:
@@ -167,8 +167,8 @@ def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:
     """The shipped trial with one more defense; ConfigurationError, before any data is read, if that is broken."""
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.config import PluginSpec, with_candidate
-    from mocosfl_priv.defense_contract import require_protection
     from mocosfl_priv.plugins import DEFENSES, Defense
+    from mocosfl_priv.plugins.defense_checks import require_protection
 
     spec = PluginSpec(name=reference)
     if DEFENSES.load(reference).prepare is Defense.prepare:  # another one may take long: training will show its faults

@@ -107,7 +107,7 @@ def _shown(value: object) -> str:
 
 
 def _list_capabilities() -> Listing:
-    from mocosfl_priv.threat import DESCRIPTIONS
+    from mocosfl_priv.plugins import DESCRIPTIONS
 
     return ["name", "what it grants an attacker"], [
         [capability.value, text] for capability, text in DESCRIPTIONS.items()

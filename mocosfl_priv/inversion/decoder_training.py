@@ -21,8 +21,8 @@ from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
 from mocosfl_priv.inversion.confidence import DEAD
 from mocosfl_priv.inversion.decoders import SubPixelDecoder
+from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
 
 BATCH_FOR_INFERENCE = 128
 STATISTICS_IMAGES = 1024

@@ -32,8 +32,8 @@ from mocosfl_priv.inversion.decoder_training import (
 )
 from mocosfl_priv.inversion.decoders import build_decoder
 from mocosfl_priv.inversion.feature_moments import moment_distance, moments
+from mocosfl_priv.plugins import ENOUGH_IMAGES, AttackerView, AuxiliaryData, Budget
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import ENOUGH_IMAGES, AttackerView, AuxiliaryData, Budget
 
 VALIDATION_SHARE = 0.1
 RESAMPLED = 20

@@ -25,7 +25,7 @@ CORE = Path(__file__).parents[1]
 
 # Rooms and files of the core in which nothing decides about a number that is stored.
 NO_RESULT = (
-    "sweep", "deployment", "templates", "commands", "api.py", "cli.py", "display.py", "scaffold.py", "results",
+    "sweep", "deployment", "commands", "api.py", "cli.py", "display.py", "plugins/scaffold.py", "results",
     "config/scale.py", "runtime/progress.py", "errors.py", "evaluation/statistics.py",
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",

@@ -19,7 +19,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.laboratory import Laboratory, VictimSet
 from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.outcomes import CellResult, try_attack
-from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Defense, Loaded
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
 from mocosfl_priv.published.loader import load_published_client, reinitialised
 from mocosfl_priv.results import LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord
@@ -28,7 +28,6 @@ from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.sweep.record import common_info, gather, pictures
 from mocosfl_priv.target import Target
-from mocosfl_priv.threat import Capability, ThreatModel
 
 PUBLISHED_VICTIMS = "published128"
 IMAGE_SIZE = 32

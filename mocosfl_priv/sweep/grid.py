@@ -12,12 +12,11 @@ from mocosfl_priv.errors import ConfigurationError, ThreatModelError
 from mocosfl_priv.experiment import System, defender_context, planned_training_steps
 from mocosfl_priv.laboratory import Laboratory
 from mocosfl_priv.models.split import validate_cut
-from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Loaded
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Loaded, ThreatModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Segment, Silent
 from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.stream import Training, trainings, visible_to
-from mocosfl_priv.threat import Capability, ThreatModel
 from mocosfl_priv.training.sampling import PoolShape
 
 SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.2, 0.2, 6.0  # first guesses, soon replaced

@@ -6,8 +6,8 @@ import torch
 from attacks.dip import DipAttack
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion.skip_network import SkipNetwork, StackedSkipNetworks
+from mocosfl_priv.plugins import Budget
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 

@@ -9,8 +9,8 @@ from attacks.glass import GlassAttack
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion.generator import VariationalAutoencoder
+from mocosfl_priv.plugins import Budget
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 OWN_GENERATOR = """

@@ -10,8 +10,8 @@ from attacks.rmle import Calibration, RmleAttack, Schedule
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.plugins import Budget
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import Budget
 from tests.attacks.closed_form import make_view, photo_patches
 
 KNOWN, VICTIMS = photo_patches(200), photo_patches(24, "test")

@@ -18,8 +18,8 @@ from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.inversion.colour_match import ColourMatch
 from mocosfl_priv.inversion.discriminator import Labelled, build_critic
+from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability, StreamView
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, StreamView
 from mocosfl_priv.training.hooks import Message
 from tests.attacks.closed_form import photo_patches
 

@@ -5,8 +5,8 @@ from torch import nn
 
 from attacks.unsplit import UnsplitAttack
 from mocosfl_priv.evaluation.image_metrics import psnr
+from mocosfl_priv.plugins import AttackerView, Budget, Capability
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.threat import AttackerView, Budget, Capability
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from defenses.shredder import Shredder
-from mocosfl_priv.defense_contract import small_context
+from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
 
 

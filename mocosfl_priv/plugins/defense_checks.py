@@ -15,7 +15,7 @@ from torch import Tensor
 from mocosfl_priv.config import ComputeConfig, ModelConfig, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel
+from mocosfl_priv.plugins.defense import DefenderContext, Defense, PreparedModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.runtime.seeding import global_seed

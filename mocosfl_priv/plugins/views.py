@@ -1,4 +1,4 @@
-"""Threat models, and the view that an attack is granted.
+"""The view that an attack is granted.
 
 An attack declares the capabilities it needs; an experiment grants some. What was not granted is not merely
 forbidden but absent: the view is built from the victims' smashed data and holds no reference to their images.
@@ -7,91 +7,17 @@ forbidden but absent: the view is built from the victims' smashed data and holds
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.errors import ThreatModelError, unknown_name
+from mocosfl_priv.errors import ThreatModelError
+from mocosfl_priv.plugins.threat import Capability
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.runtime.progress import Progress, Silent
 
 QUERY_BATCH = 256
-NumberT = TypeVar("NumberT", int, float)
-
-
-class Capability(StrEnum):
-    """What an attacker may have beyond the victims' smashed data."""
-
-    CLIENT_WEIGHTS = "client_weights"
-    QUERY = "query"
-    ARCHITECTURE = "architecture"
-    AUXILIARY_DATA = "auxiliary_data"
-    SERVER_MODEL = "server_model"
-    COLLUDING_CLIENT = "colluding_client"
-    GRADIENT_CHANNEL = "gradient_channel"
-    TRAINING_STREAM = "training_stream"
-
-
-DESCRIPTIONS = {
-    Capability.CLIENT_WEIGHTS: "white box: the client model itself, with gradients through it",
-    Capability.QUERY: "may send images of its own through the client and its defense",
-    Capability.ARCHITECTURE: "knows the client's layers, not their weights",
-    Capability.AUXILIARY_DATA: "has public images, and a declared share of the target distribution",
-    Capability.SERVER_MODEL: "is the server: holds its own trunk and projector as training left them",
-    Capability.COLLUDING_CLIENT: "another participant's own copy of the client model, as before the last averaging",
-    Capability.GRADIENT_CHANNEL: "malicious server: chooses the gradients that clients receive",
-    Capability.TRAINING_STREAM: "sees every message of training, not one snapshot",
-}
-
-
-def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Who has the client's weights can also query it, and knows its architecture, as every participant does; who sends
-    the gradients also sees what they answer.
-    """
-    closed = frozenset(capabilities)
-    if Capability.CLIENT_WEIGHTS in closed:
-        closed |= {Capability.QUERY, Capability.ARCHITECTURE}
-    if Capability.COLLUDING_CLIENT in closed:
-        closed |= {Capability.ARCHITECTURE}
-    if Capability.GRADIENT_CHANNEL in closed:
-        closed |= {Capability.TRAINING_STREAM}
-    return closed
-
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """The capabilities an experiment grants, with what they imply.
-
-    adaptive: the attacker knows the defense (Kerckhoffs) and may train through it.
-    """
-
-    grants: frozenset[Capability]
-    adaptive: bool = True
-
-    @classmethod
-    def of(cls, names: Iterable[str], adaptive: bool = True) -> ThreatModel:
-        """From capability names; raises ConfigurationError for unknown ones."""
-        grants: set[Capability] = set()
-        for name in names:
-            try:
-                grants.add(Capability(name))
-            except ValueError:
-                raise unknown_name("capability in threat.grants", name, [c.value for c in Capability]) from None
-        return cls(with_implied(grants), adaptive)
-
-    def require(self, needs: frozenset[Capability], who: str) -> None:
-        """Raise ThreatModelError unless all of `needs` are granted."""
-        missing = sorted(needs - self.grants)
-        if missing:
-            raise ThreatModelError(
-                f"attack {who!r} needs {', '.join(missing)}, which this threat model does not grant "
-                f"(threat.grants: {', '.join(sorted(self.grants)) or 'nothing'})"
-            )
 
 
 ENOUGH_IMAGES = 16  # the mean of so many errs by another sixteenth of their variance
@@ -375,115 +301,3 @@ def _require(visible: frozenset[Capability], capability: Capability) -> None:
 
 def _identity(smashed: Tensor) -> Tensor:
     return smashed
-
-
-class Budget:
-    """How much an attack may spend, and what it spent.
-
-    seconds: wall-clock limit; None for no limit, which keeps runs repeatable.
-    steps: limit of the steps that the attack draws from :meth:`iterate`; None for no limit.
-    spent_seconds, spent_steps: what was used of it before, in attending the training.
-    """
-
-    def __init__(
-        self,
-        seconds: float | None = None,
-        progress: Progress | None = None,
-        stage: str = "attack",
-        *,
-        steps: int | None = None,
-        parent: Budget | None = None,
-        spent_seconds: float = 0.0,
-        spent_steps: int = 0,
-    ) -> None:
-        self.seconds = seconds
-        self.step_limit = steps
-        self.steps = spent_steps
-        self._spent_seconds = spent_seconds
-        self._progress = progress or Silent()
-        self._stage = stage
-        self._parent = parent
-        self._started = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the budget was opened, and what was spent before."""
-        return self._spent_seconds + time.monotonic() - self._started
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the time is up or the steps are used."""
-        return (
-            (self.seconds is not None and self.elapsed >= self.seconds)
-            or (self.step_limit is not None and self.steps >= self.step_limit)
-            or (self._parent is not None and self._parent.exhausted)
-        )
-
-    def spent(self, step: int, planned: int) -> float:
-        """How far a computation of `planned` steps is at its own `step`, in [0, 1], whatever ends it first.
-
-        A schedule that follows it comes to its end in a limited time, too. Without a time limit it depends on steps
-        only, so that runs are repeatable.
-        """
-        share = step / max(1, planned)
-        if self.seconds is not None:
-            share = max(share, self.elapsed / self.seconds)
-        if self.step_limit is not None:
-            share = max(share, step / max(1, self.step_limit))
-        return min(1.0, share)
-
-    def past(self, share: float) -> bool:
-        """Whether `share` of a limit is gone, for attacks of several stages: a later one needs what is left."""
-        return (self.seconds is not None and self.elapsed >= share * self.seconds) or (
-            self.step_limit is not None and self.steps >= share * self.step_limit
-        )
-
-    def until(self, steps: Iterator[int], share: float) -> Iterator[int]:
-        """`steps`, as drawn from :meth:`iterate`, but no more once `share` of a limit is gone."""
-        for step in steps:
-            yield step
-            if self.past(share):
-                return
-
-    def part(self, *, seconds: float | None = None, steps: int | None = None, stage: str | None = None) -> Budget:
-        """A budget within this one: at most what is left, and at most `seconds` and `steps`. Its steps count here."""
-        left = None if self.seconds is None else max(0.0, self.seconds - self.elapsed)
-        steps_left = None if self.step_limit is None else max(0, self.step_limit - self.steps)
-        return Budget(
-            _smaller(left, seconds),
-            self._progress,
-            stage or self._stage,
-            steps=_smaller(steps_left, steps),
-            parent=self,
-        )
-
-    def share(self, share: float) -> Budget:
-        """A budget within this one: `share` of what is left of its limits."""
-        seconds = None if self.seconds is None else share * max(0.0, self.seconds - self.elapsed)
-        steps = None if self.step_limit is None else max(1, round(share * (self.step_limit - self.steps)))
-        return self.part(seconds=seconds, steps=steps)
-
-    def iterate(self, planned: int) -> Iterator[int]:
-        """0, 1, ... for `planned` steps, or until the budget is exhausted."""
-        self._progress.begin(self._stage, planned)
-        try:
-            for step in range(planned):
-                if self.exhausted:
-                    return
-                self._count()
-                yield step
-                self._progress.advance()
-        finally:
-            self._progress.end()
-
-    def _count(self) -> None:
-        self.steps += 1
-        if self._parent is not None:
-            self._parent._count()
-
-
-def _smaller(first: NumberT | None, second: NumberT | None) -> NumberT | None:
-    """The smaller of two limits, where None is no limit."""
-    if first is None or second is None:
-        return second if first is None else first
-    return min(first, second)

@@ -50,4 +50,4 @@ def _class_name(path: Path) -> str:
 
 
 def _template(name: str) -> str:
-    return files("mocosfl_priv").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("mocosfl_priv.plugins").joinpath("templates", name).read_text(encoding="utf-8")
