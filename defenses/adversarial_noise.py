@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
 from mocosfl_priv.config.decoder_grammar import check_grammar
-from mocosfl_priv.noise import gaussian_like
-from mocosfl_priv.simulated_attacker import SimulatedAttacker
+from mocosfl_priv.defending.noise import gaussian_like
+from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker
 
 
 class AdversarialNoise(Defense):

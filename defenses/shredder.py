@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Laplace
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.noise import clip_rms, laplace_like
+from mocosfl_priv.defending.noise import clip_rms, laplace_like
 from mocosfl_priv.training.sampling import PoolShape
 from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
 

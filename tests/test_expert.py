@@ -8,8 +8,8 @@ import torch
 
 from defenses.taressfl import TAResSFL
 from mocosfl_priv.config import ModelConfig, TrainingConfig
+from mocosfl_priv.defending.expert import HalfTargetBatches, import_client
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.expert import HalfTargetBatches, import_client
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.published.loader import load_published_client

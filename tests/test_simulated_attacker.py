@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mocosfl_priv.data.datasets import load_split
+from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker, score
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.simulated_attacker import SimulatedAttacker, score
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
 from mocosfl_priv.config.decoder_grammar import check_grammar
+from mocosfl_priv.defending.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.seeding import generator
-from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
 from mocosfl_priv.training.mocosfl import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
 
