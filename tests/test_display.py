@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mocosfl_priv.display import TerminalProgress, TerminalSweep, TimeLeft
+from mocosfl_priv.commands.progress_bars import TerminalProgress, TerminalSweep, TimeLeft
 from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.schedule import Task
 
@@ -67,7 +67,7 @@ def test_on_a_terminal_stage_and_time_left_are_drawn() -> None:
 
 def test_a_sweep_says_what_there_is_to_do_and_learns_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("mocosfl_priv.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mocosfl_priv.commands.progress_bars.time.monotonic", lambda: now[0])
     trainings = [Task(f"t{i}", Segment(f"train {i}", "train", 60), print, ()) for i in range(3)]
     score = Task("s", Segment("score", "score", 1), print, (), ("t0",))
     out = io.StringIO()

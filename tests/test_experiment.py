@@ -31,13 +31,13 @@ from mocosfl_priv.api import RunResult
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
-from mocosfl_priv.experiment import TrainedSystem, attack_system, target_of, train_system
+from mocosfl_priv.experiment.attack import grant_view
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.train import TrainedSystem, attack_system, target_of, train_system
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.results import CELL_KEYS, DETECTION_COLUMNS, read_record, write_record
 from mocosfl_priv.runtime.progress import Silent
 from mocosfl_priv.runtime.seeding import global_seed
-from mocosfl_priv.sweep.grid import Plan
-from mocosfl_priv.target import grant_view
 from mocosfl_priv.training.hooks import ServerHooks, Unattended
 from tests.conftest import TINY
 

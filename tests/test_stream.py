@@ -13,12 +13,12 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
+from mocosfl_priv.experiment.attack import protect_afresh
+from mocosfl_priv.experiment.observers import Attendee, Audience, Hijack, live_server, seat, trainings
+from mocosfl_priv.experiment.plan import plan
 from mocosfl_priv.plugins import DEFENSES, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.stream import Attendee, Audience, Hijack, live_server, seat, trainings
-from mocosfl_priv.sweep.grid import plan
-from mocosfl_priv.target import protect_afresh
 from tests.training.test_mocosfl import model, state, train
 
 C = Capability

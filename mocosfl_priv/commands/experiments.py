@@ -118,7 +118,7 @@ def sweep(
 ) -> None:
     """Run a grid in parallel that survives anything: what is complete is kept, and shared where cells need the same."""
     from mocosfl_priv.api import Sweep
-    from mocosfl_priv.display import TerminalSweep
+    from mocosfl_priv.commands.progress_bars import TerminalSweep
 
     planned = Sweep.from_yaml(config_path(config), set_ or [], defense or [], attack or [], scale)
     runs_on = _engine(engine, workers, planned.document.compute)
@@ -193,7 +193,7 @@ def _run(
 def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:
     """Run, write, and print the table, and the verdict if there was a candidate."""
     from mocosfl_priv.api import run_planned
-    from mocosfl_priv.display import TerminalProgress
+    from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.results import Destination
 
     console = Console(stderr=True)

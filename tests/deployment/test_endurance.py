@@ -29,7 +29,7 @@ from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
 from mocosfl_priv.deployment.shards import shard_name, write_shards
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer
-from mocosfl_priv.experiment import train_system
+from mocosfl_priv.experiment.train import train_system
 from mocosfl_priv.runtime.compute import Compute
 from tests.deployment.devices import engine, shard_of, training_of
 from tests.deployment.proxy import Proxy

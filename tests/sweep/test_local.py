@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 from mocosfl_priv import Experiment
+from mocosfl_priv.experiment.plan import plan
+from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.runtime.progress import Segment, Silent
-from mocosfl_priv.sweep.grid import plan
-from mocosfl_priv.sweep.local import run_plan
 
 
 class Counter(Silent):

@@ -15,13 +15,13 @@ from defenses.ressfl import ResSFL
 from defenses.taressfl import TAResSFL
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import ComputeConfig, parse_config
-from mocosfl_priv.experiment import System
-from mocosfl_priv.laboratory import Laboratory
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.train import System
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.plugins.defense_checks import SMALL_TRAINING, small_context
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.sweep.addresses import CORE, NO_ATTACK, NO_RESULT, NO_TRAINING, code_version, expert_document
-from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.sweep.stages import resumed
 from mocosfl_priv.sweep.store import Store, address
 from mocosfl_priv.sweep.tasks import Missing

@@ -19,10 +19,17 @@ from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import CodecName
 from mocosfl_priv.device.codecs import CODECS, Codec, decode, encode
 from mocosfl_priv.evaluation.utility import features, to_unit_range
-from mocosfl_priv.experiment import HONEST, TrainedSystem, grant_stream, target_of, train_system, training_document
+from mocosfl_priv.experiment.attack import grant_view
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.train import (
+    HONEST,
+    TrainedSystem,
+    grant_stream,
+    target_of,
+    train_system,
+    training_document,
+)
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.sweep.grid import Plan
-from mocosfl_priv.target import grant_view
 from mocosfl_priv.training.codecs import as_received, message_bytes
 from mocosfl_priv.training.hooks import NoHooks, Unattended
 from tests.conftest import TINY

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.results import RunRecord, read_record
 from mocosfl_priv.runtime.files import checksum
 from mocosfl_priv.sweep.addresses import code_version
-from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.sweep.stages import cells_of, judge_of, systems_of
 from mocosfl_priv.sweep.store import Store, address
 

@@ -9,14 +9,14 @@ from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
-from mocosfl_priv.experiment import System, defender_context, planned_training_steps
-from mocosfl_priv.laboratory import Laboratory
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.observers import Training, trainings, visible_to
+from mocosfl_priv.experiment.train import System, defender_context, planned_training_steps
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Loaded, ThreatModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Segment, Silent
 from mocosfl_priv.runtime.seeding import generator
-from mocosfl_priv.stream import Training, trainings, visible_to
 from mocosfl_priv.training.sampling import PoolShape
 
 SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.2, 0.2, 6.0  # first guesses, soon replaced

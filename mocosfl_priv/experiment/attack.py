@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.utility import BATCH
-from mocosfl_priv.laboratory import Laboratory, VictimSet
+from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.observers import Attendee, copied_auxiliary, visible_to
 from mocosfl_priv.plugins import Attack, AttackerView, Budget, Capability, Defense, Loaded
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import ATTACK_COSTS
@@ -23,7 +24,6 @@ from mocosfl_priv.runtime.imports import cause
 from mocosfl_priv.runtime.peak_memory import peak_memory
 from mocosfl_priv.runtime.progress import Progress
 from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator, generator, global_seed
-from mocosfl_priv.stream import Attendee, copied_auxiliary, visible_to
 from mocosfl_priv.training.codecs import as_received
 
 

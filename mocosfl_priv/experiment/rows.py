@@ -12,12 +12,12 @@ import pandas as pd
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
-from mocosfl_priv.laboratory import TEST_VICTIMS, Laboratory, VictimSet
+from mocosfl_priv.experiment.attack import Attempt, Target, attempt
+from mocosfl_priv.experiment.context import TEST_VICTIMS, Laboratory, VictimSet
+from mocosfl_priv.experiment.observers import Attendee
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
 from mocosfl_priv.runtime.progress import Progress
-from mocosfl_priv.stream import Attendee
-from mocosfl_priv.target import Attempt, Target, attempt
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def try_attack(
     progress: Progress | None = None,
     attended: Attendee | None = None,
 ) -> list[Trial]:
-    """Let `attack` try all victims at once, and score each set by itself; see :func:`mocosfl_priv.target.attempt`."""
+    """Let `attack` try all victims at once, and score each set by itself; see :func:`attempt`."""
     attempts = attempt(lab, target, attack, victim_sets, progress, attended)
     return [
         Trial(victims, attempted, score_attempt(lab, victims, attempted))

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
-from mocosfl_priv.outcomes import CellResult, SystemResult
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.record import assemble
+from mocosfl_priv.experiment.rows import CellResult, SystemResult
+from mocosfl_priv.experiment.train import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
 from mocosfl_priv.results import RunRecord
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
-from mocosfl_priv.sweep.assembly import assemble
-from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.training.participants import RemoteParticipants
 
 

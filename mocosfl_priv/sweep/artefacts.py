@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from mocosfl_priv.evaluation.recognition import Classifier, RecognitionJudge
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult
 from mocosfl_priv.evaluation.utility import Utility
-from mocosfl_priv.experiment import System, TrainedSystem, audience_of, restored_model, training_guarantee
-from mocosfl_priv.laboratory import Laboratory
+from mocosfl_priv.experiment.attack import Attempt, Promise
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.observers import Training
+from mocosfl_priv.experiment.rows import SystemResult
+from mocosfl_priv.experiment.train import System, TrainedSystem, audience_of, restored_model, training_guarantee
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.outcomes import SystemResult
 from mocosfl_priv.plugins import TrainedExpert
-from mocosfl_priv.stream import Training
 from mocosfl_priv.sweep.store import Artefact
-from mocosfl_priv.target import Attempt, Promise
 from mocosfl_priv.training.mocosfl import Traffic, TrainedModel
 from mocosfl_priv.training.state import State, under, within
 

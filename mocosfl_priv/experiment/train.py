@@ -23,18 +23,26 @@ from mocosfl_priv.device.accounting import MEBIBYTE, paper_traffic
 from mocosfl_priv.device.codecs import sizes
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError, StorageError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
-from mocosfl_priv.laboratory import Laboratory, fresh_model
+from mocosfl_priv.experiment.attack import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
+from mocosfl_priv.experiment.context import Laboratory, fresh_model
+from mocosfl_priv.experiment.observers import (
+    Audience,
+    Hijack,
+    Training,
+    copied_auxiliary,
+    live_server,
+    seat,
+    visible_to,
+)
+from mocosfl_priv.experiment.rows import CellResult, SystemResult, Trial, score_attempt, try_attack
 from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
-from mocosfl_priv.outcomes import CellResult, SystemResult, Trial, score_attempt, try_attack
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, StreamView, TrainedExpert
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import ANALYTIC_COSTS, semi_column
 from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.runtime.seeding import derive_seed, generator
-from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, live_server, seat, visible_to
-from mocosfl_priv.target import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl

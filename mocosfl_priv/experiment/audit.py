@@ -16,9 +16,11 @@ from mocosfl_priv.config import ExperimentConfig, PluginSpec
 from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.laboratory import Laboratory, VictimSet
+from mocosfl_priv.experiment.attack import Target
+from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.provenance import common_info, gather, pictures
+from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.models.split import count_parameters, forward_flops
-from mocosfl_priv.outcomes import CellResult, try_attack
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
 from mocosfl_priv.published.loader import load_published_client, reinitialised
@@ -26,8 +28,6 @@ from mocosfl_priv.results import LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed
-from mocosfl_priv.sweep.record import common_info, gather, pictures
-from mocosfl_priv.target import Target
 
 PUBLISHED_VICTIMS = "published128"
 IMAGE_SIZE = 32

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mocosfl_priv.outcomes import CellResult, SystemResult
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.provenance import common_info, gather, pictures
+from mocosfl_priv.experiment.rows import CellResult, SystemResult
 from mocosfl_priv.results import DETECTION_COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, semi_column
-from mocosfl_priv.sweep.grid import Plan
-from mocosfl_priv.sweep.record import common_info, gather, pictures
 
 
 def assemble(

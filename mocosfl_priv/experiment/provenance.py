@@ -19,11 +19,11 @@ import pandas as pd
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.evaluation.distribution_shift import image_statistics
 from mocosfl_priv.evaluation.reliability import AttackFacts, Flag, RunFacts, reliability_flags
-from mocosfl_priv.laboratory import Laboratory, VictimSet
-from mocosfl_priv.outcomes import CellResult
+from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.observers import visible_to
+from mocosfl_priv.experiment.rows import CellResult
 from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.results import SCHEMA_VERSION, UNDEFENDED, cell_columns, image_key, victims_key
-from mocosfl_priv.stream import visible_to
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
 
