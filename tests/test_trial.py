@@ -15,7 +15,7 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.plugins.scaffold import new_defense
 from mocosfl_priv.results import read_record
-from reports.comparison import TARESSFL
+from reports.analysis.comparison import TARESSFL
 from tests.reports.test_html import assert_well_formed_and_self_contained
 from tests.test_cli import Run, in_process, one_clear_line  # noqa: F401 - a fixture
 

@@ -24,12 +24,11 @@ from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
 from mocosfl_priv.published.loader import load_published_client, reinitialised
-from mocosfl_priv.results import LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord
+from mocosfl_priv.results import LEAKAGE_COLUMNS, PUBLISHED_VICTIMS, SYSTEM_KEYS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed
 
-PUBLISHED_VICTIMS = "published128"
 IMAGE_SIZE = 32
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 SECONDS_PER_ATTACK = 120.0  # a first guess, soon replaced

@@ -19,12 +19,10 @@ from mocosfl_priv.evaluation.utility import ProbeData, probe_features, raw_pixel
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import Attack, AuxiliaryData, Loaded, ThreatModel
 from mocosfl_priv.plugins.guarantee import Guarantee
-from mocosfl_priv.results import RECOGNITION_LEVELS
+from mocosfl_priv.results import RECOGNITION_LEVELS, TEST_VICTIMS
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import generator, global_seed
 from mocosfl_priv.training.hooks import NoHooks
-
-TEST_VICTIMS = "test"  # the victims that the data roles name
 
 
 @dataclass(frozen=True)

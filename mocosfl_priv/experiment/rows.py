@@ -13,10 +13,10 @@ from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Target, attempt
-from mocosfl_priv.experiment.context import TEST_VICTIMS, Laboratory, VictimSet
+from mocosfl_priv.experiment.context import Laboratory, VictimSet
 from mocosfl_priv.experiment.observers import Attendee
 from mocosfl_priv.plugins import Attack, Loaded
-from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
+from mocosfl_priv.results import CELL_KEYS, METRICS, TEST_VICTIMS, semi_column
 from mocosfl_priv.runtime.progress import Progress
 
 

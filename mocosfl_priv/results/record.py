@@ -12,6 +12,8 @@ import pandas as pd
 SCHEMA_VERSION = 4
 UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
+TEST_VICTIMS = "test"  # the victims that the data roles name
+PUBLISHED_VICTIMS = "published128"  # the images of the public release on which its logged values were measured
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
 COSTS = [
     "client_parameters",

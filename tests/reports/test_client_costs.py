@@ -12,9 +12,9 @@ import pytest
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.cli import main
 from mocosfl_priv.results import RunRecord, StoredRun, read_runs
-from reports.client_costs import HEADINGS, NOT_MEASURED, Cost, client_costs, cost_columns, methods_of
-from reports.paper_tables import paper_tables
-from reports.per_image import GROUP
+from reports.analysis.client_costs import HEADINGS, NOT_MEASURED, Cost, client_costs, cost_columns, methods_of
+from reports.analysis.per_image import GROUP
+from reports.output.paper_tables import paper_tables
 
 SYSTEM = ("none", 1, 0.0)
 

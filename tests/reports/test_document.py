@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.document import BOTTOM, NUMBERS, TABLE_WIDTH, TOP, Block, Lines, paginate
-from reports.document import _table as table
+from reports.output.document import BOTTOM, NUMBERS, TABLE_WIDTH, TOP, Block, Lines, paginate
+from reports.output.document import _table as table
 
 WORDS = st.builds(lambda n: Block([f"line {i}" for i in range(n)]), st.integers(1, 6))
 HEADING = st.just(Block(["heading"], bold=True, heading=True))

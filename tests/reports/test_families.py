@@ -3,11 +3,11 @@ from __future__ import annotations
 from mocosfl_priv.evaluation.multiple_comparisons import holm
 from mocosfl_priv.evaluation.reliability import FLAGS
 from mocosfl_priv.results import RunRecord
-from reports.families import against_undefended
-from reports.flags import EXPLANATIONS, explained_flags
-from reports.in_short import in_short
-from reports.leaderboard import leaderboard
-from reports.summary import SummaryRow
+from reports.analysis.families import against_undefended
+from reports.analysis.flags import EXPLANATIONS, explained_flags
+from reports.analysis.in_short import in_short
+from reports.analysis.leaderboard import leaderboard
+from reports.analysis.summary import SummaryRow
 from tests.reports.made_up import made_up
 
 

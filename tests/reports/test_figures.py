@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mocosfl_priv.results import RunRecord
-from reports.figures import draw_all, pareto_front, tradeoff
-from reports.per_image import image_leaks
-from reports.pictures import worst_sights
-from reports.summary import WORST_CASE, SummaryRow, headline_rows
+from reports.analysis.per_image import image_leaks
+from reports.analysis.summary import WORST_CASE, SummaryRow, headline_rows
+from reports.drawing.figures import draw_all, pareto_front, tradeoff
+from reports.drawing.pictures import worst_sights
 
 POINTS = st.lists(st.tuples(st.integers(0, 5).map(float), st.integers(0, 5).map(float)), min_size=1, max_size=12)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.results import RunRecord
 from reports import write_report
-from reports.pictures import shown_victims
-from reports.summary import as_frame, summarise
+from reports.analysis.summary import as_frame, summarise
+from reports.drawing.pictures import shown_victims
 from tests.reports.test_summary import watched
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

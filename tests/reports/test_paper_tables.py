@@ -10,10 +10,10 @@ import pytest
 from benchmarks.report import Grid, synthetic_record
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results import RunRecord, StoredRun
-from reports.export import export_tables
-from reports.markup import Table, as_latex, as_markdown
-from reports.paper_tables import paper_tables
-from reports.summary import headline_rows, summarise
+from reports.analysis.summary import headline_rows, summarise
+from reports.output.export import export_tables
+from reports.output.markup import Table, as_latex, as_markdown
+from reports.output.paper_tables import paper_tables
 
 
 @pytest.fixture(scope="module")

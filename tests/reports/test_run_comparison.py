@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mocosfl_priv.results import RunRecord, StoredRun
-from reports.run_comparison import RunComparison, compare_runs
+from reports.analysis.run_comparison import RunComparison, compare_runs
 from tests.reports.made_up import made_up
 
 VICTIMS = {"roles": {"victims": {"content_sha256": "v" * 64}}}

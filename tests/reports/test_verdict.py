@@ -7,9 +7,9 @@ import pytest
 
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.results import UNDEFENDED, RunRecord
-from reports.comparison import BOTTLENECK, TARESSFL, compare
-from reports.summary import ENSEMBLE, summarise
-from reports.verdict import Verdict, verdicts
+from reports.analysis.comparison import BOTTLENECK, TARESSFL, compare
+from reports.analysis.summary import ENSEMBLE, summarise
+from reports.analysis.verdict import Verdict, verdicts
 from tests.reports.made_up import FLOOR, made_up
 
 NONE = (0.8, 0.60)

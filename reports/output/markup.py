@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mocosfl_priv.results import RunRecord
+from reports.analysis.leaderboard import HEADINGS, Entry, leaderboard_cells, leaderboard_notes
+
 
 @dataclass(frozen=True)
 class Table:
@@ -31,6 +34,19 @@ def markdown_lines(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> s
     """A pipe table; bars in cells are escaped."""
     every = [headings, ["---"] * len(headings), *lines]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in every)
+
+
+def leaderboard_markdown(record: RunRecord, entries: list[Entry]) -> str:
+    """The table with what it takes to repeat it, as a page of docs includes it."""
+    info = record.info
+    table = markdown_lines(HEADINGS, [leaderboard_cells(entry) for entry in entries])
+    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+    made = [
+        f"Run of {info['created'][:10]}, {info['seconds']:.0f} s on {info['compute']['device']}, configuration "
+        f"{info['config_sha256'][:12]}; {versions}; {info['platform']}.",
+        f"```\n{info['command']}\n```",
+    ]
+    return "\n\n".join([table, *leaderboard_notes(record, entries), *made]) + "\n"
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from mocosfl_priv.results import UNDEFENDED, RunRecord, victims_key
-from reports.families import Family
-from reports.leaderboard import Entry
-from reports.pictures import VICTIMS
-from reports.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
-from reports.words import finding, percent, points, undecided
+from mocosfl_priv.results import TEST_VICTIMS, UNDEFENDED, RunRecord, victims_key
+from reports.analysis.families import Family
+from reports.analysis.leaderboard import Entry
+from reports.analysis.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
+from reports.analysis.words import finding, percent, points, undecided
 
 QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
 PRICES = {
@@ -72,7 +71,7 @@ def _whom(record: RunRecord) -> str:
 
 
 def _sure(record: RunRecord, rows: list[SummaryRow], family: Family) -> str:
-    seeds, victims = len(record.info["seeds"]), len(record.images[victims_key(VICTIMS)])
+    seeds, victims = len(record.info["seeds"]), len(record.images[victims_key(TEST_VICTIMS)])
     level = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
     training = f"{seeds} training seeds" if seeds > 1 else "one training seed, so nothing is known of other trainings"
     flags = len(record.info["flags"])

@@ -8,10 +8,17 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
-from reports.comparison import BOTTLENECK, CLOSE, accuracy_difference, concerns, is_matched, sound_attacks, systems_of
-from reports.markup import markdown_lines
-from reports.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
-from reports.words import points
+from reports.analysis.comparison import (
+    BOTTLENECK,
+    CLOSE,
+    accuracy_difference,
+    concerns,
+    is_matched,
+    sound_attacks,
+    systems_of,
+)
+from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
+from reports.analysis.words import points
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
 HEADINGS = [
@@ -184,19 +191,6 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
             "leaks least; it is picked by these very results, so it is a reading aid."
         )
     return notes
-
-
-def leaderboard_markdown(record: RunRecord, entries: list[Entry]) -> str:
-    """The table with what it takes to repeat it, as a page of docs includes it."""
-    info = record.info
-    table = markdown_lines(HEADINGS, [leaderboard_cells(entry) for entry in entries])
-    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
-    made = [
-        f"Run of {info['created'][:10]}, {info['seconds']:.0f} s on {info['compute']['device']}, configuration "
-        f"{info['config_sha256'][:12]}; {versions}; {info['platform']}.",
-        f"```\n{info['command']}\n```",
-    ]
-    return "\n\n".join([table, *leaderboard_notes(record, entries), *made]) + "\n"
 
 
 def _accuracy(interval: Interval) -> str:

@@ -10,11 +10,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from mocosfl_priv.evaluation.statistics import Interval
-from mocosfl_priv.results import RunRecord, image_key, victims_key
-from reports.audit_summary import PUBLISHED_VICTIMS, AuditedCheckpoint, AuditRow, victims_title
-from reports.chart import Chart
-from reports.figures import whiskers
-from reports.pictures import shown_victims, strip
+from mocosfl_priv.results import PUBLISHED_VICTIMS, RunRecord, image_key, victims_key
+from reports.audit.summary import AuditedCheckpoint, AuditRow, victims_title
+from reports.drawing.chart import Chart
+from reports.drawing.figures import whiskers
+from reports.drawing.pictures import shown_victims, strip
 
 LOGGED, REPRODUCED, WORST, FLOOR = "logged", "paper's attack, run by us", "worst case", "floor (blind guess)"
 MARKERS = {LOGGED: "D", REPRODUCED: "o", WORST: "s"}

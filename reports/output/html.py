@@ -11,30 +11,30 @@ from typing import Any
 
 import pandas as pd
 
-from mocosfl_priv.results import RunRecord, victims_key
-from reports import side_by_side as beside
-from reports.chart import Chart, titled
-from reports.client_costs import HEADINGS as CLIENT_HEADINGS
-from reports.client_costs import client_costs, cost_columns, methods_of
-from reports.document import Lines, write_pdf
-from reports.families import Family, against_undefended
-from reports.figures import along_axes, draw_all
-from reports.flags import explained_flags
-from reports.in_short import QUESTIONS, in_short
-from reports.leaderboard import (
+from mocosfl_priv.results import TEST_VICTIMS, RunRecord, victims_key
+from reports.analysis import side_by_side as beside
+from reports.analysis.client_costs import HEADINGS as CLIENT_HEADINGS
+from reports.analysis.client_costs import client_costs, cost_columns, methods_of
+from reports.analysis.families import Family, against_undefended
+from reports.analysis.flags import explained_flags
+from reports.analysis.in_short import QUESTIONS, in_short
+from reports.analysis.leaderboard import (
     HEADINGS,
     leaderboard_cells,
     leaderboard_frame,
-    leaderboard_markdown,
     leaderboard_notes,
 )
-from reports.page import PlacedChart, compact, data_uri, file_name, render, save_charts, save_pictures
-from reports.per_image import GROUP
-from reports.pictures import VICTIMS, shown_victims, strips, worst_sights
-from reports.section import Section, axes_of, flags_of, lines_of, said_of, stacked
-from reports.summary import TAIL, VISIBLE_SSIM, as_frame, detections, key_of
-from reports.verdict import verdicts
-from reports.words import caveats, points, promises, sentences
+from reports.analysis.per_image import GROUP
+from reports.analysis.section import Section, axes_of, flags_of, lines_of, said_of, stacked
+from reports.analysis.summary import TAIL, VISIBLE_SSIM, as_frame, detections, key_of
+from reports.analysis.verdict import verdicts
+from reports.analysis.words import caveats, compact, points, promises, sentences
+from reports.drawing.chart import Chart, titled
+from reports.drawing.figures import along_axes, draw_all
+from reports.drawing.pictures import shown_victims, strips, worst_sights
+from reports.output.document import Lines, write_pdf
+from reports.output.markup import leaderboard_markdown
+from reports.output.page import PlacedChart, data_uri, file_name, render, save_charts, save_pictures
 
 FAMILY_HEADINGS = ["system", "difference of R", "p by itself", "p of all (Holm)", "finding", "linear probe"]
 COST_HEADINGS = [
@@ -86,7 +86,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
         {s.inside(system): seen for s, mine in zip(sections, sights, strict=True) for system, seen in mine.items()},
     )
     page = render(
-        "report.html.j2",
+        "output/templates/report.html.j2",
         axes=axes_of(sections),
         sections=sections,
         info=info,
@@ -109,8 +109,8 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
         tail=TAIL,
         visible=VISIBLE_SSIM,
         strips=[] if axes_of(sections) else _strips(sections[0], folder / "figures"),
-        victims=len(sections[0].record.images[victims_key(VICTIMS)]),
-        shown=shown_victims(len(sections[0].record.images[victims_key(VICTIMS)])),
+        victims=len(sections[0].record.images[victims_key(TEST_VICTIMS)]),
+        shown=shown_victims(len(sections[0].record.images[victims_key(TEST_VICTIMS)])),
         cost_methods=methods_of([client_costs(s.record, key_of(row)) for s in sections for row in s.headlines]),
         plugins=[json.dumps(section.record.info["plugins"], indent=2) for section in sections],
     )  # fmt: skip

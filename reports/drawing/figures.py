@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord
-from reports.chart import Chart, Mark
-from reports.per_image import GROUP
-from reports.side_by_side import Line
-from reports.summary import SummaryRow, headline_rows
+from reports.analysis.per_image import GROUP
+from reports.analysis.side_by_side import Line
+from reports.analysis.summary import SummaryRow, headline_rows
+from reports.drawing.chart import Chart, Mark
 
 matplotlib.use("Agg")
 sns.set_theme(style="whitegrid", context="notebook")

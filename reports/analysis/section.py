@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 
 from mocosfl_priv.results import RunRecord, StoredRun
-from reports.leaderboard import Entry, leaderboard
-from reports.summary import SummaryRow, headline_rows, summarise
+from reports.analysis.leaderboard import Entry, leaderboard
+from reports.analysis.summary import SummaryRow, headline_rows, summarise
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord, StoredRun
-from reports import published
-from reports.client_costs import HEADINGS, client_costs, methods_of
-from reports.comparison import TARESSFL
-from reports.markup import Table
-from reports.published import Published
-from reports.summary import SummaryRow, headline_rows, key_of, summarise
+from reports.analysis import published
+from reports.analysis.client_costs import HEADINGS, client_costs, methods_of
+from reports.analysis.comparison import TARESSFL
+from reports.analysis.published import Published
+from reports.analysis.summary import SummaryRow, headline_rows, key_of, summarise
+from reports.output.markup import Table
 
 NOT_PUBLISHED = "–"
 

@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 
 from mocosfl_priv.errors import RunFailedError
-from mocosfl_priv.results import RunRecord
-from reports.audit_figures import audit_strips, mse_ladder, true_images
-from reports.audit_summary import (
-    PUBLISHED_VICTIMS,
+from mocosfl_priv.results import PUBLISHED_VICTIMS, RunRecord
+from reports.audit.figures import audit_strips, mse_ladder, true_images
+from reports.audit.summary import (
     audit_caveats,
     audit_frame,
     audit_sentences,
     summarise_audit,
     victims_title,
 )
-from reports.page import data_uri, render, save_charts, save_pictures
-from reports.pictures import shown_victims
+from reports.drawing.pictures import shown_victims
+from reports.output.page import data_uri, render, save_charts, save_pictures
 
 
 def write_audit_report(record: RunRecord, folder: Path) -> Path:
@@ -41,7 +40,7 @@ def write_audit_report(record: RunRecord, folder: Path) -> Path:
     placed = save_charts(charts, folder / "figures")
     audit_frame(found).to_csv(folder / "summary.csv", index=False)
     page = render(
-        "audit.html.j2",
+        "audit/audit.html.j2",
         info=record.info,
         config=record.config_yaml,
         sets=found,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, leak_difference_spread, mean_interval
 from mocosfl_priv.results import RunRecord
-from reports.per_image import (
+from reports.analysis.per_image import (
     GROUP,
     Key,
     bootstrap_options,
@@ -21,7 +21,7 @@ from reports.per_image import (
     paired,
     per_seed,
 )
-from reports.summary import ENSEMBLE, system_name
+from reports.analysis.summary import ENSEMBLE, system_name
 
 BOTTLENECK = "defenses.bottleneck:BottleneckDefense"
 TARESSFL = "defenses.taressfl:TAResSFL"

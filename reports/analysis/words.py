@@ -8,7 +8,7 @@ from typing import Any
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
 from mocosfl_priv.results import RunRecord
-from reports.summary import ENSEMBLE, VACUOUS, SummaryRow, by_system, headline_rows, system_name
+from reports.analysis.summary import ENSEMBLE, VACUOUS, SummaryRow, by_system, headline_rows, system_name
 
 
 def finding(rows: list[SummaryRow], system: str) -> Finding:
@@ -150,6 +150,14 @@ def points(difference: Interval) -> str:
     """A difference of accuracies in percentage points."""
     low, high = 100 * difference.low, 100 * difference.high
     return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def compact(value: float) -> str:
+    """1234567 as 1.23 M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.3g}"
 
 
 def percent(interval: Interval) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from reports.chart import Chart, Spot
+from reports.analysis.words import compact
+from reports.drawing.chart import Chart, Spot
 
 
 def render(template: str, **context: object) -> str:
-    """The page that `template`, a file beside this one, makes of `context`; everything from outside is escaped."""
+    """The page that `template`, a path below ``reports/``, makes of `context`; everything from outside is escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
@@ -68,11 +69,3 @@ def file_name(name: str) -> str:
 
 def _source(template: str) -> str:
     return files("reports").joinpath(template).read_text(encoding="utf-8")
-
-
-def compact(value: float) -> str:
-    """1234567 as 1.23 M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.3g}"

@@ -9,11 +9,11 @@ import pandas as pd
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results import StoredRun
-from reports.client_costs import cost_columns
-from reports.markup import as_latex, as_markdown
-from reports.paper_tables import paper_tables
-from reports.per_image import GROUP
-from reports.section import stacked
+from reports.analysis.client_costs import cost_columns
+from reports.analysis.per_image import GROUP
+from reports.analysis.section import stacked
+from reports.output.markup import as_latex, as_markdown
+from reports.output.paper_tables import paper_tables
 
 FORMATS = ("csv", "parquet", "latex", "markdown")
 

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mocosfl_priv.results import RunRecord, image_key, victims_key
-from reports.per_image import GROUP, closest_attacks, image_leaks, of_system
-from reports.summary import SummaryRow, key_of
+from mocosfl_priv.results import TEST_VICTIMS, RunRecord, image_key, victims_key
+from reports.analysis.per_image import GROUP, closest_attacks, image_leaks, of_system
+from reports.analysis.summary import SummaryRow, key_of
 
-VICTIMS = "test"
 STRIP_IMAGES = 10
 STRIP_SCALE = 2
 STRIP_GAP = 2
@@ -33,7 +32,7 @@ def strip(images: np.ndarray, indices: list[int]) -> bytes:
 
 def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
     """Originals, then every attack on every system (first seed): title, R over all victims, PNG."""
-    victims = record.images[victims_key(VICTIMS)]
+    victims = record.images[victims_key(TEST_VICTIMS)]
     indices = shown_victims(len(victims))
     pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
     first_blind = next((row for row in rows if row.blind), None)
@@ -95,7 +94,7 @@ def _sight(record: RunRecord, row: SummaryRow, one: pd.Series) -> Sight | None:
     if images is None:
         return None
     index = int(one["image"])
-    pair = [source[index].transpose(1, 2, 0) for source in (record.images[victims_key(VICTIMS)], images)]
+    pair = [source[index].transpose(1, 2, 0) for source in (record.images[victims_key(TEST_VICTIMS)], images)]
     gap = np.full((STRIP_GAP, pair[0].shape[1], 3), 255, dtype=np.uint8)
     return Sight(
         picture=np.concatenate([pair[0], gap, pair[1]]),
@@ -108,7 +107,7 @@ def _sight(record: RunRecord, row: SummaryRow, one: pd.Series) -> Sight | None:
 
 def _image_key(record: RunRecord, row: SummaryRow, attack: str) -> str:
     system = {name: getattr(row, name) for name in GROUP}
-    return image_key({**system, "attack": attack, "seed": record.info["seeds"][0], "victims": VICTIMS})
+    return image_key({**system, "attack": attack, "seed": record.info["seeds"][0], "victims": TEST_VICTIMS})
 
 
 def side_by_side(images: list[np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 from mocosfl_priv.evaluation.shares import Rate, quantile_interval, share_interval
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
-from reports.per_image import (
+from reports.analysis.per_image import (
     GROUP,
     Key,
     bootstrap_options,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from reports.chart import Chart
-from reports.pictures import Sight, side_by_side
+from reports.drawing.chart import Chart
+from reports.drawing.pictures import Sight, side_by_side
 
 PAGE = (11.7, 8.3)  # A4, landscape, in inches
 LEFT, TOP, BOTTOM = 0.05, 0.94, 0.05  # shares of the page

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from mocosfl_priv.evaluation.multiple_comparisons import family_wise_statement, holm
 from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT
 from mocosfl_priv.results import UNDEFENDED, RunRecord
-from reports.comparison import Comparison, compare, systems_of
-from reports.per_image import Key, bootstrap_options
-from reports.summary import system_name
+from reports.analysis.comparison import Comparison, compare, systems_of
+from reports.analysis.per_image import Key, bootstrap_options
+from reports.analysis.summary import system_name
 
 
 @dataclass(frozen=True)
