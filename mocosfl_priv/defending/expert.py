@@ -19,7 +19,7 @@ from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.seeding import generator
-from mocosfl_priv.training.mocosfl import train_mocosfl
+from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
 
 # The expert is trained by one party, without validation: what concerns many clients, their data and their traffic, and

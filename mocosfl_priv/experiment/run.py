@@ -26,7 +26,7 @@ def run_plan(
     """Train every system, attack it with every attack, and gather the record.
 
     checkpoints: folder in which trainings keep their state and from which they go on; nothing else is written.
-    remote: see :func:`mocosfl_priv.training.mocosfl.train_mocosfl`.
+    remote: see :func:`mocosfl_priv.training.loop.train_mocosfl`.
     Errors propagate.
     """
     progress = progress or Silent()

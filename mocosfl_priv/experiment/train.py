@@ -45,9 +45,10 @@ from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.runtime.seeding import derive_seed, generator
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.codecs import as_received
-from mocosfl_priv.training.mocosfl import TrainedModel, messages_per_draw, train_mocosfl
-from mocosfl_priv.training.participants import RemoteParticipants, rows_per_image
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws, seeded_partition, total_steps
+from mocosfl_priv.training.loop import TrainedModel, train_mocosfl
+from mocosfl_priv.training.message_count import messages_per_draw, most_draws, rows_per_image
+from mocosfl_priv.training.participants import RemoteParticipants
+from mocosfl_priv.training.sampling import PooledClients, PoolShape, seeded_partition, total_steps
 from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())

@@ -18,7 +18,7 @@ from mocosfl_priv.plugins.loaded import Loaded
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.training.checkpoints import Checkpoints
-from mocosfl_priv.training.mocosfl import messages_per_draw
+from mocosfl_priv.training.message_count import messages_per_draw
 from mocosfl_priv.training.sampling import PoolShape
 
 

@@ -19,7 +19,7 @@ from mocosfl_priv.plugins.defense import DefenderContext, Defense, PreparedModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.runtime.seeding import global_seed
-from mocosfl_priv.training.mocosfl import train_mocosfl
+from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 MESSAGES = 5

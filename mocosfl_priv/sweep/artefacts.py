@@ -24,7 +24,8 @@ from mocosfl_priv.experiment.train import System, TrainedSystem, audience_of, re
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import TrainedExpert
 from mocosfl_priv.sweep.store import Artefact
-from mocosfl_priv.training.mocosfl import Traffic, TrainedModel
+from mocosfl_priv.training.loop import TrainedModel
+from mocosfl_priv.training.mocosfl import Traffic
 from mocosfl_priv.training.state import State, under, within
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"

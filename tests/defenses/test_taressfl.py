@@ -16,7 +16,7 @@ from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import global_seed
-from mocosfl_priv.training.mocosfl import train_mocosfl
+from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 

@@ -25,7 +25,7 @@ from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training import checkpoints as checkpoints_module
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import NoHooks, ServerHooks
-from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
+from mocosfl_priv.training.loop import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 STEPS, EPOCHS = 16, 8

@@ -12,8 +12,9 @@ from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.models.split import build_split_model
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.hooks import NoHooks
-from mocosfl_priv.training.mocosfl import messages_per_draw, train_mocosfl
-from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws
+from mocosfl_priv.training.loop import train_mocosfl
+from mocosfl_priv.training.message_count import messages_per_draw, most_draws
+from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 
 class Counting(NoHooks):

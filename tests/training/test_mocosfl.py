@@ -20,7 +20,7 @@ from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import KERNELS
 from mocosfl_priv.training.hooks import NoHooks
-from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
+from mocosfl_priv.training.loop import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
 from mocosfl_priv.training.server import info_nce
 
