@@ -10,16 +10,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.config.decoder_grammar import check_grammar
-from mocosfl_priv.inversion import Recipe, Sender, in_batches
-from mocosfl_priv.inversion.feature_moments import moments
-from mocosfl_priv.inversion.surrogate import (
+from mocosfl_priv.inversion import (
     Inversion,
     KnownImages,
     Likeness,
     MomentFit,
+    Recipe,
+    Sender,
+    check_grammar,
     fit_moments,
+    in_batches,
     invert_through,
+    moments,
     moments_agree,
 )
 from mocosfl_priv.runtime.seeding import derive_seed

@@ -9,11 +9,18 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
-from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
-from mocosfl_priv.inversion import Recipe, Sender, batch_size_for, held_out_split, train_inverter
-from mocosfl_priv.inversion.decoders import NormName, build_decoder
+from mocosfl_priv.inversion import (
+    NormName,
+    Recipe,
+    Sender,
+    batch_size_for,
+    build_decoder,
+    check_grammar,
+    held_out_split,
+    train_inverter,
+)
 from mocosfl_priv.plugins import AuxiliaryData
 from mocosfl_priv.runtime.seeding import derive_seed
 

@@ -11,19 +11,26 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
-from mocosfl_priv.config.decoder_grammar import check_grammar
-from mocosfl_priv.data.augmentation import moco_v2_view
-from mocosfl_priv.inversion import in_batches
-from mocosfl_priv.inversion.colour_match import believable, sample
-from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS
-from mocosfl_priv.inversion.decoders import build_decoder
-from mocosfl_priv.inversion.discriminator import build_critic
-from mocosfl_priv.inversion.feature_moments import moment_distance, moments
-from mocosfl_priv.inversion.pilot import build_pilot
-from mocosfl_priv.inversion.surrogate import Likeness, MomentFit, Sight, fit_best, redrawn
+from mocosfl_priv.inversion import (
+    JUDGE_STEPS,
+    Likeness,
+    MomentFit,
+    Sight,
+    believable,
+    build_critic,
+    build_decoder,
+    build_pilot,
+    check_grammar,
+    fit_best,
+    in_batches,
+    moco_v2_view,
+    moment_distance,
+    moments,
+    redrawn,
+    sample,
+)
+from mocosfl_priv.plugins import Learner, ServerHooks, State, under, within
 from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator
-from mocosfl_priv.training.hooks import ServerHooks
-from mocosfl_priv.training.state import Learner, State, under, within
 
 CALIBRATION_IMAGES = 512
 FIT_BATCH = 64

@@ -14,8 +14,7 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import Sender, Standardise
-from mocosfl_priv.inversion.ridge import Ridge
+from mocosfl_priv.inversion import Ridge, Sender, Standardise
 from mocosfl_priv.plugins import AuxiliaryData
 from mocosfl_priv.runtime.seeding import derive_seed
 

@@ -3,6 +3,7 @@
 from mocosfl_priv.config.decoder_grammar import (
     check_grammar,
 )
+from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.inversion.colour_match import (
     believable,
     sample,
@@ -61,6 +62,7 @@ from mocosfl_priv.inversion.surrogate import (
     moments_agree,
     redrawn,
 )
+from mocosfl_priv.training.server import info_nce
 
 __all__ = [
     "BATCH_FOR_INFERENCE",
@@ -92,8 +94,10 @@ __all__ = [
     "fit_moments",
     "held_out_split",
     "in_batches",
+    "info_nce",
     "invert_through",
     "load_generator",
+    "moco_v2_view",
     "moment_distance",
     "moments",
     "moments_agree",

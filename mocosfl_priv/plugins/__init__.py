@@ -1,5 +1,6 @@
 """The contracts of attacks and defenses, what each may know, and the registry that finds them."""
 
+from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins.attack import (
     Attack,
 )
@@ -37,6 +38,9 @@ from mocosfl_priv.plugins.views import (
     AuxiliaryData,
     StreamView,
 )
+from mocosfl_priv.training.hooks import Message, ServerHooks
+from mocosfl_priv.training.sampling import PoolShape
+from mocosfl_priv.training.state import Learner, State, load_optimiser_state, optimiser_state, under, within
 
 __all__ = [
     "ATTACKS",
@@ -52,12 +56,22 @@ __all__ = [
     "Defense",
     "Detection",
     "Guarantee",
+    "Learner",
     "Loaded",
+    "Message",
+    "PoolShape",
     "PreparedModel",
     "Registry",
+    "ServerHooks",
+    "SplitModel",
+    "State",
     "StreamView",
     "ThreatModel",
     "TrainedExpert",
+    "load_optimiser_state",
+    "optimiser_state",
     "summary",
+    "under",
     "with_implied",
+    "within",
 ]
