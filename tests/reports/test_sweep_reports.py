@@ -20,8 +20,8 @@ from reports.analysis.side_by_side import side_by_side
 from reports.analysis.summary import as_frame
 from reports.analysis.words import caveats
 from reports.output.paper_tables import paper_tables
-from tests.reports.test_html import assert_well_formed_and_self_contained
-from tests.reports.test_page_in_a_browser import CHROMIUM, assert_quiet_and_narrow
+from tests.reports.output.test_html import assert_well_formed_and_self_contained
+from tests.reports.output.test_page_in_a_browser import CHROMIUM, assert_quiet_and_narrow
 
 GRID = Grid(
     defenses=("none", "bottleneck"),

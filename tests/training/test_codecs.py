@@ -33,7 +33,7 @@ from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.codecs import as_received, message_bytes
 from mocosfl_priv.training.hooks import NoHooks, Unattended
 from tests.conftest import TINY
-from tests.test_stream import Listening
+from tests.experiment.test_observers import Listening
 from tests.training.test_mocosfl import model, state, train
 
 LOSSY: list[Codec] = ["fp16", "int8"]
@@ -185,7 +185,7 @@ def small(**training: Any) -> Plan:
     return Experiment.from_dict(
         {
             **TINY,
-            "defenses": ["tests.test_experiment:Shouting"],
+            "defenses": ["tests.experiment.test_experiment:Shouting"],
             "attacks": [f"{__name__}:Attentive"],
             "threat": {"grants": ["client_weights", "auxiliary_data", "architecture", "training_stream"]},
             "data": TINY["data"] | {"train_limit": 200, "test_limit": 100},

@@ -19,7 +19,7 @@ import yaml
 from mocosfl_priv.cli import main
 from mocosfl_priv.commands.devices import device_experiment
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -157,7 +157,7 @@ class Crashing(Defense):
 
 def test_a_crashing_defense_is_named(tiny: dict[str, Any]) -> None:
     with pytest.raises(RunFailedError, match=r"training Crashing, cut 1, seed 0 failed: KeyError"):
-        Experiment.from_dict({**tiny, "defenses": ["tests.test_experiment:Crashing"]}).run()
+        Experiment.from_dict({**tiny, "defenses": ["tests.experiment.test_experiment:Crashing"]}).run()
 
 
 class Spy(Attack):
@@ -278,7 +278,11 @@ def test_what_detectors_found_stands_in_the_record(tiny: dict[str, Any], tmp_pat
 
 def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) -> None:
     plan = Experiment.from_dict(
-        {**tiny, "defenses": ["tests.test_experiment:Shouting"], "attacks": ["tests.test_experiment:Spy"]}
+        {
+            **tiny,
+            "defenses": ["tests.experiment.test_experiment:Shouting"],
+            "attacks": ["tests.experiment.test_experiment:Spy"],
+        }
     ).plan()
     lab = plan.laboratory
     trained = train_system(lab, plan.systems[0])
@@ -327,7 +331,7 @@ def reachable(root: object) -> list[object]:
 
 
 def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None:
-    plan = Experiment.from_dict({**tiny, "attacks": ["tests.test_experiment:Spy"]}).plan()
+    plan = Experiment.from_dict({**tiny, "attacks": ["tests.experiment.test_experiment:Spy"]}).plan()
     lab = plan.laboratory
     trained = train_system(lab, plan.systems[0])
     view = view_of(plan, trained)
@@ -365,7 +369,7 @@ class Insider(Attack):
 
 
 def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: dict[str, Any]) -> None:
-    insider, spy = "tests.test_experiment:Insider", "tests.test_experiment:Spy"
+    insider, spy = "tests.experiment.test_experiment:Insider", "tests.experiment.test_experiment:Spy"
     tiny["training"] |= {"sync_period": 10_000, "partition": "classes_per_client", "classes_per_client": 1}
     tiny["data"] = {"train_limit": 240, "test_limit": 100, "victims": 8}
     tiny["model"] |= {"width": 16}
@@ -432,7 +436,7 @@ class Vandal(Attack):
 
 
 def test_an_attack_cannot_spoil_what_comes_after_it(tiny: dict[str, Any], tiny_run: RunResult) -> None:
-    vandal = "tests.test_experiment:Vandal"
+    vandal = "tests.experiment.test_experiment:Vandal"
     run = Experiment.from_dict({**tiny, "attacks": [vandal, *tiny["attacks"]]}).run()
     after = run.table().iloc[1:].reset_index(drop=True)
     pd.testing.assert_frame_equal(after.drop(columns=TIMES), tiny_run.table().drop(columns=TIMES))
@@ -444,8 +448,8 @@ def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any])
     plan = Experiment.from_dict(
         {
             **tiny,
-            "defenses": ["tests.test_experiment:Shouting"],
-            "attacks": ["tests.test_experiment:Spy"],
+            "defenses": ["tests.experiment.test_experiment:Shouting"],
+            "attacks": ["tests.experiment.test_experiment:Spy"],
             "threat": {"adaptive": False},
         }
     ).plan()
@@ -461,7 +465,7 @@ def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(t
     plan = Experiment.from_dict(
         {
             **tiny,
-            "defenses": ["tests.test_experiment:Shouting"],
+            "defenses": ["tests.experiment.test_experiment:Shouting"],
             "attacks": ["decoder"],
             "threat": {"adaptive": False, "grants": ["query", "auxiliary_data"]},
         }
@@ -474,7 +478,7 @@ def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(t
 
 
 def test_what_turns_out_impossible_during_a_run_is_a_failed_run(tiny: dict[str, Any]) -> None:
-    tiny |= {"attacks": [{"name": "tests.test_experiment:Faulty", "how": "reach"}]}
+    tiny |= {"attacks": [{"name": "tests.experiment.test_experiment:Faulty", "how": "reach"}]}
     with pytest.raises(RunFailedError, match="reached for query"):
         Experiment.from_dict(tiny).run()
 
@@ -492,7 +496,7 @@ def test_a_failed_attack_is_a_row_with_its_cause(
     how: str, cause: str, trained_tiny: tuple[Plan, TrainedSystem]
 ) -> None:
     plan, trained = trained_tiny
-    faulty = ATTACKS.create(PluginSpec(name="tests.test_experiment:Faulty", how=how))
+    faulty = ATTACKS.create(PluginSpec(name="tests.experiment.test_experiment:Faulty", how=how))
     cell = attack_system(plan.laboratory, trained, faulty)
     assert cause in cell.row["failure"]
     assert np.isnan([cell.row[name] for name in ("mse", "psnr", "leak_ratio")]).all()
@@ -501,13 +505,13 @@ def test_a_failed_attack_is_a_row_with_its_cause(
 
 def test_an_attack_that_reaches_for_more_ends_the_run(trained_tiny: tuple[Plan, TrainedSystem]) -> None:
     plan, trained = trained_tiny
-    reaching = ATTACKS.create(PluginSpec(name="tests.test_experiment:Faulty", how="reach"))
+    reaching = ATTACKS.create(PluginSpec(name="tests.experiment.test_experiment:Faulty", how="reach"))
     with pytest.raises(ThreatModelError, match="reached for query"):
         attack_system(plan.laboratory, trained, reaching)
 
 
 def test_a_failure_is_reported_and_takes_no_part_in_averages(tiny: dict[str, Any], tmp_path: Path) -> None:
-    faulty = {"name": "tests.test_experiment:Faulty", "how": "nan"}
+    faulty = {"name": "tests.experiment.test_experiment:Faulty", "how": "nan"}
     run = Experiment.from_dict({**tiny, "attacks": [faulty, *tiny["attacks"]]}).run()
     page = run.report(tmp_path / "run")
     assert "attack Faulty failed with seed 0 and takes no part in any average" in html.unescape(page.read_text())

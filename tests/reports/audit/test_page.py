@@ -17,7 +17,7 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, image_key
 from reports import write_report
 from reports.audit.summary import audit_caveats, audit_sentences, checkpoint_labels, summarise_audit
-from tests.reports.test_html import assert_well_formed_and_self_contained
+from tests.reports.output.test_html import assert_well_formed_and_self_contained
 
 VICTIMS = 12
 FLOORS = {"published128": 0.0405, "test": 0.06}

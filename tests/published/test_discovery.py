@@ -13,7 +13,7 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.published.discovery import find_published, load_attack_images
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.published.logs import LoggedValues
-from tests.models.test_published import fake_state
+from tests.published.test_loader import fake_state
 
 EXPERT = (
     "mocosflV2_ResNet18_cifar10_cut2_bnlC4S2_expert_batchsize128_ressfl_2.0_SSIM0.6_data_proportion_0.01_aux_cifar100"

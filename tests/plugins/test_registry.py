@@ -62,14 +62,14 @@ def test_a_file_with_a_single_defense_needs_no_class(tmp_path: Path) -> None:
 
 
 def test_a_module_of_another_package() -> None:
-    assert DEFENSES.load("tests.test_plugins:Ranged") is Ranged
+    assert DEFENSES.load("tests.plugins.test_registry:Ranged") is Ranged
 
 
 def test_entry_points_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("halver", "tests.test_plugins:Ranged", "mocosfl_priv.defenses")
+    point = EntryPoint("halver", "tests.plugins.test_registry:Ranged", "mocosfl_priv.defenses")
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "mocosfl_priv.defenses" else [])
     assert DEFENSES.load("halver") is Ranged
-    clash = EntryPoint("gaussian", "tests.test_plugins:Ranged", "mocosfl_priv.defenses")
+    clash = EntryPoint("gaussian", "tests.plugins.test_registry:Ranged", "mocosfl_priv.defenses")
     monkeypatch.setattr(registry, "entry_points", lambda group: [clash])
     with pytest.raises(ConfigurationError, match="two defenses are called 'gaussian'"):
         DEFENSES.origins()
@@ -81,8 +81,8 @@ def test_entry_points_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None
         ("gausian", "did you mean 'gaussian'"),
         ("nowhere.py:Mine", "does not exist"),
         ("no.such.module:Mine", "importing no.such.module failed"),
-        ("tests.test_plugins:Rangd", "did you mean 'Ranged'"),
-        ("tests.test_plugins:PluginSpec", "is not a Defense"),
+        ("tests.plugins.test_registry:Rangd", "did you mean 'Ranged'"),
+        ("tests.plugins.test_registry:PluginSpec", "is not a Defense"),
     ],
 )
 def test_bad_references(reference: str, message: str) -> None:
@@ -109,9 +109,9 @@ def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path, text: str) -
 )
 def test_parameters_are_checked_by_annotation(parameters: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        DEFENSES.create(PluginSpec(name="tests.test_plugins:Ranged", **parameters))
+        DEFENSES.create(PluginSpec(name="tests.plugins.test_registry:Ranged", **parameters))
 
 
 def test_parameters_are_converted() -> None:
-    created = DEFENSES.create(PluginSpec(name="tests.test_plugins:Ranged", sigma="0.5"))
+    created = DEFENSES.create(PluginSpec(name="tests.plugins.test_registry:Ranged", sigma="0.5"))
     assert created.plugin.sigma == 0.5  # type: ignore[attr-defined]

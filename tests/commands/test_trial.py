@@ -16,10 +16,10 @@ from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.plugins.scaffold import new_defense
 from mocosfl_priv.results import read_record
 from reports.analysis.comparison import TARESSFL
-from tests.reports.test_html import assert_well_formed_and_self_contained
-from tests.test_cli import Run, in_process, one_clear_line  # noqa: F401 - a fixture
+from tests.commands.test_commands import Run, in_process, one_clear_line  # noqa: F401 - a fixture
+from tests.reports.output.test_html import assert_well_formed_and_self_contained
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY_TRIAL = [
     "data.train_limit=200", "data.test_limit=120", "data.victims=16", "data.auxiliary_source_fraction=0.9",
     "training.clients=4", "training.epochs=1",

@@ -14,7 +14,7 @@ from mocosfl_priv.results import RunRecord
 from reports import write_report
 from reports.analysis.summary import as_frame, summarise
 from reports.drawing.pictures import shown_victims
-from tests.reports.test_summary import watched
+from tests.reports.analysis.test_summary import watched
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -12,7 +12,7 @@ from mocosfl_priv.models.layers import Residual
 from mocosfl_priv.models.split import SplitModel, build_split_model, validate_cut
 from mocosfl_priv.training.clients import ClientBank
 
-MODULE = "tests.models.test_own_backbone"
+MODULE = "tests.models.test_custom_backbone"
 
 
 def plain(width: int | None, image_size: int) -> list[nn.Module]:

@@ -15,7 +15,7 @@ def at_scale(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     return parse_config(scaled(read_document(path), "tiny"), overrides)
 
 
-PAPER = sorted((Path(__file__).parents[1] / "configs" / "paper").glob("*.yaml"))
+PAPER = sorted((Path(__file__).parents[2] / "configs" / "paper").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)

@@ -20,7 +20,7 @@ from mocosfl_priv.config import (
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.sweep.document import load_sweep
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
