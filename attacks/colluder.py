@@ -10,19 +10,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.inversion import Recipe, Sender, in_batches
-from mocosfl_priv.models.decoder import check_grammar
-from mocosfl_priv.models.moments import moments
-from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import (
+from mocosfl_priv.inversion import (
     Inversion,
     KnownImages,
     Likeness,
     MomentFit,
+    Recipe,
+    Sender,
+    check_grammar,
     fit_moments,
+    in_batches,
     invert_through,
+    moments,
     moments_agree,
 )
+from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_BATCH = 48
 FIRST_SHARE, FIT_SHARE = 0.5, 0.2  # of what is left of a limited budget, for the first inversion and for the fit

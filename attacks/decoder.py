@@ -11,10 +11,18 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
-from mocosfl_priv.inversion import Recipe, Sender, batch_size_for, held_out_split, train_inverter
-from mocosfl_priv.models.decoder import NormName, build_decoder, check_grammar
-from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.threat import AuxiliaryData
+from mocosfl_priv.inversion import (
+    NormName,
+    Recipe,
+    Sender,
+    batch_size_for,
+    build_decoder,
+    check_grammar,
+    held_out_split,
+    train_inverter,
+)
+from mocosfl_priv.plugins import AuxiliaryData
+from mocosfl_priv.runtime.seeding import derive_seed
 
 DEFAULT_STEPS = 3000
 
@@ -47,7 +55,7 @@ class DecoderAttack(Attack):
 
     preset: ``paper`` changes the defaults of what follows to those of the published attack.
     architecture: the capacity ladder is conv_normN0C16, res_normN0C16, res_normN4C64, res_normN8C64, unet_N2C32,
-    unet_N3C48, and ressfl_N4C64 is the published attack's; see `mocosfl_priv.models.decoder`.
+    unet_N3C48, and ressfl_N4C64 is the published attack's; see `mocosfl_priv.inversion.decoders`.
     epochs: passes over the auxiliary images. steps: batches instead of epochs; 3000 if both are left out. batch_size:
     if left out 32, or less where time is limited and auxiliary images are few.
     learning_rate: peak of a one-cycle schedule, or Adam's constant one without `one_cycle`.

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import held_out_split
-from mocosfl_priv.models.generator import VariationalAutoencoder, load_generator
-from mocosfl_priv.models.ridge import Ridge
-from mocosfl_priv.seeding import derive_seed
+from mocosfl_priv.inversion import Ridge, VariationalAutoencoder, held_out_split, load_generator
+from mocosfl_priv.runtime.seeding import derive_seed
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 TRIAL_IMAGES = 16

@@ -14,10 +14,9 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import Sender, Standardise
-from mocosfl_priv.models.ridge import Ridge
-from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.threat import AuxiliaryData
+from mocosfl_priv.inversion import Ridge, Sender, Standardise
+from mocosfl_priv.plugins import AuxiliaryData
+from mocosfl_priv.runtime.seeding import derive_seed
 
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
 SATURATED = 0.02  # nearer to black or white, a sigmoid has hardly a gradient

@@ -12,18 +12,29 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
-from mocosfl_priv.data.augmentation import moco_v2_view
-from mocosfl_priv.inversion import BATCH_FOR_INFERENCE, in_batches
-from mocosfl_priv.models.colour_match import believable, sample
-from mocosfl_priv.models.critic import Labelled, Unlabelled, build_critic
-from mocosfl_priv.models.decoder import build_decoder, check_grammar
-from mocosfl_priv.models.moments import moment_distance, moments
-from mocosfl_priv.models.reflection import JUDGE_STEPS
-from mocosfl_priv.seeding import derive_seed, drawn_generator
-from mocosfl_priv.surrogate import Likeness, MomentFit, Sight, fit_best, redrawn
-from mocosfl_priv.training.hooks import ServerHooks
-from mocosfl_priv.training.server import info_nce
-from mocosfl_priv.training.state import Learner, State, under, within
+from mocosfl_priv.inversion import (
+    BATCH_FOR_INFERENCE,
+    JUDGE_STEPS,
+    Labelled,
+    Likeness,
+    MomentFit,
+    Sight,
+    Unlabelled,
+    believable,
+    build_critic,
+    build_decoder,
+    check_grammar,
+    fit_best,
+    in_batches,
+    info_nce,
+    moco_v2_view,
+    moment_distance,
+    moments,
+    redrawn,
+    sample,
+)
+from mocosfl_priv.plugins import Learner, ServerHooks, State, under, within
+from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator
 
 CALIBRATION_IMAGES = 512
 FIT_BATCH = 64

@@ -10,12 +10,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.data.augmentation import moco_v2_view
-from mocosfl_priv.inversion import Recipe, Sender, in_batches
-from mocosfl_priv.models.decoder import check_grammar
-from mocosfl_priv.models.moments import moments
-from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.surrogate import KnownImages, Likeness, MomentFit, fit_best, invert_through, redrawn
+from mocosfl_priv.inversion import (
+    KnownImages,
+    Likeness,
+    MomentFit,
+    Recipe,
+    Sender,
+    check_grammar,
+    fit_best,
+    in_batches,
+    invert_through,
+    moco_v2_view,
+    moments,
+    redrawn,
+)
+from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 

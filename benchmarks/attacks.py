@@ -31,17 +31,17 @@ from torch import Tensor, nn
 from attacks.decoder import DecoderAttack
 from benchmarks import naive_attack
 from benchmarks.machine import processor, version
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ComputeConfig
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.evaluation.floor import blind_guess_floor
 from mocosfl_priv.evaluation.image_metrics import mse, ssim
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.inversion import held_out_split
-from mocosfl_priv.models.published import load_published_client
-from mocosfl_priv.models.published_release import load_attack_images
-from mocosfl_priv.seeding import derive_seed, global_seed
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability
+from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability
+from mocosfl_priv.published.discovery import load_attack_images
+from mocosfl_priv.published.loader import load_published_client
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import derive_seed, global_seed
 
 CHECKPOINT = "resnet18_cifar10_C4S2_cut2_alpha2.0_ssim0.6_target0.01_cifar100.tar"
 KNOWN_IMAGES = 500  # nine tenths of them to train on

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ComputeConfig, ModelConfig
 from mocosfl_priv.models.convolution import MatmulConvolution
 from mocosfl_priv.models.normalisation import GroupNorm
 from mocosfl_priv.models.split import build_split_model
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.clients import KERNELS, Kernel, encode_stacked
 
 THREADS, REPETITIONS = 2, 5

@@ -190,8 +190,8 @@ def _train(job: Job) -> Curve:
 
 
 def _train_central(job: Job) -> Curve:
-    from mocosfl_priv.compute import Compute
     from mocosfl_priv.config import ComputeConfig
+    from mocosfl_priv.runtime.compute import Compute
     from tests.oracle.central_moco import CentralMoco, knn_accuracy
 
     images, labels, test = _images(job)
@@ -210,12 +210,12 @@ def _train_central(job: Job) -> Curve:
 def _train_split(job: Job) -> Curve:
     import torch
 
-    from mocosfl_priv.compute import Compute
     from mocosfl_priv.config import ComputeConfig, ModelConfig, parse_config
     from mocosfl_priv.evaluation.knn import weighted_knn
     from mocosfl_priv.evaluation.utility import features
     from mocosfl_priv.models.split import build_split_model
-    from mocosfl_priv.seeding import generator
+    from mocosfl_priv.runtime.compute import Compute
+    from mocosfl_priv.runtime.seeding import generator
     from mocosfl_priv.training.hooks import NoHooks
     from mocosfl_priv.training.mocosfl import MocoSFL
     from mocosfl_priv.training.sampling import PooledClients, PoolShape, seeded_partition
@@ -268,7 +268,7 @@ def _expert(job: Job, build: Any, training: Any, compute: Any) -> Any:
     from mocosfl_priv.config import ModelConfig, PluginSpec
     from mocosfl_priv.data.image_set import balanced_subset
     from mocosfl_priv.plugins import DEFENSES, DefenderContext
-    from mocosfl_priv.seeding import generator
+    from mocosfl_priv.runtime.seeding import generator
 
     defense = DEFENSES.create(
         PluginSpec.model_validate({"name": "taressfl", "decoder": "res_normN1C16", "epochs": EXPERT_EPOCHS})
@@ -289,7 +289,7 @@ def _expert(job: Job, build: Any, training: Any, compute: Any) -> Any:
 
 def _chosen(job: Job) -> Any:
     from mocosfl_priv.data.image_set import balanced_subset
-    from mocosfl_priv.seeding import generator
+    from mocosfl_priv.runtime.seeding import generator
 
     return balanced_subset(_load(job.data)[1], job.images, generator(job.seed, "subset"))
 
@@ -297,7 +297,7 @@ def _chosen(job: Job) -> Any:
 def _images(job: Job) -> tuple[Any, Any, tuple[Any, Any]]:
     """Training images and labels of a job, and the test images that are the same for all."""
     from mocosfl_priv.data.image_set import balanced_subset
-    from mocosfl_priv.seeding import generator
+    from mocosfl_priv.runtime.seeding import generator
 
     images, labels, (test_images, test_labels) = _load(job.data)
     chosen = _chosen(job)

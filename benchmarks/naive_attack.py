@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mocosfl_priv.models.decoder import build_decoder
+from mocosfl_priv.inversion.decoders import build_decoder
 
 BATCH, EPOCHS, RATE = 32, 50, 1e-3
 

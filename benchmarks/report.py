@@ -31,7 +31,7 @@ from mocosfl_priv.results import (
     victims_key,
 )
 from reports import write_reports
-from reports.comparison import BOTTLENECK, TARESSFL
+from reports.analysis.comparison import BOTTLENECK, TARESSFL
 
 CELLS = 500
 FLOOR = 0.065

@@ -193,11 +193,11 @@ def _engine_tasks(contestant: Contestant) -> dict[str, Callable[[], object]]:
     import torch
     from torch import Tensor
 
-    from mocosfl_priv.compute import Compute
     from mocosfl_priv.config import ComputeConfig, TrainingConfig
     from mocosfl_priv.data.augmentation import moco_v2_view
     from mocosfl_priv.data.partitions import iid
-    from mocosfl_priv.seeding import generator
+    from mocosfl_priv.runtime.compute import Compute
+    from mocosfl_priv.runtime.seeding import generator
     from mocosfl_priv.training.mocosfl import MocoSFL
     from mocosfl_priv.training.sampling import PooledClients, PoolShape
 

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.models.decoder import check_grammar
-from mocosfl_priv.noise import gaussian_like
-from mocosfl_priv.simulated_attacker import SimulatedAttacker
+from mocosfl_priv.defending.noise import gaussian_like
+from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker
+from mocosfl_priv.inversion import check_grammar
 
 
 class AdversarialNoise(Defense):

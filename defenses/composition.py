@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Detection, Guarantee, ModelConfig, PreparedModel
 from mocosfl_priv.config import PluginEntry
-from mocosfl_priv.plugins import DEFENSES, Loaded
-from mocosfl_priv.training.state import under, within
+from mocosfl_priv.plugins import DEFENSES, Loaded, under, within
 
 ON_LEARNING = ("client_loss", "disguise", "filter_gradient")  # hooks without effect on clients that do not learn
 AT_MOST_ONE = {

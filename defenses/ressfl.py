@@ -10,11 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import ConfigurationError, DefenderContext, PreparedModel
-from mocosfl_priv.expert import AttackerAware, decoder_set
-from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
-from mocosfl_priv.training.sampling import PoolShape
-from mocosfl_priv.training.state import under, within
+from mocosfl_priv.defending.expert import AttackerAware, decoder_set
+from mocosfl_priv.defending.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
+from mocosfl_priv.plugins import PoolShape, SplitModel, under, within
 
 
 class ResSFL(AttackerAware):

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.distributions import Laplace
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.noise import clip_rms, laplace_like
-from mocosfl_priv.training.sampling import PoolShape
-from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
+from mocosfl_priv.defending.noise import clip_rms, laplace_like
+from mocosfl_priv.plugins import PoolShape, load_optimiser_state, optimiser_state, under, within
 
 SMALLEST, LARGEST = -6.0, 4.0  # of the logarithm of a scale
 

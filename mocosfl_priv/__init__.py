@@ -19,28 +19,40 @@ if TYPE_CHECKING:
     from mocosfl_priv.errors import MocosflPrivError as MocosflPrivError
     from mocosfl_priv.errors import RunFailedError as RunFailedError
     from mocosfl_priv.errors import ThreatModelError as ThreatModelError
-    from mocosfl_priv.guarantee import Guarantee as Guarantee
     from mocosfl_priv.plugins import Attack as Attack
+    from mocosfl_priv.plugins import AttackerView as AttackerView
+    from mocosfl_priv.plugins import AuxiliaryData as AuxiliaryData
+    from mocosfl_priv.plugins import Budget as Budget
+    from mocosfl_priv.plugins import Capability as Capability
     from mocosfl_priv.plugins import DefenderContext as DefenderContext
     from mocosfl_priv.plugins import Defense as Defense
     from mocosfl_priv.plugins import Detection as Detection
+    from mocosfl_priv.plugins import Guarantee as Guarantee
     from mocosfl_priv.plugins import PreparedModel as PreparedModel
+    from mocosfl_priv.plugins import StreamView as StreamView
+    from mocosfl_priv.plugins import ThreatModel as ThreatModel
     from mocosfl_priv.plugins import TrainedExpert as TrainedExpert
-    from mocosfl_priv.threat import AttackerView as AttackerView
-    from mocosfl_priv.threat import AuxiliaryData as AuxiliaryData
-    from mocosfl_priv.threat import Budget as Budget
-    from mocosfl_priv.threat import Capability as Capability
-    from mocosfl_priv.threat import StreamView as StreamView
-    from mocosfl_priv.threat import ThreatModel as ThreatModel
     from mocosfl_priv.training.hooks import Message as Message
 
 _HOMES = {
     "api": ("Experiment", "RunResult", "Sweep", "SweepResult"),
     "config": ("ExperimentConfig", "ModelConfig", "TrainingConfig"),
     "errors": ("ConfigurationError", "MocosflPrivError", "RunFailedError", "ThreatModelError"),
-    "guarantee": ("Guarantee",),
-    "plugins": ("Attack", "Defense", "DefenderContext", "Detection", "PreparedModel", "TrainedExpert"),
-    "threat": ("AttackerView", "AuxiliaryData", "Budget", "Capability", "StreamView", "ThreatModel"),
+    "plugins": (
+        "Attack",
+        "AttackerView",
+        "AuxiliaryData",
+        "Budget",
+        "Capability",
+        "DefenderContext",
+        "Defense",
+        "Detection",
+        "Guarantee",
+        "PreparedModel",
+        "StreamView",
+        "ThreatModel",
+        "TrainedExpert",
+    ),
     "training.hooks": ("Message",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

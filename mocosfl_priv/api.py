@@ -21,18 +21,18 @@ import pandas as pd
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
-from mocosfl_priv.progress import Progress
+from mocosfl_priv.experiment.audit import AuditPlan, plan_audit, run_audit
+from mocosfl_priv.experiment.plan import Plan, lay_out, plan
+from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
-from mocosfl_priv.sweep.audit import AuditPlan, plan_audit, run_audit
+from mocosfl_priv.runtime.progress import Progress
+from mocosfl_priv.sweep.directory import SweepFolder
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
-from mocosfl_priv.sweep.folder import SweepFolder
-from mocosfl_priv.sweep.grid import Plan, lay_out, plan
-from mocosfl_priv.sweep.local import run_plan
 from mocosfl_priv.sweep.processes import local_engine
+from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
 from mocosfl_priv.sweep.schedule import Engine, Observer, Unobserved, run_tasks
 from mocosfl_priv.sweep.stored_record import stored_record
 from mocosfl_priv.sweep.tasks import Missing
-from mocosfl_priv.sweep.written import as_written, note_written, run_key
 
 
 @dataclass(frozen=True)

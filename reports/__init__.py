@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import RunRecord, StoredRun
-from reports.audit import write_audit_report
-from reports.export import export_tables
-from reports.html import write_training_report
-from reports.run_comparison import compare_runs
-from reports.section import sections_of, variant_title
+from reports.analysis.run_comparison import compare_runs
+from reports.analysis.section import sections_of, variant_title
+from reports.audit.page import write_audit_report
+from reports.output.export import export_tables
+from reports.output.html import write_training_report
 
 __all__ = ["compare_runs", "export_tables", "write_report", "write_reports"]
 

@@ -21,8 +21,8 @@ from hypothesis import settings
 from PIL import Image
 
 from mocosfl_priv.api import Experiment, RunResult
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ComputeConfig
+from mocosfl_priv.runtime.compute import Compute
 
 settings.register_profile("house", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("house")

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import PAPER_PROTOCOL, ExperimentConfig, ModelConfig, PluginSpec
 from mocosfl_priv.models.split import build_split_model
-from mocosfl_priv.plugins import ATTACKS
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.plugins import ATTACKS, Budget
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_patches
 
 ROOT = Path(__file__).parents[1]

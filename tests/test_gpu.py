@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from mocosfl_priv import Experiment
-from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Defense, Registry
-from mocosfl_priv.threat import Capability
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Registry
 
 DEVICE = "cuda"
 ON_GPU = {"device": DEVICE, "precision": "float32"}

@@ -18,9 +18,9 @@ from mocosfl_priv.errors import ConfigurationError
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.deployment.server import ServeOptions
-    from mocosfl_priv.progress import Progress
+    from mocosfl_priv.experiment.plan import Plan
     from mocosfl_priv.results import RunRecord
-    from mocosfl_priv.sweep.grid import Plan
+    from mocosfl_priv.runtime.progress import Progress
 
 app = typer.Typer()
 
@@ -215,7 +215,7 @@ def _run_devices(
 ) -> None:
     """Run a plan with devices, write results, report and cost table, and print both tables."""
     from mocosfl_priv.api import RunResult
-    from mocosfl_priv.display import TerminalProgress
+    from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.results import Destination
 
     _log_to_terminal()

@@ -63,7 +63,7 @@ def new(
     debug: DebugOption = False,
 ) -> None:
     """Write a commented defense to start from, and its test beside it."""
-    from mocosfl_priv.scaffold import new_defense
+    from mocosfl_priv.plugins.scaffold import new_defense
 
     kinds = {"defense": new_defense}
     if kind not in kinds:
@@ -118,7 +118,7 @@ def sweep(
 ) -> None:
     """Run a grid in parallel that survives anything: what is complete is kept, and shared where cells need the same."""
     from mocosfl_priv.api import Sweep
-    from mocosfl_priv.display import TerminalSweep
+    from mocosfl_priv.commands.progress_bars import TerminalSweep
 
     planned = Sweep.from_yaml(config_path(config), set_ or [], defense or [], attack or [], scale)
     runs_on = _engine(engine, workers, planned.document.compute)
@@ -167,8 +167,8 @@ def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:
     """The shipped trial with one more defense; ConfigurationError, before any data is read, if that is broken."""
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.config import PluginSpec, with_candidate
-    from mocosfl_priv.defense_contract import require_protection
     from mocosfl_priv.plugins import DEFENSES, Defense
+    from mocosfl_priv.plugins.defense_checks import require_protection
 
     spec = PluginSpec(name=reference)
     if DEFENSES.load(reference).prepare is Defense.prepare:  # another one may take long: training will show its faults
@@ -193,7 +193,7 @@ def _run(
 def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:
     """Run, write, and print the table, and the verdict if there was a candidate."""
     from mocosfl_priv.api import run_planned
-    from mocosfl_priv.display import TerminalProgress
+    from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.results import Destination
 
     console = Console(stderr=True)

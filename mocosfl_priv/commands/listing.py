@@ -96,7 +96,7 @@ def _list_configs() -> Listing:
 
 
 def _list_results(folder: Path, sql: str | None) -> Listing:
-    from mocosfl_priv.catalogue import OVERVIEW, query
+    from mocosfl_priv.results.catalogue import OVERVIEW, query
 
     found = query(folder, sql or OVERVIEW)
     return list(found.columns), [[_shown(value) for value in row] for row in found.itertuples(index=False)]
@@ -107,7 +107,7 @@ def _shown(value: object) -> str:
 
 
 def _list_capabilities() -> Listing:
-    from mocosfl_priv.threat import DESCRIPTIONS
+    from mocosfl_priv.plugins import DESCRIPTIONS
 
     return ["name", "what it grants an attacker"], [
         [capability.value, text] for capability, text in DESCRIPTIONS.items()

@@ -43,7 +43,7 @@ def experiment_of(
     """The experiment of a file or a shipped configuration, with what the options add to it."""
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.config import parse_config, read_document, with_added_plugins
-    from mocosfl_priv.scale import scaled
+    from mocosfl_priv.config.scale import scaled
 
     path = config_path(config)
     parsed = parse_config(scaled(read_document(path), scale), overrides or [], where=str(path))

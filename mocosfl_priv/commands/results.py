@@ -84,8 +84,8 @@ def mirror(
     debug: DebugOption = False,
 ) -> None:
     """Show a stored run in TensorBoard or MLflow, beside others."""
-    from mocosfl_priv.mirrors import Mirror, MLflow, TensorBoard
     from mocosfl_priv.results import read_record
+    from mocosfl_priv.results.mirrors import Mirror, MLflow, TensorBoard
 
     if tensorboard is None and mlflow is None:
         raise ConfigurationError("nowhere to show it: name a folder with --tensorboard, or a server with --mlflow")

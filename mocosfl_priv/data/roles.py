@@ -21,7 +21,7 @@ from mocosfl_priv.config import DataConfig
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.seeding import generator
 
 
 class Role(StrEnum):

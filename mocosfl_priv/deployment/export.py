@@ -32,7 +32,7 @@ from mocosfl_priv.device.runtime import (
     draw,
 )
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.references import one_line
+from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.training.hooks import ClientHooks, NoHooks
 
 CHECK_TOLERANCE = 0.01  # relative: what a wrong rule exceeds by far, and rounding does not reach

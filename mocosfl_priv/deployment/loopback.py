@@ -17,10 +17,10 @@ from mocosfl_priv.deployment.deployment import device_name
 from mocosfl_priv.deployment.server import ServeOptions, require_servable, serve
 from mocosfl_priv.deployment.shards import write_shards
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.progress import Progress
+from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.results import RunRecord
-from mocosfl_priv.seeding import derive_seed
-from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.runtime.progress import Progress
+from mocosfl_priv.runtime.seeding import derive_seed
 
 CLIENT_MODULE = "mocosfl_priv.device.client"
 LEAVE_SECONDS = 15.0  # for client processes to end by themselves after the server has finished

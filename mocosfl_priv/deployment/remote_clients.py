@@ -21,7 +21,8 @@ from mocosfl_priv.deployment.reception import Member, Reception, Request
 from mocosfl_priv.device.messages import Ask, Draw, Gradient, Packed, Smashed, Weights
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.training.clients import ClientBank
-from mocosfl_priv.training.participants import Sent, Simulated, rows_per_image
+from mocosfl_priv.training.message_count import rows_per_image
+from mocosfl_priv.training.participants import Sent, Simulated
 from mocosfl_priv.training.sampling import ClientBatch
 from mocosfl_priv.training.state import State
 

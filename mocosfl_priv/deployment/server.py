@@ -17,10 +17,10 @@ from mocosfl_priv.deployment.remote_clients import Patience
 from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer, require_loopback
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.progress import Progress
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.results import RunRecord
-from mocosfl_priv.sweep.grid import Plan
-from mocosfl_priv.sweep.local import run_plan
+from mocosfl_priv.runtime.progress import Progress
 
 LOG = logging.getLogger("mocosfl-priv-server")
 

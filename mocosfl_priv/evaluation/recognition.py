@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.results import RECOGNITION_LEVELS
-from mocosfl_priv.seeding import generator, global_seed
+from mocosfl_priv.runtime.seeding import generator, global_seed
 
 CANDIDATES = 1000
 WIDTH = 16

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.distribution_shift import ImageStatistics, distribution_shifts
 from mocosfl_priv.evaluation.statistics import (
@@ -26,7 +27,6 @@ from mocosfl_priv.evaluation.statistics import (
     leak_ratio_interval,
     mean_interval,
 )
-from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.results import CELL_KEYS, SYSTEM_KEYS
 
 BOUND_VIOLATED = "bound-violated"
@@ -384,7 +384,7 @@ def _about_trainings(training: pd.DataFrame | None) -> Iterator[Flag]:
     if training is None or training.empty:
         return
     for key, rows in training.groupby(SYSTEM_KEYS, sort=False):
-        about = dict(zip(SYSTEM_KEYS, key, strict=True))
+        about: dict[str, Any] = dict(zip(SYSTEM_KEYS, key, strict=True))
         place = {name: value for name, value in about.items() if name != "seed"}
         title = f"{_title(about)}, seed {about['seed']}"
         signature = rows["client_signature"].max() if "client_signature" in rows else np.nan

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mocosfl_priv.data.image_set import balanced_subset
-from mocosfl_priv.seeding import generator, global_seed
+from mocosfl_priv.runtime.seeding import generator, global_seed
 
 HIDDEN = 512
 EPOCHS = 100

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import EvaluationConfig
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.device.codecs import Codec
@@ -23,7 +22,8 @@ from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult, semi_supervised
 from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.hooks import ClientHooks
 

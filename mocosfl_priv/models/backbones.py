@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from mocosfl_priv.config import ModelConfig
 from mocosfl_priv.errors import ConfigurationError, unknown_name
 from mocosfl_priv.models import micro_batch
+from mocosfl_priv.models.custom_backbone import build_own_units, is_own
 from mocosfl_priv.models.layers import LayerOptions, Residual
 from mocosfl_priv.models.mobilenetv2 import MOBILENETS
-from mocosfl_priv.models.own_backbone import build_own_units, is_own
 from mocosfl_priv.models.resnet import RESNETS
 from mocosfl_priv.models.vgg import VGGS
 from mocosfl_priv.models.vit import TRANSFORMERS
-from mocosfl_priv.references import one_line
+from mocosfl_priv.runtime.imports import one_line
 
 
 class Backbone(Protocol):

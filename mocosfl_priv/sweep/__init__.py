@@ -1,1 +1,1 @@
-"""From one configuration to a grid of cells, and running them."""
+"""Sweeps: many experiments at once, whose parts are computed once, in parallel, and kept."""

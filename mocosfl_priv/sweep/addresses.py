@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from mocosfl_priv.data.roles import Role
-from mocosfl_priv.experiment import System, expert_trainer, training_document
-from mocosfl_priv.laboratory import Laboratory
-from mocosfl_priv.models.own_backbone import backbone_code
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.observers import Training
+from mocosfl_priv.experiment.train import System, expert_trainer, training_document
+from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.plugins import Attack, Loaded
-from mocosfl_priv.stream import Training
 from mocosfl_priv.sweep.store import address
 
 Document = dict[str, Any]
@@ -25,15 +25,16 @@ CORE = Path(__file__).parents[1]
 
 # Rooms and files of the core in which nothing decides about a number that is stored.
 NO_RESULT = (
-    "sweep", "deployment", "templates", "commands", "api.py", "cli.py", "display.py", "scaffold.py", "results.py",
-    "catalogue.py", "mirrors.py", "scale.py", "progress.py", "errors.py", "evaluation/statistics.py",
+    "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "results", "experiment/plan.py",
+    "experiment/run.py", "experiment/audit.py", "experiment/record.py", "experiment/provenance.py", "config/scale.py",
+    "runtime/progress.py", "errors.py", "evaluation/statistics.py",
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",
 )  # fmt: skip
 # Of the rest, those in which nothing decides about what an attack returns: they judge it.
-NO_ATTACK = ("outcomes.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
+NO_ATTACK = ("experiment/rows.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
 # Of the rest, those in which nothing decides about a training. Image metrics stay: defenses learn from them, too.
-NO_TRAINING = (*NO_ATTACK, "target.py", "evaluation/floor.py", "evaluation/perceptual.py")
+NO_TRAINING = (*NO_ATTACK, "experiment/attack.py", "evaluation/floor.py", "evaluation/perceptual.py")
 UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label_fractions", "probe_selection"}
 
 

@@ -30,9 +30,9 @@ from mocosfl_priv.config import (
     with_added_plugins,
     with_overrides,
 )
+from mocosfl_priv.config.scale import scaled
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.results import COLUMNS, variant_name
-from mocosfl_priv.scale import scaled
 
 AXES = "axes"
 WORD = re.compile(r"[\w.-]+")

@@ -77,7 +77,10 @@ def _interruptions_blocked() -> Iterator[None]:
 
 def local_engine(config: ComputeConfig, workers: int | None = None) -> LocalEngine:
     """An engine of `workers` processes, or of as many as suit this machine: one per GPU, or what its cores allow."""
-    from mocosfl_priv.compute import Compute, usable_cores  # imports torch, which a schedule of other tasks need not
+    from mocosfl_priv.runtime.compute import (  # imports torch, which a schedule of other tasks need not
+        Compute,
+        usable_cores,
+    )
 
     if Compute.resolve(config).device.type == "cuda":
         import torch

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mocosfl_priv.errors import RunFailedError, StorageError
-from mocosfl_priv.progress import Segment
-from mocosfl_priv.references import cause
+from mocosfl_priv.runtime.imports import cause
+from mocosfl_priv.runtime.progress import Segment
 
 ATTEMPTS = 3  # a worker that dies may have been killed from outside; one that dies three times of a task dies of it
 

@@ -22,7 +22,11 @@ import numpy as np
 
 from mocosfl_priv.errors import RunFailedError, StorageError
 from mocosfl_priv.evaluation.recognition import RecognitionJudge
-from mocosfl_priv.experiment import (
+from mocosfl_priv.experiment.attack import Attempt
+from mocosfl_priv.experiment.observers import Training
+from mocosfl_priv.experiment.plan import SECONDS_PER_EXPERT_STEP, Plan
+from mocosfl_priv.experiment.rows import score_attempt
+from mocosfl_priv.experiment.train import (
     System,
     TrainedSystem,
     attempt_on,
@@ -31,10 +35,8 @@ from mocosfl_priv.experiment import (
     train_system,
     with_own_plugin,
 )
-from mocosfl_priv.outcomes import score_attempt
 from mocosfl_priv.plugins import Attack, Loaded, TrainedExpert
-from mocosfl_priv.progress import Segment
-from mocosfl_priv.stream import Training
+from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.addresses import (
     Document,
     attack_document,
@@ -43,9 +45,7 @@ from mocosfl_priv.sweep.addresses import (
     score_document,
     system_document,
 )
-from mocosfl_priv.sweep.grid import SECONDS_PER_EXPERT_STEP, Plan
-from mocosfl_priv.sweep.store import Artefact, Store, address
-from mocosfl_priv.sweep.stored import (
+from mocosfl_priv.sweep.artefacts import (
     load_attempt,
     load_expert,
     load_judge,
@@ -57,7 +57,7 @@ from mocosfl_priv.sweep.stored import (
     save_score,
     save_system,
 )
-from mocosfl_priv.target import Attempt
+from mocosfl_priv.sweep.store import Artefact, Store, address
 from mocosfl_priv.training.checkpoints import Checkpoints, DamagedCheckpointError
 
 SECONDS_PER_JUDGE_EPOCH, SECONDS_PER_SCORE = 2.0, 0.5

@@ -23,8 +23,8 @@ from pyarrow.lib import ArrowException
 from safetensors import SafetensorError
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, StorageError
-from mocosfl_priv.files import checksum, flush
-from mocosfl_priv.references import one_line
+from mocosfl_priv.runtime.files import checksum, flush
+from mocosfl_priv.runtime.imports import one_line
 
 FORMAT = 2  # 1 had no experts, and attacks together with their scores
 MANIFEST, JOURNAL = "artefact.json", "journal.jsonl"

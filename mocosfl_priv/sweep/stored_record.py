@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mocosfl_priv.outcomes import CellResult, SystemResult, Trial
+from mocosfl_priv.experiment.attack import Attempt
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.record import assemble
+from mocosfl_priv.experiment.rows import CellResult, SystemResult, Trial
 from mocosfl_priv.results import ATTACK_COSTS, RunRecord
-from mocosfl_priv.sweep.assembly import assemble
-from mocosfl_priv.sweep.grid import Plan
+from mocosfl_priv.sweep.artefacts import StoredCheckpoints, load_result
 from mocosfl_priv.sweep.stages import Place, ScoreStage, cells_of, judge_of, systems_of
 from mocosfl_priv.sweep.store import Store
-from mocosfl_priv.sweep.stored import StoredCheckpoints, load_result
-from mocosfl_priv.target import Attempt
 
 
 def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunRecord:

@@ -13,8 +13,8 @@ import torch
 
 from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.errors import RunFailedError
-from mocosfl_priv.progress import Segment
-from mocosfl_priv.sweep.grid import Plan, lay_out
+from mocosfl_priv.experiment.plan import Plan, lay_out
+from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.schedule import Task
 from mocosfl_priv.sweep.stages import STAGES, AttackStage, Place, Stage, cells_of, ensure, systems_of
 from mocosfl_priv.sweep.store import Store

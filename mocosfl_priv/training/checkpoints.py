@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mocosfl_priv.errors import ConfigurationError, StorageError
-from mocosfl_priv.files import checksum, flush
+from mocosfl_priv.runtime.files import checksum, flush
 
 FORMAT = 4
 KEPT = 2

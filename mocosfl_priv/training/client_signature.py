@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.models.convolution import in_fast_layout
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.state import State, under, within
 
 CLIENTS = 8  # compared with each other

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import AutocastConvolutions, matrix_products
 from mocosfl_priv.models.normalisation import stacked_parameters
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.state import State, under, within
 
 Kernel = Literal["auto", "grouped", "matmul", "loop"]

@@ -13,13 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.clients import Clients
 from mocosfl_priv.training.codecs import as_received
 from mocosfl_priv.training.hooks import ClientHooks
+from mocosfl_priv.training.message_count import rows_per_image
 from mocosfl_priv.training.sampling import ClientBatch
 from mocosfl_priv.training.state import State, under, within
 
@@ -189,19 +190,6 @@ class Simulated:
 
 
 RemoteParticipants = Callable[[SplitModel, Simulated], Participants]  # before the simulated ones of a training
-
-
-def encodes_once(training: TrainingConfig, frozen_client: bool) -> bool:
-    """Whether a single encoding of each view serves as query and as key; else both models of a client encode it.
-
-    That is so one-sided, and for frozen clients, whose two models are one.
-    """
-    return training.paper_gradient == "one_sided" or frozen_client
-
-
-def rows_per_image(training: TrainingConfig, frozen_client: bool) -> int:
-    """Queries, and as many keys, that a client sends for an image of a step."""
-    return 2 if training.symmetric and not encodes_once(training, frozen_client) else 1
 
 
 def client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.state import State
 
 
@@ -123,19 +123,6 @@ def seeded_partition(labels: Tensor, training: TrainingConfig, seed: int) -> lis
     Raises ConfigurationError when there are too few images.
     """
     return make_partition(labels, training, data_weights(training), generator(seed, "partition"))
-
-
-def most_draws(batches: Batches, images: int, steps: int) -> int:
-    """How often the most often drawn of `images` images is drawn in `steps` steps of `batches`.
-
-    batches: a source that was not used yet, whose "images" are their own indices. Where clients have unequal data, or
-    pools are drawn, some images come more often than once per epoch.
-    """
-    drawn = torch.zeros(images, dtype=torch.long)
-    for _ in range(steps):
-        chosen = batches.next().images
-        drawn.index_add_(0, chosen, torch.ones_like(chosen))
-    return int(drawn.max())
 
 
 def total_steps(images_per_epoch: int, images_per_step: int, epochs: int) -> int:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import in_fast_layout
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.state import State, load_optimiser_state, optimiser_state, under, within
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +81,18 @@ class Learner:
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def numbered(prefix: str, states: Sequence[State]) -> State:
+    """Several states as one; :func:`counted` takes them apart."""
+    return {
+        name: value for index, state in enumerate(states) for name, value in under(f"{prefix}.{index}", state).items()
+    }
+
+
+def counted(state: State, prefix: str, device: torch.device) -> tuple[State, ...]:
+    """What :func:`numbered` made one of, on `device`."""
+    indices = sorted({int(name.split(".", 1)[0]) for name in within(state, prefix)})
+    return tuple(
+        {name: value.to(device) for name, value in within(state, f"{prefix}.{index}").items()} for index in indices
+    )

@@ -9,12 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.evaluation.utility import to_unit_range
-from mocosfl_priv.plugins import Attack
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Capability, StreamView
+from mocosfl_priv.plugins import Attack, AttackerView, AuxiliaryData, Capability, StreamView
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.hooks import Message, ServerHooks
 
 ALL = frozenset(Capability)

@@ -13,11 +13,10 @@ from attacks.glass import GlassAttack
 from attacks.rmle import RmleAttack
 from attacks.sdar import SdarAttack
 from attacks.unsplit import UnsplitAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse, psnr
-from mocosfl_priv.plugins import Attack
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.plugins import Attack, Budget
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import (
     ColourMixClient,
     ConstantClient,

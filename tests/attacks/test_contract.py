@@ -7,11 +7,10 @@ import inspect
 import pytest
 import torch
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ThreatModelError
-from mocosfl_priv.plugins import ATTACKS, Attack, summary
-from mocosfl_priv.threat import AttackerView, Budget, Capability, with_implied
+from mocosfl_priv.plugins import ATTACKS, Attack, AttackerView, Budget, Capability, summary, with_implied
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_patches
 
 # smaller than the defaults where an attack has the parameter; every attack must run in seconds with these

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from attacks.decoder import DecoderAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import Standardise, batch_size_for, flip_and_shift
-from mocosfl_priv.threat import AuxiliaryData, Budget, Capability
+from mocosfl_priv.inversion.decoder_training import Standardise, batch_size_for, flip_and_shift
+from mocosfl_priv.plugins import AuxiliaryData, Budget, Capability
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from attacks.dip import DipAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.models.skip_network import SkipNetwork, StackedSkipNetworks
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.inversion.skip_network import SkipNetwork, StackedSkipNetworks
+from mocosfl_priv.plugins import Budget
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 

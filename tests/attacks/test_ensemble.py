@@ -7,10 +7,10 @@ from torch import Tensor
 from attacks import ensemble
 from attacks.ensemble import Candidate, EnsembleAttack, Member, choose
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, ConstantClient, make_view, photo_patches
 
 HERE = "tests.attacks.test_ensemble:"

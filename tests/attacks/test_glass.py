@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from attacks.glass import GlassAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.models.generator import VariationalAutoencoder
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.inversion.generator import VariationalAutoencoder
+from mocosfl_priv.plugins import Budget
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 OWN_GENERATOR = """

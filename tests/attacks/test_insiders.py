@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from attacks.colluder import ColluderAttack
 from attacks.decoder import DecoderAttack
 from attacks.shadow import ShadowAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.models.moments import moments
-from mocosfl_priv.plugins import Attack
-from mocosfl_priv.surrogate import KnownImages, Likeness, MomentFit, Sight, fit_best, fit_moments, redrawn
-from mocosfl_priv.threat import AuxiliaryData, Budget
+from mocosfl_priv.inversion.feature_moments import moments
+from mocosfl_priv.inversion.surrogate import KnownImages, Likeness, MomentFit, Sight, fit_best, fit_moments, redrawn
+from mocosfl_priv.plugins import Attack, AuxiliaryData, Budget
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import (
     ColourMixClient,
     ConstantClient,

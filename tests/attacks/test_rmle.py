@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.rmle import Calibration, RmleAttack, Schedule
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.threat import Budget
+from mocosfl_priv.plugins import Budget
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import make_view, photo_patches
 
 KNOWN, VICTIMS = photo_patches(200), photo_patches(24, "test")

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from attacks.fsha import FshaAttack
 from attacks.sdar import SdarAttack, Simulation
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.data.augmentation import moco_v2_view
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.evaluation.utility import to_unit_range
-from mocosfl_priv.models.colour_match import ColourMatch
-from mocosfl_priv.models.critic import Labelled, build_critic
-from mocosfl_priv.threat import AttackerView, AuxiliaryData, Budget, Capability, StreamView
+from mocosfl_priv.inversion.colour_match import ColourMatch
+from mocosfl_priv.inversion.discriminator import Labelled, build_critic
+from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability, StreamView
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.hooks import Message
 from tests.attacks.closed_form import photo_patches
 

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from attacks.unsplit import UnsplitAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.evaluation.image_metrics import psnr
-from mocosfl_priv.threat import AttackerView, Budget, Capability
+from mocosfl_priv.plugins import AttackerView, Budget, Capability
+from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, make_view, photo_patches
 
 

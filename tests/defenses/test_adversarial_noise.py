@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from defenses.adversarial_noise import AdversarialNoise
-from mocosfl_priv.compute import Compute
-from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.plugins.defense_checks import small_context
+from mocosfl_priv.runtime.compute import Compute
 
 
 def trained_surrogate(compute: Compute, strength: float) -> tuple[AdversarialNoise, Tensor, Tensor]:

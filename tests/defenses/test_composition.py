@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, Experiment, Guarantee, PreparedModel
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ExperimentConfig, ModelConfig, PluginSpec
-from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
+from mocosfl_priv.plugins.defense_checks import small_context
+from mocosfl_priv.runtime.compute import Compute
 
 
 class Scale(Defense):

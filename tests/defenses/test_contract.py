@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.config import PluginSpec
-from mocosfl_priv.defense_contract import CHECKS, Make, require_protection
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES, DefenderContext, Defense, PreparedModel, summary
+from mocosfl_priv.plugins.defense_checks import CHECKS, Make, require_protection
 
 SMALL = {"epochs": 1, "batch_size": 8, "decoder": "res_normN0C8", "parts": ["bottleneck", "nopeek", "gaussian"]}
 NAMES = sorted(DEFENSES.origins())

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from defenses.local_dp import LocalDP, Mechanism, noise_multiplier, spent
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import PluginSpec
-from mocosfl_priv.defense_contract import small_context
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
+from mocosfl_priv.plugins.defense_checks import small_context
+from mocosfl_priv.runtime.compute import Compute
 
 
 def analytic_gaussian(epsilon: float, delta: float) -> float:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from defenses.shredder import Shredder
-from mocosfl_priv.compute import Compute
-from mocosfl_priv.defense_contract import small_context
+from mocosfl_priv.plugins.defense_checks import small_context
+from mocosfl_priv.runtime.compute import Compute
 
 
 def prepared(compute: Compute, **parameters: float) -> tuple[Shredder, tuple[int, ...]]:

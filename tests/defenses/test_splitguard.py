@@ -13,15 +13,14 @@ from torch import Tensor
 
 from attacks.fsha import FshaAttack
 from defenses.splitguard import SplitGuard, splitguard_score
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.experiment.observers import Hijack, live_server, seat
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.plugins import DEFENSES, Loaded
-from mocosfl_priv.seeding import generator
-from mocosfl_priv.stream import Hijack, live_server, seat
-from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView
+from mocosfl_priv.plugins import DEFENSES, AuxiliaryData, Capability, Loaded, StreamView
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.hooks import Message, NoHooks, ServerHooks, Unattended
 from mocosfl_priv.training.mocosfl import MocoSFL
 from mocosfl_priv.training.sampling import PooledClients, PoolShape

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from defenses.taressfl import TAResSFL
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.datasets import load_split
+from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DefenderContext
-from mocosfl_priv.seeding import global_seed
-from mocosfl_priv.simulated_attacker import SimulatedAttacker
-from mocosfl_priv.training.mocosfl import train_mocosfl
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import global_seed
+from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.deployment.deployment import Deployment, device_name
@@ -22,7 +21,8 @@ from mocosfl_priv.device.program import ClientProgram
 from mocosfl_priv.device.shard import Shard
 from mocosfl_priv.device.transport import Conversation, in_process
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.mocosfl import MocoSFL
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 

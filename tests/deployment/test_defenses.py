@@ -18,8 +18,8 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime as ort
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.defending.noise import clip_rms
 from mocosfl_priv.deployment import export
 from mocosfl_priv.deployment.deployment import require_runs_on_devices
 from mocosfl_priv.deployment.export import client_settings, export_client
@@ -27,8 +27,8 @@ from mocosfl_priv.device.participant import noise
 from mocosfl_priv.device.program import ClientProgram
 from mocosfl_priv.device.runtime import DeviceClient
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.noise import clip_rms
 from mocosfl_priv.plugins import DEFENSES, Defense
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import ClientBank
 from tests.deployment.devices import deployment, engine, smooth_model, training_of

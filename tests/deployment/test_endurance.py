@@ -21,7 +21,6 @@ import yaml
 from scipy import stats
 
 from mocosfl_priv.api import Experiment
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.deployment.certificates import make_certificates
 from mocosfl_priv.deployment.deployment import Deployment
@@ -30,7 +29,8 @@ from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
 from mocosfl_priv.deployment.shards import shard_name, write_shards
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer
-from mocosfl_priv.experiment import train_system
+from mocosfl_priv.experiment.train import train_system
+from mocosfl_priv.runtime.compute import Compute
 from tests.deployment.devices import engine, shard_of, training_of
 from tests.deployment.proxy import Proxy
 

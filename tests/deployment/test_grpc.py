@@ -13,7 +13,6 @@ import grpc
 import numpy as np
 import pytest
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.deployment.certificates import make_certificates
 from mocosfl_priv.deployment.deployment import Deployment, device_name
@@ -26,6 +25,7 @@ from mocosfl_priv.device.messages import Header, Reason, Register, pack
 from mocosfl_priv.device.participant import Device
 from mocosfl_priv.device.transport import ClosedError, Conversation
 from mocosfl_priv.plugins import DEFENSES, Defense
+from mocosfl_priv.runtime.compute import Compute
 from tests.deployment.devices import Threads, deployment, engine, shard_of, shard_views, training_of
 from tests.deployment.proxy import Proxy
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.deployment.deployment import Deployment
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.device.messages import Welcome
 from mocosfl_priv.device.participant import Views
 from mocosfl_priv.device.program import ClientProgram
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import ClientBank, EqualClients
 from mocosfl_priv.training.mocosfl import MocoSFL

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.deployment.deployment import Deployment
 from mocosfl_priv.deployment.remote_clients import Patience
 from mocosfl_priv.device.messages import Draw, Header, Message, Packed, Reason, Register, Smashed, Weights, pack, unpack
 from mocosfl_priv.device.transport import ClosedError, Conversation
 from mocosfl_priv.errors import RunFailedError
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.mocosfl import MocoSFL
 from tests.deployment.devices import STEPS, Threads, deployment, engine, shard_views, training_of
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import EvaluationConfig, ModelConfig
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.evaluation.utility import ProbeData, features, measure_utility, probe_features
 from mocosfl_priv.models.split import SplitModel, build_split_model
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.hooks import NoHooks
 
 CONFIG = EvaluationConfig(linear_probe_penalties=(0.001, 0.1, 10.0), label_fractions=(0.5, 0.25))

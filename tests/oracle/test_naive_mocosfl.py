@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.models.split import SplitModel, build_split_model
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import ClientBank, EqualClients
 from mocosfl_priv.training.mocosfl import MocoSFL

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.report import Grid, synthetic_record
 from mocosfl_priv.results import RunRecord
 from reports import write_report
-from reports.summary import SummaryRow, summarise
+from reports.analysis.summary import SummaryRow, summarise
 
 SMALL = Grid(
     defenses=("none", "bottleneck", "taressfl"),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.results import COLUMNS, COSTS, LEAKAGE_COLUMNS, RECOGNITION_LEVELS, UNDEFENDED, RunRecord
-from reports.comparison import BOTTLENECK, TARESSFL
+from reports.analysis.comparison import BOTTLENECK, TARESSFL
 
 VICTIMS, PROBES = 60, 400
 FLOOR = 0.05

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mocosfl_priv.errors import ConfigurationError, StorageError
-from mocosfl_priv.sweep.folder import SweepFolder
+from mocosfl_priv.sweep.directory import SweepFolder
 from mocosfl_priv.sweep.processes import LocalEngine
 from mocosfl_priv.sweep.schedule import Task, Unobserved, run_tasks
 from mocosfl_priv.sweep.store import Store

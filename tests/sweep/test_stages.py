@@ -14,14 +14,14 @@ import torch
 from defenses.ressfl import ResSFL
 from defenses.taressfl import TAResSFL
 from mocosfl_priv.api import Experiment
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ComputeConfig, parse_config
-from mocosfl_priv.defense_contract import SMALL_TRAINING, small_context
-from mocosfl_priv.experiment import System
-from mocosfl_priv.laboratory import Laboratory
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.train import System
 from mocosfl_priv.plugins import DEFENSES
+from mocosfl_priv.plugins.defense_checks import SMALL_TRAINING, small_context
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.sweep.addresses import CORE, NO_ATTACK, NO_RESULT, NO_TRAINING, code_version, expert_document
-from mocosfl_priv.sweep.grid import Plan
 from mocosfl_priv.sweep.stages import resumed
 from mocosfl_priv.sweep.store import Store, address
 from mocosfl_priv.sweep.tasks import Missing
@@ -123,7 +123,7 @@ def test_a_changed_metric_is_another_score_and_no_other_attack(tmp_path: Path) -
     changes = {
         "evaluation/reconstruction.py": {"score"},
         "evaluation/recognition.py": {"score"},
-        "target.py": {"score", "attack"},
+        "experiment/attack.py": {"score", "attack"},
         "evaluation/image_metrics.py": {"score", "attack", "training"},  # defenses learn from them
         "sweep/stages.py": set(),
     }
@@ -142,7 +142,11 @@ def test_a_changed_metric_is_another_score_and_no_other_attack(tmp_path: Path) -
 
 
 def test_nothing_that_trains_imports_what_is_left_out_of_its_code() -> None:
-    trains = [*(CORE / "training").glob("*.py"), *(CORE.parent / "defenses").glob("*.py"), CORE / "expert.py"]
+    trains = [
+        *(CORE / "training").glob("*.py"),
+        *(CORE.parent / "defenses").glob("*.py"),
+        CORE / "defending" / "expert.py",
+    ]
     reached: set[Path] = set()
     while trains:
         file = trains.pop()
@@ -150,15 +154,30 @@ def test_nothing_that_trains_imports_what_is_left_out_of_its_code() -> None:
             reached.add(file)
             trains += imported(file)
     left_out = {CORE / name for name in NO_TRAINING}
-    assert (CORE / "simulated_attacker.py") in reached and not reached & left_out
+    assert (CORE / "defending" / "simulated_attacker.py") in reached and not reached & left_out
 
 
 def imported(file: Path) -> list[Path]:
-    """Files of the core that `file` imports itself."""
+    """Files of the core that `file` imports itself; of a room, those that hold the names it takes from there."""
     nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
-    names = [node.module for node in nodes if node.module and node.module.startswith("mocosfl_priv.")]
-    files = [CORE.parent / f"{name.replace('.', '/')}.py" for name in names]
-    return [path for path in files if path.is_file()]
+    return [path for node in nodes for alias in node.names for path in homes(node.module or "", alias.name)]
+
+
+def homes(module: str, name: str) -> list[Path]:
+    """Where `name` of `module` is defined, if that is in the core: a room's ``__init__`` only hands it on."""
+    place = CORE.parent / module.replace(".", "/")
+    if not module.startswith("mocosfl_priv."):
+        return []
+    if not place.is_dir():
+        return [place.with_suffix(".py")]
+    if (place / f"{name}.py").is_file():
+        return [place / f"{name}.py"]
+    handed_on = [
+        node for node in ast.parse((place / "__init__.py").read_text()).body if isinstance(node, ast.ImportFrom)
+    ]
+    return [
+        path for node in handed_on if name in [a.name for a in node.names] for path in homes(node.module or "", name)
+    ]
 
 
 def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from mocosfl_priv.errors import StorageError
-from mocosfl_priv.progress import Segment
+from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.schedule import Task
 from mocosfl_priv.sweep.store import Store
 

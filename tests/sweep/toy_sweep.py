@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mocosfl_priv.sweep.folder import SweepFolder
+from mocosfl_priv.sweep.directory import SweepFolder
 from mocosfl_priv.sweep.processes import LocalEngine
 from mocosfl_priv.sweep.schedule import Task, Unobserved, run_tasks
 from mocosfl_priv.sweep.store import Store

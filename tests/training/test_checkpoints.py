@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from attacks.fsha import FshaAttack
 from attacks.sdar import SdarAttack
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.observers import Hijack, live_server, seat
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.plugins import Loaded
-from mocosfl_priv.seeding import generator
-from mocosfl_priv.stream import Hijack, live_server, seat
-from mocosfl_priv.threat import AuxiliaryData, Capability, StreamView
+from mocosfl_priv.plugins import AuxiliaryData, Capability, Loaded, StreamView
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training import checkpoints as checkpoints_module
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import NoHooks, ServerHooks
-from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
+from mocosfl_priv.training.loop import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 STEPS, EPOCHS = 16, 8

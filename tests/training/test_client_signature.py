@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.compute import Compute
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.client_signature import ClientCopies, client_signature
 from tests.training.test_mocosfl import model, train
 
@@ -47,7 +47,8 @@ def test_queries_alone_are_no_signature(compute: Compute) -> None:
 def test_signature_equals_a_loop(compute: Compute) -> None:
     server, temperature = nn.Flatten(), 0.2
     online, key = torch.randn(3, 3), torch.randn(3, 3)
-    own, other = [], []
+    own: list[float] = []
+    other: list[float] = []
     images = IMAGES.float() / 255
     for a in range(3):
         for b in range(3):

@@ -16,17 +16,24 @@ from torch.func import grad, vmap
 
 from mocosfl_priv import Capability, Message
 from mocosfl_priv.api import Experiment
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import CodecName
 from mocosfl_priv.device.codecs import CODECS, Codec, decode, encode
 from mocosfl_priv.evaluation.utility import features, to_unit_range
-from mocosfl_priv.experiment import HONEST, TrainedSystem, grant_stream, target_of, train_system, training_document
-from mocosfl_priv.sweep.grid import Plan
-from mocosfl_priv.target import grant_view
+from mocosfl_priv.experiment.attack import grant_view
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.train import (
+    HONEST,
+    TrainedSystem,
+    grant_stream,
+    target_of,
+    train_system,
+    training_document,
+)
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.codecs import as_received, message_bytes
 from mocosfl_priv.training.hooks import NoHooks, Unattended
 from tests.conftest import TINY
-from tests.test_stream import Listening
+from tests.experiment.test_observers import Listening
 from tests.training.test_mocosfl import model, state, train
 
 LOSSY: list[Codec] = ["fp16", "int8"]
@@ -178,7 +185,7 @@ def small(**training: Any) -> Plan:
     return Experiment.from_dict(
         {
             **TINY,
-            "defenses": ["tests.test_experiment:Shouting"],
+            "defenses": ["tests.experiment.test_experiment:Shouting"],
             "attacks": [f"{__name__}:Attentive"],
             "threat": {"grants": ["client_weights", "auxiliary_data", "architecture", "training_stream"]},
             "data": TINY["data"] | {"train_limit": 200, "test_limit": 100},

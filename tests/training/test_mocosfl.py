@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mocosfl_priv.compute import Compute
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.models.split import SplitModel, build_split_model, count_parameters
-from mocosfl_priv.seeding import generator
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training import participants
 from mocosfl_priv.training.clients import KERNELS
 from mocosfl_priv.training.hooks import NoHooks
-from mocosfl_priv.training.mocosfl import TrainedModel, train_mocosfl
+from mocosfl_priv.training.loop import TrainedModel, train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape, data_weights, total_steps
 from mocosfl_priv.training.server import info_nce
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mocosfl_priv.compute import Compute
+from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.replay import Replay
 from tests.training.test_mocosfl import model, train
 

@@ -1,0 +1,21 @@
+"""The grammar in which configurations and defenses name an inversion network."""
+
+from __future__ import annotations
+
+import re
+
+from mocosfl_priv.errors import ConfigurationError
+
+GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet|ressfl)_N(\d+)C(\d+)")
+
+
+def check_grammar(architecture: str) -> tuple[str, int, int]:
+    """Kind, number of blocks and channels of `architecture`; ConfigurationError if it is not in the grammar."""
+    match = GRAMMAR.fullmatch(architecture)
+    if match is None or int(match[3] or match[6]) < 1:
+        raise ConfigurationError(
+            f"decoder architecture {architecture!r} is not of the form res_normN<blocks>C<channels>, conv_norm..., "
+            "unet_N<blocks>C<channels>, edsr_... or ressfl_..."
+        )
+    kind, blocks, channels = (group for group in match.groups() if group is not None)
+    return kind, int(blocks), int(channels)

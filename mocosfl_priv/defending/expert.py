@@ -1,0 +1,291 @@
+"""An expert: the model that a defender trains at the server, before there are clients, to hand out its client side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
+from mocosfl_priv.config.decoder_grammar import check_grammar
+from mocosfl_priv.defending.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
+from mocosfl_priv.published.loader import load_published_client
+from mocosfl_priv.runtime.seeding import generator
+from mocosfl_priv.training.loop import train_mocosfl
+from mocosfl_priv.training.sampling import ClientBatch, total_steps
+
+# The expert is trained by one party, without validation: what concerns many clients, their data and their traffic, and
+# which checkpoint is kept, has no meaning for it.
+MEANINGLESS = (
+    "partition", "classes_per_client", "dirichlet_alpha", "micro_batch", "pool", "heterogeneity", "partial_batches",
+    "client_learning_rate", "average_base", "average_momentum_models", "divergence_aware", "replay", "monitor_every",
+    "select_on", "codec", "gradient_codec",
+)  # fmt: skip
+
+
+class AttackerAware(Defense):
+    """What ResSFL and TAResSFL share: an expert that is trained against a simulated attacker, and its transfer.
+
+    The expert learns MoCo's task with a penalty for what the attacker's decoders see (`SimulatedAttacker`). Clients
+    then start from its client side.
+
+    alpha, threshold: strength of the penalty, and the score below which it is content.
+    layer: the bottleneck.
+    decoder: the attacker, in the decoder grammar; several in a list, the strongest first: adaptive attackers are told
+        the first. objective: ssim as published, or mse+ssim (`simulated_attacker.score`).
+    refresh: every so many epochs of the pre-training the decoder that has learned for longest begins afresh; 0 for
+        never. A single decoder stays as it is, or the client would be alone for a while.
+    decoder_milestones, decoder_decay: shares of the pre-training after which the decoders' rate is multiplied.
+    epochs, batch_size, learning_rate: of the pre-training; an epoch is a pass over all its images.
+    transfer: clients keep the expert's client side as it is (frozen), or go on learning at a low rate (low_lr).
+    transfer_learning_rate, client_learning_rate: of server and clients after the transfer.
+    server_start: the server goes on from the expert's server side, or starts afresh.
+    expert: a client of the public MocoSFL release to use instead of pre-training one; `import_client` says which fit.
+        It keeps its own normalisation. The release's server side is not read: the server starts afresh. What target
+        data it has seen is the file's own matter: it is run once, whatever the target fractions.
+    """
+
+    def __init__(
+        self,
+        alpha: Annotated[float, Field(ge=0)] = 2.0,
+        threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6,
+        layer: str = "C4S2",
+        decoder: str | list[str] = "res_normN4C64",
+        objective: Objective = "ssim",
+        refresh: Annotated[int, Field(ge=0)] = 0,
+        decoder_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = DECODER_MILESTONES,
+        decoder_decay: Annotated[float, Field(gt=0, le=1)] = DECODER_DECAY,
+        epochs: Annotated[int, Field(ge=1)] = 200,
+        batch_size: Annotated[int, Field(ge=2)] = 128,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.06,
+        transfer: Literal["frozen", "low_lr"] = "frozen",
+        transfer_learning_rate: Annotated[float, Field(gt=0)] = 0.001,
+        client_learning_rate: Annotated[float, Field(gt=0)] = 0.0001,
+        server_start: Literal["expert", "scratch"] = "expert",
+        expert: Path | None = None,
+    ) -> None:
+        parse_bottleneck(layer)
+        self.decoders = decoder_set(decoder)
+        if refresh and all(len(decoders) < 2 for decoders in self.opponents):
+            raise ConfigurationError("refresh: a single decoder cannot begin afresh; name several")
+        if expert is not None:
+            load_published_client(expert)  # what is missing or something else is refused at once
+            self.uses_target_data = False
+        self.alpha = alpha
+        self.threshold = threshold
+        self.layer = layer
+        self.objective: Objective = objective
+        self.refresh = refresh
+        self.decoder_milestones = decoder_milestones
+        self.decoder_decay = decoder_decay
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.transfer = transfer
+        self.transfer_learning_rate = transfer_learning_rate
+        self.client_learning_rate = client_learning_rate
+        self.server_start = server_start
+        self.expert = expert
+
+    @property
+    def opponents(self) -> list[list[str]]:
+        """The decoders of every attacker that is simulated."""
+        return [self.decoders]
+
+    @property
+    def simulator(self) -> str:
+        """The first of the first attacker's decoders."""
+        return self.opponents[0][0]
+
+    @property
+    def freezes_clients(self) -> bool:
+        """See :class:`Defense`."""
+        return self.transfer == "frozen"
+
+    def architecture(self, model: ModelConfig) -> ModelConfig:
+        """The configured model with this defense's bottleneck."""
+        return model.model_copy(update={"bottleneck": self.layer})
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        """The expert's. Raises ConfigurationError where it has no images, or where an imported one does not fit."""
+        if self.expert is not None:
+            import_client(context.build_model(), self.expert)  # refused before anything is trained
+            return 0
+        images = len(context.source_images) + len(self.target_images(context))
+        if images == 0:
+            raise ConfigurationError("the defender has neither source nor target images to train an expert on")
+        return total_steps(images, self.batch_size, self.epochs)
+
+    def prepare(self, context: DefenderContext) -> PreparedModel:
+        """The expert, trained or imported, as it is handed out."""
+        if self.expert is not None:
+            expert = TrainedExpert(context.build_model())
+            import_client(expert.model, self.expert)
+        else:
+            expert = context.expert or self.train_expert(context)
+            if self.server_start == "scratch":
+                fresh = context.build_model()
+                expert.model.trunk, expert.model.projector = fresh.trunk, fresh.projector
+        return PreparedModel(
+            expert.model,
+            frozen_client=self.freezes_clients,
+            learning_rate=self.transfer_learning_rate,
+            client_learning_rate=None if self.freezes_clients else self.client_learning_rate,
+            earlier_seconds=expert.earlier_seconds,
+        )
+
+    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
+        """See :class:`Defense`: nothing of the transfer."""
+        if self.expert is not None:
+            return None
+        return {
+            "alpha": self.alpha,
+            "threshold": self.threshold,
+            "decoders": self.decoders,
+            "objective": self.objective,
+            "refresh": self.refresh,
+            "decoder_milestones": self.decoder_milestones,
+            "decoder_decay": self.decoder_decay,
+            "batch_size": self.batch_size,
+            "target_images": self.uses_target_data,
+            "training": self._expert_settings(context).model_dump(mode="json", exclude={"checkpoint_every"}),
+        }
+
+    def train_expert(self, context: DefenderContext) -> TrainedExpert:
+        """The split model that an expert's training ends with, its server side included."""
+        model, steps = context.build_model(), self.planned_steps(context)
+        attacker = self.attacker(self.decoders, model, steps, self.epochs, self.batch_size, context)
+        batches = HalfTargetBatches(
+            self.target_images(context),
+            context.source_images,
+            self.batch_size,
+            generator(context.seed, "expert batches"),
+        )
+        context.progress.begin("expert", steps)
+        try:
+            trained = train_mocosfl(
+                model, batches, self._expert_settings(context), steps=steps, compute=context.compute,
+                seed=context.seed, hooks=attacker, checkpoints=context.checkpoints, progress=context.progress,
+            )  # fmt: skip
+        except RunFailedError as error:
+            raise RunFailedError(f"the defender's expert: {error}") from error
+        finally:
+            context.progress.end()
+        return TrainedExpert(model, trained.earlier_seconds)
+
+    def _expert_settings(self, context: DefenderContext) -> TrainingConfig:
+        """The experiment's training settings for one client, those without meaning at their defaults."""
+        settings = context.training
+        own = {
+            "clients": 1,
+            "server_batch": self.batch_size,
+            "epochs": self.epochs,
+            "learning_rate": self.learning_rate,
+            # the average of one client is itself, save that with 1 it may be computed by another kernel
+            "sync_period": min(settings.sync_period, 2),
+        }
+        defaults = {name: type(settings).model_fields[name].default for name in MEANINGLESS}
+        return settings.model_copy(update={**defaults, **own})
+
+    def restore(self, context: DefenderContext) -> PreparedModel | None:  # noqa: ARG002
+        """See :class:`Defense`: nothing but the model is kept of the pre-training."""
+        return None
+
+    def target_images(self, context: DefenderContext) -> Tensor:
+        """What the expert may see of the target data: nothing where the defense does without."""
+        return context.target_images if self.uses_target_data else context.target_images[:0]
+
+    def attacker(
+        self, decoders: Sequence[str], model: SplitModel, steps: int, epochs: int, batch_size: int,
+        context: DefenderContext,
+    ) -> SimulatedAttacker:  # fmt: skip
+        """An attacker as configured, of `decoders`, for a training of `model` in which it learns `steps` times."""
+        return SimulatedAttacker(
+            decoders,
+            model.smashed_shape,
+            model.image_shape,
+            alpha=self.alpha,
+            threshold=self.threshold,
+            steps=steps,
+            batch_size=batch_size,
+            compute=context.compute,
+            seed=context.seed,
+            objective=self.objective,
+            refresh=-(-self.refresh * steps // epochs) if len(decoders) > 1 else 0,
+            milestones=self.decoder_milestones,
+            decay=self.decoder_decay,
+        )
+
+
+def decoder_set(decoder: str | list[str]) -> list[str]:
+    """One or several decoders as a list; ConfigurationError for none, and for what is not in the decoder grammar."""
+    decoders = [decoder] if isinstance(decoder, str) else decoder
+    if not decoders:
+        raise ConfigurationError("decoder: name at least one")
+    for architecture in decoders:
+        check_grammar(architecture)
+    return decoders
+
+
+def import_client(model: SplitModel, path: Path) -> None:
+    """Give `model` the client of the public MocoSFL release in `path`; its server's half stays as it is.
+
+    Raises ConfigurationError unless the model's own client computes the same with the same weights: it must be the
+    paper's ResNet-18 at 32 pixels, cut and compressed as the published one is, or begin like it.
+    """
+    client = load_published_client(path)
+    own = copy.deepcopy(model.client)
+    try:
+        own.load_state_dict(client.state_dict())
+    except RuntimeError:
+        fits = False
+    else:
+        own.normalise = client.normalise  # the release's constants, which are no weights
+        probe = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found, published = own(probe), client(probe)
+        fits = found.shape == published.shape and torch.allclose(found, published, atol=1e-5)
+    if not fits:
+        cut = sum(unit.isdecimal() for unit, _ in client.named_children())
+        raise ConfigurationError(
+            f"{path}: this published client is a ResNet-18 for 32 pixels, cut after unit {cut}, with smashed data "
+            f"{tuple(client(torch.zeros(1, *model.image_shape)).shape[1:])}; the configured client is another network"
+        )
+    model.client = client
+
+
+class HalfTargetBatches:
+    """Batches of one "client", half target images (over-sampled) and half source images; all source if no target."""
+
+    clients = 1
+
+    def __init__(self, target: Tensor, source: Tensor, batch_size: int, rng: torch.Generator) -> None:
+        self.images_per_epoch = len(target) + len(source)
+        self._parts = [(source, batch_size - batch_size // 2), (target, batch_size // 2)]
+        if len(target) == 0:
+            self._parts = [(source, batch_size)]
+        if len(source) == 0:
+            self._parts = [(target, batch_size)]
+        self._rng = rng
+
+    def next(self) -> ClientBatch:
+        """The next batch, drawn with replacement: a one-percent target share is repeated within a batch."""
+        chosen = [images[torch.randint(len(images), (count,), generator=self._rng)] for images, count in self._parts]
+        images = torch.cat(chosen)
+        return ClientBatch(torch.zeros(1, dtype=torch.long), (len(images),), images)
+
+    def state(self) -> dict[str, Tensor]:
+        """The generator's state; nothing else decides about the next batch."""
+        return {"generator": self._rng.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._rng.set_state(state["generator"])

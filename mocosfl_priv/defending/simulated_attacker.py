@@ -1,0 +1,149 @@
+"""The attacker that a defense trains against: decoders that learn along, and what they cost a client (ResSFL, 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
+from mocosfl_priv.inversion.decoders import NormName, build_decoder
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.seeding import global_seed
+from mocosfl_priv.training.hooks import NoHooks
+from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
+
+Objective = Literal["ssim", "mse+ssim"]
+
+DECODER_LEARNING_RATE = 1e-3
+SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
+DECODER_DECAY = 0.2
+DECODER_MILESTONES = (0.3, 0.6, 0.8)  # of the training: epochs 60, 120, 160 of 200
+SMALLEST_SPREAD = 1e-4  # of a batch's colours, lest uniform images divide by zero
+
+
+class SimulatedAttacker(NoHooks):
+    """Decoders from smashed data to images, each trained by Adam for the best score, as a loss for the client.
+
+    decoders: one or several, in the decoder grammar. alpha, threshold: the client pays
+        alpha * max(0, score - threshold) for the strongest decoder. objective: what a score is, see :func:`score`.
+    steps: how often it will :meth:`learn`. milestones, decay: a decoder's rate is multiplied by `decay` when it has
+        learned for these shares of `steps`.
+    refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and at
+        the full rate; 0 for never. A client outruns those whose rate decays, and a real attacker begins when training
+        is over. One at a time, so that the others go on pressing.
+    batch_size: images in a call, which decides about the decoders' norms.
+    """
+
+    def __init__(
+        self,
+        decoders: Sequence[str],
+        smashed_shape: Sequence[int],
+        image_shape: Sequence[int],
+        *,
+        alpha: float,
+        threshold: float,
+        steps: int,
+        batch_size: int,
+        compute: Compute,
+        seed: int,
+        objective: Objective = "ssim",
+        refresh: int = 0,
+        milestones: Sequence[float] = DECODER_MILESTONES,
+        decay: float = DECODER_DECAY,
+    ) -> None:
+        self._alpha, self._threshold, self._objective = alpha, threshold, objective
+        self._milestones = [max(1, round(share * steps)) for share in milestones]
+        self._decay = decay
+        self._refresh = refresh
+        self._compute = compute
+        self._seed = seed
+        norm: NormName = "batch" if batch_size >= SMALLEST_BATCH_FOR_BATCH_NORM else "group"
+        self._blueprints = [(decoder, smashed_shape, image_shape, norm) for decoder in decoders]
+        with global_seed(seed, "simulated attacker"):
+            self.decoders = [self._built(blueprint) for blueprint in self._blueprints]
+        self._optimisers = [_adam(decoder) for decoder in self.decoders]
+        self._ages = [0] * len(self.decoders)  # steps that each has learned
+        self._steps_taken = 0
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
+        """The decoders learn, then the client pays."""
+        self.learn(images, smashed)
+        return self.penalty(images, smashed)
+
+    def learn(self, images: Tensor, smashed: Tensor) -> None:
+        """One Adam step of every decoder; nothing flows back to `smashed`."""
+        if self._refresh and self._steps_taken and self._steps_taken % self._refresh == 0:
+            self._begin_afresh(self._ages.index(max(self._ages)))
+        for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
+            passed = sum(milestone <= self._ages[index] for milestone in self._milestones)
+            optimiser.param_groups[0]["lr"] = DECODER_LEARNING_RATE * self._decay**passed
+            decoder.requires_grad_(True)
+            optimiser.zero_grad(set_to_none=True)
+            (-self.score(decoder, images, smashed.detach())).backward()
+            optimiser.step()
+            self._ages[index] += 1
+        self._steps_taken += 1
+
+    def penalty(self, images: Tensor, smashed: Tensor) -> Tensor:
+        """What the client pays for what the strongest decoder sees; a scalar whose gradient passes through that one.
+
+        It is the strongest on this batch that counts: an attacker takes his best decoder, and a mean would fall, and
+        its gradient end, whenever one of the others is weak or has just begun.
+        """
+        for decoder in self.decoders:
+            decoder.requires_grad_(False)  # the client's gradient passes through a decoder, not into it
+        scores = [self.score(decoder, images, smashed) for decoder in self.decoders]
+        strongest = scores[int(torch.stack(scores).argmax())] if len(scores) > 1 else scores[0]
+        return self._alpha * (strongest - self._threshold).clamp(min=0)
+
+    def score(self, decoder: nn.Module, images: Tensor, smashed: Tensor) -> Tensor:
+        """How much of `images` `decoder` finds in `smashed`: a scalar, see :func:`score`."""
+        with self._compute.autocast():
+            decoded = decoder(smashed)
+        return score(decoded.float(), images, self._objective)
+
+    def state(self) -> dict[str, Tensor]:
+        """Decoders, Adam's moments and ages; rates follow from these."""
+        state = {"steps": torch.tensor(self._steps_taken), "ages": torch.tensor(self._ages)}
+        for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
+            state |= under(f"decoder.{index}", decoder.state_dict())
+            state |= under(f"adam.{index}", optimiser_state(optimiser))
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._steps_taken, self._ages = int(state["steps"]), state["ages"].tolist()
+        for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
+            decoder.load_state_dict(within(state, f"decoder.{index}"))
+            load_optimiser_state(optimiser, within(state, f"adam.{index}"))
+
+    def _begin_afresh(self, index: int) -> None:
+        with global_seed(self._seed, "simulated attacker", "begin afresh", self._steps_taken):
+            self.decoders[index] = self._built(self._blueprints[index])
+        self._optimisers[index] = _adam(self.decoders[index])
+        self._ages[index] = 0
+
+    def _built(self, blueprint: tuple[str, Sequence[int], Sequence[int], NormName]) -> nn.Module:
+        return build_decoder(*blueprint).to(self._compute.device)
+
+
+def score(decoded: Tensor, images: Tensor, objective: Objective) -> Tensor:
+    """How good reconstructions of `images` are, over a batch: a scalar, at most 1, and 1 for perfect ones.
+
+    ssim: mean SSIM with zero padding, as published. mse+ssim: the mean of that and of 1 - MSE / spread, where spread is
+    the MSE of the batch's mean colour, so that this half is 0 for a guess that knows no more. SSIM alone hardly asks
+    for colour and brightness, by which images are found as well. `decoded` is not clamped for the MSE: what is out of
+    range keeps its gradient.
+    """
+    similarity = ssim_zeropad(decoded, images).mean()
+    if objective == "ssim":
+        return similarity
+    spread = (images - images.mean((0, 2, 3), keepdim=True)).square().mean().clamp(min=SMALLEST_SPREAD)
+    return (similarity + 1 - (decoded - images).square().mean() / spread) / 2
+
+
+def _adam(decoder: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(decoder.parameters(), lr=DECODER_LEARNING_RATE)

@@ -1,0 +1,173 @@
+"""Attack clients that others have published, instead of training any."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from mocosfl_priv.config import ExperimentConfig, PluginSpec
+from mocosfl_priv.data.roles import assign_roles
+from mocosfl_priv.device.accounting import FLOAT_BYTES
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.attack import Target
+from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.provenance import common_info, gather, pictures
+from mocosfl_priv.experiment.rows import CellResult, try_attack
+from mocosfl_priv.models.split import count_parameters, forward_flops
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
+from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
+from mocosfl_priv.published.loader import load_published_client, reinitialised
+from mocosfl_priv.results import LEAKAGE_COLUMNS, PUBLISHED_VICTIMS, SYSTEM_KEYS, RunRecord
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Progress, Segment, Silent
+from mocosfl_priv.runtime.seeding import derive_seed
+
+IMAGE_SIZE = 32
+IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
+SECONDS_PER_ATTACK = 120.0  # a first guess, soon replaced
+# what only a training could grant
+NOT_THERE = frozenset(
+    {
+        Capability.SERVER_MODEL,
+        Capability.COLLUDING_CLIENT,
+        Capability.TRAINING_STREAM,
+        Capability.GRADIENT_CHANNEL,
+    }
+)
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """A checked audit, ready to run."""
+
+    config: ExperimentConfig
+    checkpoints: tuple[PublishedCheckpoint, ...]
+    attacks: tuple[Loaded[Attack], ...]
+    laboratory: Laboratory
+    victim_sets: tuple[VictimSet, ...]
+    undefended: Loaded[Defense] = field(default_factory=lambda: DEFENSES.create(PluginSpec(name="none")))
+
+    @property
+    def summary(self) -> str:
+        """For people, before it runs."""
+        sets = " and ".join(f"{len(v.images)} {v.name} images" for v in self.victim_sets)
+        return f"{len(self.checkpoints)} published clients, {len(self.attacks)} attacks, on {sets}"
+
+
+def plan_audit(config: ExperimentConfig) -> AuditPlan:
+    """Check `config` and find what is to be attacked below ``config.checkpoints``.
+
+    Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
+    """
+    assert config.checkpoints is not None
+    if config.data.image_size != IMAGE_SIZE:
+        raise ConfigurationError(f"data.image_size: the published clients take {IMAGE_SIZE} pixels")
+    found = tuple(find_published(config.checkpoints))
+    compute = Compute.resolve(config.compute)
+    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
+    reachable = ThreatModel(threat.grants - NOT_THERE, threat.adaptive)
+    attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
+    for attack in attacks:
+        reachable.require(attack.plugin.needs, attack.label)
+    laboratory = Laboratory(config, assign_roles(config.data, 0.0), compute, reachable)
+    published = load_attack_images(config.checkpoints)
+    sets = [laboratory.victims]
+    if published is not None:
+        sets.append(laboratory.victim_set(PUBLISHED_VICTIMS, published))
+    return AuditPlan(config, found, attacks, laboratory, tuple(sets))
+
+
+def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
+    """Attack every checkpoint with every attack, all victims at once, and gather the record.
+
+    In its rows, `defense` and `checkpoint` are the checkpoint's name; what would need the server is missing.
+    """
+    progress = progress or Silent()
+    lab, config = plan.laboratory, plan.config
+    started = time.monotonic()
+    progress.plan(
+        [
+            Segment(
+                f"attack {checkpoint.name}: {attack.label}",
+                attack.label,
+                0.0 if attack.plugin.blind else config.threat.seconds or SECONDS_PER_ATTACK,
+            )
+            for checkpoint in plan.checkpoints
+            for _ in config.seeds
+            for attack in plan.attacks
+        ]
+    )
+    cells: list[CellResult] = []
+    described: list[dict[str, Any]] = []
+    try:
+        for checkpoint in plan.checkpoints:
+            client = load_published_client(checkpoint.path)
+            cost = _cost(client)
+            described.append(
+                {**asdict(checkpoint), "path": str(checkpoint.path), "client_parameters": cost["client_parameters"]}
+            )
+            rest = {"checkpoint": checkpoint.name, **cost, **lab.recognition_levels}
+            for seed in config.seeds:
+                target = _target(plan, checkpoint, client, seed)
+                for attack in plan.attacks:
+                    progress.segment()
+                    keys = {**_keys(checkpoint), "seed": seed, "attack": attack.label}
+                    trials = try_attack(lab, target, attack, plan.victim_sets, progress)
+                    cells += [CellResult.of(trial, keys, rest) for trial in trials]
+    except ConfigurationError as error:  # found too late to be called a request that was refused
+        raise RunFailedError(str(error)) from error
+    # a published client stands for its defense; nothing is added to what it sends
+    defenses: Mapping[str, Loaded[Defense]] = {}
+    table, per_image, flags = gather(lab, cells, plan.attacks, defenses, plan.victim_sets)
+    return RunRecord(
+        cells=table,
+        per_image=per_image,
+        probe=pd.DataFrame(columns=[*SYSTEM_KEYS, "image", "group"]),
+        training=pd.DataFrame(columns=[*SYSTEM_KEYS, "step", "epoch", "loss", "validation_knn"]),
+        leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
+        images=pictures(cells, plan.victim_sets),
+        info={
+            **common_info(lab, plan.attacks, defenses, flags, time.monotonic() - started),
+            "audit": described,
+        },
+        config_yaml=config.to_yaml(),
+    )
+
+
+def _keys(checkpoint: PublishedCheckpoint) -> dict[str, Any]:
+    return {
+        "defense": checkpoint.name,
+        "cut_layer": checkpoint.cut_layer,
+        "target_fraction": float("nan") if checkpoint.target_fraction is None else checkpoint.target_fraction,
+    }
+
+
+def _target(plan: AuditPlan, checkpoint: PublishedCheckpoint, client: nn.Module, seed: int) -> Target:
+    clone_seed = derive_seed(seed, "attacker's clone")
+    # the attacker's builder must not carry the published weights along
+    blank = reinitialised(client, clone_seed)
+    return Target(
+        title=checkpoint.name,
+        client=client,
+        image_shape=IMAGE_SHAPE,
+        defense=plan.undefended.plugin,
+        build_client=partial(reinitialised, blank, clone_seed),
+        seed=seed,
+    )
+
+
+def _cost(client: nn.Module) -> dict[str, float]:
+    with torch.no_grad():
+        elements = client(torch.zeros(1, *IMAGE_SHAPE)).numel()
+    return {
+        "client_parameters": count_parameters(client),
+        "client_flops": forward_flops(client, IMAGE_SHAPE),
+        "smashed_bytes_per_image": elements * FLOAT_BYTES,
+    }

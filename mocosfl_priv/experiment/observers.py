@@ -1,0 +1,220 @@
+"""Attacks that attend a training: which ones do, which training each attends, and how they are kept apart from it.
+
+A listener works with copies, under a seed of its own, on its own time: a training that is listened to is, bit for bit,
+the training that is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
+from mocosfl_priv.models.convolution import in_fast_layout
+from mocosfl_priv.plugins import Attack, AuxiliaryData, Capability, Loaded, StreamView, ThreatModel, with_implied
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.imports import cause
+from mocosfl_priv.runtime.seeding import derive_seed, global_seed
+from mocosfl_priv.training.hooks import Message, ServerHooks
+from mocosfl_priv.training.state import State, under, within
+
+
+def visible_to(attack: Loaded[Attack], threat: ThreatModel) -> frozenset[Capability]:
+    """What an attack declared, as far as it is granted."""
+    return with_implied(attack.plugin.needs | attack.plugin.optional) & threat.grants
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a system: the attacks that attend it, and those that then try the model it leads to.
+
+    hijacker: the attack that chooses the gradients; None for the honest training.
+    """
+
+    attending: tuple[Loaded[Attack], ...]
+    attacks: tuple[Loaded[Attack], ...]
+    hijacker: Loaded[Attack] | None = None
+
+
+def trainings(attacks: Sequence[Loaded[Attack]], threat: ThreatModel) -> tuple[Training, ...]:
+    """The honest training, which all passive attacks share, and one for every attack that changes it."""
+    active = [a for a in attacks if Capability.GRADIENT_CHANNEL in visible_to(a, threat)]
+    passive = [a for a in attacks if a not in active]
+    listening = [a for a in passive if Capability.TRAINING_STREAM in visible_to(a, threat)]
+    return (Training(tuple(listening), tuple(passive)), *(Training((a,), (a,), a) for a in active))
+
+
+class Attendee:
+    """One attack's listener, the seed it draws from, and what it has spent.
+
+    limit: seconds after which it hears no more; None for no limit. failure: the cause, in one line, after which it
+    hears no more either: the training goes on.
+    """
+
+    def __init__(self, label: str, listener: ServerHooks, seed: int, limit: float | None, device: torch.device) -> None:
+        self.label = label
+        self.listener = listener
+        self.seconds = 0.0
+        self.messages = 0
+        self.failure = ""
+        self._seed = seed
+        self._limit = limit
+        self._device = device
+
+    def received(self, message: Message) -> None:
+        """Hand over a copy of `message`."""
+        if not self._deaf:
+            self.messages += 1
+            self._call("received", _copied(message))
+
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:
+        """The gradient that the listener wants the clients to get."""
+        if self._deaf:
+            return gradient
+        chosen = self._call("returned", _copied(message), gradient.clone())
+        if self.failure:
+            return gradient
+        if not isinstance(chosen, Tensor) or chosen.shape != gradient.shape:
+            shape = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__
+            self.failure = f"it returned {shape} for a gradient of {tuple(gradient.shape)}"
+            return gradient
+        return chosen.detach().to(gradient)
+
+    @property
+    def _deaf(self) -> bool:
+        return bool(self.failure) or (self._limit is not None and self.seconds >= self._limit)
+
+    def _call(self, place: str, *arguments: object) -> object:
+        started = self._now()
+        try:
+            # a seed per message, so that nothing of the generator needs to be kept for a resumed training
+            with global_seed(self._seed, place, self.messages), torch.enable_grad():
+                return getattr(self.listener, place)(*arguments)
+        except ThreatModelError:
+            raise
+        except Exception as error:  # a user's attack can fail in any way
+            self.failure = f"while it attended training: {cause(error)}"
+            return None
+        finally:
+            self.seconds += self._now() - started
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic()
+
+    def state(self) -> State:
+        """The listener's state, and what was spent."""
+        return {
+            **under("listener", self.listener.state()),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "messages": torch.tensor(self.messages),
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken. What was spent stays spent, also on the way back to an earlier state."""
+        self.listener.load_state(within(state, "listener"))
+        self.seconds = max(self.seconds, float(state["seconds"]))
+        self.messages = max(self.messages, int(state["messages"]))
+
+
+class Audience:
+    """Everybody who attends one training and leaves it alone; implements `ServerHooks`."""
+
+    def __init__(self, attendees: Iterable[Attendee]) -> None:
+        self._attendees = {attendee.label: attendee for attendee in attendees}
+
+    def of(self, label: str) -> Attendee | None:
+        """Who attends for the attack `label`; None if nobody does."""
+        return self._attendees.get(label)
+
+    @property
+    def seconds(self) -> float:
+        """What all of them took of the training's time."""
+        return sum(attendee.seconds for attendee in self._attendees.values())
+
+    def received(self, message: Message) -> None:
+        """Everybody gets a copy."""
+        for attendee in self._attendees.values():
+            attendee.received(message)
+
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:  # noqa: ARG002 - the audience only listens
+        """Unchanged."""
+        return gradient
+
+    def state(self) -> State:
+        """Everybody's, by the order in which they sit."""
+        return {
+            key: value
+            for place, attendee in enumerate(self._attendees.values())
+            for key, value in under(str(place), attendee.state()).items()
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on where :meth:`state` was taken."""
+        for place, attendee in enumerate(self._attendees.values()):
+            attendee.load_state(within(state, str(place)))
+
+
+class Hijack(Audience):
+    """A training whose gradients one attendee chooses."""
+
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:
+        """What the hijacker makes of it."""
+        for attendee in self._attendees.values():
+            gradient = attendee.returned(message, gradient)
+        return gradient
+
+
+def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Attendee | None:
+    """Ask `attack` for its listener; None if it is not interested.
+
+    Raises RunFailedError when it fails, ThreatModelError when it reaches for more than it was granted.
+    """
+    try:
+        with global_seed(seed, "attend"):
+            listener = attack.plugin.attend(stream, seed)
+    except MocosflPrivError:
+        raise
+    except Exception as error:  # a user's attack can fail in any way
+        raise RunFailedError(
+            f"attack {attack.label!r} failed before training: {type(error).__name__}: {error}"
+        ) from error
+    if listener is None:
+        return None
+    return Attendee(attack.label, listener, derive_seed(seed, "attending"), limit, stream.compute.device)
+
+
+def live_server(trunk: nn.Module, projector: nn.Module, compute: Compute) -> partial[Tensor]:
+    """A function from smashed data to what `trunk` and `projector`, as they then are, make of it; see `StreamView`."""
+    return partial(_embed, nn.Sequential(trunk, projector), compute)
+
+
+def _embed(network: nn.Module, compute: Compute, smashed: Tensor) -> Tensor:
+    fixed = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    with compute.autocast():
+        embedded: Tensor = functional_call(network, fixed, (in_fast_layout(smashed, network),))
+    return embedded.to(smashed.dtype)
+
+
+def _copied(message: Message) -> Message:
+    labels = None if message.labels is None else message.labels.clone()
+    return replace(
+        message,
+        owners=message.owners.clone(),
+        queries=message.queries.detach().clone(),
+        keys=message.keys.detach().clone(),
+        labels=labels,
+    )
+
+
+def copied_auxiliary(auxiliary: AuxiliaryData) -> AuxiliaryData:
+    """Images of one attack's own, which it may spoil."""
+    labels = None if auxiliary.labels is None else auxiliary.labels.clone()
+    return AuxiliaryData(auxiliary.images.clone(), auxiliary.of_target.clone(), labels)

@@ -1,0 +1,154 @@
+"""From one document to the grid of systems and attacks; everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mocosfl_priv.config import ExperimentConfig
+from mocosfl_priv.data.partitions import make_partition
+from mocosfl_priv.data.roles import Role, assign_roles
+from mocosfl_priv.errors import ConfigurationError, ThreatModelError
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.observers import Training, trainings, visible_to
+from mocosfl_priv.experiment.train import System, defender_context, planned_training_steps
+from mocosfl_priv.models.split import validate_cut
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Loaded, ThreatModel
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Segment, Silent
+from mocosfl_priv.runtime.seeding import generator
+from mocosfl_priv.training.sampling import PoolShape
+
+SECONDS_PER_STEP, SECONDS_PER_EXPERT_STEP, SECONDS_PER_ATTACK = 0.2, 0.2, 6.0  # first guesses, soon replaced
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked experiment, ready to run."""
+
+    config: ExperimentConfig
+    systems: tuple[System, ...]
+    attacks: tuple[Loaded[Attack], ...]
+    laboratory: Laboratory
+
+    @property
+    def summary(self) -> str:
+        """For people, before it runs."""
+        return (
+            f"{len(self.systems)} systems to train ({self.training_steps} steps each), {len(self.attacks)} attacks, "
+            f"{self.cells} result rows"
+        )
+
+    @property
+    def cells(self) -> int:
+        """Rows of the result."""
+        return len(self.systems) * len(self.attacks)
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """How every system is trained, the honest training first, and which attacks try what comes of it."""
+        return trainings(self.attacks, self.laboratory.threat)
+
+    def expert_steps(self, system: System) -> int:
+        """Steps that the defense of `system` will report before training."""
+        lab = self.laboratory
+        model_config = system.defense.plugin.architecture(lab.config.model)
+        return system.defense.plugin.planned_steps(defender_context(lab, system, model_config, Silent()))
+
+    def training_segment(self, system: System, training: Training, expert_steps: int) -> Segment:
+        """What `training` of `system` is called, and how long it may take, `expert_steps` before it included."""
+        guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * expert_steps
+        attending = "".join(f", {attack.label} attends" for attack in training.attending)
+        kind = f"train with {expert_steps} expert steps{attending}"
+        return Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.attending)))
+
+    def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:
+        """The same of `attack` on `system`."""
+        seconds = 0.0 if attack.plugin.blind else SECONDS_PER_ATTACK
+        return Segment(f"attack {system.title}: {attack.label}", attack.label, seconds)
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of one training."""
+        return planned_training_steps(self.laboratory)
+
+
+def plan(config: ExperimentConfig) -> Plan:
+    """Lay out the grid of `config`, and check everything that can be checked before training.
+
+    Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
+    """
+    laid_out = lay_out(config)
+    laboratory = laid_out.laboratory
+    attacks = (*laid_out.attacks, *laboratory.curve_attacks)
+    _check_partition(laboratory)
+    _check_auxiliary_data(laboratory, attacks)
+    _check_colluder(config, attacks)
+    for system in laid_out.systems:  # a bottleneck that does not fit is found by building
+        laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+    for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
+        laid_out.expert_steps(system)
+    return laid_out
+
+
+def lay_out(config: ExperimentConfig) -> Plan:
+    """The grid of `config`, against plugins, models and threat model: what :func:`plan` has checked once before.
+
+    A defense that sees no target data runs once, with target fraction 0, however many fractions are asked for.
+    """
+    compute = Compute.resolve(config.compute)
+    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
+    attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
+    for attack in attacks:
+        threat.require(attack.plugin.needs, attack.label)
+    defenses = tuple(DEFENSES.create(spec) for spec in config.defenses)
+    for defense in defenses:
+        for cut_layer in config.cut_layers:
+            validate_cut(defense.plugin.architecture(config.model), cut_layer)
+    used = config.target_fractions if any(d.plugin.uses_target_data for d in defenses) else (0.0,)
+    roles = assign_roles(config.data, max(used))
+    curve = tuple(ATTACKS.create(spec) for spec in config.leakage.attacks) or attacks
+    for attack in curve:
+        threat.require(attack.plugin.needs, attack.label)
+        if config.leakage.every and Capability.TRAINING_STREAM in visible_to(attack, threat):
+            raise ConfigurationError(
+                f"leakage: attack {attack.label!r} attends a whole training and has no place in a leakage curve, whose "
+                "points are single moments; name the attacks of the curve in leakage.attacks"
+            )
+    laboratory = Laboratory(config, roles, compute, threat, curve)
+    systems = tuple(
+        System(defense, cut_layer, fraction, seed)
+        for seed in config.seeds
+        for cut_layer in config.cut_layers
+        for defense in defenses
+        for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
+    )
+    return Plan(config, systems, attacks, laboratory)
+
+
+def _check_partition(lab: Laboratory) -> None:
+    """Make one as training will: whether it is possible depends on the numbers of clients and images, not on seeds."""
+    training, private = lab.config.training, lab.roles[Role.CLIENT_PRIVATE]
+    make_partition(private.labels, training, None, generator(lab.config.seeds[0], "partition"))
+    if PoolShape.of(training).images > len(private):
+        raise ConfigurationError(f"training.server_batch: a step needs {PoolShape.of(training).images} images, "
+                                 f"but there are only {len(private)} private ones")  # fmt: skip
+
+
+def _check_auxiliary_data(lab: Laboratory, attacks: Sequence[Loaded[Attack]]) -> None:
+    """A threat model may grant auxiliary data of which there is none."""
+    if len(lab.roles[Role.AUXILIARY_TARGET]) + len(lab.roles[Role.AUXILIARY_SOURCE]) > 0:
+        return
+    for attack in attacks:
+        if Capability.AUXILIARY_DATA in attack.plugin.needs:
+            raise ThreatModelError(
+                f"attack {attack.label!r} needs auxiliary_data, but data.auxiliary_target_fraction and "
+                "data.auxiliary_source_fraction leave the attacker no image"
+            )
+
+
+def _check_colluder(config: ExperimentConfig, attacks: Sequence[Loaded[Attack]]) -> None:
+    """A single client has nobody to collude with."""
+    for attack in attacks:
+        if PoolShape.of(config.training).pool < 2 and Capability.COLLUDING_CLIENT in attack.plugin.needs:
+            raise ThreatModelError(f"attack {attack.label!r} needs colluding_client, but only one client takes part")

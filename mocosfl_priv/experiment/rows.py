@@ -1,0 +1,156 @@
+"""What results say of a trained system and of an attack on it: attempts are scored, and become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mocosfl_priv.evaluation.floor import leak_ratio
+from mocosfl_priv.evaluation.reconstruction import score
+from mocosfl_priv.evaluation.utility import Utility
+from mocosfl_priv.experiment.attack import Attempt, Target, attempt
+from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.observers import Attendee
+from mocosfl_priv.plugins import Attack, Loaded
+from mocosfl_priv.results import CELL_KEYS, METRICS, TEST_VICTIMS, semi_column
+from mocosfl_priv.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one attack fared on one set of victims.
+
+    values: metric to (n,); empty if the attack failed.
+    """
+
+    victims: VictimSet
+    attempt: Attempt
+    values: dict[str, np.ndarray]
+
+    @property
+    def least_error(self) -> np.ndarray:
+        """Per victim, terms of the mean MSE that is promised; NaN if nothing is."""
+        promise = self.attempt.promise
+        return promise.least_error if promise else np.full(len(self.victims.images), np.nan)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a row says: mean metrics, floor, leak ratio, cost, and the cause of a failure. NaN if it failed."""
+        floor = self.victims.floor.mse.numpy()
+        missing = np.full(len(floor), np.nan)
+        promise = self.attempt.promise
+        return {
+            **{name: float(self.values.get(name, missing).mean()) for name in METRICS},
+            "mse_floor": float(floor.mean()),
+            "leak_ratio": leak_ratio(self.values.get("mse", missing), floor),
+            "guarantee": promise.claim if promise else "",
+            "guarantee_epsilon": promise.epsilon if promise else np.nan,
+            "guarantee_delta": promise.delta if promise else np.nan,
+            "mse_bound": max(0.0, float(self.least_error.mean())) if promise else np.nan,
+            **self.attempt.cost,
+            "failure": self.attempt.failure,
+        }
+
+    def per_image(self, keys: dict[str, Any]) -> pd.DataFrame:
+        """One line per victim, none if the attack failed."""
+        count = len(self.victims.images) if self.attempt.reconstruction is not None else 0
+        return pd.DataFrame(
+            {
+                **{key: [keys[key]] * count for key in CELL_KEYS},
+                "image": np.arange(count),
+                "group": self.victims.groups.numpy()[:count],
+                **self.values,
+                "mse_bound": self.least_error[:count],
+            }
+        )
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """The reconstruction as uint8."""
+        if self.attempt.reconstruction is None:
+            return None
+        return (self.attempt.reconstruction * 255).round().byte().numpy()
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """What results say of a trained system: everything but its model.
+
+    keys: the columns that identify it. hijacker: label of the attack that chose the gradients; empty for none.
+    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`Laboratory`.
+    history, observations: see :class:`TrainedModel`. detection: what a detector found, as a row says it; None without.
+    info: all else, as JSON.
+    """
+
+    keys: dict[str, Any]
+    hijacker: str
+    file_stem: str
+    utility: Utility
+    untrained: np.ndarray
+    cost: dict[str, float]
+    history: list[dict[str, float]]
+    observations: list[dict[str, Any]]
+    detection: dict[str, Any] | None
+    info: dict[str, Any]
+
+    def columns(self, lab: Laboratory) -> dict[str, Any]:
+        """What the row of every attack on this system says of it."""
+        return {
+            "checkpoint": f"checkpoints/{self.file_stem}.safetensors",
+            "knn_accuracy": float(self.utility.knn.mean()),
+            "linear_accuracy": float(self.utility.linear.mean()),
+            **{
+                f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
+                for fraction, result in self.utility.semi_supervised.items()
+            },
+            **lab.recognition_levels,
+            "knn_raw_pixels": float(lab.raw_pixels.mean()),
+            "linear_untrained": float(self.untrained.mean()),
+            "probe_selection": lab.config.evaluation.probe_selection,
+            **self.cost,
+        }
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One attack on one system: its row, its per-image values, and its reconstructions as uint8 unless it failed."""
+
+    row: dict[str, Any]
+    per_image: pd.DataFrame
+    reconstruction: np.ndarray | None
+
+    @classmethod
+    def of(cls, trial: Trial, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
+        """The cell `keys`, with what else its row says beside the trial's own summary."""
+        keys = {**keys, "victims": trial.victims.name}
+        return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
+
+
+def score_attempt(lab: Laboratory, victims: VictimSet, attempted: Attempt) -> dict[str, np.ndarray]:
+    """Every metric of every image of `victims`: name to (n,); empty if the attack failed."""
+    if attempted.reconstruction is None:
+        return {}
+    # the judge knows the labels and candidates of the test victims only
+    judge = lab.recognition if victims.name == TEST_VICTIMS else None
+    found = score(attempted.reconstruction, victims.images, victims.floor, lab.lpips, judge)
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def try_attack(
+    lab: Laboratory,
+    target: Target,
+    attack: Loaded[Attack],
+    victim_sets: Sequence[VictimSet],
+    progress: Progress | None = None,
+    attended: Attendee | None = None,
+) -> list[Trial]:
+    """Let `attack` try all victims at once, and score each set by itself; see :func:`attempt`."""
+    attempts = attempt(lab, target, attack, victim_sets, progress, attended)
+    return [
+        Trial(victims, attempted, score_attempt(lab, victims, attempted))
+        for victims, attempted in zip(victim_sets, attempts, strict=True)
+    ]

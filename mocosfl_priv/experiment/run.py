@@ -1,0 +1,70 @@
+"""Run a plan in this process, one system after the other."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.plan import Plan
+from mocosfl_priv.experiment.record import assemble
+from mocosfl_priv.experiment.rows import CellResult, SystemResult
+from mocosfl_priv.experiment.train import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
+from mocosfl_priv.results import RunRecord
+from mocosfl_priv.runtime.progress import Progress, Segment, Silent
+from mocosfl_priv.training.participants import RemoteParticipants
+
+
+def run_plan(
+    plan: Plan,
+    progress: Progress | None = None,
+    checkpoints: Path | None = None,
+    remote: RemoteParticipants | None = None,
+) -> RunRecord:
+    """Train every system, attack it with every attack, and gather the record.
+
+    checkpoints: folder in which trainings keep their state and from which they go on; nothing else is written.
+    remote: see :func:`mocosfl_priv.training.loop.train_mocosfl`.
+    Errors propagate.
+    """
+    progress = progress or Silent()
+    lab = plan.laboratory
+    started = time.monotonic()
+    systems: list[SystemResult] = []
+    models: dict[str, dict[str, np.ndarray]] = {}
+    cells: list[CellResult] = []
+    for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
+        for training in plan.trainings:
+            if (kept := checkpoints_of(lab, system, checkpoints, training)) is not None:
+                kept.verify()
+                kept.below(DEFENDER).verify()
+    progress.plan(_segments(plan))
+    lab.recognition  # noqa: B018 - trained here, lest the time of a system's training includes it
+    try:
+        for system in plan.systems:
+            for training in plan.trainings:
+                progress.segment()
+                trained = train_system(lab, system, progress, checkpoints, training, remote)
+                systems.append(trained.result())
+                models[f"{trained.file_stem}.safetensors"] = trained.checkpoint()
+                for attack in training.attacks:
+                    progress.segment()
+                    cells.append(attack_system(lab, trained, with_own_plugin(attack), progress))
+    except ConfigurationError as error:  # found too late to be called a request that was refused
+        raise RunFailedError(str(error)) from error
+    return assemble(plan, systems, models, cells, time.monotonic() - started)
+
+
+def _segments(plan: Plan) -> list[Segment]:
+    """Training and attacks in the order in which they run."""
+    return [
+        segment
+        for system in plan.systems
+        for training in plan.trainings
+        for segment in (
+            plan.training_segment(system, training, plan.expert_steps(system)),
+            *(plan.attack_segment(system, attack) for attack in training.attacks),
+        )
+    ]

@@ -1,0 +1,384 @@
+"""Training an inversion network z -> x on pairs of the attacker's own making (He et al., ACSAC 2019).
+
+What attacks share that learn to invert: how smashed data is standardised, how auxiliary images are augmented and sent,
+the training loop with its schedule and its selection, and the guard against doing worse than a blind guess.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.floor import mean_image
+from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
+from mocosfl_priv.evaluation.perceptual import Lpips
+from mocosfl_priv.inversion.confidence import DEAD
+from mocosfl_priv.inversion.decoders import SubPixelDecoder
+from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability
+from mocosfl_priv.runtime.compute import Compute
+
+BATCH_FOR_INFERENCE = 128
+STATISTICS_IMAGES = 1024
+SMALLEST_BATCH, LARGEST_BATCH, ENOUGH_BATCHES = 16, 32, 32
+WARM_UP = 0.1
+LOSS_CHECK_EVERY = 20  # steps
+# A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
+LARGEST_GRADIENT = 0.2
+FARTHEST = 8.0  # deviations from a channel's mean
+POOL_BYTES = 512 << 20  # of encoded auxiliary images
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an inversion network is trained.
+
+    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
+    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
+    of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
+    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says. validations: how
+    often, evenly, the state is compared with the best one so far.
+    """
+
+    steps: int
+    batch_size: int = LARGEST_BATCH
+    learning_rate: float = 2e-3
+    one_cycle: bool = True
+    ssim_weight: float = 0.0
+    lpips_weight: float = 0.0
+    flip: bool = True
+    shift: int = 4
+    reuse: int = 4
+    validations: int = 10
+
+    def passing(self, epochs: int, images: int) -> Recipe:
+        """The same with so many steps as `epochs` passes over `images` take."""
+        return replace(self, steps=epochs * -(-images // self.batch_size))
+
+
+@dataclass(frozen=True)
+class Sender:
+    """How auxiliary images become messages like the victims'.
+
+    encode: images (n, 3, h, w) in [0, 1] to smashed data, without gradient; its results are kept and used again.
+    protect: the defense's transformation with fresh randomness, for every step.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    protect: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, view: AttackerView) -> Sender:
+        """At home with the client's weights, else by queries, whose answers are protected already."""
+        if view.has(Capability.CLIENT_WEIGHTS):
+            return cls(in_batches(view.client), view.protect)
+        return cls(view.query, _identity)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The message of each image."""
+        return self.protect(self.encode(images))
+
+
+@dataclass
+class Inverter:
+    """A trained inversion network, and what its training found.
+
+    network: standardisation, then the decoder. error: MSE on the validation images at the step that was kept. blind:
+    whether the network is no better there than `guess`, the mean of the training images, which is then what it returns.
+    """
+
+    network: nn.Module
+    guess: Tensor
+    error: float
+    blind: bool
+
+    @property
+    def standardise(self) -> Standardise:
+        """The network's first layer, with the moments of the messages it was trained on."""
+        assert isinstance(self.network, nn.Sequential)
+        first = self.network[0]
+        assert isinstance(first, Standardise)
+        return first
+
+    def __call__(self, smashed: Tensor) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
+        if self.blind:
+            return self.guess.expand(len(smashed), *self.guess.shape).clone()
+        return decode(self.network, smashed)
+
+
+def train_inverter(
+    decoder: nn.Module,
+    sender: Sender,
+    train: Tensor,
+    validation: Tensor,
+    recipe: Recipe,
+    budget: Budget,
+    compute: Compute,
+    rng: torch.Generator,
+    *,
+    guess: Tensor,
+    standardise: bool = True,
+    lpips: Lpips | None = None,
+) -> Inverter:
+    """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
+
+    A decoder with a linear path is given that path in closed form, and where MSE alone is learned, this beginning takes
+    part in the choice: so even a budget of no step has an answer.
+
+    guess: the image (3, h, w) that stands for all victims where nothing better was learned; not made of `validation`.
+
+    The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
+    messages or the loss are not finite.
+    """
+    known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
+    messages = sender(known)
+    first = Standardise(messages) if standardise else nn.Identity()
+    network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
+    held_out = HeldOut(sender, validation, compute)
+    if isinstance(decoder, SubPixelDecoder):
+        messages = first(messages)
+        if not bool(messages.isfinite().all()):
+            raise RunFailedError("an inversion network cannot begin: messages of auxiliary images are not finite")
+        decoder.begin_linear(messages, known)
+        if not (recipe.ssim_weight or recipe.lpips_weight):  # else what is best by MSE is not what is looked for
+            held_out.compare(network)
+    del messages, known
+    decay = 0.01 if recipe.one_cycle else 0.0
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
+    )
+    pool = EncodedPool(train, sender.encode, recipe, rng)
+    validated = 0
+    losses: list[Tensor] = []
+    for step in budget.iterate(recipe.steps):
+        if recipe.one_cycle:
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * one_cycle(budget.spent(step, recipe.steps))
+        images, encoded = pool.next()
+        loss = _loss(network, sender.protect(encoded), images, recipe, compute, lpips)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.one_cycle:
+            nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
+        optimiser.step()
+        losses.append(loss.detach())
+        done = budget.spent(step + 1, recipe.steps)
+        if step % LOSS_CHECK_EVERY == 0 or done >= 1:
+            if not bool(torch.stack(losses).isfinite().all()):
+                raise RunFailedError(f"training of the inversion network diverged near step {step}")
+            losses.clear()
+        if done >= (validated + 1) / recipe.validations or step == recipe.steps - 1:
+            validated = math.floor(done * recipe.validations)
+            held_out.compare(network)
+    best_error = held_out.restore_best(network)
+    blind_error = float(mse(guess.expand_as(validation), validation).mean())
+    return Inverter(network.eval(), guess, min(best_error, blind_error), blind=best_error >= blind_error)
+
+
+def batch_size_for(images: int, budget: Budget) -> int:
+    """32; where the clock is what ends the training, 16 or more, so that few images still have 32 batches.
+
+    In the same time more small steps learn more of few images than half as many large ones do; of as many steps, the
+    large ones learn more.
+    """
+    if budget.seconds is None:
+        return LARGEST_BATCH
+    return max(SMALLEST_BATCH, min(LARGEST_BATCH, images // ENOUGH_BATCHES))
+
+
+class HeldOut:
+    """The best state of a network so far, by its MSE on images that it does not learn from."""
+
+    def __init__(self, sender: Sender, images: Tensor, compute: Compute) -> None:
+        self._sender = sender
+        self._images = images
+        self._compute = compute
+        self._encoded = sender.encode(images)  # once; the defense is drawn anew for every comparison, if made at home
+        self._error = math.inf
+        self._state: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def compare(self, network: nn.Module) -> None:
+        """Keep the state that `network` is in if it is the best."""
+        self._messages = self._sender.protect(self._encoded)
+        with self._compute.autocast():
+            error = self._error_of(network)
+        if error < self._error:
+            self._error, self._state = error, copy.deepcopy(network.state_dict())
+
+    def restore_best(self, network: nn.Module) -> float:
+        """Put `network` into the best state; its error in full precision, as victims are decoded; infinite if none."""
+        if self._state is None:
+            return math.inf
+        network.load_state_dict(self._state)
+        return self._error_of(network)
+
+    def _error_of(self, network: nn.Module) -> float:
+        return float(mse(decode(network, self._messages), self._images).mean())
+
+
+def _loss(
+    network: nn.Module, smashed: Tensor, images: Tensor, recipe: Recipe, compute: Compute, lpips: Lpips | None
+) -> Tensor:
+    with compute.autocast():
+        decoded = network(_channels_last(smashed))
+    decoded = decoded.float()
+    loss = F.mse_loss(decoded, images)
+    if recipe.ssim_weight:
+        loss = loss + recipe.ssim_weight * (1 - ssim_zeropad(decoded, images).mean())
+    if recipe.lpips_weight:
+        assert lpips is not None
+        loss = loss + recipe.lpips_weight * lpips.distance(decoded, images).mean()
+    return loss
+
+
+class EncodedPool:
+    """Auxiliary images, augmented and encoded, in batches of random order.
+
+    Encoding costs as much as a step of a small decoder. So each augmented image is used `recipe.reuse` times before all
+    are augmented afresh, unless the smashed data of all would take more than `POOL_BYTES`.
+    """
+
+    def __init__(
+        self, images: Tensor, encode: Callable[[Tensor], Tensor], recipe: Recipe, rng: torch.Generator
+    ) -> None:
+        self._source = images
+        self._encode = encode
+        self._recipe = recipe
+        self._rng = rng
+        self._order = torch.empty(0, dtype=torch.long)
+        self._passes = 0
+        self._images, self._encoded = images[:0], images[:0]
+        self._keeps = True
+        augments = recipe.flip or recipe.shift > 0
+        self._fresh_every = recipe.reuse if augments else None
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """A batch of images (b, 3, h, w) and their smashed data before the defense."""
+        if not len(self._order):
+            self._order = torch.randperm(len(self._source), generator=self._rng)
+            self._passes += 1
+        chosen, self._order = self._order[: self._recipe.batch_size], self._order[self._recipe.batch_size :]
+        chosen = chosen.to(self._source.device)
+        afresh = self._passes == 1 or (self._fresh_every is not None and (self._passes - 1) % self._fresh_every == 0)
+        if self._keeps and not afresh:
+            return self._images[chosen], self._encoded[chosen]
+        images = self._augment(self._source[chosen])
+        encoded = self._encode(images)
+        self._keep(chosen, images, encoded)
+        return images, encoded
+
+    def _keep(self, chosen: Tensor, images: Tensor, encoded: Tensor) -> None:
+        """Remember a batch, in the pass in which it was made; the first one shows how much memory all will take."""
+        if self._keeps and not len(self._encoded):
+            size = encoded.element_size() * (encoded[0].numel() + images[0].numel()) * len(self._source)
+            self._keeps = size <= POOL_BYTES and self._fresh_every != 1
+            if self._keeps:
+                self._images = torch.empty_like(self._source)
+                self._encoded = encoded.new_empty((len(self._source), *encoded.shape[1:]))
+        if self._keeps:
+            self._images[chosen], self._encoded[chosen] = images, encoded
+
+    def _augment(self, images: Tensor) -> Tensor:
+        return flip_and_shift(images, self._recipe.shift, self._rng, self._recipe.flip)
+
+
+class Standardise(nn.Module):
+    """Zero mean and unit deviation per channel, by the statistics of smashed data (n, c, ...) seen once."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, smashed: Tensor) -> None:
+        super().__init__()
+        axes = [0, *range(2, smashed.dim())]
+        self.register_buffer("mean", smashed.mean(axes, keepdim=True))
+        # dead channels stay zero instead of being blown up
+        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
+
+    def forward(self, smashed: Tensor) -> Tensor:
+        """Standardised smashed data, same shape; what is too far out is cut off."""
+        return ((smashed - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+
+    def restore(self, standardised: Tensor) -> Tensor:
+        """The inverse."""
+        return standardised * self.std + self.mean
+
+
+def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[AuxiliaryData, AuxiliaryData]:
+    """Auxiliary images to train on, and a `share` of them held out; see `AuxiliaryData.hold_out`.
+
+    Raises ConfigurationError for fewer than two images.
+    """
+    if len(auxiliary) < 2:
+        raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
+    held_out = auxiliary.hold_out(share, rng)
+    return auxiliary.without(held_out), auxiliary.select(held_out)
+
+
+def blind_guess(view: AttackerView) -> Tensor:
+    """What somebody says who learned nothing, for every victim: the mean of the nearest auxiliary images, or grey."""
+    guess = view.smashed.new_full(view.image_shape, 0.5)
+    if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
+        guess = mean_image(view.auxiliary.nearest_images)
+    return guess.expand(len(view.smashed), *view.image_shape).clone()
+
+
+def one_cycle(spent: float) -> float:
+    """Share of the peak rate after `spent` of the training, in [0, 1]: a linear warm-up, then a cosine to zero."""
+    if spent < WARM_UP:
+        return 0.04 + 0.96 * spent / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP)))
+
+
+@torch.no_grad()
+def decode(network: nn.Module, smashed: Tensor) -> Tensor:
+    """Images for `smashed`, in evaluation mode."""
+    was_training = network.training
+    network.eval()
+    decoded = torch.cat([network(_channels_last(batch)) for batch in smashed.split(BATCH_FOR_INFERENCE)])
+    network.train(was_training)
+    return decoded.float().clamp(0, 1).contiguous()
+
+
+def in_batches(client: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The client without gradient, a bounded number of images at a time."""
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        return torch.cat([client(batch) for batch in images.split(BATCH_FOR_INFERENCE)])
+
+    return encode
+
+
+def flip_and_shift(images: Tensor, shift: int, rng: torch.Generator, flip: bool = True) -> Tensor:
+    """Mirror each image with probability one half and move it by up to `shift` pixels; edges are reflected."""
+    n, _, height, width = images.shape
+    if flip:
+        flips = (torch.rand(n, generator=rng) < 0.5).to(images.device)
+        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
+    if shift == 0:
+        return images
+    padded = F.pad(images, (shift,) * 4, mode="reflect")
+    offsets = torch.randint(0, 2 * shift + 1, (n, 2), generator=rng).to(images.device)
+    rows = (offsets[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (offsets[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
+    batch = torch.arange(n, device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return padded[batch, channels, rows, columns]
+
+
+def _channels_last(smashed: Tensor) -> Tensor:
+    return smashed.contiguous(memory_format=torch.channels_last) if smashed.dim() == 4 else smashed
+
+
+def _identity(smashed: Tensor) -> Tensor:
+    return smashed

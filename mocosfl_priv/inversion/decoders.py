@@ -1,0 +1,225 @@
+"""Inversion networks: smashed data back to images, by name.
+
+``res_normN{N}C{C}`` and ``conv_normN{N}C{C}`` are the published attacks' grammar, also used by the simulated attacker
+of attacker-aware defenses. ``ressfl_N{N}C{C}`` is the network that the published attacks really used, by their public
+code: weaker, and kept for comparison with published numbers. ``edsr_N{N}C{C}`` and ``unet_N{N}C{C}`` are built for the
+score: residual blocks without norms (Lim et al., EDSR, CVPRW 2017), at the resolution of the smashed data, and
+sub-pixel up-sampling (Shi et al., CVPR 2016) at the very end. Norms discard an image's brightness and contrast, and
+work at full resolution costs most of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocosfl_priv.config.decoder_grammar import check_grammar
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.inversion.ridge import fit_convolution
+from mocosfl_priv.models.convolution import zeroed
+
+Norm = Callable[[int], nn.Module]
+NormName = Literal["group", "batch"]
+
+REGRESSION_COST = (1 << 17) * (9 * 32) ** 2  # patches times their numbers squared: a fifth of a second on two cores
+RIDGE = 1e-4
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with norms beside a shortcut that is left un-normalised.
+
+    GroupNorm discards each image's own brightness and contrast; the plain shortcut keeps a path for them, without
+    which even an invertible client could not be inverted exactly.
+    """
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.norm1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = norm(channels)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return self.shortcut(x) + y
+
+
+class PreActivationBlock(nn.Module):
+    """Norm, ReLU and 3x3 convolution, twice, beside a shortcut, with a norm of its own where channels change."""
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm1 = norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.norm2 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), norm(channels))
+            if in_channels != channels
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return self.shortcut(x) + y
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, norm, ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1), norm(channels), nn.ReLU())
+
+
+class PlainBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, no norm; the identity before training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class UNetBody(nn.Module):
+    """N blocks, N blocks of twice the channels at half the resolution beside them, N blocks (Ronneberger+, 2015).
+
+    The identity before training, as its blocks are.
+    """
+
+    def __init__(self, blocks: int, channels: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+        self.down = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+        self.middle = nn.Sequential(*(PlainBlock(2 * channels) for _ in range(blocks)))
+        self.up = nn.Sequential(zeroed(nn.Conv2d(2 * channels, 4 * channels, 1)), nn.PixelShuffle(2))
+        self.leave = nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.up(self.middle(self.down(x))))
+
+
+class SubPixelDecoder(nn.Module):
+    """A head, a body with a shortcut around it, and sub-pixel up-sampling to images around mid-grey, not bounded.
+
+    The path of head, shortcut and tail is linear, so that a client that is linear can be inverted exactly, and as the
+    body is the identity before training, the path can be given its best weights in closed form. Smashed data as large
+    as the image is folded to half its resolution first.
+    """
+
+    def __init__(
+        self, kind: str, blocks: int, channels: int, smashed_shape: Sequence[int], image: Sequence[int]
+    ) -> None:
+        super().__init__()
+        height, target = smashed_shape[1], image[1]
+        fold = 2 if height == target and height % 2 == 0 else 1
+        size = height // fold
+        scale = target // size
+        self.fold = nn.PixelUnshuffle(fold)
+        self.head = nn.Conv2d(smashed_shape[0] * fold**2, channels, 3, padding=1)
+        has_lower_level = kind == "unet" and size % 2 == 0 and size >= 4
+        self.body = (
+            UNetBody(blocks, channels)
+            if has_lower_level
+            else nn.Sequential(*(PlainBlock(channels) for _ in range(blocks)))
+        )
+        self.tail = nn.Sequential(nn.Conv2d(channels, image[0] * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def forward(self, smashed: Tensor) -> Tensor:
+        x = self.head(self.fold(smashed))
+        return 0.5 + self.tail(x + self.body(x))
+
+    @torch.no_grad()
+    def begin_linear(self, smashed: Tensor, images: Tensor) -> None:
+        """Before training: make the tail the ridge regression from what the head finds.
+
+        That is random mixtures of neighbouring pixels and, where they are few enough to leave room for some, the
+        channels themselves. smashed: (n, *smashed_shape). images: (n, channels, h, w) in [0, 1], what was sent. As many
+        are used as `REGRESSION_COST` allows.
+        """
+        convolution, shuffle = self.tail
+        assert isinstance(convolution, nn.Conv2d) and isinstance(shuffle, nn.PixelShuffle)
+        assert self.head.bias is not None
+        if 2 * self.head.in_channels <= self.head.out_channels:
+            nn.init.dirac_(self.head.weight[: self.head.in_channels])
+            nn.init.zeros_(self.head.bias[: self.head.in_channels])
+        patches = smashed[0, 0].numel() // self.fold.downscale_factor**2
+        count = max(1, REGRESSION_COST // (patches * convolution.weight[0].numel() ** 2))
+        maps = 2 * self.head(self.fold(smashed[:count]))  # once through the body, once past it
+        fit_convolution(convolution, maps, F.pixel_unshuffle(images[:count] - 0.5, shuffle.upscale_factor), RIDGE)
+
+
+class ResSflDecoder(nn.Sequential):
+    """The inversion network of ResSFL's and MocoSFL's public code; images in (0, 1).
+
+    A block to C channels and N of C, then two stages or more, up-sampling ones as long as the image is larger, then a
+    block to the image's channels and a sigmoid. Where one doubling is enough, the second stage is a block at full
+    resolution.
+    """
+
+    def __init__(
+        self, blocks: int, channels: int, smashed_channels: int, image_channels: int, scale: int, norm: Norm
+    ) -> None:
+        doublings = scale.bit_length() - 1
+        layers: list[nn.Module] = [PreActivationBlock(smashed_channels, channels, norm), nn.ReLU()]
+        for _ in range(blocks):
+            layers += [PreActivationBlock(channels, channels, norm), nn.ReLU()]
+        for stage in range(max(2, doublings)):
+            if stage < doublings:
+                layers.append(nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1))
+                layers.append(norm(channels))
+            else:
+                layers.append(PreActivationBlock(channels, channels, norm))
+            layers.append(nn.ReLU())
+        super().__init__(*layers, PreActivationBlock(channels, image_channels, norm), nn.Sigmoid())
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(channels // 4 if channels % 4 == 0 else 1, channels)
+
+
+NORMS: dict[NormName, Norm] = {"group": _group_norm, "batch": nn.BatchNorm2d}
+
+
+def build_decoder(
+    architecture: str, smashed_shape: Sequence[int], image_shape: Sequence[int], norm: NormName = "group"
+) -> nn.Module:
+    """A decoder from (n, *smashed_shape) to images (n, *image_shape).
+
+    ``unet`` and ``edsr``: see :class:`SubPixelDecoder`; their images are not bounded. ``ressfl``: see
+    :class:`ResSflDecoder`. Else images in (0, 1): a block to C channels, N blocks of C, transposed convolutions up to
+    the image size, a block to the image's channels, a sigmoid; norms as named.
+
+    Raises ConfigurationError where the sizes are no power of two apart.
+    """
+    kind, blocks, channels = check_grammar(architecture)
+    block = ResidualBlock if kind == "res" else ConvBlock
+    if len(smashed_shape) != 3 or len(image_shape) != 3:
+        raise ConfigurationError(f"decoder: smashed data of shape {tuple(smashed_shape)} is not an image-like tensor")
+    height, target = smashed_shape[1], image_shape[1]
+    if height > target or target % height or (target // height).bit_count() != 1:
+        raise ConfigurationError(f"decoder: {height} pixels cannot be doubled to {target}")
+    if kind in ("edsr", "unet"):
+        return SubPixelDecoder(kind, blocks, channels, smashed_shape, image_shape)
+    make_norm = NORMS[norm]
+    if kind == "ressfl":
+        return ResSflDecoder(blocks, channels, smashed_shape[0], image_shape[0], target // height, make_norm)
+    layers: list[nn.Module] = [block(smashed_shape[0], channels, make_norm)]
+    layers += [block(channels, channels, make_norm) for _ in range(blocks)]
+    while height < target:
+        layers += [nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1), nn.ReLU()]
+        height *= 2
+    last = (
+        ResidualBlock(channels, image_shape[0], make_norm)
+        if kind == "res"
+        else nn.Conv2d(channels, image_shape[0], 3, padding=1)
+    )
+    return nn.Sequential(*layers, last, nn.Sigmoid())

@@ -1,0 +1,131 @@
+"""Generators from a latent to images: a variational autoencoder of ours, or a user's own network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.inversion.decoders import NORMS, ResidualBlock
+from mocosfl_priv.models.custom_backbone import load_function
+from mocosfl_priv.runtime.imports import one_line
+
+SMALLEST_MAP = 4  # pixels a side; images are halved down to here, if their sides can be
+NORM = NORMS["group"]
+
+
+class Generator(nn.Module):
+    """Latents (n, latent_dim) to images (n, 3, h, w) in (0, 1), in stages that double the map.
+
+    Shortcuts without norms carry brightness and contrast of the image, as in our decoders.
+
+    stages: modules whose composition is the generator, so that what flows between them can be searched too.
+    """
+
+    def __init__(self, latent_dim: int, width: int, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        colours, height, width_in_pixels = image_shape
+        doublings = _halvings(height, width_in_pixels)
+        channels = _channels(width, doublings)
+        bottom = (channels[-1], height >> doublings, width_in_pixels >> doublings)
+        self.latent_dim = latent_dim
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Linear(latent_dim, bottom[0] * bottom[1] * bottom[2]),
+                    nn.Unflatten(1, bottom),
+                    ResidualBlock(channels[-1], channels[-1], NORM),
+                )
+            ]
+        )
+        for level in range(doublings, 0, -1):
+            self.stages.append(
+                nn.Sequential(nn.Upsample(scale_factor=2), ResidualBlock(channels[level], channels[level - 1], NORM))
+            )
+        last = cast(nn.Sequential, self.stages[-1])
+        last.extend([nn.Conv2d(channels[0], colours, 3, padding=1), nn.Sigmoid()])
+
+    def forward(self, latent: Tensor) -> Tensor:
+        for stage in self.stages:
+            latent = stage(latent)
+        return latent
+
+
+class VariationalAutoencoder(nn.Module):
+    """An encoder and a :class:`Generator`, trained by the sigma-VAE's objective (Rybkin et al., ICML 2021).
+
+    Its pixels have one common deviation, the optimal one of each batch, so no weight between reconstruction and
+    divergence has to be tuned.
+    """
+
+    def __init__(self, latent_dim: int, width: int, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        colours, height, width_in_pixels = image_shape
+        halvings = _halvings(height, width_in_pixels)
+        channels = _channels(width, halvings)
+        layers: list[nn.Module] = [ResidualBlock(colours, channels[0], NORM)]
+        for level in range(halvings):
+            layers += [nn.AvgPool2d(2), ResidualBlock(channels[level], channels[level + 1], NORM)]
+        elements = channels[-1] * (height >> halvings) * (width_in_pixels >> halvings)
+        self._encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(elements, 2 * latent_dim))
+        self.generator = Generator(latent_dim, width, image_shape)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithmic variance of the latents' posterior, (n, latent_dim) each."""
+        mean, log_variance = self._encoder(images).float().chunk(2, 1)
+        return mean, log_variance.clamp(-10, 10)
+
+    def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """The negative evidence bound per pixel, up to a constant; images float (n, 3, h, w) in [0, 1]."""
+        mean, log_variance = self.encode(images)
+        noise = torch.randn(mean.shape, generator=rng).to(mean)
+        drawn = self.generator(mean + (0.5 * log_variance).exp() * noise).float()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+        return 0.5 * F.mse_loss(drawn, images).clamp(min=1e-6).log() + divergence / images[0].numel()
+
+
+def load_generator(reference: str, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The frozen generator that a user's function at `reference` returns for `image_shape`.
+
+    The function takes the shape (3, h, w) and returns a module from latents (n, latent_dim), standard normal, to
+    images (n, 3, h, w) in [0, 1]. The module says its `latent_dim`; `stages`, where it has them, are modules whose
+    composition it is. Raises ConfigurationError for anything else.
+    """
+    function = cast(Callable[[tuple[int, int, int]], Any], load_function(reference))
+    try:
+        generator = function(image_shape)
+        if not isinstance(generator, nn.Module):
+            raise ConfigurationError(
+                f"generator {reference} must return a torch module, not {type(generator).__name__}"
+            )
+        if not isinstance(getattr(generator, "latent_dim", None), int):
+            raise ConfigurationError(f"generator {reference} must have an integer attribute latent_dim")
+        generator = generator.eval().requires_grad_(False)
+        device = next((p.device for p in generator.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            images = generator(torch.zeros((2, cast(int, generator.latent_dim)), device=device))
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a user's code can fail in any way
+        raise ConfigurationError(f"generator {reference} failed: {one_line(error)}") from error
+    if tuple(images.shape) != (2, *image_shape):
+        raise ConfigurationError(f"generator {reference} makes {tuple(images.shape[1:])}, not images of {image_shape}")
+    if float(images.min()) < 0 or float(images.max()) > 1:
+        raise ConfigurationError(f"generator {reference} leaves the range from 0 to 1 that images have")
+    return generator
+
+
+def _channels(width: int, halvings: int) -> list[int]:
+    """Channels from the full size down: twice as many on every smaller map, up to four times the width."""
+    return [width * min(4, 2**level) for level in range(halvings + 1)]
+
+
+def _halvings(height: int, width: int) -> int:
+    count = 0
+    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= SMALLEST_MAP for side in (height, width)):
+        count += 1
+    return count

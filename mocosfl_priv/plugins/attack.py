@@ -1,0 +1,55 @@
+"""The contract of an attack."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from mocosfl_priv.plugins.budget import Budget
+from mocosfl_priv.plugins.loaded import Loaded
+from mocosfl_priv.plugins.threat import Capability
+from mocosfl_priv.plugins.views import AttackerView, StreamView
+from mocosfl_priv.training.hooks import ServerHooks
+
+
+class Attack(ABC):
+    """Reconstructs the victims' images from their smashed data.
+
+    Constructor arguments are the attack's parameters in a configuration; annotate them, since values are checked
+    against the annotations.
+
+    needs: capabilities without which the attack cannot work; refused before training where they are not granted.
+    optional: capabilities it makes use of where they are granted.
+    blind: it does not look at the smashed data; a control, not an attack.
+
+    An attack that is granted TRAINING_STREAM attends the training of the system that it attacks. One that is granted
+    GRADIENT_CHANNEL changes that training, so it gets one of its own.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    blind: ClassVar[bool] = False
+    optional: ClassVar[frozenset[Capability]] = frozenset()
+
+    @property
+    def parts(self) -> Sequence[Loaded[Attack]]:
+        """The attacks that this one may run, where it runs others: their code decides about its results, too."""
+        return ()
+
+    def attend(self, stream: StreamView, seed: int) -> ServerHooks | None:
+        """Before training, with TRAINING_STREAM: a listener that will get every message; None for no interest.
+
+        :meth:`reconstruct` finds it as ``view.listener``, in the state it had when the attacked checkpoint was taken.
+        Its `returned` is called, and heeded, with GRADIENT_CHANNEL only. Torch's global generator is seeded anew for
+        every call of it; `state` must hold everything that its calls change.
+        """
+        return None
+
+    @abstractmethod
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        """The attack: float (n, 3, h, w) in [0, 1] for the n victims of ``view.smashed``.
+
+        Draw steps from ``budget.iterate(planned)``; torch's global generator is seeded with `seed` already.
+        """

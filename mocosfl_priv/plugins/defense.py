@@ -1,0 +1,217 @@
+"""The contract of a defense, and what it has before training starts."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mocosfl_priv.config import ModelConfig, TrainingConfig
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.plugins.guarantee import Guarantee
+from mocosfl_priv.plugins.loaded import Loaded
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Progress, Silent
+from mocosfl_priv.training.checkpoints import Checkpoints
+from mocosfl_priv.training.message_count import messages_per_draw
+from mocosfl_priv.training.sampling import PoolShape
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """A model that a defender has trained before there are clients. Whoever gets it may change it.
+
+    earlier_seconds: what was spent on it before whoever has it now began to measure.
+    """
+
+    model: SplitModel
+    earlier_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class DefenderContext:
+    """What a defender has before training starts: public data, its declared share of target data, a model builder.
+
+    target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
+    build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
+    training: the experiment's training settings. training_steps: how many steps it will take.
+    checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
+    most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
+    expert: what :meth:`Defense.train_expert` made of the same context before; None if `prepare` is to train it.
+    """
+
+    target_images: Tensor
+    source_images: Tensor
+    build_model: Callable[[], SplitModel]
+    training: TrainingConfig
+    compute: Compute
+    seed: int
+    progress: Progress = field(default_factory=Silent)
+    checkpoints: Checkpoints | None = None
+    training_steps: int = 1
+    most_draws: Callable[[], int] | None = None
+    expert: TrainedExpert | None = None
+
+    @property
+    def training_passes(self) -> int:
+        """How often the hooks of a pass are called in training; about, where clients' batches are unequal."""
+        views = PoolShape.of(self.training).images * (2 if self.training.symmetric else 1)
+        return self.training_steps * -(-views // self.compute.rows_per_pass)
+
+    @property
+    def messages_per_image(self) -> int:
+        """The most messages that a private image gives rise to in training, of clients that learn; counted anew."""
+        draws = self.training.epochs if self.most_draws is None else self.most_draws()
+        return draws * messages_per_draw(self.training, frozen_client=False)
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """What a defense hands to training: a model to start from.
+
+    frozen_client: clients keep it as it is; only the server learns.
+    learning_rate, client_learning_rate: replace those of the configuration where given.
+    earlier_seconds: what pre-training took before it was interrupted and resumed.
+    """
+
+    model: SplitModel
+    frozen_client: bool = False
+    learning_rate: float | None = None
+    client_learning_rate: float | None = None
+    earlier_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What the clients of one training found out about their server.
+
+    clients_judging: those that gathered enough to judge; without any nothing is detected. clients_alarmed: how many of
+    them raised an alarm at some time; the run alarms when more than half did. first_alarm_step: when that was so, None
+    for never. score: the detector's own, averaged over the judging clients; NaN without any.
+    """
+
+    fakes_judged: int
+    clients_judging: int
+    clients_alarmed: int
+    first_alarm_step: int | None = None
+    score: float = math.nan
+
+    @property
+    def alarm(self) -> bool:
+        """Of the run as a whole."""
+        return 2 * self.clients_alarmed > self.clients_judging
+
+
+class Defense(ABC):  # noqa: B024 - every hook has a default; a defense overrides those it uses
+    """Protects smashed data. Override the hooks that the defense uses; each default does nothing.
+
+    Constructor arguments are the defense's parameters in a configuration, checked against their annotations. Every
+    system that is trained has a copy of its own, on which `prepare` is called before any other hook.
+
+    randomised: the same image is not always sent as the same smashed data.
+    uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
+    detects: judges the server by the gradients that come in; refused where clients are frozen and none does.
+    """
+
+    randomised: bool = False
+    uses_target_data: bool = False
+    detects: bool = False
+
+    @property
+    def parts(self) -> Sequence[Loaded[Defense]]:
+        """The defenses that this one consists of, where it consists of others."""
+        return ()
+
+    @property
+    def freezes_clients(self) -> bool:
+        """Whether clients keep the model of :meth:`prepare`: what works on their learning is then without effect."""
+        return False
+
+    @property
+    def simulator(self) -> str | None:
+        """The decoder, in the decoder grammar, that a defense was trained against; adaptive attackers know it."""
+        return None
+
+    def architecture(self, model: ModelConfig) -> ModelConfig:
+        """The model that this defense trains, from the configured one; for example with a bottleneck."""
+        return model
+
+    def prepare(self, context: DefenderContext) -> PreparedModel | None:
+        """Before training: a pre-trained model to start from, or None to start afresh."""
+        return None
+
+    def restore(self, context: DefenderContext) -> PreparedModel | None:
+        """Before :meth:`load_state`, where a trained system comes back from disk: what :meth:`prepare` sets.
+
+        The model is one of the same architecture, whose weights are replaced. Override it where `prepare` takes long.
+        """
+        return self.prepare(context)
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        """How many steps :meth:`prepare` will report, for the progress display."""
+        return 0
+
+    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
+        """What decides about the expert that `prepare` trains, as JSON; None if it trains none.
+
+        A sweep trains one expert for all systems whose documents are equal, so name everything that
+        :meth:`train_expert` reads of this defense and of ``context.training``, and nothing that only comes after. The
+        plugin's code, the defender's images, the model, its seed, and the machine are known without it.
+        """
+        return None
+
+    def train_expert(self, context: DefenderContext) -> TrainedExpert:
+        """The expert alone: `prepare` takes ``context.expert``, or calls this. Only for who has a document."""
+        raise NotImplementedError
+
+    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        """A scalar, averaged over the batch, added to the clients' loss.
+
+        images: float (n, 3, h, w) in [0, 1]; smashed: (n, *smashed_shape) with gradient.
+        """
+        return None
+
+    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        """The smashed data (n, *smashed_shape) on its way out: same shape, image by image, differentiable.
+
+        Draw randomness from `rng` only. The same function defends training, inference and the attacker's queries.
+        """
+        return smashed
+
+    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """The keys (n, *smashed_shape) that really go out beside the queries of the same rows; same shape.
+
+        For detectors, which watch how the server takes false ones. owners: int64 (n,) on the CPU, the clients of the
+        rows, who know their own keys only. Called after :meth:`protect`, in training only, and only where a gradient
+        will come in; the next :meth:`filter_gradient` gets the one for these rows.
+        """
+        return keys
+
+    def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+        """The server's gradient (n, *smashed_shape) on its way in; same shape."""
+        return gradient
+
+    def detection(self) -> Detection | None:
+        """After training, of a defense that detects: what it found, over the whole of the training."""
+        return None
+
+    def guarantee(self, messages: int) -> Guarantee | None:
+        """What holds for any attacker that saw `messages` messages of each image; None if nothing is promised.
+
+        Reports set it beside what was measured, and a measurement below it is an error.
+        """
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that change while training goes on (a simulator's weights, its optimiser), for checkpoints; where
+        training keeps an earlier state of the model, this comes back with it.
+        """
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most defenses have no state
+        """Go on where :meth:`state` was taken; a resumed training must continue exactly."""

@@ -1,0 +1,53 @@
+"""A file to start from, for somebody who writes a defense."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+from importlib.resources import files
+from pathlib import Path
+
+from mocosfl_priv.errors import ConfigurationError
+
+TEMPLATE, TEMPLATE_CLASS = "my_defense", "MyDefense"
+
+
+def new_defense(path: Path) -> tuple[Path, Path]:
+    """Write a defense that works to `path`, and its test beside it; returns both paths.
+
+    The class is named after the file: ``drop_channels.py`` holds DropChannels. Raises ConfigurationError for a name
+    that cannot be one, and where a file would be overwritten.
+    """
+    class_name = _class_name(path)
+    places = (path, path.with_name(f"test_{path.name}"))
+    for place in places:
+        if place.exists():
+            raise ConfigurationError(f"{place} exists already; it is not overwritten")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {path.parent}")
+    for place, template in zip(places, (f"{TEMPLATE}.py.txt", f"test_{TEMPLATE}.py.txt"), strict=True):
+        text = _template(template).replace(TEMPLATE_CLASS, class_name).replace(TEMPLATE, path.stem)
+        try:
+            place.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"{place} cannot be written: {error.strerror}") from error
+    return places
+
+
+def _class_name(path: Path) -> str:
+    """CamelCase of the file's name; ConfigurationError unless file and class can be imported under their names."""
+    name = path.stem
+    class_name = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    if path.suffix != ".py" or not name.isidentifier() or not class_name.isidentifier() or keyword.iskeyword(name):
+        raise ConfigurationError(f"{path.name!r} cannot be a defense's file; name it like drop_channels.py")
+    if name.startswith("test_"):
+        raise ConfigurationError(f"{path.name!r} is the name of a test; the defense's own test is written beside it")
+    if importlib.util.find_spec(name) is not None and not path.exists():
+        raise ConfigurationError(f"{path.name!r}: there is a module {name!r} already, and a test would import that one")
+    if f"import {class_name}\n" in _template(f"{TEMPLATE}.py.txt"):
+        raise ConfigurationError(f"{path.name!r}: the file imports another {class_name}; choose another name")
+    return class_name
+
+
+def _template(name: str) -> str:
+    return files("mocosfl_priv.plugins").joinpath("templates", name).read_text(encoding="utf-8")

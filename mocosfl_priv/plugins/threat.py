@@ -1,0 +1,79 @@
+"""Threat models: what an attacker may have, and what an experiment grants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mocosfl_priv.errors import ThreatModelError, unknown_name
+
+
+class Capability(StrEnum):
+    """What an attacker may have beyond the victims' smashed data."""
+
+    CLIENT_WEIGHTS = "client_weights"
+    QUERY = "query"
+    ARCHITECTURE = "architecture"
+    AUXILIARY_DATA = "auxiliary_data"
+    SERVER_MODEL = "server_model"
+    COLLUDING_CLIENT = "colluding_client"
+    GRADIENT_CHANNEL = "gradient_channel"
+    TRAINING_STREAM = "training_stream"
+
+
+DESCRIPTIONS = {
+    Capability.CLIENT_WEIGHTS: "white box: the client model itself, with gradients through it",
+    Capability.QUERY: "may send images of its own through the client and its defense",
+    Capability.ARCHITECTURE: "knows the client's layers, not their weights",
+    Capability.AUXILIARY_DATA: "has public images, and a declared share of the target distribution",
+    Capability.SERVER_MODEL: "is the server: holds its own trunk and projector as training left them",
+    Capability.COLLUDING_CLIENT: "another participant's own copy of the client model, as before the last averaging",
+    Capability.GRADIENT_CHANNEL: "malicious server: chooses the gradients that clients receive",
+    Capability.TRAINING_STREAM: "sees every message of training, not one snapshot",
+}
+
+
+def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
+    """Who has the client's weights can also query it, and knows its architecture, as every participant does; who sends
+    the gradients also sees what they answer.
+    """
+    closed = frozenset(capabilities)
+    if Capability.CLIENT_WEIGHTS in closed:
+        closed |= {Capability.QUERY, Capability.ARCHITECTURE}
+    if Capability.COLLUDING_CLIENT in closed:
+        closed |= {Capability.ARCHITECTURE}
+    if Capability.GRADIENT_CHANNEL in closed:
+        closed |= {Capability.TRAINING_STREAM}
+    return closed
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The capabilities an experiment grants, with what they imply.
+
+    adaptive: the attacker knows the defense (Kerckhoffs) and may train through it.
+    """
+
+    grants: frozenset[Capability]
+    adaptive: bool = True
+
+    @classmethod
+    def of(cls, names: Iterable[str], adaptive: bool = True) -> ThreatModel:
+        """From capability names; raises ConfigurationError for unknown ones."""
+        grants: set[Capability] = set()
+        for name in names:
+            try:
+                grants.add(Capability(name))
+            except ValueError:
+                raise unknown_name("capability in threat.grants", name, [c.value for c in Capability]) from None
+        return cls(with_implied(grants), adaptive)
+
+    def require(self, needs: frozenset[Capability], who: str) -> None:
+        """Raise ThreatModelError unless all of `needs` are granted."""
+        missing = sorted(needs - self.grants)
+        if missing:
+            raise ThreatModelError(
+                f"attack {who!r} needs {', '.join(missing)}, which this threat model does not grant "
+                f"(threat.grants: {', '.join(sorted(self.grants)) or 'nothing'})"
+            )

@@ -1,0 +1,258 @@
+"""How experts, trained systems, attempts, scores and the judge are kept in a store: JSON and safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mocosfl_priv.evaluation.recognition import Classifier, RecognitionJudge
+from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult
+from mocosfl_priv.evaluation.utility import Utility
+from mocosfl_priv.experiment.attack import Attempt, Promise
+from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.observers import Training
+from mocosfl_priv.experiment.rows import SystemResult
+from mocosfl_priv.experiment.train import System, TrainedSystem, audience_of, restored_model, training_guarantee
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.plugins import TrainedExpert
+from mocosfl_priv.sweep.store import Artefact
+from mocosfl_priv.training.loop import TrainedModel
+from mocosfl_priv.training.mocosfl import Traffic
+from mocosfl_priv.training.state import State, under, within
+
+TENSORS, FACTS = "tensors.safetensors", "facts.json"
+PARTS = ("client", "trunk", "projector")
+
+
+def save_expert(expert: TrainedExpert, folder: Path) -> None:
+    """Write `expert` into `folder`."""
+    _save(_everything_in(expert.model), folder / TENSORS)
+    _write({"seconds": expert.earlier_seconds}, folder / FACTS)
+
+
+def load_expert(lab: Laboratory, system: System, artefact: Artefact) -> TrainedExpert:
+    """What :func:`save_expert` wrote for `system`."""
+    model = lab.build_model(system.defense.plugin.architecture(lab.config.model), system.cut_layer, system.seed)
+    _fill(model, load_file(artefact.folder / TENSORS))
+    return TrainedExpert(model, _read(artefact.folder / FACTS)["seconds"])
+
+
+def save_system(trained: TrainedSystem, folder: Path) -> None:
+    """Write `trained` into `folder`."""
+    model, result = trained.model, trained.result()
+    utility = result.utility
+    few = {f"{fraction!r}": found for fraction, found in utility.semi_supervised.items()}
+    arrays = {
+        "knn": utility.knn,
+        "linear": utility.linear,
+        "untrained": result.untrained,
+        **{f"few_labels.{fraction}": found.correct for fraction, found in few.items()},
+    }
+    tensors = {
+        **under("model", _everything_in(model)),
+        **{f"participants.{i}.{name}": v for i, copy in enumerate(model.participants) for name, v in copy.items()},
+        **under("defense", trained.system.defense.plugin.state()),
+        **under("audience", trained.audience.state()),
+        **under("arrays", {name: torch.from_numpy(np.asarray(values)) for name, values in arrays.items()}),
+    }
+    facts = {
+        "participants": len(model.participants),
+        "checkpoint": list(trained.checkpoint()),
+        "few_labels": {fraction: {"labels": found.labels, "epoch": found.epoch} for fraction, found in few.items()},
+        "cost": result.cost,
+        "history": result.history,
+        "observations": result.observations,
+        "detection": result.detection,
+        "info": result.info,
+        "failures": {attack.label: _failure(trained, attack.label) for attack in trained.training.attending},
+    }
+    _save(tensors, folder / TENSORS)
+    _write(facts, folder / FACTS)
+
+
+def load_result(system: System, training: Training, artefact: Artefact) -> SystemResult:
+    """Of what :func:`save_system` wrote, what results say of it; no weights are read."""
+    facts = _read(artefact.folder / FACTS)
+    with safe_open(artefact.folder / TENSORS, "np") as file:
+        arrays = {name: file.get_tensor(f"arrays.{name}") for name in _within(file.keys(), "arrays")}
+    few = {
+        float(fraction): SemiSupervisedResult(arrays[f"few_labels.{fraction}"], **found)
+        for fraction, found in facts["few_labels"].items()
+    }
+    return SystemResult(
+        keys=system.keys,
+        hijacker=training.hijacker.label if training.hijacker else "",
+        file_stem=system.trained_stem(training),
+        utility=Utility(arrays["knn"], arrays["linear"], facts["info"]["linear_probe_penalty"], few),
+        untrained=arrays["untrained"],
+        cost=facts["cost"],
+        history=facts["history"],
+        observations=facts["observations"],
+        detection=facts["detection"],
+        info=facts["info"],
+    )
+
+
+def load_system(lab: Laboratory, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
+    """What :func:`save_system` wrote of `training` of `system`, ready to be attacked."""
+    tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
+    result = load_result(system, training, artefact)
+    info = result.info
+    system = system.with_own_defense()
+    model = restored_model(lab, system)
+    _fill(model, within(tensors, "model"))
+    model.participants = tuple(within(tensors, f"participants.{i}") for i in range(facts["participants"]))
+    system.defense.plugin.load_state(within(tensors, "defense"))
+    audience = audience_of(lab, system, model, training)
+    audience.load_state(within(tensors, "audience"))
+    for label, failure in facts["failures"].items():
+        if (attendee := audience.of(label)) is not None:
+            attendee.failure = failure
+    return TrainedSystem(
+        system,
+        training,
+        audience,
+        TrainedModel(
+            model,
+            info["selected_step"],
+            info["steps"],
+            Traffic(**info["traffic_bytes"]),
+            info["client_kernel"],
+            result.history,
+            result.observations,
+            info["replay_epochs"],
+        ),
+        result.utility,
+        result.untrained,
+        result.cost,
+        info["frozen_client"],
+        training_guarantee(lab, system, info["frozen_client"]),
+    )
+
+
+class StoredCheckpoints(Mapping[str, dict[str, np.ndarray]]):
+    """The checkpoints of stored systems by file name, each read when asked for: all of a grid would fill the memory."""
+
+    def __init__(self, artefacts: Mapping[str, Artefact]) -> None:
+        self._artefacts = artefacts
+
+    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
+        folder = self._artefacts[name].folder
+        with safe_open(folder / TENSORS, "np") as file:
+            return {name: file.get_tensor(_stored_name(name)) for name in _read(folder / FACTS)["checkpoint"]}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._artefacts)
+
+    def __len__(self) -> int:
+        return len(self._artefacts)
+
+
+def _stored_name(name: str) -> str:
+    """Where :func:`save_system` puts what a checkpoint calls `name`."""
+    return name if name.startswith("defense.") else f"model.{name}"
+
+
+def save_attempt(attempt: Attempt, folder: Path) -> None:
+    """Write `attempt` into `folder`: four bytes a number, so its size is known from the victims."""
+    promise = attempt.promise
+    tensors = {}
+    if attempt.reconstruction is not None:
+        tensors["reconstruction"] = attempt.reconstruction
+    if promise is not None:
+        tensors["least_error"] = torch.from_numpy(promise.least_error)
+    _save(tensors, folder / TENSORS)
+    said = {"claim": promise.claim, "epsilon": promise.epsilon, "delta": promise.delta} if promise else None
+    _write({"cost": attempt.cost, "failure": attempt.failure, "promise": said}, folder / FACTS)
+
+
+def load_attempt(artefact: Artefact) -> Attempt:
+    """What :func:`save_attempt` wrote."""
+    tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
+    said = facts["promise"]
+    promise = Promise(**said, least_error=tensors["least_error"].numpy()) if said else None
+    return Attempt(tensors.get("reconstruction"), facts["cost"], facts["failure"], promise)
+
+
+def save_score(values: dict[str, np.ndarray], folder: Path) -> None:
+    """Write metrics by name, (n,) each, into `folder`."""
+    _save({name: torch.from_numpy(value) for name, value in values.items()}, folder / TENSORS)
+    _write({"metrics": list(values)}, folder / FACTS)  # in their order, which the tensors lose
+
+
+def load_score(artefact: Artefact) -> dict[str, np.ndarray]:
+    """What :func:`save_score` wrote."""
+    tensors = load_file(artefact.folder / TENSORS)
+    return {name: tensors[name].numpy() for name in _read(artefact.folder / FACTS)["metrics"]}
+
+
+def save_judge(judge: RecognitionJudge, folder: Path) -> None:
+    """Write `judge` into `folder`."""
+    tensors = {**under("classifier", judge.classifier.state_dict()), "labels": judge.labels}
+    if judge.candidates is not None:
+        tensors["candidates"] = judge.candidates
+    _save(tensors, folder / TENSORS)
+    _write({"levels": judge.levels, "note": judge.note}, folder / FACTS)
+
+
+def load_judge(lab: Laboratory, artefact: Artefact) -> RecognitionJudge:
+    """What :func:`save_judge` wrote."""
+    tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
+    classifier = Classifier(lab.probe_data.classes)
+    classifier.load_state_dict(within(tensors, "classifier"))
+    classifier = classifier.to(lab.compute.device).eval().requires_grad_(False)
+    return RecognitionJudge(
+        classifier, tensors["labels"], tensors.get("candidates"), **facts["levels"], note=facts["note"]
+    )
+
+
+def _everything_in(model: SplitModel) -> State:
+    """Parameters and all buffers, constants of an imported client included, which are in no state dict."""
+    found = {}
+    for part in PARTS:
+        network: nn.Module = getattr(model, part)
+        for name, value in (*network.named_parameters(), *network.named_buffers()):
+            found[f"{part}.{name}"] = value.detach()
+    return found
+
+
+def _fill(model: SplitModel, stored: State) -> None:
+    for name, value in _everything_in(model).items():
+        value.copy_(stored[name])
+
+
+def _within(names: list[str], prefix: str) -> list[str]:
+    return [name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}.")]
+
+
+def _failure(trained: TrainedSystem, label: str) -> str:
+    attendee = trained.audience.of(label)
+    return attendee.failure if attendee else ""
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    # clones: what shares memory cannot be written
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, default=_plain), encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plain(value: object) -> object:
+    """Scalars of numpy as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept")

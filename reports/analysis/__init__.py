@@ -1,0 +1,1 @@
+"""What results say: rows with intervals, comparisons, verdicts, and sentences about them."""

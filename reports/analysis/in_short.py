@@ -1,0 +1,102 @@
+"""The answer in four sentences: what leaks, to whom, how sure that is, and at what price it is mended."""
+
+from __future__ import annotations
+
+from mocosfl_priv.results import TEST_VICTIMS, UNDEFENDED, RunRecord, victims_key
+from reports.analysis.families import Family
+from reports.analysis.leaderboard import Entry
+from reports.analysis.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
+from reports.analysis.words import finding, percent, points, undecided
+
+QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
+PRICES = {
+    "smashed_bytes_per_image": "bytes sent per image",
+    "client_flops": "client FLOPs per image",
+    "training_megabytes": "MB of training traffic",
+}
+
+
+def in_short(record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family) -> dict[str, str]:
+    """One sentence or two by question, of `QUESTIONS`."""
+    undefended = [entry for entry in board if entry.family == UNDEFENDED]
+    defended = [entry for entry in board if entry.family != UNDEFENDED and not entry.row.blind]
+    best = next((entry for entry in sorted(defended, key=_leak) if entry.matched and not entry.missing), None)
+    answers = (
+        _what(rows, undefended, best, bool(defended)),
+        _whom(record),
+        _sure(record, rows, family),
+        _price(undefended, best, bool(defended)),
+    )
+    return dict(zip(QUESTIONS, answers, strict=True))
+
+
+def _leak(entry: Entry) -> float:
+    return entry.row.leak_ratio.value
+
+
+def _what(rows: list[SummaryRow], undefended: list[Entry], best: Entry | None, defended: bool) -> str:
+    worst = max((entry.row for entry in undefended), key=lambda row: row.leak_ratio.value, default=None)
+    if worst is None:
+        worst = max(headline_rows(rows), key=lambda row: row.leak_ratio.value)
+    said = f"{worst.system}: {_amount(rows, worst)}."
+    if best is not None:
+        said += f" Of what is about as accurate as {best.control}, {best.row.system} leaks least: "
+        said += f"{_amount(rows, best.row)}."
+    elif defended:
+        said += " No defense is about as accurate as the control, so none is put forward here."
+    return said
+
+
+def _amount(rows: list[SummaryRow], row: SummaryRow) -> str:
+    if row.blind:
+        return "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
+    single = [one.leak_ratio for one in rows if one.system == row.system and not one.blind and not one.is_worst_case]
+    found = finding(rows, row.system)
+    if found == "undecided":
+        return undecided(single)
+    if found == "blind":
+        return "no attack does better than a blind guess"
+    return (
+        f"attackers remove {percent(row.leak_ratio)} of a blind guess's error and show {percent(row.visible)} of the "
+        f"victims with an SSIM above {VISIBLE_SSIM:g}; from the worst {100 * (1 - TAIL):.0f} % of victims they remove "
+        f"{percent(row.leak_tail)} or more"
+    )
+
+
+def _whom(record: RunRecord) -> str:
+    model = record.info["threat_model"]
+    grants = ", ".join(str(grant).replace("_", " ") for grant in model["grants"]) or "nothing else"
+    knows = "knows the defense and trains through it" if model["adaptive"] else "does not know the defense"
+    return f"To whoever sees the smashed data, as the server does, and holds: {grants}. This attacker {knows}."
+
+
+def _sure(record: RunRecord, rows: list[SummaryRow], family: Family) -> str:
+    seeds, victims = len(record.info["seeds"]), len(record.images[victims_key(TEST_VICTIMS)])
+    level = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
+    training = f"{seeds} training seeds" if seeds > 1 else "one training seed, so nothing is known of other trainings"
+    flags = len(record.info["flags"])
+    flagged = (
+        f"{flags} reliability flag{'s' if flags != 1 else ''}, explained below" if flags else "no reliability flag"
+    )
+    compared = f" Against no defense: {family.statement}" if family.members else ""
+    attacks = len({row.attack for row in rows if not row.blind and not row.is_worst_case})
+    return (
+        f"{attacks} attack{'s' if attacks != 1 else ''} on {victims} victims, {training}; brackets are {level} "
+        f"intervals; {flagged}.{compared}"
+    )
+
+
+def _price(undefended: list[Entry], best: Entry | None, defended: bool) -> str:
+    if best is None:
+        return "Not said: no defense is about as accurate as the control." if defended else "No defense was run."
+    none = next((entry.row for entry in undefended if entry.row.cut_layer == best.row.cut_layer), None)
+    accuracy = (
+        f"the linear probe changes by {points(best.against_none)} against no defense" if best.against_none else ""
+    )
+    costs = [_cost(best.row, none, name, what) for name, what in PRICES.items()]
+    return f"{best.row.system}: {'; '.join(part for part in (accuracy, ', '.join(costs)) if part)}."
+
+
+def _cost(row: SummaryRow, none: SummaryRow | None, name: str, what: str) -> str:
+    beside = f" (none: {none.cost[name]:,.0f})" if none is not None else ""
+    return f"{row.cost[name]:,.0f}{beside} {what}"

@@ -1,0 +1,197 @@
+"""All defenses of a run in one table, the least leaking first, for a page, a spreadsheet and the docs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from mocosfl_priv.evaluation.statistics import Interval
+from mocosfl_priv.results import UNDEFENDED, RunRecord
+from reports.analysis.comparison import (
+    BOTTLENECK,
+    CLOSE,
+    accuracy_difference,
+    concerns,
+    is_matched,
+    sound_attacks,
+    systems_of,
+)
+from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
+from reports.analysis.words import points
+
+COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
+HEADINGS = [
+    "defense",
+    "cut",
+    "leak ratio R",
+    "under",
+    "linear probe",
+    "kNN",
+    "against none",
+    "against control",
+    "matched",
+    "bytes per image",
+    "client model MFLOPs",
+    "training MB",
+    "seeds",
+    "flags",
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A defended system: its headline row, and its linear-probe accuracy minus that of others, paired.
+
+    family: the class of its defense, as ``module:Class``. control: the system whose accuracy it is to match, None where
+    there is none at this cut. against_none, against_control: None where there is none, or this is it. flags: how many
+    are about it. missing: attacks that failed here and succeeded on others at this cut, so that its R is no equal.
+    best_of_family: of several systems of one family at one cut, it has the lowest R among the matched.
+    """
+
+    row: SummaryRow
+    family: str
+    control: str | None
+    against_none: Interval | None
+    against_control: Interval | None
+    flags: int
+    missing: tuple[str, ...] = ()
+    best_of_family: bool = False
+
+    @property
+    def matched(self) -> bool:
+        """Whether it is the control, or is not shown to differ from it in accuracy."""
+        if self.against_control is None:
+            return self.row.system == self.control
+        return is_matched(self.against_control)
+
+
+def leaderboard(record: RunRecord, rows: list[SummaryRow]) -> list[Entry]:
+    """One entry per system that has a headline in `rows`, by cut layer and then R, lowest first; last those on which an
+    attack failed that succeeded on others.
+
+    The control is the first bottleneck at the same cut: it shows what fewer numbers alone do. Without one, it is the
+    undefended system.
+    """
+    headlines = {(row.defense, row.cut_layer, row.target_fraction): row for row in headline_rows(rows)}
+    counting = _counting_attacks(record)
+    entries = [
+        _entry(record, row, str(plugin["origin"]), counting[row.cut_layer])
+        for plugin in record.info["plugins"]["defenses"]
+        for key, row in headlines.items()
+        if key[0] == plugin["label"]
+    ]
+    entries.sort(key=lambda entry: (entry.row.cut_layer, bool(entry.missing), entry.row.leak_ratio.value))
+    return [replace(entry, best_of_family=_is_best(entry, entries)) for entry in entries]
+
+
+def _entry(record: RunRecord, row: SummaryRow, family: str, counting: set[str]) -> Entry:
+    key = (row.defense, row.cut_layer, row.target_fraction)
+    none, bottleneck = (
+        next((other for other in systems_of(record, origin=origin) if other[1] == row.cut_layer), None)
+        for origin in (UNDEFENDED, BOTTLENECK)
+    )
+    control = bottleneck or none
+    return Entry(
+        row=row,
+        family=family,
+        control=system_name(*control) if control else None,
+        against_none=accuracy_difference(record, key, none) if none not in (None, key) else None,
+        against_control=accuracy_difference(record, key, control) if control not in (None, key) else None,
+        flags=sum(concerns(flag, key) for flag in record.info["flags"]),
+        missing=tuple(sorted(counting - set(sound_attacks(record, key)))),
+    )
+
+
+def _counting_attacks(record: RunRecord) -> dict[int, set[str]]:
+    """By cut layer those that count for somebody: where the ensemble succeeded, no other attack does."""
+    succeeded: dict[int, set[str]] = {}
+    for system in systems_of(record):
+        succeeded.setdefault(system[1], set()).update(sound_attacks(record, system))
+    return {cut: {ENSEMBLE} if ENSEMBLE in attacks else attacks for cut, attacks in succeeded.items()}
+
+
+def _is_best(entry: Entry, entries: list[Entry]) -> bool:
+    """`entries` in their order."""
+    family = [e for e in entries if (e.family, e.row.cut_layer) == (entry.family, entry.row.cut_layer)]
+    return len(family) > 1 and entry is next((e for e in family if e.matched and not e.missing), None)
+
+
+def leaderboard_frame(entries: list[Entry]) -> pd.DataFrame:
+    """The table for a spreadsheet, intervals as three columns each."""
+    flat = []
+    for entry in entries:
+        row = entry.row
+        line: dict[str, object] = {
+            "defense": row.defense,
+            "family": entry.family,
+            "cut_layer": row.cut_layer,
+            "target_fraction": row.target_fraction,
+            "attack": row.attack,
+            "missing_attacks": ";".join(entry.missing),
+        }
+        intervals = {
+            "leak_ratio": row.leak_ratio,
+            "linear_accuracy": row.linear,
+            "knn_accuracy": row.knn,
+            "linear_against_none": entry.against_none,
+            "linear_against_control": entry.against_control,
+        }
+        for name, interval in intervals.items():
+            values = (interval.value, interval.low, interval.high) if interval else (None, None, None)
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        line |= {"control": entry.control, "matched": entry.matched, "best_of_family": entry.best_of_family}
+        line |= {name: row.cost[name] for name in COSTS} | {"seeds": row.seeds, "flags": entry.flags}
+        flat.append(line)
+    return pd.DataFrame(flat)
+
+
+def leaderboard_cells(entry: Entry) -> list[str]:
+    """An entry under `HEADINGS`, for people."""
+    row = entry.row
+    matched = "best of its kind" if entry.best_of_family else "yes" if entry.matched else "no"
+    return [
+        f"{row.defense}, {100 * row.target_fraction:.3g} % target data" if row.target_fraction else row.defense,
+        str(row.cut_layer),
+        f"{row.leak_ratio.value:.3f} [{row.leak_ratio.low:.3f}, {row.leak_ratio.high:.3f}]",
+        f"{row.attack}, without {', '.join(entry.missing)}" if entry.missing else row.attack,
+        _accuracy(row.linear),
+        _accuracy(row.knn),
+        points(entry.against_none) if entry.against_none else "–",
+        points(entry.against_control) if entry.against_control else "–",
+        matched if entry.control else "–",
+        f"{row.cost['smashed_bytes_per_image']:,.0f}",
+        f"{row.cost['client_flops'] / 1e6:,.2f}",
+        f"{row.cost['training_megabytes']:,.1f}",
+        str(row.seeds),
+        str(entry.flags),
+    ]
+
+
+def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
+    """How to read the table."""
+    controls = list(dict.fromkeys(entry.control for entry in entries if entry.control))
+    confidence = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
+    notes = [
+        "Leak ratio R = 1 - MSE / MSE of a blind guess: 1 is a perfect reconstruction, 0 a guess. It is the "
+        "ensemble's, or, where that did not run, that of the worst case over the attacks that did. Lowest first; "
+        "systems on which an attack failed stand last. Where a single attack found more than the ensemble, the report "
+        "says so.",
+        f"Brackets are {confidence} intervals over seeds and images. Differences are in points of linear-probe "
+        "accuracy, paired by seed and image.",
+    ]
+    notes.append(
+        "Costs are those of the client's model, one image forward, and of dense messages: the defense's own "
+        "computation, backward passes and what sparse codes could save are not counted."
+    )
+    if controls:
+        notes.append(
+            f"Matched: the difference to the control ({', '.join(controls)}) is at most {100 * CLOSE:g} points, and "
+            "its interval contains zero. Best of its kind: of several strengths of a defense, the matched one that "
+            "leaks least; it is picked by these very results, so it is a reading aid."
+        )
+    return notes
+
+
+def _accuracy(interval: Interval) -> str:
+    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

@@ -1,0 +1,300 @@
+"""From per-image values to rows with intervals: what the table, the figures and the text all show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mocosfl_priv.evaluation.shares import Rate, quantile_interval, share_interval
+from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
+from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
+from reports.analysis.per_image import (
+    GROUP,
+    Key,
+    bootstrap_options,
+    closest_attacks,
+    differences,
+    groups,
+    image_leaks,
+    of_system,
+    per_seed,
+)
+
+WORST_CASE = "worst case"
+ENSEMBLE = "ensemble"
+TAIL = 0.95
+VISIBLE_SSIM = 0.5  # a reconstruction above it shows what is in the picture
+SHARES = ("recognised", "reidentified")
+VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing that matters
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One defense at one cut layer and target fraction, under one attack, over all seeds.
+
+    `metrics` holds an interval per image metric that was measured; `leak_tail` is the leak ratio of single images that
+    only a share 1 - `TAIL` of them exceeds, `visible` the share of images reconstructed with an SSIM above
+    `VISIBLE_SSIM`. `cost` has the mean cost columns. The gains are paired differences to the utility floors,
+    `linear_against_none` the one to the undefended system at the same cut layer. `semi_supervised` holds the accuracy
+    by fraction of the labels, `recognition_levels` chance levels and ceilings of the two recognition metrics, NaN where
+    not measured. `blind` marks attacks that need nothing and so ignore the smashed data. `guarantee` says what the
+    defense promises of any attacker that saw as much, `mse_bound` the mean MSE that follows; empty and NaN if nothing,
+    and for the worst case, which chose by looking at the victims.
+    """
+
+    defense: str
+    cut_layer: int
+    target_fraction: float
+    attack: str
+    seeds: int
+    leak_ratio: Interval
+    metrics: dict[str, Interval]
+    leak_tail: Interval
+    visible: Interval
+    mse_floor: float
+    knn: Interval
+    linear: Interval
+    knn_raw_pixels: float
+    linear_untrained: float
+    knn_gain: Interval
+    linear_gain: Interval
+    linear_against_none: Interval | None
+    semi_supervised: dict[float, Interval]
+    recognition_levels: dict[str, float]
+    blind: bool
+    guarantee: str
+    mse_bound: float
+    cost: dict[str, float]
+
+    @property
+    def system(self) -> str:
+        """The defended system, for labels."""
+        return system_name(self.defense, self.cut_layer, self.target_fraction)
+
+    @property
+    def similarity(self) -> Interval:
+        """Mean SSIM; the zero-padded one where images are too small for the other."""
+        return self.metrics.get("ssim", self.metrics["ssim_zeropad"])
+
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether this row combines all attacks."""
+        return self.attack == WORST_CASE
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the bound allows of an attacker almost everything."""
+        return self.mse_bound < VACUOUS * self.mse_floor
+
+
+def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
+    """A defense with where and on how much target data it stands."""
+    target = f", {100 * target_fraction:.3g} % target data" if target_fraction > 0 else ""
+    return f"{defense} (cut {cut_layer}{target})"
+
+
+def key_of(row: SummaryRow) -> Key:
+    """The system of a row, as tables name it."""
+    return tuple(getattr(row, name) for name in GROUP)
+
+
+def summarise(record: RunRecord) -> list[SummaryRow]:
+    """All rows in the order of the results; each system ends with its worst case over attacks.
+
+    The worst case takes, for every victim, the attack that came closest by MSE; blind attacks do not take part, since
+    picking among guesses would look like a leak. Looking at the victims for the choice makes it an upper bound on
+    what one attacker reaches with these attacks: the number a defense must answer for.
+    """
+    options = bootstrap_options(record)
+    blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
+    rows = []
+    for group, system in record.per_image.groupby(GROUP, sort=False):
+        key: tuple[Any, ...] = tuple(group)
+        probe = of_system(record.probe, key)
+        cells = of_system(record.cells, key)
+        places = groups(probe)
+        accuracy = {name: mean_interval(per_seed(probe, name), groups=places, **options) for name in ("knn", "linear")}
+        few_labels = {
+            fraction: mean_interval(per_seed(probe, semi_column(fraction)), groups=places, **options)
+            for fraction in record.info["config"]["evaluation"]["label_fractions"]
+        }
+        undefended = of_system(record.probe, ("none", key[1], 0.0))
+        shared: dict[str, Any] = {
+            "defense": str(key[0]),
+            "cut_layer": int(key[1]),
+            "target_fraction": float(key[2]),
+            "seeds": int(system["seed"].nunique()),
+            "knn": accuracy["knn"],
+            "linear": accuracy["linear"],
+            "semi_supervised": few_labels,
+            "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
+            "linear_untrained": float(probe["linear_untrained"].mean()),
+            "recognition_levels": {name: float(cells[name].iloc[0]) for name in RECOGNITION_LEVELS},
+            "knn_gain": mean_interval(differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
+            "linear_gain": mean_interval(
+                differences(probe, "linear", probe, "linear_untrained"), groups=places, **options
+            ),
+            "linear_against_none": (
+                mean_interval(differences(probe, "linear", undefended, "linear"), groups=places, **options)
+                if len(undefended) == len(probe) and key[0] != "none"
+                else None
+            ),
+        }
+        # an attack that failed with one seed is not averaged over the others: `failures` lists it instead
+        failed = set(cells["attack"][cells["failure"] != ""])
+        attacks = [str(name) for name in system["attack"].unique() if name not in failed]
+        if not attacks:
+            continue
+        candidates = {name: system[system["attack"] == name] for name in attacks}
+        informed = [name for name in attacks if name not in blind]
+        if len(informed) > 1:
+            candidates[WORST_CASE] = closest_attacks(system[system["attack"].isin(informed)])
+        for attack, values in candidates.items():
+            mine = cells[cells["attack"] == attack] if attack != WORST_CASE else cells
+            cost = {name: float(mine[name].mean()) for name in COSTS}
+            total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
+            cost |= {str(name): float(value) for name, value in total.items()}
+            # with several seeds the one that promises least
+            promised = mine.sort_values("guarantee_epsilon").iloc[-1]
+            rows.append(
+                SummaryRow(
+                    **shared,
+                    attack=attack,
+                    blind=attack in blind,
+                    guarantee=str(promised["guarantee"]) if attack != WORST_CASE else "",
+                    mse_bound=float(np.clip(values["mse_bound"].mean(), 0, None)) if attack != WORST_CASE else np.nan,
+                    leak_ratio=leak_ratio_interval(
+                        per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
+                    ),
+                    metrics=_metrics(values, options),
+                    leak_tail=_leak_tail(values, options),
+                    visible=_visible(values, options),
+                    mse_floor=float(values["mse_floor"].mean()),
+                    cost=cost,
+                )
+            )
+    return rows
+
+
+def _metrics(values: pd.DataFrame, options: dict[str, Any]) -> dict[str, Interval]:
+    """Every metric that was measured on all images."""
+    places = groups(values)
+    return {
+        name: (share_interval if name in SHARES else mean_interval)(per_seed(values, name), groups=places, **options)
+        for name in METRICS
+        if not bool(values[name].isna().any())
+    }
+
+
+def _leak_tail(values: pd.DataFrame, options: dict[str, Any]) -> Interval:
+    leaks = values.assign(leak=image_leaks(values))
+    return quantile_interval(per_seed(leaks, "leak"), TAIL, groups=groups(values), **options)
+
+
+def _visible(values: pd.DataFrame, options: dict[str, Any]) -> Interval:
+    similarity = "ssim_zeropad" if bool(values["ssim"].isna().any()) else "ssim"
+    hits = [of_seed > VISIBLE_SSIM for of_seed in per_seed(values, similarity)]
+    return share_interval(hits, groups=groups(values), **options)
+
+
+@dataclass(frozen=True)
+class DetectionRow:
+    """How a system's detector did over all seeds, against one hijacker.
+
+    detected: alarms of the trainings it hijacked; falsely: alarms of the honest ones, the same for every hijacker.
+    undecided: trainings of both kinds in which no client could judge; failed: those in which the hijacker gave up
+    (its gradients are honest from there on). Neither counts as a run.
+    """
+
+    system: str
+    hijacker: str
+    detected: Rate
+    falsely: Rate
+    undecided: int
+    failed: int
+
+
+def detections(record: RunRecord) -> list[DetectionRow]:
+    """A row for every detector and hijacker; one without a hijacker where there was none. Empty without a detector."""
+    confidence = record.info["config"]["evaluation"]["confidence"]
+    rows = []
+    for group, system in record.detections.groupby(GROUP, sort=False):
+        key: tuple[Any, ...] = tuple(group)
+        honest = system[system["hijacked_by"] == ""]
+        for hijacker in [name for name in system["hijacked_by"].unique() if name] or [""]:
+            hijacked = system[(system["hijacked_by"] == hijacker) & (hijacker != "")]
+            both = pd.concat([honest, hijacked])
+            rows.append(
+                DetectionRow(
+                    system=system_name(*key),
+                    hijacker=hijacker,
+                    detected=_alarms(hijacked, confidence),
+                    falsely=_alarms(honest, confidence),
+                    undecided=int((both["clients_judging"] == 0).sum()),
+                    failed=int((both["failure"] != "").sum()),
+                )
+            )
+    return rows
+
+
+def _alarms(trainings: pd.DataFrame, confidence: float) -> Rate:
+    """Of those trainings in which what clients judged went on; where none of them could judge, none gave alarm."""
+    sound = trainings[trainings["failure"] == ""]
+    return Rate.of_runs(int(sound["alarm"].sum()), len(sound), confidence)
+
+
+def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
+    """The summary as a flat table, intervals as three columns each."""
+    flat = []
+    for row in rows:
+        entry: dict[str, object] = {
+            "defense": row.defense,
+            "cut_layer": row.cut_layer,
+            "target_fraction": row.target_fraction,
+            "attack": row.attack,
+            "seeds": row.seeds,
+        }
+        intervals = {
+            "leak_ratio": row.leak_ratio,
+            **row.metrics,
+            f"leak_{100 * TAIL:.0f}th_percentile": row.leak_tail,
+            f"share_ssim_above_{VISIBLE_SSIM:g}": row.visible,
+            "knn_accuracy": row.knn,
+            "linear_accuracy": row.linear,
+            **{f"{semi_column(fraction)}_accuracy": interval for fraction, interval in row.semi_supervised.items()},
+        }
+        for name, interval in intervals.items():
+            entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        entry |= {
+            "mse_floor": row.mse_floor,
+            "guarantee": row.guarantee,
+            "mse_bound": row.mse_bound,
+            "knn_raw_pixels": row.knn_raw_pixels,
+            "linear_untrained": row.linear_untrained,
+            **row.recognition_levels,
+            **row.cost,
+        }
+        flat.append(entry)
+    return pd.DataFrame(flat)
+
+
+def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
+    """One row per system: the ensemble's, which chose without looking at the victims; where it did not run, the worst
+    case, or the only attack that is not blind, or else the first.
+    """
+
+    def rank(row: SummaryRow) -> int:
+        return 0 if row.attack == ENSEMBLE else 1 if row.is_worst_case else 3 if row.blind else 2
+
+    return [min(mine, key=rank) for mine in by_system(rows).values()]
+
+
+def by_system(rows: list[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    """The rows of each system, in their order."""
+    found: dict[str, list[SummaryRow]] = {}
+    for row in rows:
+        found.setdefault(row.system, []).append(row)
+    return found

@@ -1,0 +1,165 @@
+"""What a run shows, in plain words: findings, promises, and what a reader must know before quoting a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
+from mocosfl_priv.results import RunRecord
+from reports.analysis.summary import ENSEMBLE, VACUOUS, SummaryRow, by_system, headline_rows, system_name
+
+
+def finding(rows: list[SummaryRow], system: str) -> Finding:
+    """Whether any single attack on `system` does better than a blind guess; not judged by the best-of choice."""
+    return leak_finding([row.leak_ratio for row in _single(rows) if row.system == system])
+
+
+def _single(rows: list[SummaryRow]) -> list[SummaryRow]:
+    """Of attacks that use the smashed data, the worst case aside."""
+    return [row for row in rows if not row.blind and not row.is_worst_case]
+
+
+def undecided(leak_ratios: Sequence[Interval]) -> str:
+    """What is said where attacks are neither shown to see something nor to see nothing."""
+    return f"no leak is shown, and none is excluded: R may be up to {max(leak.high for leak in leak_ratios):.2f}"
+
+
+def sentences(rows: list[SummaryRow]) -> list[str]:
+    """The findings in plain words."""
+    said = []
+    for row in headline_rows(rows):
+        if row.blind:
+            leak = "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
+        elif (found := finding(rows, row.system)) == "blind":
+            leak = "no attack does better than a blind guess"
+        elif found == "undecided":
+            leak = undecided([one.leak_ratio for one in _single(rows) if one.system == row.system])
+        else:
+            leak = (
+                f"the attacks remove {percent(row.leak_ratio)} of a blind guess's error, and reach a mean SSIM of "
+                f"{row.similarity.value:.2f}"
+            )
+        parts = [
+            leak,
+            _against(row.linear, "Linear probe", row.linear_gain, "the untrained network", row.linear_untrained),
+            _against(row.knn, "kNN", row.knn_gain, "raw pixels", row.knn_raw_pixels),
+        ]
+        if row.linear_against_none is not None:
+            parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
+        said.append(f"{row.system}: {'. '.join(parts)}.")
+    return said
+
+
+def promises(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+    """What is guaranteed, beside the best that a single attack did; a sentence for each system with a guarantee."""
+    said = []
+    for system, mine in by_system(rows).items():
+        single = [row for row in mine if row.guarantee and not row.blind]
+        if not single:
+            continue
+        best = min(single, key=lambda row: row.metrics["mse"].value)
+        training = [entry["guarantee"] for entry in _trained(record, system) if entry["guarantee"]]
+        vacuous = f", vacuous: it allows R = {1 - VACUOUS:g}" if best.is_vacuous else ""
+        said.append(
+            f"{system}: any attacker: MSE >= {best.mse_bound:.2g} ({best.guarantee}{vacuous}); measured "
+            f"{best.metrics['mse'].value:.4f} ({best.attack}). Whole training: "
+            + " and ".join(dict.fromkeys(entry["claim"] for entry in training))
+            + "."
+        )
+    return said
+
+
+def _trained(record: RunRecord, system: str) -> list[dict[str, Any]]:
+    """What run.json says of the trainings of `system`, by seed."""
+    return [
+        entry
+        for entry in record.info["systems"]
+        if system_name(entry["defense"], entry["cut_layer"], entry["target_fraction"]) == system
+    ]
+
+
+def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = flagged(record)
+    for system, mine in by_system(rows).items():
+        single = [row for row in mine if not row.blind and not row.is_worst_case]
+        if not any(row.attack == ENSEMBLE for row in single):
+            continue
+        best = max(single, key=lambda row: row.leak_ratio.value)
+        if best.attack != ENSEMBLE:
+            found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
+    for system in by_system(rows):
+        if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
+            found.append(
+                f"{system}: the guarantee of the whole training is about an image's own messages. Clients that learn "
+                "hold it in their weights as well, which are averaged in the clear and make later messages."
+            )
+    if all(row.attack != ENSEMBLE for row in headline_rows(rows)):
+        found.append(
+            "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."
+        )
+    informed = {row.attack for row in rows if not row.blind and not row.is_worst_case}
+    if len(informed) < 2 and ENSEMBLE not in informed:
+        found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
+    if record.info["config"]["evaluation"]["probe_selection"] == "test":
+        found.append(
+            "Probes were selected on the test images (probe_selection: test), as some published protocols do: "
+            "linear-probe and semi-supervised accuracies are optimistic."
+        )
+    if record.info["config"]["training"]["select_on"] == "test":
+        found.append(
+            "The kept checkpoint was selected on the test images (select_on: test), as MocoSFL's research code does: "
+            "all accuracies are optimistic."
+        )
+    codecs = [record.info["config"]["training"].get(key, "fp32") for key in ("codec", "gradient_codec")]
+    if codecs != ["fp32", "fp32"]:
+        found.append(
+            f"Smashed data travel as {codecs[0]}, gradients as {codecs[1]} (training.codec, training.gradient_codec): "
+            "accuracy, leakage and bytes are those of messages as they are received."
+        )
+    if record.info["lpips"].startswith("LPIPS not measured"):
+        found.append(record.info["lpips"] + ".")
+    if "not measured" in record.info["recognition"]["note"]:
+        found.append(record.info["recognition"]["note"] + ".")
+    return found
+
+
+FLAGS_SHOWN = 4
+
+
+def flagged(record: RunRecord) -> list[str]:
+    """The sentences of the run's flags, of each kind the first few; what holds for several victim sets stands once."""
+    found = []
+    for name, flags in groupby(record.info["flags"], key=lambda flag: flag["name"]):
+        sentences_of = list(dict.fromkeys(f"{flag['sentence']} [{name}]" for flag in flags))
+        found += sentences_of[:FLAGS_SHOWN]
+        if len(sentences_of) > FLAGS_SHOWN:
+            found.append(f"{len(sentences_of) - FLAGS_SHOWN} more of the kind {name} are in run.json.")
+    return found
+
+
+def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:
+    """How an accuracy stands to its floor, judged by the paired difference."""
+    relation = "above" if gain.low > 0 else "below" if gain.high < 0 else "not shown to differ from"
+    return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
+
+
+def points(difference: Interval) -> str:
+    """A difference of accuracies in percentage points."""
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def compact(value: float) -> str:
+    """1234567 as 1.23 M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def percent(interval: Interval) -> str:
+    """A share and its interval, in percent."""
+    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

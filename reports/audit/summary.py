@@ -1,0 +1,293 @@
+"""An audit's per-image values as rows: what authors logged of a checkpoint, beside what our attacks get from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
+from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RunRecord
+from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
+from reports.analysis.summary import ENSEMBLE, WORST_CASE
+from reports.analysis.words import flagged, undecided
+
+PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
+NEARLY_BLIND = 0.1  # an attack that removes less than this share of a blind guess's error saw next to nothing
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One attack on one checkpoint, over all victims of a set and all seeds. `metrics` as they were measured."""
+
+    attack: str
+    blind: bool
+    seeds: int
+    leak_ratio: Interval
+    metrics: dict[str, Interval]
+    mse_floor: float
+
+
+@dataclass(frozen=True)
+class AuditedCheckpoint:
+    """A checkpoint before one set of victims: `published` is its entry in ``info["audit"]``, `rows` our attacks.
+
+    `worst` is the ensemble's row, which chose without looking at the victims, or else the best attack per victim; None
+    if no attack that uses the smashed data finished.
+    """
+
+    label: str
+    victims: str
+    published: dict[str, Any]
+    rows: list[AuditRow]
+    worst: AuditRow | None
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's unique name."""
+        return str(self.published["name"])
+
+    @property
+    def where(self) -> str:
+        """The victims in words."""
+        return victims_title(self.victims)
+
+    @property
+    def logged(self) -> dict[str, float | None]:
+        """What the authors logged: mse, ssim, psnr on their images, and accuracies; None where they did not."""
+        values: dict[str, float | None] = self.published["logged"]
+        return values
+
+    @property
+    def paper(self) -> AuditRow | None:
+        """The authors' attack, run by us."""
+        return next((row for row in self.rows if row.attack == PAPER_PRESET), None)
+
+    @property
+    def mse_floor(self) -> float:
+        """MSE of the blind guess on these victims."""
+        return self.rows[0].mse_floor
+
+    @property
+    def finding(self) -> Finding:
+        """Whether any single attack does better than a blind guess; not judged by a choice among several."""
+        return leak_finding(self.informed)
+
+    @property
+    def informed(self) -> list[Interval]:
+        """The leak ratios of all attacks that use the smashed data."""
+        return [row.leak_ratio for row in self.rows if not row.blind]
+
+    @property
+    def best_single(self) -> AuditRow | None:
+        """The informed attack with the lowest MSE, the ensemble aside."""
+        informed = [row for row in self.rows if not row.blind and row.attack != ENSEMBLE]
+        return min(informed, key=lambda row: row.metrics["mse"].value, default=None)
+
+
+def victims_title(victims: str) -> str:
+    """A set of victims in words."""
+    return {"test": "test images", PUBLISHED_VICTIMS: "the 128 published images"}.get(victims, victims)
+
+
+def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
+    """Every checkpoint before every set of victims, by set, both in the order of the results.
+
+    An attack that failed with any seed takes no part.
+    """
+    options = bootstrap_options(record)
+    blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
+    labels = checkpoint_labels(record.info["audit"])
+    found: dict[str, list[AuditedCheckpoint]] = {}
+    for victims, seen in record.per_image.groupby("victims", sort=False):
+        for published in record.info["audit"]:
+            cells = record.cells[(record.cells["defense"] == published["name"]) & (record.cells["victims"] == victims)]
+            failed = set(_failures(cells)["attack"])
+            values = seen[(seen["defense"] == published["name"]) & ~seen["attack"].isin(failed)]
+            by_attack = {str(name): rows for name, rows in values.groupby("attack", sort=False)}
+            rows = [_row(name, name in blind, rows, options) for name, rows in by_attack.items()]
+            if not rows:
+                continue
+            informed = values[~values["attack"].isin(blind)]
+            worst = next((row for row in rows if row.attack == ENSEMBLE), None)
+            if worst is None and len(informed):
+                worst = _row(WORST_CASE, False, closest_attacks(informed), options)
+            checkpoint = AuditedCheckpoint(labels[published["name"]], str(victims), published, rows, worst)
+            found.setdefault(str(victims), []).append(checkpoint)
+    return found
+
+
+def _row(attack: str, blind: bool, values: pd.DataFrame, options: dict[str, Any]) -> AuditRow:
+    places = groups(values)
+    return AuditRow(
+        attack=attack,
+        blind=blind,
+        seeds=int(values["seed"].nunique()),
+        leak_ratio=leak_ratio_interval(
+            per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=places, **options
+        ),
+        metrics={
+            name: mean_interval(per_seed(values, name), groups=places, **options)
+            for name in METRICS
+            if not bool(values[name].isna().any())
+        },
+        mse_floor=float(values["mse_floor"].mean()),
+    )
+
+
+def _failures(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells whose attack failed."""
+    return cells[cells["failure"] != ""]
+
+
+def checkpoint_labels(audit: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """A short label per name: cut layer and threshold, and whatever tells checkpoints apart; the name if nothing."""
+    parts = [_label_parts(entry) for entry in audit]
+    varying = [index for index, column in enumerate(zip(*parts, strict=True)) if index < 2 or len(set(column)) > 1]
+    labels = [", ".join(part for index in varying if (part := own[index]) is not None) for own in parts]
+    names = [str(entry["name"]) for entry in audit]
+    return {
+        name: label if labels.count(label) == 1 and own[1] is not None else name
+        for name, label, own in zip(names, labels, parts, strict=True)
+    }
+
+
+def _label_parts(entry: dict[str, Any]) -> list[str | None]:
+    fraction = entry["target_fraction"]
+    return [
+        f"cut {entry['cut_layer']}",
+        f"t {entry['ssim_threshold']:g}" if entry["ssim_threshold"] is not None else None,
+        f"{100 * fraction:.3g} % target" if fraction is not None else None,
+        f"α {entry['alpha']:g}" if entry["alpha"] is not None else None,
+        entry["bottleneck"],
+        f"with {entry['source']}" if entry["source"] is not None else None,
+    ]
+
+
+def audit_frame(found: dict[str, list[AuditedCheckpoint]]) -> pd.DataFrame:
+    """The summary as a flat table: logged values, then ours, intervals as three columns each."""
+    flat = []
+    for checkpoint in (checkpoint for same in found.values() for checkpoint in same):
+        added = [checkpoint.worst] if checkpoint.worst is not None and checkpoint.worst.attack == WORST_CASE else []
+        for row in [*checkpoint.rows, *added]:
+            entry: dict[str, object] = {
+                "checkpoint": checkpoint.name,
+                "cut_layer": checkpoint.published["cut_layer"],
+                "victims": checkpoint.victims,
+                "attack": row.attack,
+                "seeds": row.seeds,
+                **{f"logged_{name}": value for name, value in checkpoint.logged.items()},
+                "mse_floor": row.mse_floor,
+            }
+            for name, interval in {"leak_ratio": row.leak_ratio, **row.metrics}.items():
+                entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            flat.append(entry)
+    return pd.DataFrame(flat)
+
+
+def audit_sentences(found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
+    """The findings in plain words, one item per checkpoint: on the images of the logs first, then on others."""
+    said: dict[str, list[str]] = {}
+    for victims in sorted(found, key=lambda name: name != PUBLISHED_VICTIMS):
+        for checkpoint in found[victims]:
+            parts = said.setdefault(checkpoint.name, [f"{checkpoint.label}: "])
+            if victims == PUBLISHED_VICTIMS:
+                parts.append(f"{_logged(checkpoint)}{_ours(checkpoint)}. ")
+            else:
+                parts.append(_elsewhere(checkpoint))
+    return ["".join(parts).strip() for parts in said.values()]
+
+
+def _logged(checkpoint: AuditedCheckpoint) -> str:
+    """What the authors' number says, read against the floor on the same images."""
+    mse, floor = checkpoint.logged["mse"], checkpoint.mse_floor
+    if mse is None:
+        return "no attack of its authors is on record; "
+    removed = 1 - mse / floor
+    if removed < NEARLY_BLIND:
+        return f"logged MSE {mse:.4f} is at the floor {floor:.4f}: the published attack saw next to nothing; "
+    share = f"{100 * removed:.0f} %"
+    return f"logged MSE {mse:.4f} removes {share} of the floor {floor:.4f}: the published attack saw through; "
+
+
+def _ours(checkpoint: AuditedCheckpoint) -> str:
+    paper, worst = checkpoint.paper, checkpoint.worst
+    rerun = f"the published attack, run by us, reaches {paper.metrics['mse'].value:.4f}; " if paper is not None else ""
+    if worst is None:
+        return f"{rerun}none of our attacks finished"
+    if checkpoint.finding == "blind":
+        return f"{rerun}none of our attacks does better than a blind guess"
+    if checkpoint.finding == "undecided":
+        return f"{rerun}of our attacks {undecided(checkpoint.informed)}"
+    return (
+        f"{rerun}our worst case reaches {worst.metrics['mse'].value:.4f}, which removes {_percent(worst.leak_ratio)} "
+        "of a blind guess's error"
+    )
+
+
+def _elsewhere(checkpoint: AuditedCheckpoint) -> str:
+    """The finding on victims that the logged value says nothing about."""
+    return f"On {checkpoint.where} (floor {checkpoint.mse_floor:.4f}) {_ours(checkpoint)}. "
+
+
+def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    every = [checkpoint for same in found.values() for checkpoint in same]
+    said = flagged(record)
+    if PUBLISHED_VICTIMS in found:
+        said.append(
+            "The 128 published images are augmented CIFAR-10 training images with four fifths of the contrast of real "
+            "ones: off the distribution of the victims that a defense must protect, and an attacker's auxiliary images "
+            "may contain some of their sources. They serve comparison with the logged values only; conclusions are "
+            "drawn on test images."
+        )
+    if set(found) == {PUBLISHED_VICTIMS}:
+        said.append("No test images were attacked: nothing on this page says how much other victims leak.")
+    if len(record.info["seeds"]) < 3:
+        said.append(
+            f"{len(record.info['seeds'])} attack seed{'s' if len(record.info['seeds']) > 1 else ''} on clients that "
+            "were each trained once: intervals cover the choice of images, hardly the attacks' own randomness, and not "
+            "the variation of training."
+        )
+    said += [
+        f"{checkpoint.label}: on {checkpoint.where} all attacks stay at the floor. Whether that is the client's merit "
+        "or the attacks' weakness shows only in what the same attacks reach on other clients."
+        for checkpoint in every
+        if checkpoint.finding == "blind"
+    ]
+    for checkpoint in found.get(PUBLISHED_VICTIMS, []):
+        logged, paper = checkpoint.logged["mse"], checkpoint.paper
+        if logged is None or paper is None:
+            continue
+        again = paper.metrics["mse"].value
+        if abs(again - logged) > NEARLY_BLIND * checkpoint.mse_floor:
+            said.append(
+                f"{checkpoint.label}: the published attack, run by us, reaches {again:.4f} where {logged:.4f} was "
+                "logged: its settings or its auxiliary images are not the same."
+            )
+    for checkpoint in every:
+        best, worst = checkpoint.best_single, checkpoint.worst
+        if worst is None or best is None or worst.attack != ENSEMBLE:
+            continue
+        alone, together = best.metrics["mse"].value, worst.metrics["mse"].value
+        if alone < together:
+            said.append(
+                f"{checkpoint.label}: on {checkpoint.where} {best.attack} alone ({alone:.4f}) comes closer than the "
+                f"ensemble ({together:.4f}), so the true worst case is worse than the one shown."
+            )
+    if any(checkpoint.worst is not None and checkpoint.worst.attack == WORST_CASE for checkpoint in every):
+        said.append(
+            "Where no ensemble ran, the worst case takes for every victim the attack that came closest. That choice "
+            "looks at the victim, so it bounds from above what one attacker gets from these attacks."
+        )
+    if bool(record.cells["attack_out_of_time"].fillna(False).astype(bool).any()):
+        said.append("An attack ran out of its time limit: with more time it may reconstruct more.")
+    if not record.info["threat_model"]["adaptive"]:
+        said.append("The attacker was not adaptive: it did not know the defense. These numbers are optimistic.")
+    return said
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

@@ -1,0 +1,125 @@
+"""Pictures of what an attacker sees: strips of victims that nobody chose, and the worst cases beside their numbers."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mocosfl_priv.results import TEST_VICTIMS, RunRecord, image_key, victims_key
+from reports.analysis.per_image import GROUP, closest_attacks, image_leaks, of_system
+from reports.analysis.summary import SummaryRow, key_of
+
+STRIP_IMAGES = 10
+STRIP_SCALE = 2
+STRIP_GAP = 2
+WORST_SHOWN = 8
+
+
+def shown_victims(count: int) -> list[int]:
+    """Which victims the strips show: evenly spaced, so that nobody chose them."""
+    return [int(i) for i in np.unique(np.linspace(0, count - 1, min(STRIP_IMAGES, count)).round())]
+
+
+def strip(images: np.ndarray, indices: list[int]) -> bytes:
+    """The images (n, 3, h, w) uint8 at `indices` side by side."""
+    return _png(side_by_side(list(images[indices].transpose(0, 2, 3, 1))))
+
+
+def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
+    """Originals, then every attack on every system (first seed): title, R over all victims, PNG."""
+    victims = record.images[victims_key(TEST_VICTIMS)]
+    indices = shown_victims(len(victims))
+    pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
+    first_blind = next((row for row in rows if row.blind), None)
+    for row in rows:
+        images = record.images.get(_image_key(record, row, row.attack))
+        if images is None or (row.blind and row is not first_blind):
+            continue
+        pictures.append(
+            {
+                "defense": row.system if not row.blind else "any defense",
+                "attack": row.attack,
+                "leak_ratio": row.leak_ratio,
+                "png": strip(images, indices),
+            }
+        )
+    return pictures
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A victim above what an attack made of it: uint8 (2 h, w, 3) with a gap, and the numbers of this image alone."""
+
+    picture: np.ndarray
+    image: int
+    attack: str
+    leak_ratio: float
+    ssim: float
+
+    @property
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        return _png(self.picture)
+
+
+def worst_sights(record: RunRecord, row: SummaryRow) -> list[Sight]:
+    """Victims of a system from the worst leak to the median one, under the attack of `row`; of the first seed.
+
+    Evenly spaced in the order of their own leak ratio. For the worst case each under the attack that came closest.
+    """
+    seed = record.info["seeds"][0]
+    values = of_system(record.per_image, key_of(row))
+    values = values[values["seed"] == seed]
+    if row.is_worst_case:
+        blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
+        values = closest_attacks(values[~values["attack"].isin(blind)])
+    else:
+        values = values[values["attack"] == row.attack]
+    ordered = values.assign(leak=image_leaks(values)).sort_values("leak", ascending=False, kind="stable")
+    if ordered.empty:
+        return []
+    ranks = np.unique(np.linspace(0, (len(ordered) - 1) // 2, WORST_SHOWN).round().astype(int))
+    sights = [_sight(record, row, one) for _, one in ordered.iloc[ranks].iterrows()]
+    return [sight for sight in sights if sight is not None]
+
+
+def _sight(record: RunRecord, row: SummaryRow, one: pd.Series) -> Sight | None:
+    """None where a run kept no pictures of a cell."""
+    images = record.images.get(_image_key(record, row, str(one["attack"])))
+    if images is None:
+        return None
+    index = int(one["image"])
+    pair = [source[index].transpose(1, 2, 0) for source in (record.images[victims_key(TEST_VICTIMS)], images)]
+    gap = np.full((STRIP_GAP, pair[0].shape[1], 3), 255, dtype=np.uint8)
+    return Sight(
+        picture=np.concatenate([pair[0], gap, pair[1]]),
+        image=index,
+        attack=str(one["attack"]),
+        leak_ratio=float(one["leak"]),
+        ssim=float(one["ssim_zeropad"] if np.isnan(one["ssim"]) else one["ssim"]),
+    )
+
+
+def _image_key(record: RunRecord, row: SummaryRow, attack: str) -> str:
+    system = {name: getattr(row, name) for name in GROUP}
+    return image_key({**system, "attack": attack, "seed": record.info["seeds"][0], "victims": TEST_VICTIMS})
+
+
+def side_by_side(images: list[np.ndarray]) -> np.ndarray:
+    """Pictures (h, w, 3) of one height in a row, with gaps."""
+    gap = np.full((images[0].shape[0], STRIP_GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for image in images for part in (gap, image)][1:], axis=1)
+
+
+def _png(canvas: np.ndarray) -> bytes:
+    """A picture (h, w, 3), enlarged without smoothing."""
+    picture = Image.fromarray(canvas)
+    picture = picture.resize((picture.width * STRIP_SCALE, picture.height * STRIP_SCALE), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

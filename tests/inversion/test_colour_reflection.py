@@ -1,0 +1,38 @@
+"""Reflections of colours, and the network that sees them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from tests.attacks.closed_form import photo_patches
+
+KNOWN, VICTIMS = photo_patches(600), photo_patches(300, "test")
+
+
+def test_reflections_keep_mean_and_covariance_and_undo_themselves() -> None:
+    images = 0.45 + 0.02 * torch.randn(30, 3, 8, 8, dtype=torch.float64).cumsum(1)  # far from where it is clipped
+    reflections = Reflections(images)
+    for index in range(len(SIGNS)):
+        which = torch.full((len(images),), index)
+        once = reflections(images, which)
+        torch.testing.assert_close(reflections(once, which), images)
+        for statistic in (lambda x: x.mean((0, 2, 3)), lambda x: torch.cov(x.movedim(1, 0).flatten(1))):
+            torch.testing.assert_close(statistic(once), statistic(images))
+    torch.testing.assert_close(reflections(images, torch.zeros(30, dtype=torch.long)), images)
+
+
+@pytest.mark.parametrize("index", range(len(SIGNS)))
+def test_negatives_are_set_right_and_photographs_left_alone(index: int) -> None:
+    torch.manual_seed(0)
+    reflections = Reflections(KNOWN)
+    given = reflections(VICTIMS, torch.full((len(VICTIMS),), index))
+    found = set_right(given, KNOWN, KNOWN, range(JUDGE_STEPS), torch.Generator().manual_seed(0))
+    assert float((found - VICTIMS).square().mean()) < 0.003
+    if index:
+        assert float((given - VICTIMS).square().mean()) > 0.02
+
+
+def test_without_a_step_nothing_is_changed() -> None:
+    assert torch.equal(set_right(VICTIMS, KNOWN, KNOWN, range(0), torch.Generator()), VICTIMS)
