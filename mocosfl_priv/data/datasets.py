@@ -13,7 +13,7 @@ Split = Literal["train", "test"]
 FOLDER_PREFIX = "imagefolder:"
 
 NAMES = {
-    "photos": "six photographs in 32x32 patches; inside the scikit-image wheel, nothing to download",
+    "photos": "ten photographs in grey 32x32 patches; inside the scikit-image wheel, nothing to download",
     "photos-source": "four other photographs, the out-of-domain partner of photos",
     "cifar10": "60,000 images, 10 classes, 32x32; through torchvision",
     "cifar100": "60,000 images, 100 classes, 32x32; through torchvision",
