@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -213,6 +214,14 @@ def train_system(
     private = lab.roles[Role.CLIENT_PRIVATE]
     batches = _client_batches(lab, seed, private.images)
     steps = planned_training_steps(lab)
+
+    def validate(model: SplitModel) -> float:
+        if not lab.roles.labelled:  # all models would score alike; so the last one is kept
+            return math.nan
+        return selection_knn(
+            model, lab.probe_data, defense, config.evaluation, lab.compute, seed, training.select_on, training.codec
+        )
+
     progress.begin("training", steps)
     try:
         trained = train_mocosfl(
@@ -227,9 +236,7 @@ def train_system(
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
             remote=remote,
-            validate=lambda model: selection_knn(
-                model, lab.probe_data, defense, config.evaluation, lab.compute, seed, training.select_on, training.codec
-            ),
+            validate=validate,
             observe=lambda model, step, epoch: _leakage(lab, system, model, step, epoch),
             observe_every=0 if how.hijacker else config.leakage.every,
             checkpoints=kept,

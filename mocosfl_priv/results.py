@@ -136,7 +136,7 @@ class RunRecord:
         nothing; `mse_bound` the mean MSE that follows.
     per_image: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound (terms of the mean; NaN if nothing is promised).
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
-        linear_untrained (booleans).
+        linear_untrained (booleans; NaN where there are no labels).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn. leakage: `LEAKAGE_COLUMNS`.
     detections: `DETECTION_COLUMNS`, one row per training of a system whose defense detects; `hijacked_by` is the attack
         that chose the gradients, empty for none, `failure` why that attack stopped doing so, empty if it did not.

@@ -42,6 +42,10 @@ EXPLANATIONS = {
     "not-adaptive": ("The attacker did not know the defense. Real ones do, so these numbers are optimistic."),
     "out-of-time": ("The attack stopped at its limit; with more time it may reconstruct more."),
     "few-seeds": ("Trainings differ from seed to seed, and fewer than three do not show by how much."),
+    "no-labels": (
+        "All images are of one class, so every classifier is right always and no accuracy says anything. Leakage is "
+        "measured all the same. Give images of several classes in a folder per class."
+    ),
 }
 
 

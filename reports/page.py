@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from reports.chart import Chart, Spot
+from reports.words import tenths
 
 
 def render(template: str, **context: object) -> str:
@@ -18,7 +19,7 @@ def render(template: str, **context: object) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["percent"] = tenths
     environment.filters["compact"] = compact
     return environment.get_template(template).render(**context)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mocosfl_priv.commands.options import DebugOption, OverwriteOption, SetOption, experiment_of
-from mocosfl_priv.commands.tables import print_table
+from mocosfl_priv.commands.tables import print_table, show_reading
 from mocosfl_priv.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ def _run_devices(
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
             plan = experiment.plan()
+        show_reading(console, plan.laboratory.roles)
         with TerminalProgress(console) as progress:
             result = RunResult(run(plan, progress))
         page = result.report_to(destination)

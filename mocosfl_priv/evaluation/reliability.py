@@ -30,6 +30,7 @@ from mocosfl_priv.models.decoder import check_grammar
 from mocosfl_priv.results import CELL_KEYS
 
 BOUND_VIOLATED = "bound-violated"
+NO_LABELS = "no-labels"
 FLAGS = (
     "attack-failed",
     BOUND_VIOLATED,
@@ -43,6 +44,7 @@ FLAGS = (
     "not-adaptive",
     "out-of-time",
     "few-seeds",
+    NO_LABELS,
 )
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
 ENOUGH_SEEDS = 3
