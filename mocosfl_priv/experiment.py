@@ -32,7 +32,7 @@ from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flop
 from mocosfl_priv.outcomes import CellResult, SystemResult, Trial, score_attempt, try_attack
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, TrainedExpert
 from mocosfl_priv.progress import Progress, Silent
-from mocosfl_priv.results import ANALYTIC_COSTS, semi_column
+from mocosfl_priv.results import ANALYTIC_COSTS, semi_column, short_name
 from mocosfl_priv.seeding import derive_seed, generator
 from mocosfl_priv.stream import Audience, Hijack, Training, copied_auxiliary, live_server, seat, visible_to
 from mocosfl_priv.target import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
@@ -45,6 +45,7 @@ from mocosfl_priv.training.sampling import PooledClients, PoolShape, most_draws,
 from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())
+LONGEST_LABEL = 80  # bytes of a label in a file name; a hijacked system's name has two
 DEFENDER = "defender"  # where, among a system's checkpoints, its defense keeps those of its pre-training
 
 
@@ -93,7 +94,7 @@ class System:
 
 
 def _in_file_name(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in label)
+    return short_name("".join(c if c.isalnum() or c in "-_." else "_" for c in label), LONGEST_LABEL)
 
 
 @dataclass
@@ -320,8 +321,16 @@ def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Tr
     """Where `system` keeps the state of its training below `folder`; None for nowhere."""
     if folder is None:
         return None
-    text = json.dumps(training_document(lab, system, how), sort_keys=True, default=str)
-    return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest())
+    document = training_document(lab, system, how)
+    # with other threads only the last digits are others, and a machine may have to do with fewer than before
+    document["compute"] = {name: value for name, value in document["compute"].items() if name != "threads"}
+    text = json.dumps(document, sort_keys=True, default=str)
+    shown = {
+        **document,
+        "model": {**document["model"][0], "code": document["model"][1]},
+        "defense": dict(zip(("class", "code", "parameters"), document["defense"], strict=True)),
+    }
+    return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest(), shown)
 
 
 def training_document(lab: Laboratory, system: System, how: Training) -> dict[str, Any]:
