@@ -26,7 +26,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from mocosfl_priv.compute import Compute
-from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
+from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig, plain_types
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.guarantee import Guarantee
 from mocosfl_priv.models.split import SplitModel
@@ -405,7 +405,12 @@ def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str,
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigurationError(f"{who}: unknown parameter {unknown[0]!r}; {did_you_mean(unknown[0], fields)}")
-    checker = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    for name, value in given.items():
+        wanted = plain_types(fields[name][0])
+        if isinstance(value, bool) and wanted & {int, float} and bool not in wanted:
+            raise ConfigurationError(f"{who}: {name}: {str(value).lower()} is no number")
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    checker = create_model(cls.__name__, __config__=config, **fields)
     try:
         checked = checker(**given)
     except ValidationError as error:

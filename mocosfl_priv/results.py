@@ -19,10 +19,12 @@ a column for every axis.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,11 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.files import flush
+from mocosfl_priv.files import Lock, flush
 
 SCHEMA_VERSION = 4
+SPARE_BYTES = 64 * 2**20  # that a disk must have left beyond what a run is known to write
+LONGEST_NAME = 160  # bytes of a file name that we make; a file system takes 255, and staging adds to it
 UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
@@ -237,8 +241,16 @@ def read_runs(folder: Path) -> list[StoredRun]:
 
 
 def variant_name(labels: dict[str, str]) -> str:
-    """What a variant of a sweep, and its run directory, is called."""
-    return "_".join(f"{axis}={label}" for axis, label in labels.items())
+    """What a variant of a sweep, and its run directory, is called; the end of a long name is a digest of all of it."""
+    return short_name("_".join(f"{axis}={label}" for axis, label in labels.items()))
+
+
+def short_name(name: str, most: int = LONGEST_NAME) -> str:
+    """`name` if it has at most `most` bytes, else its beginning and a digest; as distinct as `name` is."""
+    if len(name.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name.encode()[: most - len(digest) - 1].decode(errors="ignore") + "-" + digest
 
 
 def _is_sweep(folder: Path) -> bool:
@@ -254,11 +266,20 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.fillna({name: "" for name in texts if name in table})
 
 
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise ConfigurationError that begins with `what` where the disk of `folder` has not `needed` bytes, and more."""
+    left = shutil.disk_usage(folder).free
+    if left < needed + SPARE_BYTES:
+        wanted = (needed + SPARE_BYTES) / 2**20
+        raise ConfigurationError(f"{what}: the disk has {left / 2**20:.0f} MB left, and {wanted:.0f} MB may be needed")
+
+
 class Destination:
     """A run directory to be: files are staged beside it and moved into place as a whole.
 
-    Opening it checks that the place can be written to, before hours of computation. Use as a context manager; a
-    staging folder that was not committed is removed.
+    Opening it checks that the place can be written to and has room, before hours of computation, and holds it until
+    the end: a second run into the same folder is refused. Use as a context manager; a staging folder that was not
+    committed is removed.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
@@ -274,11 +295,35 @@ class Destination:
         unique = uuid.uuid4().hex[:8]
         self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
         self._retired = self.folder.parent / f".{self.folder.name}.replaced-{unique}"
+        self._held = ExitStack()
 
     def _is_run(self) -> bool:
         return (self.folder / "run.json").is_file()
 
     def __enter__(self) -> Destination:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(Lock(self.folder.parent / f".{self.folder.name}.lock"))
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"--out {self.folder}: another run is at work for this folder ({error.strerror}); wait for it, or "
+                "choose another folder"
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        try:
+            require_room(self.folder.parent, 0, f"--out {self.folder}")
+            self._open()
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def require_room(self, needed: int) -> None:
+        """Raise ConfigurationError where the disk has no room for `needed` bytes of results, and some to spare."""
+        require_room(self.folder.parent, needed, f"--out {self.folder}")
+
+    def _open(self) -> None:
         try:
             self._staging.mkdir(parents=True)
         except OSError as error:
@@ -292,10 +337,10 @@ class Destination:
                 raise ConfigurationError(
                     f"--out {self.folder} cannot be replaced ({error.strerror}); choose a new folder below it"
                 ) from error
-        return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._staging, ignore_errors=True)
+        self._held.close()
 
     def commit(self, write: Callable[[Path], object]) -> Path:
         """Let `write` fill the staging folder, then put it in place. RunFailedError if that cannot be done."""
@@ -303,6 +348,8 @@ class Destination:
             write(self._staging)
             self._flush()
             self._replace()
+        except RunFailedError:
+            raise
         except Exception as error:  # a full disk is an OSError to Python, but an error of their own to the writers
             reason = getattr(error, "strerror", None) or error
             raise RunFailedError(
@@ -317,6 +364,12 @@ class Destination:
                 flush(path)
 
     def _replace(self) -> None:
+        if not self._overwrite and self.folder.is_dir() and any(self.folder.iterdir()):
+            kept = self.folder.with_name(f"{self.folder.name}-{uuid.uuid4().hex[:8]}")
+            self._staging.rename(kept)
+            raise RunFailedError(
+                f"--out {self.folder} was filled by somebody else meanwhile; results are kept in {kept}"
+            )
         if self.folder.exists():
             self.folder.rename(self._retired)
         try:

@@ -223,6 +223,7 @@ def _run_devices(
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
             plan = experiment.plan()
+        destination.require_room(plan.picture_bytes)
         show_reading(console, plan.laboratory.roles)
         with TerminalProgress(console) as progress:
             result = RunResult(run(plan, progress))

@@ -201,6 +201,7 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
             plan = experiment.checked()
+        destination.require_room(plan.picture_bytes)
         show_reading(console, plan.laboratory.roles)
         with TerminalProgress(console) as progress:
             result = run_planned(plan, progress, checkpoints)

@@ -137,8 +137,8 @@ def lay_out(root: Path, depth: int = 0) -> Layout:
         )
     if inner:
         raise ConfigurationError(
-            f"imagefolder: {root} holds {_names(inner)}, and the splits lie in there: name the folder that holds train/ "
-            "and test/, with class folders in each"
+            f"imagefolder: {root} holds {_names(inner)}, and the splits lie in there: name the folder that holds "
+            "train/ and test/, with class folders in each"
         )
     return Layout(root, root, "" if folders else "no class folders")
 

@@ -135,7 +135,7 @@ def _opens(path: Path) -> bool:
 
 
 def read(path: Path, size: int, reading: Reading) -> np.ndarray:
-    """The picture in `path` upright, as 8-bit RGB, its shorter side resized to `size`, its centre: uint8 (size, size, 3).
+    """The picture in `path` upright, as 8-bit RGB, fitted by :func:`fit`: uint8 (size, size, 3).
 
     16-bit pictures are scaled by their depth, float ones must lie in [0, 1]; transparency is laid on white; of several
     frames the first is taken. Raises PictureError where the file is damaged, or the range of its numbers not known.
@@ -203,8 +203,8 @@ def _floats(image: Image.Image, path: Path) -> np.ndarray:
         raise PictureError(f"{path} cannot be read: it holds numbers that are not finite")
     if values.min() < 0 or values.max() > 1:
         raise PictureError(
-            f"{path} cannot be read: its numbers reach from {values.min():g} to {values.max():g}, and of float pictures "
-            "only the range from 0 to 1 is known: scale them, or save them with 8 or 16 bits"
+            f"{path} cannot be read: its numbers reach from {values.min():g} to {values.max():g}, and of float "
+            "pictures only the range from 0 to 1 is known: scale them, or save them with 8 or 16 bits"
         )
     return values
 

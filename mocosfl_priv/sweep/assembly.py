@@ -87,6 +87,6 @@ def _hijacked_info(system: SystemResult, labelled: bool) -> dict[str, Any]:
         "selected_step": system.info["selected_step"],
         "knn_accuracy": float(system.utility.knn.mean()) if labelled else None,  # JSON has no NaN
         "history": [
-            {name: None if value != value else value for name, value in entry.items()} for entry in system.history
+            {name: None if np.isnan(value) else value for name, value in entry.items()} for entry in system.history
         ],
     }

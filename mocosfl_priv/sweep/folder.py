@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO
 
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.results import require_room
 from mocosfl_priv.sweep.store import Store
 
 LOCK = "lock"
@@ -58,6 +59,7 @@ class SweepFolder:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         try:
             self.store = Store(self.folder / "store")  # may be refused, and is then as it was
+            require_room(self.folder, 0, f"--out {self.folder}")
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
