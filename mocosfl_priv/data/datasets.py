@@ -39,4 +39,6 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)
+    if Path(name).expanduser().exists():
+        raise ConfigurationError(f"data set {name!r} is a place on this disk: write {FOLDER_PREFIX}{name}")
     raise unknown_name("data set", name, NAMES)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.device.pictures import SUFFIXES, PictureError, Reading, find, fit, is_litter, read
+from mocosfl_priv.device.pictures import ARRAYS, SUFFIXES, PictureError, Reading, find, fit, is_litter, read
 from mocosfl_priv.errors import ConfigurationError
 
 __all__ = ["Layout", "fit", "is_class_tree", "lay_out", "load", "split_named"]
@@ -150,7 +150,7 @@ def is_class_tree(path: Path) -> bool:
 
 
 def _no_folder(root: Path) -> str:
-    if root.suffix.lower() in (".npz", ".npy", ".pt", ".pth"):
+    if root.is_file() and root.suffix.lower() in ARRAYS:
         return f"{root} is no folder: arrays and tensors are not read; write each picture to a file in a class folder"
     return f"{root} is a file, and no folder" if root.exists() else f"there is no folder {root}"
 

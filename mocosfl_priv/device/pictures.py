@@ -26,6 +26,7 @@ SUFFIXES = frozenset({
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",
     ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })  # fmt: skip
+ARRAYS = frozenset({".h5", ".hdf5", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth"})
 # what systems, archives and editors leave in folders; everything that begins with a dot is taken for such, too
 LITTER = frozenset({
     "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle",
@@ -121,7 +122,14 @@ def _walk(folder: Path, reading: Reading, above: tuple[str, ...]) -> Iterable[Pa
         elif path.suffix.lower() in SUFFIXES or (not path.suffix and _opens(path)):
             yield path
         else:
-            reading.skipped[f"*{path.suffix.lower()}" if path.suffix else "without an ending, and no picture"] += 1
+            reading.skipped[_what(path)] += 1
+
+
+def _what(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS:
+        return f"*{suffix} (arrays are not read: write each picture to a file)"
+    return f"*{suffix}" if suffix else "without an ending, and no picture"
 
 
 def _opens(path: Path) -> bool:
