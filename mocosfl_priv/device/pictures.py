@@ -153,7 +153,8 @@ def read(path: Path, size: int, reading: Reading) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures, odd tags: what matters is an error or counted
-            with Image.open(path) as image:
+            # as a file: what Pillow maps by its path it misreads where a TIFF says that it is turned
+            with path.open("rb") as file, Image.open(file) as image:
                 picture = _upright(image, path, reading)
                 reading.sizes[picture.size] += 1
                 return fit(picture, size)
