@@ -121,8 +121,8 @@ def lay_out(root: Path, depth: int = 0) -> Layout:
     if train and evaluated:
         if others and all(_is_plain(path) for path in folders):
             raise ConfigurationError(
-                f"imagefolder: {root} holds {_names(folders)}, all with pictures and no folders: splits without labels, "
-                "or classes? Move the others away, or put all into a folder per split"
+                f"imagefolder: {root} holds {_names(folders)}, all with pictures and no folders: splits without "
+                "labels, or classes? Move the others away, or put all into a folder per split"
             )
         unused = [*others, *(validation if test else [])]
         note = f"not read: {_names(unused)} in {root}" if unused else ""

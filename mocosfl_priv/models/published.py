@@ -35,6 +35,7 @@ PREFIXES = (
     "model.",
     "net.",
 )
+DEEPEST_WRAPPER = 3
 PARTIAL_PREFIX = "encoder_q."  # which has others beside it that are no part of the client
 STRIDE = 2  # of every published bottleneck (C4S2); a state dict does not tell it
 
@@ -112,9 +113,9 @@ def read_weights_only(path: Path) -> object:
 
 def _read(path: Path) -> dict[str, Tensor]:
     state = read_weights_only(path)
-    for wrapper in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
+    for _ in range(DEEPEST_WRAPPER):
+        inner = [state[wrapper] for wrapper in WRAPPERS if wrapper in state] if isinstance(state, Mapping) else []
+        state = next((found for found in inner if isinstance(found, Mapping)), state)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
