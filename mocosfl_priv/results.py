@@ -286,16 +286,23 @@ class Destination:
         self.folder = Path(folder).resolve()
         self.shown = Path(folder)
         self._overwrite = overwrite
+        try:
+            self._check()
+        except OSError as error:  # a name that no file system takes, a folder that may not be looked into
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        unique = uuid.uuid4().hex[:8]
+        self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
+        self._retired = self.folder.parent / f".{self.folder.name}.replaced-{unique}"
+        self._held = ExitStack()
+
+    def _check(self) -> None:
+        overwrite = self._overwrite
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {self.folder} is a file")
         if not overwrite and self.folder.exists() and any(self.folder.iterdir()):
             raise ConfigurationError(f"--out {self.folder} is not empty; choose another folder or add --overwrite")
         if overwrite and self.folder.exists() and any(self.folder.iterdir()) and not self._is_run():
             raise ConfigurationError(f"--out {self.folder} holds other files than a run; it is not overwritten")
-        unique = uuid.uuid4().hex[:8]
-        self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
-        self._retired = self.folder.parent / f".{self.folder.name}.replaced-{unique}"
-        self._held = ExitStack()
 
     def _is_run(self) -> bool:
         return (self.folder / "run.json").is_file()

@@ -32,7 +32,10 @@ class SweepFolder:
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self.folder = Path(folder).resolve()
-        there = self.folder.is_dir() and any(self.folder.iterdir())
+        try:
+            there = self.folder.is_dir() and any(self.folder.iterdir())
+        except OSError as error:  # a name that no file system takes, a folder that may not be looked into
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {folder} is a file")
         if there and not (self.folder / LOCK).is_file():
