@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mocosfl_priv.commands.options import DebugOption, OverwriteOption, SetOption, experiment_of
-from mocosfl_priv.commands.tables import print_table
+from mocosfl_priv.commands.tables import print_table, show_reading
 from mocosfl_priv.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def certs(
     debug: DebugOption = False,
 ) -> None:
     """Make a small certificate authority, and certificates for the server and each device."""
-    from mocosfl_priv.deployment.certificates import make_certificates
+    from mocosfl_priv.deployment.certificates import LOOPBACK, make_certificates, server_names
 
     made = make_certificates(out, devices, host or [])
-    print(f"{out}: the server's, for {', '.join(host or ['this machine only'])}; keep {out / 'ca.key'} to yourself")
+    names = [name for name in server_names(out) if name not in LOOPBACK] or ["this machine only"]
+    print(f"{out}: the server's, for {', '.join(names)}; keep {out / 'ca.key'} to yourself")
     print(f"{made[0]} to {made[-1]}: copy each to its device")
 
 
@@ -110,6 +111,7 @@ def serve(
 
     if plain == (certs is not None):
         raise ConfigurationError("serve: give the folder with the certificates (--certs), or --plain on loopback only")
+    _require_address(listen)  # before data is read
     options = _serve_options(listen, certs, deadline, patience, heartbeat, device, least)
     place = checkpoints or checkpoints_beside(out)
     _run_devices(
@@ -186,6 +188,16 @@ def cost(
     _report_cost(read_record(folder).info, folder)
 
 
+def _require_address(listen: str) -> None:
+    from mocosfl_priv.device.address import parse
+    from mocosfl_priv.device.errors import DeviceError
+
+    try:
+        parse(listen, "--listen", listening=True)
+    except DeviceError as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _serve_options(
     listen: str,
     certs: Path | None,
@@ -223,6 +235,8 @@ def _run_devices(
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
             plan = experiment.plan()
+        destination.require_room(plan.picture_bytes)
+        show_reading(console, plan.laboratory.roles)
         with TerminalProgress(console) as progress:
             result = RunResult(run(plan, progress))
         page = result.report_to(destination)

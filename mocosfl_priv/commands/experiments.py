@@ -19,7 +19,7 @@ from mocosfl_priv.commands.options import (
     config_path,
     experiment_of,
 )
-from mocosfl_priv.commands.tables import print_table
+from mocosfl_priv.commands.tables import print_table, show_reading
 from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def validate(
 ) -> None:
     """Check a configuration against plugins, models, threat model and data, without training anything."""
     plan = experiment_of(config, set_, defense, attack, scale).checked()
+    print("\n".join(plan.laboratory.roles.reading))
     print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
 
 
@@ -200,6 +201,8 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
             plan = experiment.checked()
+        destination.require_room(plan.picture_bytes)
+        show_reading(console, plan.laboratory.roles)
         with TerminalProgress(console) as progress:
             result = run_planned(plan, progress, checkpoints)
         page = result.report_to(destination)

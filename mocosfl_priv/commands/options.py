@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,8 +54,9 @@ def experiment_of(
 def config_path(config: str) -> Path:
     """A file, or a shipped configuration by its name; ConfigurationError if there is neither."""
     path = Path(config)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name that no file system takes
+        if path.is_file():
+            return path
     shipped = shipped_configs()
     if config not in shipped:
         raise unknown_name("configuration (no such file)", config, shipped)

@@ -10,8 +10,15 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from mocosfl_priv.api import RunResult
+    from mocosfl_priv.data.roles import DataRoles
 
 TEXTS = ("defense", "attack", "victims")
+
+
+def show_reading(console: Console, roles: DataRoles) -> None:
+    """Say what was read of the data, a line each, before anything is computed with it."""
+    for line in roles.reading:
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(result: RunResult) -> None:

@@ -28,6 +28,7 @@ from mocosfl_priv.config.schema import (
     ThreatConfig,
     TrainingConfig,
     parse_bottleneck,
+    plain_types,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "parse_bottleneck",
     "parse_config",
     "parse_yaml",
+    "plain_types",
     "read_document",
     "with_added_plugins",
     "with_candidate",

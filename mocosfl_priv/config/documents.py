@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,26 @@ from mocosfl_priv.config.schema import ExperimentConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean
 
 
+class _Misleading(str):
+    """A scalar that YAML 1.1 reads as another number than people do: octal ``010``, base sixty ``1:10``."""
+
+    reading: object
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
+    """YAML in which a repeated key is an error (plain YAML silently keeps the last one), and misleading numbers are
+    marked.
+    """
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """An int or float, or a `_Misleading` one."""
+        integer = node.tag.endswith(":int")
+        value = self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
+        if not (":" in node.value or OCTAL.fullmatch(node.value)):
+            return value
+        marked = _Misleading(node.value)
+        marked.reading = value
+        return marked
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, whose keys may be overridden
@@ -26,12 +45,38 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+OCTAL = re.compile(r"[-+]?0[0-7_]+")
+for _kind in ("int", "float"):
+    _UniqueKeyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _UniqueKeyLoader.construct_number)
+
+
 def parse_yaml(text: str, where: str) -> Any:
-    """Read YAML safely; a syntax error becomes one line that names `where` and the position."""
+    """Read YAML safely; what cannot be read so becomes one line that names `where` and the position or key.
+
+    Refused are syntax errors, repeated keys, and numbers that YAML reads as others than people do.
+    """
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        _refuse_misleading(document, where, "")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date; a list in itself
         raise ConfigurationError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    return document
+
+
+def _refuse_misleading(node: object, where: str, path: str) -> None:
+    if isinstance(node, _Misleading):
+        place = f"{where}: {path}" if path else where
+        raise ConfigurationError(
+            f"{place}: {node} is {node.reading} in YAML (a leading 0 is octal, a colon base sixty): write the number "
+            "that is meant, or put text in quotes"
+        )
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _refuse_misleading(key, where, path)
+            _refuse_misleading(value, where, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            _refuse_misleading(value, where, f"{path}.{position}" if path else str(position))
 
 
 def load_config(path: Path | str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:

@@ -13,10 +13,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from mocosfl_priv.config.plugin_spec import PluginEntry, PluginSpec, with_labels
 from mocosfl_priv.errors import did_you_mean
@@ -32,7 +32,23 @@ CodecName = Literal["fp32", "fp16", "int8"]
 class Section(BaseModel):
     """A block of the document: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """``true`` (in YAML also yes, no, on, off) where a number is wanted would become 1."""
+        values = value if isinstance(value, list | tuple) else [value]
+        wanted = plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if wanted & {int, float} and bool not in wanted and any(isinstance(one, bool) for one in values):
+            raise ValueError(f"{str(value).lower()} is no number")
+        return value
+
+
+def plain_types(annotation: Any) -> set[Any]:
+    """All types that an annotation names, however nested, its models left out."""
+    inner = get_args(annotation)
+    return set().union(*map(plain_types, inner)) if inner else {annotation}
 
 
 class DataConfig(Section):
@@ -330,7 +346,7 @@ def _distinct(values: Sequence[Any], where: str) -> None:
 class ExperimentConfig(Section):
     """The whole document: a grid of cells that share data, training and threat model."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
     description: str = ""
     protocol: Literal["strict", "paper"] = Field(
         "strict", description="paper: repeat the choices of MocoSFL's research code, pitfalls included"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
     Raises ConfigurationError when the name is unknown or the files are missing or unreadable.
     """
     if name.startswith(FOLDER_PREFIX):
-        return image_folder.load(Path(name.removeprefix(FOLDER_PREFIX)).expanduser(), split, image_size)
+        return image_folder.load(_at_home(Path(name.removeprefix(FOLDER_PREFIX))), split, image_size)
     if name in ("photos", "photos-source"):
         if image_size != photos.PATCH:
             raise ConfigurationError(f"data.image_size: {name} exists at {photos.PATCH} pixels only")
@@ -39,4 +40,15 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)
+    with suppress(OSError):  # a name that no file system takes
+        if _at_home(Path(name)).exists():
+            raise ConfigurationError(f"data set {name!r} is a place on this disk: write {FOLDER_PREFIX}{name}")
     raise unknown_name("data set", name, NAMES)
+
+
+def _at_home(path: Path) -> Path:
+    """`path` with its ``~`` as a folder; ConfigurationError for somebody who is not known here."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(f"{path}: {error}") from error

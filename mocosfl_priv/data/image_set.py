@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST_NAMED = 12  # classes that a description names
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -20,6 +22,7 @@ class ImageSet:
     labels: int64, shape (n,), indices into `class_names`.
     groups: int64, shape (n,). Images of one group share pixels (overlapping patches of one photograph), so
         a group never straddles two roles that must be disjoint. For ordinary data sets every image is its own.
+    read: what a reader should know of how the files became these images; of the whole split only.
     """
 
     name: str
@@ -27,6 +30,7 @@ class ImageSet:
     labels: Tensor
     class_names: tuple[str, ...]
     groups: Tensor
+    read: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -46,6 +50,16 @@ class ImageSet:
     def select(self, indices: Tensor) -> ImageSet:
         """The images at `indices`, in that order."""
         return ImageSet(self.name, self.images[indices], self.labels[indices], self.class_names, self.groups[indices])
+
+    @property
+    def description(self) -> str:
+        """For people: how many images of which classes, and how they were read."""
+        counts = torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        named = [f"{name} {count}" for name, count in zip(self.class_names, counts, strict=True)]
+        rest = f", and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        classes = f"{len(named)} classes" if len(named) != 1 else "1 class"
+        text = f"{self.name}: {len(self)} images, {classes} ({', '.join(named[:MOST_NAMED])}{rest})"
+        return f"{text}; {self.read}" if self.read else text
 
     def digests(self) -> np.ndarray:
         """One 16-byte content hash per image: equal exactly when the pixels are equal."""

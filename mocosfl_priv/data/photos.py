@@ -114,7 +114,7 @@ def tile_corners(height: int, width: int, split: str) -> list[tuple[int, int]]:
 def _patches(photograph: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All patches uint8 (n, h, w) of `split` with enough contrast, and the tile each was cut from."""
     patches, tiles = [], []
-    for tile, (top, left) in enumerate(tile_corners(*photograph.shape, split)):
+    for tile, (top, left) in enumerate(tile_corners(photograph.shape[0], photograph.shape[1], split)):
         for y in range(top, top + TILE - PATCH + 1, STRIDE):
             for x in range(left, left + TILE - PATCH + 1, STRIDE):
                 if photograph[y : y + PATCH, x : x + PATCH].std() >= MINIMUM_CONTRAST:

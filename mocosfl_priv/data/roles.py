@@ -61,12 +61,19 @@ class DataRoles:
     training_size: images in the whole target training set, the base of every target fraction.
     duplicates_dropped: images left out of the target data because the same pixels stood there before; test
         images win over training images.
+    reading: for people, a line each: what was read of target and source data, and what of it is left out or missing.
     """
 
     sets: Mapping[Role, ImageSet]
     records: Mapping[Role, RoleRecord]
     training_size: int
     duplicates_dropped: int
+    reading: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels tell anything apart; without that, no accuracy means anything."""
+        return len(self.sets[Role.PROBE_TRAIN].labels.unique()) > 1
 
     def __getitem__(self, role: Role) -> ImageSet:
         return self.sets[role]
@@ -85,15 +92,18 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
     train = load_split(config.dataset, "train", config.image_size, config.path)
     test = load_split(config.dataset, "test", config.image_size, config.path)
     source = load_split(config.source, "train", config.image_size, config.source_path)
+    described = [images.description for images in (train, test, source)]
     if config.train_limit:
         train = train.balanced(config.train_limit, rng)
     if config.test_limit:
         test = test.balanced(config.test_limit, rng)
     before = len(train) + len(test)
     seen: set[bytes] = set()
+    contradicting = _under_two_labels(train, test)
     test = _without_duplicates(test, seen)
-    train = _without_duplicates(train, seen)
+    train = _without_duplicates(train, seen, require_classes=True)
     source = _without_duplicates(source, set())
+    dropped = before - len(train) - len(test)
 
     n = len(train)
     wanted = {
@@ -134,8 +144,30 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
         sets=sets,
         records={role: _record(sets[role], chosen[role][1], digests[role]) for role in Role},
         training_size=n,
-        duplicates_dropped=before - len(train) - len(test),
+        duplicates_dropped=dropped,
+        reading=(*described, *_remarks(train, dropped, contradicting)),
     )
+
+
+def _remarks(train: ImageSet, dropped: int, contradicting: int) -> list[str]:
+    """What a reader should know beside the counts."""
+    remarks = []
+    if dropped:
+        remarks.append(f"duplicates: {dropped} images are left out because the same pixels stand there already")
+    if contradicting:
+        remarks.append(f"duplicates: {contradicting} pictures stand under two labels; the first one counts")
+    if len(train.labels.unique()) < 2:
+        remarks.append("no labels: utility not measurable (all images are of one class)")
+    return remarks
+
+
+def _under_two_labels(*sets: ImageSet) -> int:
+    """How many pictures of `sets` stand under more than one label."""
+    labels: dict[bytes, set[int]] = {}
+    for images in sets:
+        for digest, label in zip(images.digests(), images.labels.tolist(), strict=True):
+            labels.setdefault(digest, set()).add(label)
+    return sum(len(found) > 1 for found in labels.values())
 
 
 def check_disjoint(digests: Mapping[Role, np.ndarray]) -> None:
@@ -156,13 +188,22 @@ def _share(fraction: float, n: int) -> int:
     return max(1, round(fraction * n)) if fraction > 0 else 0
 
 
-def _without_duplicates(images: ImageSet, seen: set[bytes]) -> ImageSet:
-    """Drop images whose pixels are in `seen`; add the others to it."""
+def _without_duplicates(images: ImageSet, seen: set[bytes], require_classes: bool = False) -> ImageSet:
+    """Drop images whose pixels are in `seen`; add the others to it.
+
+    require_classes: raise ConfigurationError where that leaves a class without any image.
+    """
     kept = []
     for index, digest in enumerate(images.digests()):
         if digest not in seen:
             seen.add(digest)
             kept.append(index)
+    lost = set(images.labels.tolist()) - set(images.labels[kept].tolist())
+    if lost and require_classes:
+        raise ConfigurationError(
+            f"{images.name}: every image of {', '.join(images.class_names[label] for label in sorted(lost))} stands "
+            "under another class or in the test split, too: a folder was linked or copied twice"
+        )
     return images if len(kept) == len(images) else images.select(torch.tensor(kept, dtype=torch.long))
 
 

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mocosfl_priv.deployment.deployment import device_name
+from mocosfl_priv.device.address import require_host
+from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.errors import ConfigurationError
 
 SERVER, DEVICE, AUTHORITY = "server", "device", "ca"
@@ -31,14 +34,22 @@ def make_certificates(folder: Path, devices: int, hosts: Sequence[str]) -> list[
 
     ``folder/ca.pem, ca.key, server.pem, server.key``, and per device a folder ``client-0000`` with ca.pem, device.pem
     and device.key, which is all that a device needs. Returns the devices' folders. An authority that is there already
-    is used, so that devices can be added; certificates that are there stay.
-    Raises ConfigurationError where the folder cannot be used.
+    is used, so that devices can be added. Certificates that are there stay, save a server's without one of `hosts`:
+    that one is issued again, for its old names too, and devices need nothing new.
+    Raises ConfigurationError where the folder cannot be used, and for what is no host's name.
     """
+    try:
+        for host in hosts:
+            require_host(host, f"certs: --host {host}")
+    except DeviceError as error:
+        raise ConfigurationError(str(error)) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         authority, key = _authority(folder)
-        if not (folder / f"{SERVER}.pem").exists():
-            _write(folder, SERVER, *_signed(authority, key, SERVER, [*hosts, *LOOPBACK]))
+        known = server_names(folder)
+        if not known or {_host(host) for host in hosts} - {_host(name) for name in known}:
+            names = [*hosts, *(name for name in known if name not in LOOPBACK), *LOOPBACK]
+            _write(folder, SERVER, *_signed(authority, key, SERVER, names))
         made = []
         for client in range(devices):
             place = folder / device_name(client)
@@ -50,6 +61,45 @@ def make_certificates(folder: Path, devices: int, hosts: Sequence[str]) -> list[
     except OSError as error:
         raise ConfigurationError(f"certificates: {error.filename} cannot be written: {error.strerror}") from error
     return made
+
+
+def server_names(folder: Path) -> list[str]:
+    """The names and addresses that the server's certificate in `folder` holds; none where there is no certificate.
+
+    Raises ConfigurationError for a file that is none.
+    """
+    path = folder / f"{SERVER}.pem"
+    if not path.exists():
+        return []
+    names = _read(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+def require_usable(folder: Path) -> None:
+    """Raise ConfigurationError unless the server's certificate in `folder` fits its key and authority, today."""
+    certificate, authority = _read(folder / f"{SERVER}.pem"), _read(folder / f"{AUTHORITY}.pem")
+    try:
+        key = serialization.load_pem_private_key((folder / f"{SERVER}.key").read_bytes(), None)
+        certificate.verify_directly_issued_by(authority)
+    except (OSError, ValueError, TypeError, InvalidSignature) as error:
+        reason = "another authority made it" if isinstance(error, InvalidSignature) else error
+        raise ConfigurationError(f"certificates: the server's in {folder} cannot be used: {reason}") from error
+    if key.public_key() != certificate.public_key():
+        raise ConfigurationError(f"certificates: {folder / f'{SERVER}.key'} is not the key of {SERVER}.pem")
+    now = datetime.datetime.now(datetime.UTC)
+    for name, one in ((SERVER, certificate), (AUTHORITY, authority)):
+        if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
+            raise ConfigurationError(
+                f"certificates: {folder / f'{name}.pem'} is valid from {one.not_valid_before_utc:%Y-%m-%d} to "
+                f"{one.not_valid_after_utc:%Y-%m-%d}, and today is {now:%Y-%m-%d}: make new ones in another folder"
+            )
+
+
+def _read(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"certificates: {path} cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

@@ -36,7 +36,7 @@ FAREWELL_SECONDS = 10.0  # in which devices report and leave after the end
 ENVELOPE_BYTES = 64 * 2**10  # of a message around its tensors, at most
 SILENT_BEATS = 4  # heartbeats that may be missed
 
-COUNTED = (*(column.name for column in fields(Traffic)), "steps_missed")  # columns of a ledger
+COUNTED = (*(column.name for column in fields(Traffic)), "steps_missed", "images")  # columns of a ledger
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -94,7 +94,7 @@ class Member:
 
 @dataclass
 class Account:
-    """What is known of one client over all its conversations."""
+    """What is known of one client over all its conversations. images: how many it had last; 0 before the first."""
 
     name: str
     traffic: Traffic = field(default_factory=Traffic)
@@ -103,6 +103,7 @@ class Account:
     conversations: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     steps_missed: int = 0
+    images: int = 0
 
 
 class Reception:
@@ -184,6 +185,13 @@ class Reception:
             self.accounts[client].conversations += 1
             self._changed.notify_all()
             finished = self._finished
+            before, self.accounts[client].images = self.accounts[client].images, message.images
+        if before and message.images != before:
+            LOG.warning(
+                "%s came back with %d images, and had %d before: its folder or shard has changed, so what it draws "
+                "from here on is other images than without the interruption",
+                member.name, message.images, before,
+            )  # fmt: skip
         if earlier is not None:
             earlier.dialogue.close(Reason.REPLACED, "this device has opened another conversation")
         LOG.info("%s: client %d, %d images%s", member.name, client, member.images, ", resumed" if resumed else "")
@@ -274,7 +282,7 @@ class Reception:
             self._changed.wait_for(lambda: all(r.lost or r.answer is not None for r in requests), seconds)
 
     def ledger(self) -> np.ndarray:
-        """What each client has cost so far, int64 (clients, 7), for a checkpoint: traffic, and steps missed.
+        """What each client has cost so far, int64 (clients, 8), for a checkpoint: traffic, steps missed, its images.
 
         -1 where the wire's bytes are not known.
         """
@@ -286,13 +294,14 @@ class Reception:
                 if client in members:
                     traffic.add(members[client].dialogue.traffic_so_far())
                 counts = [-1 if count is None else count for count in astuple(traffic)]
-                rows.append([*counts, account.steps_missed])
+                rows.append([*counts, account.steps_missed, account.images])
         return np.array(rows, np.int64)
 
     def load_ledger(self, ledger: np.ndarray) -> None:
-        """Count on from :meth:`ledger`, before any device is there."""
+        """Count on from :meth:`ledger`, before any device is there; one of an older version has no images."""
         for account, row in zip(self.accounts.values(), ledger.tolist(), strict=True):
-            counts = dict(zip(COUNTED, row, strict=True))
+            counts = dict(zip(COUNTED, row, strict=False))
+            account.images = counts.pop("images", 0)
             account.steps_missed = counts.pop("steps_missed")
             account.traffic = Traffic(**counts)
             if counts["wire_sent"] < 0 or counts["wire_received"] < 0:

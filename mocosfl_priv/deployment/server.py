@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mocosfl_priv.data.roles import Role
+from mocosfl_priv.deployment.certificates import require_usable
 from mocosfl_priv.deployment.cost import ClientFigures, cost_lines, device_record
 from mocosfl_priv.deployment.deployment import Deployment, require_runs_on_devices
 from mocosfl_priv.deployment.reception import Reception
 from mocosfl_priv.deployment.remote_clients import Patience
+from mocosfl_priv.device.address import HeldPort, parse
 from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.device.grpc_transport import Certificates, GrpcServer, require_loopback
 from mocosfl_priv.errors import ConfigurationError
@@ -52,13 +54,18 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
     training = plan.config.training
     remote = tuple(range(training.clients) if options.devices is None else options.devices)
     try:
+        address = parse(options.listen, "--listen", listening=True)
         certificates = None if options.certs is None else Certificates.read(options.certs, "server")
-        if certificates is None:
+        if options.certs is None:
             require_loopback(options.listen)
+        else:
+            require_usable(options.certs)
+        held = HeldPort(address, "--listen")  # what is trained before devices are received may take hours
     except DeviceError as error:
         raise ConfigurationError(str(error)) from error
 
     def open_transport(reception: Reception) -> GrpcServer:
+        held.release()
         server = GrpcServer(
             options.listen, certificates, reception.attend, most=len(remote), largest_frame=reception.largest_frame
         )
@@ -80,6 +87,7 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
     except DeviceError as error:
         raise ConfigurationError(str(error)) from error
     finally:
+        held.release()
         deployment.close()
     assert deployment.reception is not None and deployment.participants is not None and deployment.model is not None
     frozen = not deployment.participants.trainable

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .address import parse
 from .errors import DeviceError
 from .grpc_transport import Certificates, connect, require_loopback
 from .messages import LONGEST_TEXT, Report, Welcome
@@ -24,6 +25,7 @@ from .transport import Conversation
 
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
 IDLE_SECONDS = 10.0
+LARGEST_SIDE = 512  # pixels, as `data.image_size` allows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +61,11 @@ def run(
         raise DeviceError(f"--noise-seed must be 0 or larger, not {noise_seed}")
     if plain == (certs is not None):
         raise DeviceError("give the folder with the device's certificate (--certs), or --plain on this machine only")
+    parse(server, "--server")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise DeviceError(f"--image-size must lie between 1 and {LARGEST_SIDE}, not {image_size}")
+    if not patience > 0:
+        raise DeviceError(f"--patience must be a number of seconds above 0, not {patience:g}")
     if plain:
         require_loopback(server)
     certificates = None if certs is None else Certificates.read(certs, "device")

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from .address import parse, resolve
 from .connection import Address, moved_bytes
 from .errors import DeviceError
 from .messages import LARGEST_FRAME, Reason
@@ -67,16 +68,29 @@ class Certificates:
 def connect(server: str, certificates: Certificates | None) -> Conversation:
     """Open a conversation with `server`, HOST:PORT. Without certificates in plain text, on this machine only.
 
-    Returns at once: what goes wrong on the way shows as ClosedError at the first use.
+    The system's resolver finds the server; the name that its certificate must have stays the one in `server`. What goes
+    wrong on the way shows as ClosedError, here where the name is not found, else at the first use. Raises DeviceError
+    for what is no address.
     """
-    options = [*_options(LARGEST_FRAME), ("grpc.use_local_subchannel_pool", 1)]
     if certificates is None:
         require_loopback(server)
-        channel = grpc.insecure_channel(server, options)
+    address = parse(server, "--server")
+    try:
+        target = resolve(address)
+    except OSError as error:
+        raise ClosedError(f"{address.host} is not found: {error.strerror or error}") from error
+    name = address.host.partition("%")[0]  # without the interface of a link-local address
+    options = [
+        *_options(LARGEST_FRAME),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.default_authority", name),
+    ]
+    if certificates is None:
+        channel = grpc.insecure_channel(target, options)
     else:
         credentials = grpc.ssl_channel_credentials(certificates.authority, certificates.key, certificates.certificate)
-        channel = grpc.secure_channel(server, credentials, options)
-    return _DeviceEnd(channel, int(server.rpartition(":")[2]))
+        channel = grpc.secure_channel(target, credentials, [*options, ("grpc.ssl_target_name_override", name)])
+    return _DeviceEnd(channel, address.port)
 
 
 class _End:
@@ -189,9 +203,12 @@ class GrpcServer:
         )
         handler = grpc.stream_stream_rpc_method_handler(self._converse)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+        address = parse(listen, "--listen", listening=True)
         try:
             if certificates is None:
                 require_loopback(listen)
+            listen = str(address) if address.host else f"[::]:{address.port}"
+            if certificates is None:
                 self.port: int = self._server.add_insecure_port(listen)
             else:
                 credentials = grpc.ssl_server_credentials(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .container import LARGEST_HEADER, LENGTH, pack, read_header
 from .errors import DeviceError
+from .pictures import Reading, find, read
 
-if TYPE_CHECKING:
-    from PIL import Image  # imported where it is used: it takes four megabytes, which a shard file does not need
-
+LOG = logging.getLogger("mocosfl-priv-client")
 FORMAT = "1"
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 BLOCK = 2**20
 
 
@@ -104,16 +102,20 @@ class Shard:
     def from_folder(cls, folder: Path, image_size: int) -> Shard:
         """Read every image below `folder`, in the order of their paths, resized and centre-cropped to `image_size`.
 
-        Raises DeviceError where there is none, or a file with an image's ending is no image.
+        What was read, and what was left out, is logged. Raises DeviceError where there is no image, or one that cannot
+        be read; see :mod:`pictures`.
         """
         if not folder.is_dir():
             raise DeviceError(f"there is no image folder {folder}")
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        reading = Reading()
+        paths = find(folder, reading)
         if not paths:
-            raise DeviceError(f"image folder {folder} holds no images")
+            raise DeviceError(f"image folder {folder} holds no images" + (f"; {reading.text}" if reading.text else ""))
         images = np.empty((len(paths), 3, image_size, image_size), np.uint8)
         for position, path in enumerate(paths):
-            images[position] = _read_image(path, image_size)
+            images[position] = read(path, image_size, reading).transpose(2, 0, 1)
+        reading.require_whole_range()
+        LOG.info("%s: %d images; %s", folder, len(paths), reading.text)
         images.flags.writeable = False
         return cls(images, np.arange(len(paths), dtype=np.int64), str(folder))
 
@@ -123,29 +125,3 @@ def _checksum(ids: np.ndarray, images: np.ndarray) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes())
     digest.update(np.ascontiguousarray(images).tobytes())
     return digest.hexdigest()
-
-
-def _read_image(path: Path, size: int) -> np.ndarray:
-    """uint8 (3, size, size)."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return fit(image.convert("RGB"), size).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DeviceError(f"{path} cannot be read: {reason}") from error
-
-
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Resize the shorter side to `size` and crop the centre: uint8 (size, size, 3)."""
-    from PIL import Image
-
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        wanted = (max(size, round(width * scale)), max(size, round(height * scale)))
-        image = image.resize(wanted, Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)

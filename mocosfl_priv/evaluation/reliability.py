@@ -30,6 +30,7 @@ from mocosfl_priv.evaluation.statistics import (
 from mocosfl_priv.results import CELL_KEYS, SYSTEM_KEYS
 
 BOUND_VIOLATED = "bound-violated"
+NO_LABELS = "no-labels"
 FLAGS = (
     "attack-failed",
     BOUND_VIOLATED,
@@ -45,6 +46,7 @@ FLAGS = (
     "few-seeds",
     "clients-told-apart",
     "loss-fell-without-learning",
+    NO_LABELS,
 )
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
 ENOUGH_SEEDS = 3

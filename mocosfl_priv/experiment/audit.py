@@ -60,6 +60,12 @@ class AuditPlan:
         sets = " and ".join(f"{len(v.images)} {v.name} images" for v in self.victim_sets)
         return f"{len(self.checkpoints)} published clients, {len(self.attacks)} attacks, on {sets}"
 
+    @property
+    def picture_bytes(self) -> int:
+        """See :class:`mocosfl_priv.sweep.grid.Plan`."""
+        cells = len(self.checkpoints) * len(self.attacks) * len(self.config.seeds)
+        return sum(victims.images.numel() for victims in self.victim_sets) * (cells + 1)
+
 
 def plan_audit(config: ExperimentConfig) -> AuditPlan:
     """Check `config` and find what is to be attacked below ``config.checkpoints``.

@@ -79,13 +79,14 @@ class Laboratory:
 
     @cached_property
     def recognition(self) -> RecognitionJudge | None:
-        """What judges whether reconstructions are recognised, trained here and now; None where it is switched off.
+        """What judges whether reconstructions are recognised, trained here and now; None where it is switched off, or
+        where there are no labels.
 
         It learns from the labels of the whole training split, the attacker's share included: it is no attacker, and
         only scoring uses it. The same judge serves all seeds.
         """
         epochs = self.config.evaluation.recognition_epochs
-        if not epochs:
+        if not epochs or not self.roles.labelled:
             return None
         seen = [Role.PROBE_TRAIN, Role.PROBE_VALIDATION, Role.AUXILIARY_TARGET, Role.DEFENDER_TARGET]
         training = [self.roles[role] for role in seen]

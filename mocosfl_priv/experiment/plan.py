@@ -45,6 +45,12 @@ class Plan:
         return len(self.systems) * len(self.attacks)
 
     @property
+    def picture_bytes(self) -> int:
+        """Bytes of the pictures that the result will hold: what is large in it, besides models."""
+        side = self.config.data.image_size
+        return 3 * side * side * self.config.data.victims * (self.cells + 1)
+
+    @property
     def trainings(self) -> tuple[Training, ...]:
         """How every system is trained, the honest training first, and which attacks try what comes of it."""
         return trainings(self.attacks, self.laboratory.threat)
@@ -123,7 +129,20 @@ def lay_out(config: ExperimentConfig) -> Plan:
         for defense in defenses
         for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
     )
+    _check_file_names(systems)
     return Plan(config, systems, attacks, laboratory)
+
+
+def _check_file_names(systems: Sequence[System]) -> None:
+    """What two systems leave must not have one name, nor names that some file systems take for one."""
+    names: dict[str, str] = {}
+    for system in systems:
+        other = names.setdefault(system.file_stem.casefold(), system.defense.label)
+        if other != system.defense.label:
+            raise ConfigurationError(
+                f"defenses: {other!r} and {system.defense.label!r} would leave files of one name: give one of them "
+                "another label"
+            )
 
 
 def _check_partition(lab: Laboratory) -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.evaluation.distribution_shift import image_statistics
-from mocosfl_priv.evaluation.reliability import AttackFacts, Flag, RunFacts, reliability_flags
+from mocosfl_priv.evaluation.reliability import NO_LABELS, AttackFacts, Flag, RunFacts, reliability_flags
 from mocosfl_priv.experiment.context import Laboratory, VictimSet
 from mocosfl_priv.experiment.observers import visible_to
 from mocosfl_priv.experiment.rows import CellResult
@@ -42,6 +42,7 @@ def gather(
     table = pd.DataFrame([cell.row for cell in cells], columns=cell_columns(lab.config.evaluation.label_fractions))
     per_image = pd.concat([cell.per_image for cell in cells], ignore_index=True)
     flags = reliability_flags(table, per_image, _facts(lab, attacks, defenses, victim_sets), training)
+    flags += _without_labels(lab)
     table["flags"] = [
         ";".join(dict.fromkeys(flag.name for flag in flags if flag.concerns(row))) for _, row in table.iterrows()
     ]
@@ -75,6 +76,7 @@ def common_info(
         "seeds": list(config.seeds),
         "roles": {role.value: vars(record) for role, record in lab.roles.records.items()},
         "duplicates_dropped": lab.roles.duplicates_dropped,
+        "read": list(lab.roles.reading),
         "target_training_images": lab.roles.training_size,
         "class_names": list(lab.probe_data.train.class_names),
         "threat_model": {"grants": sorted(lab.threat.grants), "adaptive": lab.threat.adaptive},
@@ -95,13 +97,24 @@ def common_info(
         "recognition": {
             # JSON has no NaN
             **{name: None if math.isnan(level) else level for name, level in lab.recognition_levels.items()},
-            "note": judge.note if judge else "Recognition not measured: evaluation.recognition_epochs is 0",
+            "note": judge.note if judge else f"Recognition not measured: {_why_no_judge(lab)}",
         },
         "flags": [asdict(flag) for flag in flags],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
         "platform": f"{platform.system()} {platform.machine()}",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _why_no_judge(lab: Laboratory) -> str:
+    return "evaluation.recognition_epochs is 0" if lab.roles.labelled else "there are no labels"
+
+
+def _without_labels(lab: Laboratory) -> list[Flag]:
+    """The flag of a run in which no accuracy means anything."""
+    if lab.roles.labelled:
+        return []
+    return [Flag(NO_LABELS, "No labels: utility not measurable, since all images are of one class.")]
 
 
 def _facts(

@@ -48,7 +48,7 @@ def assemble(
         info={
             **common_info(lab, attacks, defenses, flags, seconds),
             "systems": [{**system.keys, **system.info} for system in honest],
-            "hijacked": [_hijacked_info(system) for system in hijacked],
+            "hijacked": [_hijacked_info(system, lab.roles.labelled) for system in hijacked],
         },
         config_yaml=plan.config.to_yaml(),
         checkpoints=models,
@@ -63,7 +63,7 @@ def _probe_table(plan: Plan, honest: Sequence[SystemResult]) -> pd.DataFrame:
 
 def _probe_frame(plan: Plan, system: SystemResult) -> pd.DataFrame:
     count = len(system.utility.knn)
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             **{key: [value] * count for key, value in system.keys.items()},
             "image": np.arange(count),
@@ -75,13 +75,19 @@ def _probe_frame(plan: Plan, system: SystemResult) -> pd.DataFrame:
             "linear_untrained": system.untrained,
         }
     )
+    if not plan.laboratory.roles.labelled:  # whatever a classifier says of one class is right, and says nothing
+        measured = frame.columns.difference([*SYSTEM_KEYS, "image", "group"])
+        frame[measured] = np.nan
+    return frame
 
 
-def _hijacked_info(system: SystemResult) -> dict[str, Any]:
+def _hijacked_info(system: SystemResult, labelled: bool) -> dict[str, Any]:
     return {
         **system.keys,
         "attack": system.hijacker,
         "selected_step": system.info["selected_step"],
-        "knn_accuracy": float(system.utility.knn.mean()),
-        "history": system.history,
+        "knn_accuracy": float(system.utility.knn.mean()) if labelled else None,  # JSON has no NaN
+        "history": [
+            {name: None if np.isnan(value) else value for name, value in entry.items()} for entry in system.history
+        ],
     }

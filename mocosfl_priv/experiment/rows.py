@@ -98,21 +98,26 @@ class SystemResult:
     info: dict[str, Any]
 
     def columns(self, lab: Laboratory) -> dict[str, Any]:
-        """What the row of every attack on this system says of it."""
+        """What the row of every attack on this system says of it; accuracies are NaN where there are no labels."""
+        measured = lab.roles.labelled
         return {
             "checkpoint": f"checkpoints/{self.file_stem}.safetensors",
-            "knn_accuracy": float(self.utility.knn.mean()),
-            "linear_accuracy": float(self.utility.linear.mean()),
+            "knn_accuracy": _share(self.utility.knn, measured),
+            "linear_accuracy": _share(self.utility.linear, measured),
             **{
-                f"{semi_column(fraction)}_accuracy": float(result.correct.mean())
+                f"{semi_column(fraction)}_accuracy": _share(result.correct, measured)
                 for fraction, result in self.utility.semi_supervised.items()
             },
             **lab.recognition_levels,
-            "knn_raw_pixels": float(lab.raw_pixels.mean()),
-            "linear_untrained": float(self.untrained.mean()),
+            "knn_raw_pixels": _share(lab.raw_pixels, measured),
+            "linear_untrained": _share(self.untrained, measured),
             "probe_selection": lab.config.evaluation.probe_selection,
             **self.cost,
         }
+
+
+def _share(correct: np.ndarray, measured: bool) -> float:
+    return float(correct.mean()) if measured else float("nan")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
 from mocosfl_priv.experiment.train import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
-from mocosfl_priv.results import RunRecord
+from mocosfl_priv.results import RunRecord, require_room
+from mocosfl_priv.runtime.files import Lock
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.training.participants import RemoteParticipants
 
@@ -29,7 +32,32 @@ def run_plan(
     remote: see :func:`mocosfl_priv.training.loop.train_mocosfl`.
     Errors propagate.
     """
-    progress = progress or Silent()
+    with _held(checkpoints):
+        return _run_plan(plan, progress or Silent(), checkpoints, remote)
+
+
+@contextmanager
+def _held(checkpoints: Path | None) -> Iterator[None]:
+    """The folder of checkpoints for this process alone, with room to write; ConfigurationError where that is not so."""
+    if checkpoints is None:
+        yield
+        return
+    with ExitStack() as held:
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            held.enter_context(Lock(checkpoints / "lock"))
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"checkpoints: another run is at work in {checkpoints} ({error.strerror}); wait for it, or choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(f"checkpoints: {checkpoints} cannot be written: {error.strerror}") from error
+        require_room(checkpoints, 0, f"checkpoints {checkpoints}")
+        yield
+
+
+def _run_plan(plan: Plan, progress: Progress, checkpoints: Path | None, remote: RemoteParticipants | None) -> RunRecord:
     lab = plan.laboratory
     started = time.monotonic()
     systems: list[SystemResult] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, tra
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, StreamView, TrainedExpert
 from mocosfl_priv.plugins.guarantee import Guarantee
-from mocosfl_priv.results import ANALYTIC_COSTS, semi_column
+from mocosfl_priv.results import ANALYTIC_COSTS, semi_column, short_name
 from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.runtime.seeding import derive_seed, generator
 from mocosfl_priv.training.checkpoints import Checkpoints
@@ -52,6 +53,7 @@ from mocosfl_priv.training.sampling import PooledClients, PoolShape, seeded_part
 from mocosfl_priv.training.state import under
 
 HONEST = Training((), ())
+LONGEST_LABEL = 80  # bytes of a label in a file name; a hijacked system's name has two
 DEFENDER = "defender"  # where, among a system's checkpoints, its defense keeps those of its pre-training
 
 
@@ -100,7 +102,7 @@ class System:
 
 
 def _in_file_name(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in label)
+    return short_name("".join(c if c.isalnum() or c in "-_." else "_" for c in label), LONGEST_LABEL)
 
 
 @dataclass
@@ -221,6 +223,14 @@ def train_system(
     private = lab.roles[Role.CLIENT_PRIVATE]
     batches = _client_batches(lab, seed, private.images)
     steps = planned_training_steps(lab)
+
+    def validate(model: SplitModel) -> float:
+        if not lab.roles.labelled:  # all models would score alike; so the last one is kept
+            return math.nan
+        return selection_knn(
+            model, lab.probe_data, defense, config.evaluation, lab.compute, seed, training.select_on, training.codec
+        )
+
     progress.begin("training", steps)
     try:
         trained = train_mocosfl(
@@ -235,9 +245,7 @@ def train_system(
             frozen_client=prepared.frozen_client,
             learning_rate=prepared.learning_rate,
             remote=remote,
-            validate=lambda model: selection_knn(
-                model, lab.probe_data, defense, config.evaluation, lab.compute, seed, training.select_on, training.codec
-            ),
+            validate=validate,
             observe=lambda model, step, epoch: _leakage(lab, system, model, step, epoch),
             observe_every=0 if how.hijacker else config.leakage.every,
             checkpoints=kept,
@@ -321,8 +329,16 @@ def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Tr
     """Where `system` keeps the state of its training below `folder`; None for nowhere."""
     if folder is None:
         return None
-    text = json.dumps(training_document(lab, system, how), sort_keys=True, default=str)
-    return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest())
+    document = training_document(lab, system, how)
+    # with other threads only the last digits are others, and a machine may have to do with fewer than before
+    document["compute"] = {name: value for name, value in document["compute"].items() if name != "threads"}
+    text = json.dumps(document, sort_keys=True, default=str)
+    shown = {
+        **document,
+        "model": {**document["model"][0], "code": document["model"][1]},
+        "defense": dict(zip(("class", "code", "parameters"), document["defense"], strict=True)),
+    }
+    return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest(), shown)
 
 
 def training_document(lab: Laboratory, system: System, how: Training) -> dict[str, Any]:

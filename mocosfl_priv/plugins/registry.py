@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from mocosfl_priv.config import PluginSpec
+from mocosfl_priv.config import PluginSpec, plain_types
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.plugins.attack import Attack
 from mocosfl_priv.plugins.defense import Defense
@@ -146,7 +146,12 @@ def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str,
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigurationError(f"{who}: unknown parameter {unknown[0]!r}; {did_you_mean(unknown[0], fields)}")
-    checker = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    for name, value in given.items():
+        wanted = plain_types(fields[name][0])
+        if isinstance(value, bool) and wanted & {int, float} and bool not in wanted:
+            raise ConfigurationError(f"{who}: {name}: {str(value).lower()} is no number")
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    checker = create_model(cls.__name__, __config__=config, **fields)
     try:
         checked = checker(**given)
     except ValidationError as error:

@@ -23,6 +23,7 @@ from mocosfl_priv.published.loader import CIFAR_MEAN, CIFAR_STD, STRIDE, load_pu
 from mocosfl_priv.published.logs import LoggedValues, find_in_table, read_logs, read_table
 
 RELEASED_CLIENT = "checkpoint_c_best.tar"
+ENDINGS = (".tar", ".pth")
 ATTACK_IMAGES = ("cifar10_attack_images_128.pt", "saved_tensors/test_cifar10_image.pt")
 ATTACK_IMAGES_SHAPE = (128, 3, 32, 32)
 NUMBER = r"\d+(?:\.\d+)?"
@@ -67,9 +68,14 @@ def find_published(folder: Path | str) -> list[PublishedCheckpoint]:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigurationError(f"folder of published checkpoints {root} does not exist")
-    paths = [path for path in sorted(root.rglob("*.tar")) if path.is_file() and _is_client(path)]
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    paths = [path for path in files if path.suffix in ENDINGS and _is_client(path)]
     if not paths:
-        raise ConfigurationError(f"no published checkpoint below {root}: neither {RELEASED_CLIENT} nor another *.tar")
+        there = ", ".join(path.name for path in files[:3]) + (" ..." if len(files) > 3 else "")
+        raise ConfigurationError(
+            f"no published checkpoint below {root}: neither {RELEASED_CLIENT} nor another *.tar or *.pth"
+            + (f"; it holds {there}" if files else "")
+        )
     count = Counter(_own_name(path) for path in paths)
     tables = {parent: read_table(parent) for parent in {path.parent for path in paths}}
     names = {path: _own_name(path) if count[_own_name(path)] == 1 else _name_below(path, root) for path in paths}

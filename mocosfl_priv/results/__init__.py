@@ -21,6 +21,7 @@ from mocosfl_priv.results.record import (
     cell_columns,
     image_key,
     semi_column,
+    short_name,
     variant_name,
     victims_key,
 )
@@ -30,6 +31,7 @@ from mocosfl_priv.results.storage import (
     read_runs,
     read_table,
     replace_files,
+    require_room,
     write_record,
 )
 
@@ -58,7 +60,9 @@ __all__ = [
     "read_runs",
     "read_table",
     "replace_files",
+    "require_room",
     "semi_column",
+    "short_name",
     "variant_name",
     "victims_key",
     "write_record",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 SCHEMA_VERSION = 4
+LONGEST_NAME = 160  # bytes of a file name that we make; a file system takes 255, and staging adds to it
 UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 TEST_VICTIMS = "test"  # the victims that the data roles name
@@ -102,7 +104,7 @@ class RunRecord:
         nothing; `mse_bound` the mean MSE that follows.
     per_image: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound (terms of the mean; NaN if nothing is promised).
     probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
-        linear_untrained (booleans).
+        linear_untrained (booleans; NaN where there are no labels).
     training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn, and client_signature (nats) where clients can differ.
     leakage: `LEAKAGE_COLUMNS`.
     detections: `DETECTION_COLUMNS`, one row per training of a system whose defense detects; `hijacked_by` is the attack
@@ -143,5 +145,13 @@ class StoredRun:
 
 
 def variant_name(labels: dict[str, str]) -> str:
-    """What a variant of a sweep, and its run directory, is called."""
-    return "_".join(f"{axis}={label}" for axis, label in labels.items())
+    """What a variant of a sweep, and its run directory, is called; the end of a long name is a digest of all of it."""
+    return short_name("_".join(f"{axis}={label}" for axis, label in labels.items()))
+
+
+def short_name(name: str, most: int = LONGEST_NAME) -> str:
+    """`name` if it has at most `most` bytes, else its beginning and a digest; as distinct as `name` is."""
+    if len(name.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name.encode()[: most - len(digest) - 1].decode(errors="ignore") + "-" + digest

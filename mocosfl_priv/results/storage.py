@@ -23,6 +23,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -30,8 +31,9 @@ from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results.record import CELL_KEYS, SCHEMA_VERSION, RunRecord, StoredRun, variant_name
-from mocosfl_priv.runtime.files import flush
+from mocosfl_priv.runtime.files import Lock, flush
 
+SPARE_BYTES = 64 * 2**20  # that a disk must have left beyond what a run is known to write
 RECORD_FILES = (
     "run.json",
     "results.csv",
@@ -119,31 +121,71 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.fillna({name: "" for name in texts if name in table})
 
 
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise ConfigurationError that begins with `what` where the disk of `folder` has not `needed` bytes, and more."""
+    left = shutil.disk_usage(folder).free
+    if left < needed + SPARE_BYTES:
+        wanted = (needed + SPARE_BYTES) / 2**20
+        raise ConfigurationError(f"{what}: the disk has {left / 2**20:.0f} MB left, and {wanted:.0f} MB may be needed")
+
+
 class Destination:
     """A run directory to be: files are staged beside it and moved into place as a whole.
 
-    Opening it checks that the place can be written to, before hours of computation. Use as a context manager; a
-    staging folder that was not committed is removed.
+    Opening it checks that the place can be written to and has room, before hours of computation, and holds it until
+    the end: a second run into the same folder is refused. Use as a context manager; a staging folder that was not
+    committed is removed.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
         self.folder = Path(folder).resolve()
         self.shown = Path(folder)
         self._overwrite = overwrite
+        try:
+            self._check()
+        except OSError as error:  # a name that no file system takes, a folder that may not be looked into
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        unique = uuid.uuid4().hex[:8]
+        self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
+        self._retired = self.folder.parent / f".{self.folder.name}.replaced-{unique}"
+        self._held = ExitStack()
+
+    def _check(self) -> None:
+        overwrite = self._overwrite
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {self.folder} is a file")
         if not overwrite and self.folder.exists() and any(self.folder.iterdir()):
             raise ConfigurationError(f"--out {self.folder} is not empty; choose another folder or add --overwrite")
         if overwrite and self.folder.exists() and any(self.folder.iterdir()) and not self._is_run():
             raise ConfigurationError(f"--out {self.folder} holds other files than a run; it is not overwritten")
-        unique = uuid.uuid4().hex[:8]
-        self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
-        self._retired = self.folder.parent / f".{self.folder.name}.replaced-{unique}"
 
     def _is_run(self) -> bool:
         return (self.folder / "run.json").is_file()
 
     def __enter__(self) -> Destination:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(Lock(self.folder.parent / f".{self.folder.name}.lock"))
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"--out {self.folder}: another run is at work for this folder ({error.strerror}); wait for it, or "
+                "choose another folder"
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
+        try:
+            require_room(self.folder.parent, 0, f"--out {self.folder}")
+            self._open()
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def require_room(self, needed: int) -> None:
+        """Raise ConfigurationError where the disk has no room for `needed` bytes of results, and some to spare."""
+        require_room(self.folder.parent, needed, f"--out {self.folder}")
+
+    def _open(self) -> None:
         try:
             self._staging.mkdir(parents=True)
         except OSError as error:
@@ -157,10 +199,10 @@ class Destination:
                 raise ConfigurationError(
                     f"--out {self.folder} cannot be replaced ({error.strerror}); choose a new folder below it"
                 ) from error
-        return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._staging, ignore_errors=True)
+        self._held.close()
 
     def commit(self, write: Callable[[Path], object]) -> Path:
         """Let `write` fill the staging folder, then put it in place. RunFailedError if that cannot be done."""
@@ -168,6 +210,8 @@ class Destination:
             write(self._staging)
             self._flush()
             self._replace()
+        except RunFailedError:
+            raise
         except Exception as error:  # a full disk is an OSError to Python, but an error of their own to the writers
             reason = getattr(error, "strerror", None) or error
             raise RunFailedError(
@@ -182,6 +226,12 @@ class Destination:
                 flush(path)
 
     def _replace(self) -> None:
+        if not self._overwrite and self.folder.is_dir() and any(self.folder.iterdir()):
+            kept = self.folder.with_name(f"{self.folder.name}-{uuid.uuid4().hex[:8]}")
+            self._staging.rename(kept)
+            raise RunFailedError(
+                f"--out {self.folder} was filled by somebody else meanwhile; results are kept in {kept}"
+            )
         if self.folder.exists():
             self.folder.rename(self._retired)
         try:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO
 
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.results import require_room
 from mocosfl_priv.sweep.store import Store
 
 LOCK = "lock"
@@ -31,7 +32,10 @@ class SweepFolder:
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self.folder = Path(folder).resolve()
-        there = self.folder.is_dir() and any(self.folder.iterdir())
+        try:
+            there = self.folder.is_dir() and any(self.folder.iterdir())
+        except OSError as error:  # a name that no file system takes, a folder that may not be looked into
+            raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {folder} is a file")
         if there and not (self.folder / LOCK).is_file():
@@ -58,6 +62,7 @@ class SweepFolder:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         try:
             self.store = Store(self.folder / "store")  # may be refused, and is then as it was
+            require_room(self.folder, 0, f"--out {self.folder}")
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()

@@ -32,7 +32,7 @@ from mocosfl_priv.config import (
 )
 from mocosfl_priv.config.scale import scaled
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.results import COLUMNS, variant_name
+from mocosfl_priv.results import COLUMNS, short_name, variant_name
 
 AXES = "axes"
 WORD = re.compile(r"[\w.-]+")
@@ -94,7 +94,7 @@ def load_sweep(
         )
         if parsed.checkpoints is not None:
             raise ConfigurationError(f"{path}: checkpoints: an audit of published clients is run, not swept")
-        variants.append(Variant(name or parsed.name, labels, parsed))
+        variants.append(Variant(name or short_name(parsed.name), labels, parsed))
     for setting in SAME_FOR_ALL:
         _require_same(variants, setting, str(path))
     return SweepDocument(variants[0].config.name, tuple(variants))

@@ -367,7 +367,8 @@ def cells_of(plan: Plan) -> Iterator[ScoreStage]:
 
 def judge_of(plan: Plan) -> JudgeStage | None:
     """The judge that scores of `plan` ask; None where recognition is not measured."""
-    return JudgeStage(plan) if plan.config.evaluation.recognition_epochs else None
+    measured = plan.config.evaluation.recognition_epochs and plan.laboratory.roles.labelled
+    return JudgeStage(plan) if measured else None
 
 
 def bring_judge(plan: Plan, store: Store) -> None:

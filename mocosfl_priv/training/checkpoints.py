@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mocosfl_priv.runtime.files import checksum, flush
 
 FORMAT = 4
 KEPT = 2
+MOST_SAID, LONGEST_SAID = 4, 40  # differences that a message names, and characters of a value in it
 
 
 class DamagedCheckpointError(ConfigurationError):
@@ -42,14 +44,16 @@ class Checkpoints:
     """The checkpoints of one training in `folder`.
 
     identity: what the training is (configuration, data, seed); a checkpoint of another one is refused.
+    document: the same in full, as JSON, to say what is different then; None where nobody knows.
     """
 
     folder: Path
     identity: str
+    document: Mapping[str, Any] | None = None
 
     def below(self, name: str) -> Checkpoints:
         """The checkpoints of a part of the same training, such as a defense's expert."""
-        return Checkpoints(self.folder / name, f"{self.identity}/{name}")
+        return Checkpoints(self.folder / name, f"{self.identity}/{name}", self.document)
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write the checkpoint of `step`; raises StorageError when it cannot be written."""
@@ -64,6 +68,7 @@ class Checkpoints:
             document = {
                 "format": FORMAT,
                 "identity": self.identity,
+                "document": self.document,
                 "step": step,
                 "state_sha256": checksum(staging / "state.safetensors"),
                 "facts": facts,
@@ -119,7 +124,8 @@ class Checkpoints:
             )
         if identity != self.identity:
             raise ConfigurationError(
-                f"checkpoint {place} belongs to another configuration, data or seed; choose another folder or remove it"
+                f"checkpoint {place} belongs to another configuration, data or seed"
+                f"{_difference(document.get('document'), self.document)}; choose another folder or remove it"
             )
         if not intact:
             raise _damaged(place, ValueError("its checksum is another"))
@@ -127,6 +133,37 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step_*")) if self.folder.is_dir() else []
+
+
+def _difference(there: object, here: Mapping[str, Any] | None) -> str:
+    """What is another in the document of a checkpoint, for people; empty where that is not known."""
+    if not isinstance(there, Mapping) or here is None:
+        return ""
+    kept, wanted = _flat(there), _flat(json.loads(json.dumps(here, default=str)))
+    names = [name for name in sorted(kept.keys() | wanted.keys()) if kept.get(name) != wanted.get(name)]
+    said = [
+        f"{name} is {_short(kept.get(name))} there and {_short(wanted.get(name))} here" for name in names[:MOST_SAID]
+    ]
+    if len(names) > MOST_SAID:
+        said.append(f"and {len(names) - MOST_SAID} more differ")
+    if "training.epochs" in names:
+        said.append("learning rates fall until the last epoch, so a longer training is another one from its beginning")
+    return ": " + "; ".join(said) if said else ""
+
+
+def _flat(node: object, path: str = "") -> dict[str, object]:
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {
+        key: value
+        for name, below in node.items()
+        for key, value in _flat(below, f"{path}.{name}" if path else name).items()
+    }
+
+
+def _short(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= LONGEST_SAID else text[: LONGEST_SAID - 3] + "..."
 
 
 def _damaged(place: Path, error: Exception) -> DamagedCheckpointError:

@@ -51,6 +51,10 @@ EXPLANATIONS = {
         "A loss that falls while validation kNN stands still is lowered by something else than images. Its accuracy "
         "and its leak say little about a system that has learned."
     ),
+    "no-labels": (
+        "All images are of one class, so every classifier is right always and no accuracy says anything. Leakage is "
+        "measured all the same. Give images of several classes in a folder per class."
+    ),
 }
 
 

@@ -194,4 +194,6 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
 
 
 def _accuracy(interval: Interval) -> str:
+    if interval.value != interval.value:
+        return "not measurable"
     return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

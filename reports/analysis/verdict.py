@@ -9,7 +9,7 @@ from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.analysis.comparison import TARESSFL, Comparison, compare, concerns, sound_attacks, systems_of
 from reports.analysis.per_image import Key
 from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, summarise, system_name
-from reports.analysis.words import finding, points
+from reports.analysis.words import finding, points, tenths
 
 COSTS = {
     "smashed_bytes_per_image": "bytes sent per image",
@@ -57,7 +57,7 @@ class Verdict:
         }.get(self.finding, "")
         return (
             f"{self.system}: leak ratio R {_shown(row.leak_ratio)} {under} ({scale}); "
-            f"linear probe {100 * row.linear.value:.1f} %.{silent}"
+            f"linear probe {tenths(row.linear.value)}.{silent}"
         )
 
     def _against_none(self) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from math import isnan
 from typing import Any
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
 from mocosfl_priv.results import RunRecord
 from reports.analysis.summary import ENSEMBLE, VACUOUS, SummaryRow, by_system, headline_rows, system_name
+
+UNMEASURED = "No labels: utility not measurable"
 
 
 def finding(rows: list[SummaryRow], system: str) -> Finding:
@@ -46,7 +49,9 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
             _against(row.linear, "Linear probe", row.linear_gain, "the untrained network", row.linear_untrained),
             _against(row.knn, "kNN", row.knn_gain, "raw pixels", row.knn_raw_pixels),
         ]
-        if row.linear_against_none is not None:
+        if isnan(row.linear.value):
+            parts = [leak, UNMEASURED]
+        elif row.linear_against_none is not None:
             parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
         said.append(f"{row.system}: {'. '.join(parts)}.")
     return said
@@ -146,8 +151,15 @@ def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: fl
     return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
 
 
+def tenths(share: float) -> str:
+    """A share in percent with one decimal; NaN is what could not be measured."""
+    return f"{100 * share:.1f} %" if not isnan(share) else "not measurable"
+
+
 def points(difference: Interval) -> str:
     """A difference of accuracies in percentage points."""
+    if isnan(difference.value):
+        return "not measurable"
     low, high = 100 * difference.low, 100 * difference.high
     return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 

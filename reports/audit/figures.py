@@ -30,9 +30,19 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
     for axis, (victims, checkpoints) in zip(axes, found.items(), strict=True):
         points = [point for row, checkpoint in enumerate(checkpoints) for point in _points(checkpoint, row)]
         frame = pd.DataFrame([{"mse": mse.value, "y": y, "kind": kind} for kind, y, mse in points])
-        sns.scatterplot(
-            frame, x="mse", y="y", hue="kind", style="kind", palette=colours, markers=MARKERS, s=80, ax=axis, zorder=3
-        )
+        if points:  # else only blind attacks ran: there are floors, and nothing beside them
+            sns.scatterplot(
+                frame,
+                x="mse",
+                y="y",
+                hue="kind",
+                style="kind",
+                palette=colours,
+                markers=MARKERS,
+                s=80,
+                ax=axis,
+                zorder=3,
+            )
         for kind, y, mse in points:
             axis.errorbar(mse.value, y, xerr=whiskers(mse), color=colours[kind], linewidth=1.3, capsize=3, zorder=2)
         heights = np.arange(len(checkpoints))

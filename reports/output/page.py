@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from reports.analysis.words import compact
+from reports.analysis.words import compact, tenths
 from reports.drawing.chart import Chart, Spot
 
 
@@ -19,7 +19,7 @@ def render(template: str, **context: object) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["percent"] = tenths
     environment.filters["compact"] = compact
     return environment.get_template(template).render(**context)
 

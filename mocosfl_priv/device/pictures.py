@@ -1,0 +1,277 @@
+"""Image files as they are: found in a folder, and read as upright 8-bit RGB squares, or refused with the reason.
+
+Server and devices read with this one reader, so the same folder gives the same pixels on both sides. Whatever is
+changed on the way (turned, scaled, laid on white) or left out is counted in a :class:`Reading`, for people to see.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import DeviceError
+
+if TYPE_CHECKING:
+    from PIL import Image  # imported where it is used: it takes four megabytes, which a shard file does not need
+
+SUFFIXES = frozenset({
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",
+    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+ARRAYS = frozenset({".h5", ".hdf5", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth"})
+# what systems, archives and editors leave in folders; everything that begins with a dot is taken for such, too
+LITTER = frozenset({
+    "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle",
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+})  # fmt: skip
+ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, LARGEST_SAMPLE = 0x0112, 258, 262, 281  # EXIF's and TIFF's tags
+FULL_16 = 2**16 - 1
+DEEP_COLOUR = re.compile(r";16[BLN]")  # in Pillow's raw modes: 16 bits a colour, of which it keeps the upper 8
+LEAST_SHARE = 1 / 4  # of their range that deep pictures must reach: 12 and 14 bits in 16 are no dark pictures
+
+
+class PictureError(DeviceError):
+    """A file that cannot be read as a picture without guessing; one line that names it."""
+
+
+@dataclass
+class Reading:
+    """What was found in a folder, and what was done with it.
+
+    skipped: how many files or folders were left out, by what they are. kinds: how many pictures are of a kind that a
+    reader should know of. sizes: how many have each (width, height). brightest: the largest share of its range that a
+    deep picture reaches, with the file and its largest value; None where there is none.
+    """
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    brightest: tuple[float, Path, int, int] | None = None
+
+    @property
+    def text(self) -> str:
+        """In one line: sizes, bit depths, what was done, what was skipped; empty where nothing was read."""
+        parts = []
+        if self.sizes:
+            (least, most) = (extreme(self.sizes, key=lambda size: size[0] * size[1]) for extreme in (min, max))
+            parts.append(f"{least[0]}x{least[1]}" + (f" to {most[0]}x{most[1]}" if least != most else "") + " pixels")
+        if self.kinds:
+            parts.append(", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items())))
+        if self.skipped:
+            parts.append("skipped: " + ", ".join(f"{count} {what}" for what, count in sorted(self.skipped.items())))
+        return "; ".join(parts)
+
+    def deep(self, path: Path, largest: int, full: int) -> None:
+        """A picture with more than 8 bits was read, whose largest value is `largest` of `full`."""
+        if self.brightest is None or largest / full > self.brightest[0]:
+            self.brightest = (largest / full, path, largest, full)
+
+    def require_whole_range(self) -> None:
+        """Raise PictureError where all deep pictures together leave most of their range unused.
+
+        Twelve bits in a 16-bit file look like night. Whether they are cannot be told from one picture, nor guessed.
+        """
+        if self.brightest is not None and self.brightest[0] < LEAST_SHARE:
+            _, path, largest, full = self.brightest
+            raise PictureError(
+                f"{path} and all pictures like it end at {largest} of {full}: they seem to hold fewer bits than their "
+                "files say; scale their values to the whole range"
+            )
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name was left by a system, an archive or an editor."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def find(folder: Path, reading: Reading) -> list[Path]:
+    """Every picture below `folder`, by its path; links to folders are followed. What is left out is counted.
+
+    A file is a picture by its ending (`SUFFIXES`), or without an ending by its content. Raises PictureError for a
+    folder that cannot be opened.
+    """
+    return sorted(_walk(folder, reading, ()))
+
+
+def _walk(folder: Path, reading: Reading, above: tuple[str, ...]) -> Iterable[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        reading.skipped["link back to a folder above it"] += 1
+        return
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError as error:
+        raise PictureError(f"{folder} cannot be opened: {error.strerror}") from error
+    for name in names:
+        path = folder / name
+        if is_litter(name):
+            reading.skipped["left by a system or editor"] += 1
+        elif path.is_dir():
+            yield from _walk(path, reading, (*above, real))
+        elif not path.is_file():
+            reading.skipped["broken link" if path.is_symlink() else "no regular file"] += 1
+        elif path.suffix.lower() in SUFFIXES or (not path.suffix and _opens(path)):
+            yield path
+        else:
+            reading.skipped[_what(path)] += 1
+
+
+def _what(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS:
+        return f"*{suffix} (arrays are not read: write each picture to a file)"
+    return f"*{suffix}" if suffix else "without an ending, and no picture"
+
+
+def _opens(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # not a picture, in one of many ways
+        return False
+
+
+def read(path: Path, size: int, reading: Reading) -> np.ndarray:
+    """The picture in `path` upright, as 8-bit RGB, fitted by :func:`fit`: uint8 (size, size, 3).
+
+    16-bit pictures are scaled by their depth, float ones must lie in [0, 1]; transparency is laid on white; of several
+    frames the first is taken. Raises PictureError where the file is damaged, or the range of its numbers not known.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, odd tags: what matters is an error or counted
+            # as a file: what Pillow maps by its path it misreads where a TIFF says that it is turned
+            with path.open("rb") as file, Image.open(file) as image:
+                picture = _upright(image, path, reading)
+                reading.sizes[picture.size] += 1
+                return fit(picture, size)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{path} cannot be read: {_no_picture(path)}") from error
+    except Exception as error:  # a damaged file fails in as many ways as there are formats
+        raise PictureError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _no_picture(path: Path) -> str:
+    try:
+        return "the file is empty" if path.stat().st_size == 0 else "not an image"
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _upright(image: Image.Image, path: Path, reading: Reading) -> Image.Image:
+    """`image` as RGB, as its owner sees it."""
+    from PIL import ImageOps
+
+    raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        reading.kinds["with several frames (the first is read)"] += 1
+    kind, tags = image.format, getattr(image, "tag_v2", {})
+    turned = _orientation(image) in range(2, 9)
+    image.load()
+    upright = ImageOps.exif_transpose(image) if turned else image
+    if turned:
+        reading.kinds["turned upright by their EXIF"] += 1
+    if upright.mode == "F":
+        return _scaled(_floats(upright, path), 1.0, tags, reading, "float")
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
+        return _scaled(*_whole_numbers(upright, kind, tags, path, reading), tags, reading, "16-bit")
+    if DEEP_COLOUR.search(raw_modes):
+        colours = np.asarray(upright.convert("RGB"))
+        reading.deep(path, 257 * int(colours.max()), FULL_16)
+        reading.kinds["16-bit"] += 1
+    else:
+        reading.kinds["8-bit" if upright.mode != "1" else "1-bit"] += 1
+    return _opaque(upright, reading)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block tells nothing, and is no part of the picture
+        return 1
+
+
+def _floats(image: Image.Image, path: Path) -> np.ndarray:
+    values = np.asarray(image, np.float64)
+    if not np.isfinite(values).all():
+        raise PictureError(f"{path} cannot be read: it holds numbers that are not finite")
+    if values.min() < 0 or values.max() > 1:
+        raise PictureError(
+            f"{path} cannot be read: its numbers reach from {values.min():g} to {values.max():g}, and of float "
+            "pictures only the range from 0 to 1 is known: scale them, or save them with 8 or 16 bits"
+        )
+    return values
+
+
+def _whole_numbers(
+    image: Image.Image, kind: str | None, tags: Any, path: Path, reading: Reading
+) -> tuple[np.ndarray, float]:
+    """The values of a grey picture with more than 8 bits, and the largest that its file can hold."""
+    values = np.asarray(image).astype(np.int64)
+    if kind == "TIFF":
+        bits = tags.get(BITS_PER_SAMPLE, (0,))[0]
+        said = tags.get(LARGEST_SAMPLE, 0)
+        full = (2**bits - 1) if image.mode.startswith("I;16") else 0
+        said = int(said[0] if isinstance(said, tuple) else said)
+        full = said if 255 < said < full else full
+    else:  # Pillow scales what these formats hold to 16 bits
+        full = FULL_16 if image.mode.startswith("I;16") or kind in ("PNG", "PPM") else 0
+    if not full or values.min() < 0 or values.max() > full:
+        raise PictureError(
+            f"{path} cannot be read: its whole numbers reach from {values.min()} to {values.max()}, and the range that "
+            "they can have is not known: save them with 8 or 16 bits"
+        )
+    reading.deep(path, int(values.max()), full)
+    return values, full
+
+
+def _scaled(values: np.ndarray, full: float, tags: Any, reading: Reading, kind: str) -> Image.Image:
+    """Grey values (h, w) in [0, `full`] as RGB."""
+    from PIL import Image
+
+    reading.kinds[kind] += 1
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero; Pillow turns that round for 8 bits only
+        values = full - values
+    return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8)).convert("RGB")
+
+
+def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
+    """As RGB; what can be seen through is laid on white, as viewers show it."""
+    from PIL import Image
+
+    if not image.has_transparency_data and image.mode != "La":
+        return image.convert("RGB")
+    seen = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+    if seen.getchannel("A").getextrema()[0] == 255:
+        return seen.convert("RGB")
+    reading.kinds["with transparency (laid on white)"] += 1
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """Resize the shorter side to `size` and crop the centre: uint8 (size, size, 3)."""
+    from PIL import Image
+
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        wanted = (max(size, round(width * scale)), max(size, round(height * scale)))
+        image = image.resize(wanted, Image.Resampling.BILINEAR)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)
