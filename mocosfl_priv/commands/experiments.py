@@ -19,7 +19,7 @@ from mocosfl_priv.commands.options import (
     config_path,
     experiment_of,
 )
-from mocosfl_priv.commands.tables import print_table, show_reading
+from mocosfl_priv.commands.tables import print_table, show_reading, show_warnings
 from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def validate(
 ) -> None:
     """Check a configuration against plugins, models, threat model and data, without training anything."""
     plan = experiment_of(config, set_, defense, attack, scale).checked()
-    print("\n".join(plan.laboratory.roles.reading))
+    print("\n".join([*plan.laboratory.roles.reading, *(f"warning: {warning}" for warning in plan.warnings)]))
     print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
 
 
@@ -203,6 +203,7 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
             plan = experiment.checked()
         destination.require_room(plan.picture_bytes)
         show_reading(console, plan.laboratory.roles)
+        show_warnings(console, plan.warnings)
         with TerminalProgress(console) as progress:
             result = run_planned(plan, progress, checkpoints)
         page = result.report_to(destination)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +20,12 @@ def show_reading(console: Console, roles: DataRoles) -> None:
     """Say what was read of the data, a line each, before anything is computed with it."""
     for line in roles.reading:
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """Say what will make the results say less than they seem to, a line each."""
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(result: RunResult) -> None:

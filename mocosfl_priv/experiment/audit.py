@@ -61,8 +61,13 @@ class AuditPlan:
         return f"{len(self.checkpoints)} published clients, {len(self.attacks)} attacks, on {sets}"
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """None: nothing is trained."""
+        return ()
+
+    @property
     def picture_bytes(self) -> int:
-        """See :class:`mocosfl_priv.sweep.grid.Plan`."""
+        """See :class:`mocosfl_priv.experiment.plan.Plan`."""
         cells = len(self.checkpoints) * len(self.attacks) * len(self.config.seeds)
         return sum(victims.images.numel() for victims in self.victim_sets) * (cells + 1)
 

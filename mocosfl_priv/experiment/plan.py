@@ -40,6 +40,18 @@ class Plan:
         )
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is certain, before anything is trained, to make results say less than they seem to; a line each."""
+        learning = [system for system in self.systems if not system.defense.plugin.freezes_clients]
+        if not learning or not self.config.training.has_short_cut:
+            return ()
+        return (
+            "training.average_momentum_models is false: clients that learn from different classes "
+            f"(training.partition: {self.config.training.partition}) then give their keys a signature, and the server "
+            "learns to tell clients apart instead of images (docs/LEARNING.md)",
+        )
+
+    @property
     def cells(self) -> int:
         """Rows of the result."""
         return len(self.systems) * len(self.attacks)

@@ -207,6 +207,16 @@ def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
         assert command in text
 
 
+def test_validate_warns_of_the_short_cut_where_it_is_certain(in_process: Run) -> None:
+    non_iid = ["--set", "training.partition=dirichlet", "--set", "training.average_momentum_models=false"]
+    warned = in_process("validate", "demo", *non_iid)
+    assert warned.returncode == 0
+    assert "warning: training.average_momentum_models is false" in warned.stdout
+    frozen = in_process("validate", "demo", *non_iid, "--set", "defenses=[taressfl]")
+    assert frozen.returncode == 0 and "warning" not in frozen.stdout
+    assert "warning" not in in_process("validate", "demo", *non_iid[:2]).stdout
+
+
 def test_validate_counts_without_training(in_process: Run) -> None:
     result = in_process("validate", "demo")
     assert result.returncode == 0 and "valid: 4 systems" in result.stdout and "12 result rows" in result.stdout

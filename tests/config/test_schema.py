@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -160,6 +161,22 @@ def test_paper_protocol_changes_defaults_and_nothing_that_is_written_out() -> No
     assert mixed.training.paper_gradient == "one_sided"
     # what was resolved is written out, so that a stored configuration says the same without the protocol's help
     assert parse_config(yaml.safe_load(paper.to_yaml())) == paper
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_it"),
+    [
+        ({}, False),
+        ({"partition": "classes_per_client"}, False),
+        ({"average_momentum_models": False}, False),  # IID clients drift alike
+        ({"partition": "classes_per_client", "average_momentum_models": False}, True),
+        ({"partition": "dirichlet", "average_momentum_models": False}, True),
+        ({"partition": "dirichlet", "average_momentum_models": False, "clients": 1}, False),
+    ],
+)
+def test_settings_with_the_short_cut_are_known(settings: dict[str, Any], has_it: bool) -> None:
+    assert TrainingConfig(**settings).has_short_cut == has_it
+    assert parse_config({"protocol": "paper", "training": {"partition": "dirichlet"}}).training.has_short_cut
 
 
 def test_an_entry_may_start_from_another_one(tmp_path: Path) -> None:
