@@ -51,7 +51,10 @@ MARGIN = 4
 STRIDE = 4
 TEST_EVERY = 5
 MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, of 255
-PER_CLASS = {"train": 420, "test": 100}  # at most: a small photograph has fewer patches with enough contrast
+PER_CLASS = {  # at most: a small photograph has fewer patches with enough contrast
+    "photos": {"train": 420, "test": 100},
+    "photos-source": {"train": 700, "test": 170},
+}
 LARGEST_EXPOSURE = 1.4  # factor by which a patch is at most brighter, or darker, than in its photograph
 
 
@@ -61,7 +64,7 @@ def load_target(split: str) -> ImageSet:
 
 
 def load_source(split: str) -> ImageSet:
-    """``photos-source``: four other photographs, for the out-of-domain roles; 1,680 or 400 patches."""
+    """``photos-source``: four other photographs, for the out-of-domain roles; 2,800 or 680 patches."""
     return _load("photos-source", split)
 
 
@@ -74,7 +77,7 @@ def _load(name: str, split: str) -> ImageSet:
         patches, tiles = _patches(_read(package, file), split)
         # Which patches are kept is drawn once and for all: the data set is the same in every run.
         rng = np.random.default_rng([label, split == "test"])
-        kept = np.sort(rng.permutation(len(patches))[: PER_CLASS[split]])
+        kept = np.sort(rng.permutation(len(patches))[: PER_CLASS[name][split]])
         images.append(_exposed_at_random(patches[kept], rng))
         groups.append(tiles[kept] + group_offset)
         labels.append(np.full(len(kept), label))
@@ -89,9 +92,13 @@ def _load(name: str, split: str) -> ImageSet:
 
 
 def _exposed_at_random(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grey uint8 (n, h, w) as grey colours uint8 (n, h, w, 3), every patch with an exposure of its own."""
-    exposure = LARGEST_EXPOSURE ** rng.uniform(-1, 1, (len(patches), 1, 1))
-    grey = (patches * exposure).round().clip(0, 255).astype(np.uint8)
+    """Grey uint8 (n, h, w) as grey colours uint8 (n, h, w, 3), every patch with an exposure of its own.
+
+    No patch becomes lighter than white allows: what is cut off would be lost.
+    """
+    lightest = np.maximum(patches.max(axis=(1, 2), keepdims=True), 1)
+    exposure = np.minimum(LARGEST_EXPOSURE ** rng.uniform(-1, 1, (len(patches), 1, 1)), 255 / lightest)
+    grey = (patches * exposure).round().astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=3)
 
 
