@@ -239,3 +239,10 @@ def test_labels_say_what_tells_checkpoints_apart() -> None:
     }
     assert checkpoint_labels([one, other]) == {"one": "one", "other": "other"}
     assert checkpoint_labels([one, entry("plain", None, None)]) == {"one": "cut 2, t 0.6", "plain": "plain"}
+
+
+def test_an_audit_by_blind_attacks_alone_has_a_page(tmp_path: Path) -> None:
+    record = made_up({"blind": {"floor": 1.0}, "seen": {"floor": 1.0}})
+    record.info["plugins"]["attacks"] = [{"label": "floor", "blind": True}]
+    page = write_report(record, tmp_path).read_text(encoding="utf-8")
+    assert "<svg" in page
