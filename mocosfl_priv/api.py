@@ -25,6 +25,7 @@ from mocosfl_priv.experiment.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.experiment.plan import Plan, lay_out, plan
 from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
+from mocosfl_priv.runtime.imports import own_package
 from mocosfl_priv.runtime.progress import Progress
 from mocosfl_priv.sweep.directory import SweepFolder
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
@@ -114,6 +115,7 @@ class RunResult:
         def write(folder: Path) -> None:
             write_record(self.record, folder)
             try:
+                own_package("reports")
                 from reports import write_report  # results flow into reports; only this façade and the CLI look up
 
                 write_report(self.record, folder)
@@ -226,6 +228,7 @@ class SweepResult:
 
 def report_stored(folder: Path) -> Path:
     """Write the report of a run directory, or of a sweep's folder, into it again; returns the HTML's path."""
+    own_package("reports")
     from reports import write_reports
 
     runs = read_runs(folder)
