@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.utility import BATCH
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
 from mocosfl_priv.experiment.observers import Attendee, copied_auxiliary, visible_to
 from mocosfl_priv.plugins import Attack, AttackerView, Budget, Capability, Defense, Loaded
 from mocosfl_priv.plugins.guarantee import Guarantee
@@ -82,7 +82,7 @@ class Attempt:
 
 
 def attempt(
-    lab: Laboratory,
+    lab: EvaluationContext,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
@@ -155,7 +155,7 @@ def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...],
 
 
 def grant_view(
-    lab: Laboratory, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Attendee | None = None
+    lab: EvaluationContext, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Attendee | None = None
 ) -> AttackerView:
     """The view of one attack: what it declared, as far as the threat model grants it, and nothing else.
 
@@ -199,12 +199,12 @@ def grant_view(
     )
 
 
-def _observations(lab: Laboratory, defense: Defense) -> int:
+def _observations(lab: EvaluationContext, defense: Defense) -> int:
     """Who knows that messages are randomised waits for more of them; who does not takes the first."""
     return lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
 
 
-def _messages_seen(lab: Laboratory, target: Target, attended: Attendee | None) -> int:
+def _messages_seen(lab: EvaluationContext, target: Target, attended: Attendee | None) -> int:
     """How many messages of one image an attacker has. Who attends training has all that it makes of an image, too.
 
     Victims take no part in training, so this is more than was used against them: a promise that is also kept to the

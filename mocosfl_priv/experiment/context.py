@@ -44,7 +44,7 @@ class VictimSet:
 
 
 @dataclass
-class Laboratory:
+class EvaluationContext:
     """Everything that does not depend on which client is attacked."""
 
     config: ExperimentConfig

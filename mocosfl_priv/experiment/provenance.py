@@ -19,7 +19,7 @@ import pandas as pd
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.evaluation.distribution_shift import image_statistics
 from mocosfl_priv.evaluation.reliability import AttackFacts, Flag, RunFacts, reliability_flags
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
 from mocosfl_priv.experiment.observers import visible_to
 from mocosfl_priv.experiment.rows import CellResult
 from mocosfl_priv.plugins import Attack, Defense, Loaded
@@ -29,7 +29,7 @@ RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "sc
 
 
 def gather(
-    lab: Laboratory,
+    lab: EvaluationContext,
     cells: Sequence[CellResult],
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
@@ -54,7 +54,7 @@ def pictures(cells: Sequence[CellResult], victim_sets: Sequence[VictimSet]) -> d
 
 
 def common_info(
-    lab: Laboratory,
+    lab: EvaluationContext,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     flags: Sequence[Flag],
@@ -102,7 +102,7 @@ def common_info(
 
 
 def _facts(
-    lab: Laboratory,
+    lab: EvaluationContext,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     victim_sets: Sequence[VictimSet],

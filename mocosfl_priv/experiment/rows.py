@@ -13,7 +13,7 @@ from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Target, attempt
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
 from mocosfl_priv.experiment.observers import Attendee
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import CELL_KEYS, METRICS, TEST_VICTIMS, semi_column
@@ -81,7 +81,7 @@ class SystemResult:
     """What results say of a trained system: everything but its model.
 
     keys: the columns that identify it. hijacker: label of the attack that chose the gradients; empty for none.
-    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`Laboratory`.
+    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`EvaluationContext`.
     history, observations: see :class:`TrainedModel`. detection: what a detector found, as a row says it; None without.
     info: all else, as JSON.
     """
@@ -97,7 +97,7 @@ class SystemResult:
     detection: dict[str, Any] | None
     info: dict[str, Any]
 
-    def columns(self, lab: Laboratory) -> dict[str, Any]:
+    def columns(self, lab: EvaluationContext) -> dict[str, Any]:
         """What the row of every attack on this system says of it."""
         return {
             "checkpoint": f"checkpoints/{self.file_stem}.safetensors",
@@ -130,7 +130,7 @@ class CellResult:
         return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
 
 
-def score_attempt(lab: Laboratory, victims: VictimSet, attempted: Attempt) -> dict[str, np.ndarray]:
+def score_attempt(lab: EvaluationContext, victims: VictimSet, attempted: Attempt) -> dict[str, np.ndarray]:
     """Every metric of every image of `victims`: name to (n,); empty if the attack failed."""
     if attempted.reconstruction is None:
         return {}
@@ -141,7 +141,7 @@ def score_attempt(lab: Laboratory, victims: VictimSet, attempted: Attempt) -> di
 
 
 def try_attack(
-    lab: Laboratory,
+    lab: EvaluationContext,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],

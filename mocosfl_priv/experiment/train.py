@@ -24,7 +24,7 @@ from mocosfl_priv.device.codecs import sizes
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError, StorageError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.experiment.attack import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
-from mocosfl_priv.experiment.context import Laboratory, fresh_model
+from mocosfl_priv.experiment.context import EvaluationContext, fresh_model
 from mocosfl_priv.experiment.observers import (
     Audience,
     Hijack,
@@ -181,14 +181,14 @@ class TrainedSystem:
         }
 
 
-def planned_training_steps(lab: Laboratory) -> int:
+def planned_training_steps(lab: EvaluationContext) -> int:
     """Steps of one training of this experiment."""
     training = lab.config.training
     return total_steps(len(lab.roles[Role.CLIENT_PRIVATE]), PoolShape.of(training).images, training.epochs)
 
 
 def train_system(
-    lab: Laboratory,
+    lab: EvaluationContext,
     system: System,
     progress: Progress | None = None,
     checkpoints: Path | None = None,
@@ -276,7 +276,7 @@ def train_system(
     return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client, guarantee)
 
 
-def _analytic_cost(lab: Laboratory, model: SplitModel, frozen: bool) -> dict[str, float]:
+def _analytic_cost(lab: EvaluationContext, model: SplitModel, frozen: bool) -> dict[str, float]:
     """What an average client would compute in the whole training, and keep of one image, were it a device."""
     training, client = lab.config.training, model.client
     rows = rows_per_image(training, frozen) * training.epochs * len(lab.roles[Role.CLIENT_PRIVATE]) / training.clients
@@ -288,7 +288,7 @@ def _analytic_cost(lab: Laboratory, model: SplitModel, frozen: bool) -> dict[str
     }
 
 
-def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:
+def _client_batches(lab: EvaluationContext, seed: int, images: Tensor) -> PooledClients:
     """Who trains with which of the private images, step by step; `images` stand for them."""
     training = lab.config.training
     return PooledClients(
@@ -300,13 +300,13 @@ def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients
     )
 
 
-def _most_draws(lab: Laboratory, seed: int) -> int:
+def _most_draws(lab: EvaluationContext, seed: int) -> int:
     """How often a training of `seed` draws the private image that it draws most."""
     images = len(lab.roles[Role.CLIENT_PRIVATE])
     return most_draws(_client_batches(lab, seed, torch.arange(images)), images, planned_training_steps(lab))
 
 
-def training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarantee | None:
+def training_guarantee(lab: EvaluationContext, system: System, frozen: bool) -> Guarantee | None:
     """What the defense promises of whoever sees every message that training makes of an image; None for nothing."""
     try:
         if system.defense.plugin.guarantee(1) is None:
@@ -317,7 +317,9 @@ def training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarant
         raise _failure(system.title, error) from error
 
 
-def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Training = HONEST) -> Checkpoints | None:
+def checkpoints_of(
+    lab: EvaluationContext, system: System, folder: Path | None, how: Training = HONEST
+) -> Checkpoints | None:
     """Where `system` keeps the state of its training below `folder`; None for nowhere."""
     if folder is None:
         return None
@@ -325,7 +327,7 @@ def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Tr
     return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest())
 
 
-def training_document(lab: Laboratory, system: System, how: Training) -> dict[str, Any]:
+def training_document(lab: EvaluationContext, system: System, how: Training) -> dict[str, Any]:
     """Everything that decides how a system's training runs, save the code around it."""
     config, defense = lab.config, system.defense
     model_config = defense.plugin.architecture(config.model)
@@ -348,7 +350,7 @@ def training_document(lab: Laboratory, system: System, how: Training) -> dict[st
     }
 
 
-def audience_of(lab: Laboratory, system: System, model: SplitModel, how: Training) -> Audience:
+def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: Training) -> Audience:
     """The listeners of those who attend the training of `model`, in it from its first message on."""
     model.to(lab.compute.device)
     limit = lab.config.threat.seconds
@@ -361,7 +363,7 @@ def audience_of(lab: Laboratory, system: System, model: SplitModel, how: Trainin
 
 
 def defender_context(
-    lab: Laboratory,
+    lab: EvaluationContext,
     system: System,
     model_config: ModelConfig,
     progress: Progress,
@@ -384,7 +386,9 @@ def defender_context(
     )
 
 
-def expert_trainer(lab: Laboratory, system: System) -> tuple[Loaded[Defense], DefenderContext, dict[str, Any]] | None:
+def expert_trainer(
+    lab: EvaluationContext, system: System
+) -> tuple[Loaded[Defense], DefenderContext, dict[str, Any]] | None:
     """The defense of `system`, or the part of it, that trains an expert, with what it has for that and what decides
     about it; None if nobody does.
     """
@@ -396,7 +400,7 @@ def expert_trainer(lab: Laboratory, system: System) -> tuple[Loaded[Defense], De
     return None
 
 
-def train_expert(lab: Laboratory, system: System, checkpoints: Checkpoints | None = None) -> TrainedExpert:
+def train_expert(lab: EvaluationContext, system: System, checkpoints: Checkpoints | None = None) -> TrainedExpert:
     """The expert of `system` alone, for a system that has one.
 
     checkpoints: where its training keeps its state, and from where it goes on.
@@ -420,7 +424,7 @@ def _prepare(system: System, context: DefenderContext) -> PreparedModel:
     return prepared or PreparedModel(context.build_model())
 
 
-def restored_model(lab: Laboratory, system: System) -> SplitModel:
+def restored_model(lab: EvaluationContext, system: System) -> SplitModel:
     """A model of `system`, whose weights are to be replaced; its defense is ready for :meth:`Defense.load_state`."""
     model_config = system.defense.plugin.architecture(lab.config.model)
     context = defender_context(lab, system, model_config, Silent())
@@ -438,7 +442,7 @@ def _failure(title: str, error: Exception) -> MocosflPrivError:
 
 
 def attempt_on(
-    lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+    lab: EvaluationContext, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
 ) -> Attempt:
     """Let one attack try the victims of a trained system.
 
@@ -453,7 +457,7 @@ def attempt_on(
 
 
 def attack_system(
-    lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+    lab: EvaluationContext, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
 ) -> CellResult:
     """Let one attack try the victims of a trained system, and score what it returns.
 
@@ -470,7 +474,7 @@ def with_own_plugin(attack: Loaded[Attack]) -> Loaded[Attack]:
     return replace(attack, plugin=copy.deepcopy(attack.plugin))
 
 
-def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
+def target_of(lab: EvaluationContext, system: System, model: SplitModel) -> Target:
     """What attackers of a trained system are up against."""
     defense = system.defense.plugin
     return Target(
@@ -486,7 +490,9 @@ def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
     )
 
 
-def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoch: float) -> list[dict[str, Any]]:
+def _leakage(
+    lab: EvaluationContext, system: System, model: SplitModel, step: int, epoch: float
+) -> list[dict[str, Any]]:
     """A point of the training-time leakage curve: every curve attack on the live model. It leaves training alone.
 
     The attacks start afresh at every point, with the seed they have against the finished model.
@@ -498,7 +504,7 @@ def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoc
     return rows
 
 
-def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack]) -> StreamView:
+def grant_stream(lab: EvaluationContext, system: System, model: SplitModel, attack: Loaded[Attack]) -> StreamView:
     """What one attack holds while it attends the training of `model`, whose server networks it sees live."""
     defense, codec = system.defense.plugin, lab.config.training.codec
     undefended = partial(as_received, codec=codec)
@@ -514,7 +520,7 @@ def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loa
     )
 
 
-def _client_builder(lab: Laboratory, system: System) -> Callable[[], nn.Module]:
+def _client_builder(lab: EvaluationContext, system: System) -> Callable[[], nn.Module]:
     """Builds untrained clients; bound to settings only: a closure over the laboratory would carry the victims along."""
     return partial(
         _untrained_client,

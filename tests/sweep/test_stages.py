@@ -15,7 +15,7 @@ from defenses.ressfl import ResSFL
 from defenses.taressfl import TAResSFL
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import ComputeConfig, parse_config
-from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.train import System
 from mocosfl_priv.plugins import DEFENSES
@@ -42,7 +42,7 @@ def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | 
     defense = DEFENSES.create(config.defenses[0])
     fraction = planned.systems[place].target_fraction if defense.plugin.uses_target_data else 0.0
     system = System(defense, config.cut_layers[0], fraction, config.seeds[0])
-    lab = Laboratory(config, lab.roles, lab.compute, lab.threat)
+    lab = EvaluationContext(config, lab.roles, lab.compute, lab.threat)
     found = expert_document(lab, system)
     return address(found) if found else None
 
