@@ -21,7 +21,7 @@ from mocosfl_priv.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
-class Trial:
+class ScoredAttack:
     """How one attack fared on one set of victims.
 
     values: metric to (n,); empty if the attack failed.
@@ -124,7 +124,7 @@ class CellResult:
     reconstruction: np.ndarray | None
 
     @classmethod
-    def of(cls, trial: Trial, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
+    def of(cls, trial: ScoredAttack, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
         """The cell `keys`, with what else its row says beside the trial's own summary."""
         keys = {**keys, "victims": trial.victims.name}
         return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
@@ -147,10 +147,10 @@ def try_attack(
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
     attended: Attendee | None = None,
-) -> list[Trial]:
+) -> list[ScoredAttack]:
     """Let `attack` try all victims at once, and score each set by itself; see :func:`attempt`."""
     attempts = attempt(lab, target, attack, victim_sets, progress, attended)
     return [
-        Trial(victims, attempted, score_attempt(lab, victims, attempted))
+        ScoredAttack(victims, attempted, score_attempt(lab, victims, attempted))
         for victims, attempted in zip(victim_sets, attempts, strict=True)
     ]

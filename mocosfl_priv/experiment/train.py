@@ -34,7 +34,7 @@ from mocosfl_priv.experiment.observers import (
     seat,
     visible_to,
 )
-from mocosfl_priv.experiment.rows import CellResult, SystemResult, Trial, score_attempt, try_attack
+from mocosfl_priv.experiment.rows import CellResult, ScoredAttack, SystemResult, score_attempt, try_attack
 from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
@@ -465,7 +465,7 @@ def attack_system(
     granted.
     """
     attempted = attempt_on(lab, trained, attack, progress)
-    trial = Trial(lab.victims, attempted, score_attempt(lab, lab.victims, attempted))
+    trial = ScoredAttack(lab.victims, attempted, score_attempt(lab, lab.victims, attempted))
     return CellResult.of(trial, {**trained.system.keys, "attack": attack.label}, trained.result().columns(lab))
 
 
