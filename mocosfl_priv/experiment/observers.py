@@ -162,7 +162,7 @@ class Audience:
             attendee.load_state(within(state, str(place)))
 
 
-class Hijack(Audience):
+class MaliciousServer(Audience):
     """A training whose gradients one attendee chooses."""
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from mocosfl_priv.experiment.attack import Attempt, Target, attack_seed, attempt
 from mocosfl_priv.experiment.context import EvaluationContext, fresh_model
 from mocosfl_priv.experiment.observers import (
     Audience,
-    Hijack,
+    MaliciousServer,
     Training,
     copied_auxiliary,
     live_server,
@@ -358,7 +358,7 @@ def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: 
         seat(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
         for attack in how.attending
     ]
-    kind = Hijack if how.hijacker else Audience
+    kind = MaliciousServer if how.hijacker else Audience
     return kind(attendee for attendee in seated if attendee is not None)
 
 

@@ -16,7 +16,7 @@ from defenses.splitguard import SplitGuard, splitguard_score
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.experiment.observers import Hijack, live_server, seat
+from mocosfl_priv.experiment.observers import MaliciousServer, live_server, seat
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DEFENSES, AuxiliaryData, Capability, Loaded, StreamView
 from mocosfl_priv.runtime.compute import Compute
@@ -242,7 +242,7 @@ def test_a_resumed_training_goes_on_exactly(compute: Compute) -> None:
     assert all(torch.equal(value, second.state()[name]) for name, value in whole.state().items())
 
 
-def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> Hijack:
+def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> MaliciousServer:
     stream = StreamView(
         smashed_shape=split.smashed_shape, image_shape=split.image_shape, compute=compute,
         visible=frozenset(Capability), server=live_server(split.trunk, split.projector, compute),
@@ -253,7 +253,7 @@ def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> Hijack:
         Loaded("fsha", FshaAttack("res_normN0C4", rows=16, starts=1, iterations=40), "", ""), stream, 0, None
     )
     assert attendee is not None
-    return Hijack([attendee])
+    return MaliciousServer([attendee])
 
 
 def test_the_contrastive_gradient_depends_on_keys_and_that_of_fsha_does_not(compute: Compute) -> None:

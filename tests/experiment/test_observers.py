@@ -14,7 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.attack import protect_afresh
-from mocosfl_priv.experiment.observers import Attendee, Audience, Hijack, live_server, seat, trainings
+from mocosfl_priv.experiment.observers import Attendee, Audience, MaliciousServer, live_server, seat, trainings
 from mocosfl_priv.experiment.plan import plan
 from mocosfl_priv.plugins import DEFENSES, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense_checks import small_context
@@ -128,7 +128,7 @@ def test_a_hijacker_chooses_what_the_clients_learn(compute: Compute) -> None:
             pass
 
     train(plain, compute, **one_step)
-    train(hijacked, compute, **one_step, server_hooks=Hijack([attendee(Turning())]))
+    train(hijacked, compute, **one_step, server_hooks=MaliciousServer([attendee(Turning())]))
     for start, honest, turned in zip(before, plain.client.parameters(), hijacked.client.parameters(), strict=True):
         torch.testing.assert_close(turned - start, start - honest)
     for honest, turned in zip(plain.trunk.parameters(), hijacked.trunk.parameters(), strict=True):
@@ -142,7 +142,9 @@ def test_a_gradient_that_does_not_fit_is_named(compute: Compute, wrong: Any, wha
             return wrong(gradient)
 
     seated = attendee(Wrong())
-    train(model(), compute, server_hooks=Hijack([seated]))  # the clients' training goes on with the honest gradient
+    train(
+        model(), compute, server_hooks=MaliciousServer([seated])
+    )  # the clients' training goes on with the honest gradient
     assert re.fullmatch(rf"it returned {what} for a gradient of \(.*\)", seated.failure)
     assert seated.messages == 1
 
