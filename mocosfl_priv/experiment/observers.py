@@ -124,7 +124,7 @@ class Attendee:
         self.messages = max(self.messages, int(state["messages"]))
 
 
-class Audience:
+class ObserverGroup:
     """Everybody who attends one training and leaves it alone; implements `ServerHooks`."""
 
     def __init__(self, attendees: Iterable[Attendee]) -> None:
@@ -162,7 +162,7 @@ class Audience:
             attendee.load_state(within(state, str(place)))
 
 
-class MaliciousServer(Audience):
+class MaliciousServer(ObserverGroup):
     """A training whose gradients one attendee chooses."""
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_
 from mocosfl_priv.experiment.attack import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
 from mocosfl_priv.experiment.context import EvaluationContext, fresh_model
 from mocosfl_priv.experiment.observers import (
-    Audience,
     MaliciousServer,
+    ObserverGroup,
     Training,
     copied_auxiliary,
     live_server,
@@ -114,7 +114,7 @@ class TrainedSystem:
 
     system: System
     training: Training
-    audience: Audience
+    audience: ObserverGroup
     trained: TrainedModel
     utility: Utility
     untrained: np.ndarray
@@ -350,7 +350,7 @@ def training_document(lab: EvaluationContext, system: System, how: Training) -> 
     }
 
 
-def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: Training) -> Audience:
+def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: Training) -> ObserverGroup:
     """The listeners of those who attend the training of `model`, in it from its first message on."""
     model.to(lab.compute.device)
     limit = lab.config.threat.seconds
@@ -358,7 +358,7 @@ def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: 
         seat(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
         for attack in how.attending
     ]
-    kind = MaliciousServer if how.hijacker else Audience
+    kind = MaliciousServer if how.hijacker else ObserverGroup
     return kind(attendee for attendee in seated if attendee is not None)
 
 

@@ -14,7 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.attack import protect_afresh
-from mocosfl_priv.experiment.observers import Attendee, Audience, MaliciousServer, live_server, seat, trainings
+from mocosfl_priv.experiment.observers import Attendee, MaliciousServer, ObserverGroup, live_server, seat, trainings
 from mocosfl_priv.experiment.plan import plan
 from mocosfl_priv.plugins import DEFENSES, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense_checks import small_context
@@ -83,12 +83,12 @@ def loaded(attack: Attack, label: str) -> Loaded[Attack]:
 def test_a_passive_listener_changes_nothing_and_hears_everything(compute: Compute) -> None:
     plain, heard, meddler = model(), model(), Meddler()
     alone = train(plain, compute)
-    attended = train(heard, compute, server_hooks=Audience([attendee(meddler)]))
+    attended = train(heard, compute, server_hooks=ObserverGroup([attendee(meddler)]))
     assert meddler.steps == [0, 1, 2, 3, 4, 5]
     assert alone.history == attended.history
     assert all(torch.equal(a, b) for a, b in zip(state(plain), state(heard), strict=True))
     again = Meddler()
-    train(model(), compute, server_hooks=Audience([attendee(again)]))
+    train(model(), compute, server_hooks=ObserverGroup([attendee(again)]))
     assert again.drawn == meddler.drawn and len(set(again.drawn)) == 6
 
 
@@ -101,7 +101,7 @@ def test_who_asks_the_defense_does_not_change_what_it_remembers_of_training(name
             super().received(message)
 
     trained = []
-    for audience in (None, Audience([attendee(Curious())])):
+    for audience in (None, ObserverGroup([attendee(Curious())])):
         defense, network = DEFENSES.create(PluginSpec(name=name)).plugin, model()
         defense.prepare(replace(small_context(defense, compute), build_model=model, training_steps=6))
         train(network, compute, hooks=defense, server_hooks=audience)
@@ -155,14 +155,14 @@ def test_a_listener_that_fails_is_named(compute: Compute) -> None:
             raise KeyError("oops")
 
     seated = attendee(Failing())
-    train(model(), compute, server_hooks=Audience([seated]))
+    train(model(), compute, server_hooks=ObserverGroup([seated]))
     assert seated.failure.startswith("while it attended training: KeyError")
 
 
 def test_who_is_out_of_time_hears_no_more(compute: Compute) -> None:
     meddler = Meddler()
     seated = attendee(meddler, limit=1e-9)
-    train(model(), compute, server_hooks=Audience([seated]))
+    train(model(), compute, server_hooks=ObserverGroup([seated]))
     assert meddler.steps == [0] and seated.messages == 1 and seated.seconds > 0
 
 
@@ -171,7 +171,7 @@ def test_listeners_come_back_to_the_moment_of_the_chosen_checkpoint(compute: Com
     meddler = Meddler()
     seated = attendee(meddler)
     outcome = train(
-        model(), compute, epochs=3, validate=lambda _: next(scores), server_hooks=Audience([seated])
+        model(), compute, epochs=3, validate=lambda _: next(scores), server_hooks=ObserverGroup([seated])
     )  # fmt: skip
     assert outcome.selected_step == 4 and int(meddler.last_step) == 3
     assert seated.messages == 6  # what was spent stays spent
