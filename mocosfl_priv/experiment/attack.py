@@ -16,7 +16,7 @@ from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.utility import BATCH
 from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
-from mocosfl_priv.experiment.observers import Attendee, copied_auxiliary, visible_to
+from mocosfl_priv.experiment.observers import Observer, copied_auxiliary, visible_to
 from mocosfl_priv.plugins import Attack, AttackerView, Budget, Capability, Defense, Loaded
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import ATTACK_COSTS
@@ -87,7 +87,7 @@ def attempt(
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
-    attended: Attendee | None = None,
+    attended: Observer | None = None,
 ) -> list[Attempt]:
     """Run `attack` once on the messages of all victims; what it returned for each set.
 
@@ -155,7 +155,7 @@ def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...],
 
 
 def grant_view(
-    lab: EvaluationContext, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Attendee | None = None
+    lab: EvaluationContext, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Observer | None = None
 ) -> AttackerView:
     """The view of one attack: what it declared, as far as the threat model grants it, and nothing else.
 
@@ -204,7 +204,7 @@ def _observations(lab: EvaluationContext, defense: Defense) -> int:
     return lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
 
 
-def _messages_seen(lab: EvaluationContext, target: Target, attended: Attendee | None) -> int:
+def _messages_seen(lab: EvaluationContext, target: Target, attended: Observer | None) -> int:
     """How many messages of one image an attacker has. Who attends training has all that it makes of an image, too.
 
     Victims take no part in training, so this is more than was used against them: a promise that is also kept to the

@@ -50,7 +50,7 @@ def trainings(attacks: Sequence[Loaded[Attack]], threat: ThreatModel) -> tuple[T
     return (Training(tuple(listening), tuple(passive)), *(Training((a,), (a,), a) for a in active))
 
 
-class Attendee:
+class Observer:
     """One attack's listener, the seed it draws from, and what it has spent.
 
     limit: seconds after which it hears no more; None for no limit. failure: the cause, in one line, after which it
@@ -127,10 +127,10 @@ class Attendee:
 class ObserverGroup:
     """Everybody who attends one training and leaves it alone; implements `ServerHooks`."""
 
-    def __init__(self, attendees: Iterable[Attendee]) -> None:
+    def __init__(self, attendees: Iterable[Observer]) -> None:
         self._attendees = {attendee.label: attendee for attendee in attendees}
 
-    def of(self, label: str) -> Attendee | None:
+    def of(self, label: str) -> Observer | None:
         """Who attends for the attack `label`; None if nobody does."""
         return self._attendees.get(label)
 
@@ -172,7 +172,7 @@ class MaliciousServer(ObserverGroup):
         return gradient
 
 
-def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Attendee | None:
+def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Observer | None:
     """Ask `attack` for its listener; None if it is not interested.
 
     Raises RunFailedError when it fails, ThreatModelError when it reaches for more than it was granted.
@@ -188,7 +188,7 @@ def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | N
         ) from error
     if listener is None:
         return None
-    return Attendee(attack.label, listener, derive_seed(seed, "attending"), limit, stream.compute.device)
+    return Observer(attack.label, listener, derive_seed(seed, "attending"), limit, stream.compute.device)
 
 
 def live_server(trunk: nn.Module, projector: nn.Module, compute: Compute) -> partial[Tensor]:

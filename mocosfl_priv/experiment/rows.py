@@ -14,7 +14,7 @@ from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Target, attempt
 from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
-from mocosfl_priv.experiment.observers import Attendee
+from mocosfl_priv.experiment.observers import Observer
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import CELL_KEYS, METRICS, TEST_VICTIMS, semi_column
 from mocosfl_priv.runtime.progress import Progress
@@ -146,7 +146,7 @@ def try_attack(
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
-    attended: Attendee | None = None,
+    attended: Observer | None = None,
 ) -> list[ScoredAttack]:
     """Let `attack` try all victims at once, and score each set by itself; see :func:`attempt`."""
     attempts = attempt(lab, target, attack, victim_sets, progress, attended)

@@ -14,7 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.attack import protect_afresh
-from mocosfl_priv.experiment.observers import Attendee, MaliciousServer, ObserverGroup, live_server, seat, trainings
+from mocosfl_priv.experiment.observers import MaliciousServer, Observer, ObserverGroup, live_server, seat, trainings
 from mocosfl_priv.experiment.plan import plan
 from mocosfl_priv.plugins import DEFENSES, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense_checks import small_context
@@ -72,8 +72,8 @@ class Hijacking(Listening):
     needs = frozenset({C.GRADIENT_CHANNEL})
 
 
-def attendee(listener: Any, seed: int = 0, limit: float | None = None) -> Attendee:
-    return Attendee("meddler", listener, seed, limit, torch.device("cpu"))
+def attendee(listener: Any, seed: int = 0, limit: float | None = None) -> Observer:
+    return Observer("meddler", listener, seed, limit, torch.device("cpu"))
 
 
 def loaded(attack: Attack, label: str) -> Loaded[Attack]:
