@@ -31,7 +31,7 @@ from reports.analysis.verdict import verdicts
 from reports.analysis.words import caveats, compact, points, promises, sentences
 from reports.drawing.chart import Chart, titled
 from reports.drawing.figures import along_axes, draw_all
-from reports.drawing.pictures import shown_victims, strips, worst_sights
+from reports.drawing.pictures import shown_victims, strips, worst_pairs
 from reports.output.document import Lines, write_pdf
 from reports.output.markup import leaderboard_markdown
 from reports.output.page import PlacedChart, data_uri, file_name, render, save_charts, save_pictures
@@ -72,7 +72,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
     }
     tables = _tables(sections, family, swept)
     charts, placed, overview = _charts(sections, swept, folder / "figures")
-    sights = [{row.system: worst_sights(s.record, row) for row in s.headlines} for s in sections]
+    sights = [{row.system: worst_pairs(s.record, row) for row in s.headlines} for s in sections]
     _write_tables(sections, folder)
     if verdict:
         (folder / "verdict.txt").write_text("\n".join(verdict) + "\n", encoding="utf-8")
