@@ -14,8 +14,8 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.inversion import (
     JUDGE_STEPS,
     Likeness,
+    MessageSample,
     MomentFit,
-    Sight,
     believable,
     build_critic,
     build_decoder,
@@ -122,9 +122,9 @@ class FshaAttack(Attack):
             F.mse_loss(inverse(features), batch).backward()
             optimiser.step()
         with torch.no_grad():
-            sight = Sight.of(view, hijacker.recent, _view)
+            seen = MessageSample.of(view, hijacker.recent, _view)
             return believable(
-                in_batches(pilot), stream.protect, in_batches(inverse), sight.draw(CALIBRATION_IMAGES), sight.smashed,
+                in_batches(pilot), stream.protect, in_batches(inverse), seen.draw(CALIBRATION_IMAGES), seen.smashed,
                 view.smashed, budget.iterate(JUDGE_STEPS), torch.Generator().manual_seed(derive_seed(seed, "fsha")),
             )  # fmt: skip
 

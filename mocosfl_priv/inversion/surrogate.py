@@ -187,7 +187,7 @@ def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch
 
 
 @dataclass(frozen=True)
-class Sight:
+class MessageSample:
     """What clients send, and images that are alike on average to those behind it; for who attended a training.
 
     smashed: float (n, *smashed_shape). draw: images of the attacker's own. of_victims: whether it is the victims'.
@@ -198,7 +198,7 @@ class Sight:
     of_victims: bool
 
     @classmethod
-    def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> Sight:
+    def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> MessageSample:
         """The victims' messages, or where these are few (and training sent any) `recent` ones of training.
 
         view_of: what clients make of images in training, before they send them. Where these are augmented views,

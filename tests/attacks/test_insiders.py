@@ -15,7 +15,15 @@ from attacks.shadow import ShadowAttack
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion.feature_moments import moments
-from mocosfl_priv.inversion.surrogate import KnownImages, Likeness, MomentFit, Sight, fit_best, fit_moments, redrawn
+from mocosfl_priv.inversion.surrogate import (
+    KnownImages,
+    Likeness,
+    MessageSample,
+    MomentFit,
+    fit_best,
+    fit_moments,
+    redrawn,
+)
 from mocosfl_priv.plugins import Attack, AuxiliaryData, Budget
 from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import (
@@ -152,12 +160,12 @@ def test_who_attended_looks_at_the_victims_messages_or_at_the_last_ones_where_th
     recent = torch.zeros(40, 3, 16, 16)
     for count, looks_at_victims in ((4, False), (40, True)):
         view = make_view(ColourMixClient(GAINS), VICTIMS[:count], KNOWN, compute)
-        sight = Sight.of(view, recent, lambda images: 1 - images)
-        assert torch.equal(sight.smashed, view.smashed if looks_at_victims else recent)
+        seen = MessageSample.of(view, recent, lambda images: 1 - images)
+        assert torch.equal(seen.smashed, view.smashed if looks_at_victims else recent)
         plain = {image.sum().item() for image in KNOWN}
-        assert all(image.sum().item() in plain for image in sight.draw(10)) == looks_at_victims
+        assert all(image.sum().item() in plain for image in seen.draw(10)) == looks_at_victims
     assert torch.equal(
-        Sight.of(
+        MessageSample.of(
             make_view(ColourMixClient(GAINS), VICTIMS[:4], KNOWN, compute), recent[:0], lambda images: images
         ).smashed,
         make_view(ColourMixClient(GAINS), VICTIMS[:4], KNOWN, compute).smashed,
