@@ -14,9 +14,9 @@ from mocosfl_priv.inversion import (
     Inversion,
     KnownImages,
     Likeness,
+    MessageEncoder,
     MomentFit,
     Recipe,
-    Sender,
     check_grammar,
     fit_moments,
     in_batches,
@@ -69,12 +69,12 @@ class ColluderAttack(Attack):
         recipe = self.recipe.passing(self.epochs, len(known.train))
 
         def invert(client: nn.Module, part: Budget) -> Inversion:
-            sender = Sender(in_batches(client), view.protect)
+            sender = MessageEncoder(in_batches(client), view.protect)
             return invert_through(sender, view.smashed, known, self.architecture, recipe, part, view.compute, rng)
 
         held = view.colluder
         as_held = invert(held, budget.share(FIRST_SHARE))
-        alike = moments_agree(Sender(in_batches(held), view.protect), view.smashed, known.nearest, rng)
+        alike = moments_agree(MessageEncoder(in_batches(held), view.protect), view.smashed, known.nearest, rng)
         if (alike and as_held.confidence >= TRUSTED) or budget.exhausted:
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)

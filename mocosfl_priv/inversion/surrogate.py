@@ -23,8 +23,8 @@ from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflect
 from mocosfl_priv.inversion.confidence import confidence, explained, trust
 from mocosfl_priv.inversion.decoder_training import (
     STATISTICS_IMAGES,
+    MessageEncoder,
     Recipe,
-    Sender,
     Standardise,
     held_out_split,
     in_batches,
@@ -172,7 +172,7 @@ def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
     return client
 
 
-def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
+def moments_agree(surrogate: MessageEncoder, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
     """Whether the moments of `smashed` are as near to those of the surrogate's messages for `images` as the moments
     of equally many of its messages are, drawn `RESAMPLED` times: then nothing says that the clients differ.
     """
@@ -256,7 +256,7 @@ class Inversion:
 
 
 def invert_through(
-    surrogate: Sender,
+    surrogate: MessageEncoder,
     smashed: Tensor,
     known: KnownImages,
     architecture: str,
