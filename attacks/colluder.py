@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import (
+    FitTarget,
     Inversion,
     KnownImages,
-    Likeness,
     MessageEncoder,
     MomentFit,
     Recipe,
@@ -78,7 +78,7 @@ class ColluderAttack(Attack):
         if (alike and as_held.confidence >= TRUSTED) or budget.exhausted:
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)
-        likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect)
+        likeness = FitTarget(moments(view.smashed), known.draw(rng), view.protect)
         fit_moments(client, likeness, self.fit, budget.share(FIT_SHARE))
         fitted = invert(client.requires_grad_(False), budget.share(1.0))
         # Clients that lose nothing explain every message: then the moments have decided.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.inversion import (
     JUDGE_STEPS,
-    Likeness,
+    FitTarget,
     MessageSample,
     MomentFit,
     believable,
@@ -200,7 +200,7 @@ class Hijacker:
 
         pilots = [self._new_pilot() for _ in range(self._attack.starts)]
         fit = self._attack.fit
-        best = fit_best(pilots, Likeness(self.heard, draw, self.stream.protect), fit, Budget())
+        best = fit_best(pilots, FitTarget(self.heard, draw, self.stream.protect), fit, Budget())
         self.pilot.network.load_state_dict(best.state_dict())
 
     def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:

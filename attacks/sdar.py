@@ -15,8 +15,8 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.inversion import (
     BATCH_FOR_INFERENCE,
     JUDGE_STEPS,
+    FitTarget,
     Labelled,
-    Likeness,
     MessageSample,
     MomentFit,
     Unlabelled,
@@ -116,7 +116,7 @@ class SdarAttack(Attack):
         simulator = copy.deepcopy(simulation.simulator.network)
         afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
         wanted = moments(seen.smashed) if seen.of_victims else simulation.target
-        likeness = Likeness(wanted, seen.draw, stream.protect)
+        likeness = FitTarget(wanted, seen.draw, stream.protect)
         simulator = fit_best([simulator, *afresh], likeness, self.fit, budget.share(FIT_SHARE))
         per_epoch = -(-len(images) // self.rows)
         optimiser = torch.optim.Adam(decoder.parameters(), lr=self.learning_rate)

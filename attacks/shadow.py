@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import (
+    FitTarget,
     KnownImages,
-    Likeness,
     MessageEncoder,
     MomentFit,
     Recipe,
@@ -85,7 +85,7 @@ class ShadowAttack(Attack):
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
         shadows = [redrawn(view.untrained_client(), rng) for _ in range(self.starts)]
-        likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
+        likeness = FitTarget(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
         shadow = fit_best(shadows, likeness, self.fit, budget.share(FIT_SHARE))
         shadow.requires_grad_(False)
         sender = MessageEncoder(in_batches(shadow), view.protect)

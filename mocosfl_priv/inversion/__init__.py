@@ -51,9 +51,9 @@ from mocosfl_priv.inversion.skip_network import (
     StackedSkipNetworks,
 )
 from mocosfl_priv.inversion.surrogate import (
+    FitTarget,
     Inversion,
     KnownImages,
-    Likeness,
     MessageSample,
     MomentFit,
     fit_best,
@@ -67,12 +67,12 @@ from mocosfl_priv.training.server import info_nce
 __all__ = [
     "BATCH_FOR_INFERENCE",
     "JUDGE_STEPS",
+    "FitTarget",
     "Generator",
     "Inversion",
     "Inverter",
     "KnownImages",
     "Labelled",
-    "Likeness",
     "MessageEncoder",
     "MessageSample",
     "MomentFit",

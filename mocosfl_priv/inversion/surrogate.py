@@ -59,7 +59,7 @@ class MomentFit:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class FitTarget:
     """What a surrogate's messages shall be like.
 
     wanted: the moments of smashed data (n, c, h, w). draw: images to be sent; they need not be the victims', only alike
@@ -84,7 +84,7 @@ class Likeness:
         return float(moment_distance(moments(sent), self.wanted))
 
 
-def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, budget: Budget) -> None:
+def fit_moments(client: nn.Module, likeness: FitTarget, fit: MomentFit, budget: Budget) -> None:
     """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
     _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, budget)
 
@@ -111,7 +111,7 @@ def _share_of_peak(spent: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (spent - RISE) / (1 - RISE)))
 
 
-def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, budget: Budget) -> nn.Module:
+def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, budget: Budget) -> nn.Module:
     """A client whose messages come to be like that, from several beginnings; see :func:`fit_moments`.
 
     What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good

@@ -16,8 +16,8 @@ from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion.feature_moments import moments
 from mocosfl_priv.inversion.surrogate import (
+    FitTarget,
     KnownImages,
-    Likeness,
     MessageSample,
     MomentFit,
     fit_best,
@@ -102,7 +102,7 @@ def test_of_several_shadows_the_one_that_fits_goes_on() -> None:
         return KNOWN[torch.randint(len(KNOWN), (count,), generator=rng)]
 
     fit = MomentFit(80, 32, 0.02)
-    likeness = Likeness(moments(VICTIMS), draw, lambda z: z)
+    likeness = FitTarget(moments(VICTIMS), draw, lambda z: z)
     best = fit_best(clients, likeness, fit, Budget())
     assert isinstance(best, nn.Sequential)
     assert bool((best(VICTIMS) > 0).any())
@@ -122,7 +122,7 @@ def test_a_client_of_negatives_is_turned_round() -> None:
     def draw(count: int) -> Tensor:
         return images[torch.randint(len(images), (count,), generator=rng)]
 
-    likeness = Likeness(moments(right(images)).detach(), draw, lambda z: z)
+    likeness = FitTarget(moments(right(images)).detach(), draw, lambda z: z)
     best = fit_best([negative, copy.deepcopy(negative)], likeness, MomentFit(300, 32, 0.03), Budget())
     with torch.no_grad():
         wrong = float((best(images) - images).square().mean())  # a negative's is four variances
@@ -140,7 +140,7 @@ def test_a_limited_fit_trains_every_beginning_and_comes_to_its_end() -> None:
         return images.mean() * 0
 
     budget = Budget(steps=60)
-    likeness = Likeness(moments(VICTIMS), lambda count: KNOWN[:count], lambda z: z, further)
+    likeness = FitTarget(moments(VICTIMS), lambda count: KNOWN[:count], lambda z: z, further)
     best = fit_best(clients, likeness, MomentFit(3000, 32, 0.02), budget)
     assert budget.steps == 60 and asked
     assert not any(torch.equal(client.weight, weight) for client, weight in zip(clients, before, strict=True))
@@ -205,7 +205,7 @@ def test_fitted_messages_have_the_moments_of_those_received(compute: Compute) ->
     def draw(count: int) -> Tensor:
         return VICTIMS[torch.randint(len(VICTIMS), (count,), generator=rng)]
 
-    fit_moments(shadow, Likeness(moments(received), draw, lambda z: z), fit, Budget())
+    fit_moments(shadow, FitTarget(moments(received), draw, lambda z: z), fit, Budget())
     with torch.no_grad():
         sent = shadow(VICTIMS)
     torch.testing.assert_close(sent.mean((0, 2, 3)), received.mean((0, 2, 3)), atol=0.03, rtol=0)
