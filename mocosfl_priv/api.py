@@ -33,7 +33,7 @@ from mocosfl_priv.sweep.processes import local_engine
 from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
 from mocosfl_priv.sweep.schedule import Engine, Observer, Unobserved, run_tasks
 from mocosfl_priv.sweep.stored_record import stored_record
-from mocosfl_priv.sweep.tasks import Missing
+from mocosfl_priv.sweep.tasks import TaskPlanner
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Sweep:
         observer = observer or Unobserved()
         engine = engine or local_engine(self.document.compute)
         with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
-            missing, keys = Missing(folder.store), {}
+            missing, keys = TaskPlanner(folder.store), {}
             for variant in self.document.variants:
                 checked = plan(variant.config)
                 missing.add(checked, variant.name if variant.labels else "")

@@ -24,7 +24,7 @@ from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.sweep.addresses import CORE, NO_ATTACK, NO_RESULT, NO_TRAINING, code_version, expert_document
 from mocosfl_priv.sweep.stages import resumed
 from mocosfl_priv.sweep.store import Store, address
-from mocosfl_priv.sweep.tasks import Missing
+from mocosfl_priv.sweep.tasks import TaskPlanner
 from mocosfl_priv.training.checkpoints import Checkpoints
 from tests.conftest import TINY
 
@@ -107,7 +107,7 @@ def test_who_trains_no_expert_has_none(compute: Compute) -> None:
 
 
 def test_what_variants_share_is_planned_once(planned: Plan, tmp_path: Path) -> None:
-    missing = Missing(Store(tmp_path / "store"))
+    missing = TaskPlanner(Store(tmp_path / "store"))
     missing.add(planned, "one")
     missing.add(planned, "other")
     kinds = [task.arguments[0].kind for task in missing.in_order]
