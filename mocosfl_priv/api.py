@@ -27,7 +27,7 @@ from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
 from mocosfl_priv.runtime.imports import own_package
 from mocosfl_priv.runtime.progress import Progress
-from mocosfl_priv.sweep.directory import SweepFolder
+from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.processes import local_engine
 from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
@@ -161,7 +161,11 @@ class Sweep:
         """
         observer = observer or Unobserved()
         engine = engine or local_engine(self.document.compute)
-        with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
+        with (
+            closing(engine),
+            SweepDirectory(Path(out), resume) as folder,
+            closing(engine),
+        ):  # before the lock is let go of
             missing, keys = TaskPlanner(folder.store), {}
             for variant in self.document.variants:
                 checked = plan(variant.config)
@@ -176,7 +180,7 @@ class Sweep:
                 results[variant.name] = self._report(variant, keys[variant.name], folder, failures)
             return SweepResult(folder.folder, self._write_table(folder, results), results)
 
-    def _report(self, variant: Variant, key: str, folder: SweepFolder, failures: dict[str, str]) -> RunResult:
+    def _report(self, variant: Variant, key: str, folder: SweepDirectory, failures: dict[str, str]) -> RunResult:
         """The run directory of `variant`, written unless it is there and would be the same."""
         place = folder.runs / variant.name
         written = as_written(folder.store, key, place)
@@ -193,7 +197,7 @@ class Sweep:
             note_written(folder.store, key, record, place)
         return RunResult(replace(record, images={}, checkpoints={}))  # on the disk; a grid's would fill the memory
 
-    def _write_table(self, folder: SweepFolder, results: Mapping[str, RunResult]) -> pd.DataFrame:
+    def _write_table(self, folder: SweepDirectory, results: Mapping[str, RunResult]) -> pd.DataFrame:
         tables = []
         for variant in self.document.variants:
             table = results[variant.name].table()
