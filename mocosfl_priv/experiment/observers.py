@@ -69,13 +69,13 @@ class Observer:
 
     def received(self, message: Message) -> None:
         """Hand over a copy of `message`."""
-        if not self._deaf:
+        if not self._stopped:
             self.messages += 1
             self._call("received", _copied(message))
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
         """The gradient that the listener wants the clients to get."""
-        if self._deaf:
+        if self._stopped:
             return gradient
         chosen = self._call("returned", _copied(message), gradient.clone())
         if self.failure:
@@ -87,7 +87,7 @@ class Observer:
         return chosen.detach().to(gradient)
 
     @property
-    def _deaf(self) -> bool:
+    def _stopped(self) -> bool:
         return bool(self.failure) or (self._limit is not None and self.seconds >= self._limit)
 
     def _call(self, place: str, *arguments: object) -> object:
@@ -172,7 +172,7 @@ class MaliciousServer(ObserverGroup):
         return gradient
 
 
-def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Observer | None:
+def attach(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Observer | None:
     """Ask `attack` for its listener; None if it is not interested.
 
     Raises RunFailedError when it fails, ThreatModelError when it reaches for more than it was granted.

@@ -29,9 +29,9 @@ from mocosfl_priv.experiment.observers import (
     MaliciousServer,
     ObserverGroup,
     Training,
+    attach,
     copied_auxiliary,
     live_server,
-    seat,
     visible_to,
 )
 from mocosfl_priv.experiment.rows import CellResult, ScoredAttack, SystemResult, score_attempt, try_attack
@@ -355,7 +355,7 @@ def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: 
     model.to(lab.compute.device)
     limit = lab.config.threat.seconds
     seated = [
-        seat(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
+        attach(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
         for attack in how.attending
     ]
     kind = MaliciousServer if how.hijacker else ObserverGroup

@@ -1,6 +1,6 @@
 """Where others touch a training step: a defense at the client, somebody who attends at the server.
 
-:class:`mocosfl_priv.Defense` implements all of the client's side; `experiment.observers` seats attacks at the server's.
+:class:`mocosfl_priv.Defense` implements the client's side; `experiment.observers` attaches attacks to the server's.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from defenses.splitguard import SplitGuard, splitguard_score
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.experiment.observers import MaliciousServer, live_server, seat
+from mocosfl_priv.experiment.observers import MaliciousServer, attach, live_server
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DEFENSES, AuxiliaryData, Capability, Loaded, StreamView
 from mocosfl_priv.runtime.compute import Compute
@@ -249,7 +249,7 @@ def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> Maliciou
         auxiliary=AuxiliaryData(auxiliary.float() / 255, torch.ones(len(auxiliary), dtype=torch.bool)),
         build_client=lambda: split_model(8, 16).client,
     )  # fmt: skip
-    attendee = seat(
+    attendee = attach(
         Loaded("fsha", FshaAttack("res_normN0C4", rows=16, starts=1, iterations=40), "", ""), stream, 0, None
     )
     assert attendee is not None

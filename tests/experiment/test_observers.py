@@ -14,7 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.attack import protect_afresh
-from mocosfl_priv.experiment.observers import MaliciousServer, Observer, ObserverGroup, live_server, seat, trainings
+from mocosfl_priv.experiment.observers import MaliciousServer, Observer, ObserverGroup, attach, live_server, trainings
 from mocosfl_priv.experiment.plan import plan
 from mocosfl_priv.plugins import DEFENSES, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense_checks import small_context
@@ -201,11 +201,11 @@ def test_the_live_server_gives_gradients_to_smashed_data_only(compute: Compute) 
 
 def test_no_interest_is_no_listener_and_reaching_too_far_is_refused(compute: Compute) -> None:
     stream = StreamView(smashed_shape=(1,), image_shape=(3, 8, 8), compute=compute, visible=frozenset())
-    assert seat(loaded(Listening(), "x"), stream, 0, None) is None
+    assert attach(loaded(Listening(), "x"), stream, 0, None) is None
     with pytest.raises(ThreatModelError, match="reached for auxiliary_data"):
-        seat(loaded(Listening(lambda s: s.auxiliary), "x"), stream, 0, None)
+        attach(loaded(Listening(lambda s: s.auxiliary), "x"), stream, 0, None)
     with pytest.raises(RunFailedError, match="attack 'x' failed before training: ZeroDivisionError"):
-        seat(loaded(Listening(lambda s: 1 / 0), "x"), stream, 0, None)
+        attach(loaded(Listening(lambda s: 1 / 0), "x"), stream, 0, None)
 
 
 def test_a_leakage_curve_has_no_place_for_them(tiny: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from attacks.sdar import SdarAttack
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment.observers import MaliciousServer, live_server, seat
+from mocosfl_priv.experiment.observers import MaliciousServer, attach, live_server
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import AuxiliaryData, Capability, Loaded, StreamView
 from mocosfl_priv.runtime.compute import Compute
@@ -154,7 +154,7 @@ def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
             FshaAttack("res_normN0C4", rows=8, patience=3, starts=1, iterations=4),
             SdarAttack("res_normN0C4", rows=8),
         ]
-        attendees = [seat(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
+        attendees = [attach(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
         audiences.append(MaliciousServer([attendee for attendee in attendees if attendee is not None]))
         return audiences[-1]
 
