@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.inversion.colour_match import sample
-from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, undo_reflection
 from mocosfl_priv.inversion.confidence import confidence, explained, trust
 from mocosfl_priv.inversion.decoder_training import (
     STATISTICS_IMAGES,
@@ -293,7 +293,7 @@ def invert_through(
             best, images = share, decoded
     if not right_way_round:
         truth = known.nearest[:JUDGE_IMAGES]
-        images = set_right(images, inverter(surrogate(truth)), truth, budget.iterate(JUDGE_STEPS), rng)
+        images = undo_reflection(images, inverter(surrogate(truth)), truth, budget.iterate(JUDGE_STEPS), rng)
     sure = confidence(best, explained(answered, surrogate(checked)))
     kept = trust(sure, checked, known.validation, known.mean)
     return Inversion((known.mean + kept * (images - known.mean)).clamp(0, 1), best, sure)
