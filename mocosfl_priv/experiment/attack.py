@@ -57,13 +57,13 @@ class Target:
 class Promise:
     """What a defense promises of any attacker that saw as much as this one.
 
-    least_error: (n,), per victim, terms of the mean MSE that is promised.
+    mse_lower_bound: (n,), per victim, terms of the mean MSE that is promised.
     """
 
     claim: str
     epsilon: float
     delta: float
-    least_error: np.ndarray
+    mse_lower_bound: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def attempt(
 def _promise(guarantee: Guarantee | None, victims: VictimSet) -> Promise | None:
     if guarantee is None:
         return None
-    return Promise(guarantee.claim, guarantee.epsilon, guarantee.delta, victims.least_error(guarantee))
+    return Promise(guarantee.claim, guarantee.epsilon, guarantee.delta, victims.mse_lower_bound(guarantee))
 
 
 def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...], attack: str) -> Tensor:

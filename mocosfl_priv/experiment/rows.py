@@ -32,10 +32,10 @@ class ScoredAttack:
     values: dict[str, np.ndarray]
 
     @property
-    def least_error(self) -> np.ndarray:
+    def mse_lower_bound(self) -> np.ndarray:
         """Per victim, terms of the mean MSE that is promised; NaN if nothing is."""
         promise = self.attempt.promise
-        return promise.least_error if promise else np.full(len(self.victims.images), np.nan)
+        return promise.mse_lower_bound if promise else np.full(len(self.victims.images), np.nan)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class ScoredAttack:
             "guarantee": promise.claim if promise else "",
             "guarantee_epsilon": promise.epsilon if promise else np.nan,
             "guarantee_delta": promise.delta if promise else np.nan,
-            "mse_bound": max(0.0, float(self.least_error.mean())) if promise else np.nan,
+            "mse_bound": max(0.0, float(self.mse_lower_bound.mean())) if promise else np.nan,
             **self.attempt.cost,
             "failure": self.attempt.failure,
         }
@@ -64,7 +64,7 @@ class ScoredAttack:
                 "image": np.arange(count),
                 "group": self.victims.groups.numpy()[:count],
                 **self.values,
-                "mse_bound": self.least_error[:count],
+                "mse_bound": self.mse_lower_bound[:count],
             }
         )
 

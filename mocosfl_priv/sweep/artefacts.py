@@ -168,7 +168,7 @@ def save_attempt(attempt: Attempt, folder: Path) -> None:
     if attempt.reconstruction is not None:
         tensors["reconstruction"] = attempt.reconstruction
     if promise is not None:
-        tensors["least_error"] = torch.from_numpy(promise.least_error)
+        tensors["least_error"] = torch.from_numpy(promise.mse_lower_bound)
     _save(tensors, folder / TENSORS)
     said = {"claim": promise.claim, "epsilon": promise.epsilon, "delta": promise.delta} if promise else None
     _write({"cost": attempt.cost, "failure": attempt.failure, "promise": said}, folder / FACTS)
@@ -178,7 +178,7 @@ def load_attempt(artefact: Artefact) -> Attempt:
     """What :func:`save_attempt` wrote."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     said = facts["promise"]
-    promise = Promise(**said, least_error=tensors["least_error"].numpy()) if said else None
+    promise = Promise(**said, mse_lower_bound=tensors["least_error"].numpy()) if said else None
     return Attempt(tensors.get("reconstruction"), facts["cost"], facts["failure"], promise)
 
 
