@@ -19,8 +19,8 @@ from mocosfl_priv.api import Experiment, RunResult
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.floor import hindsight_floor
 from reports import write_report
+from reports.analysis.findings_text import caveats, promises
 from reports.analysis.summary import summarise
-from reports.analysis.words import caveats, promises
 from tests.conftest import TINY
 
 PRIORS = st.floats(0.02, 0.98)
