@@ -174,19 +174,19 @@ def grant_view(
         colluder = _own_copy(client, device)
         for own, parameters in zip((client, colluder), target.participants, strict=False):
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
-    observations, codec = _observations(lab, defense), target.codec
+    messages_per_victim, codec = _count_per_victim(lab, defense), target.codec
     messages_rng = generator(target.seed, "victims' messages", device=device)
     attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
     with torch.no_grad():
         smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])
-        smashed = observe(defense, messages_rng, observations, smashed, codec)
+        smashed = observe(defense, messages_rng, messages_per_victim, smashed, codec)
     return AttackerView(
         smashed=smashed,
         image_shape=target.image_shape,
         compute=lab.compute,
         visible=visible,
         client=client,
-        protect=partial(observe, defense, attacker_rng, observations, codec=codec),
+        protect=partial(observe, defense, attacker_rng, messages_per_victim, codec=codec),
         undefended=partial(as_received, codec=codec),
         knows_defense=lab.threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
@@ -199,9 +199,9 @@ def grant_view(
     )
 
 
-def _observations(lab: EvaluationContext, defense: Defense) -> int:
+def _count_per_victim(lab: EvaluationContext, defense: Defense) -> int:
     """Who knows that messages are randomised waits for more of them; who does not takes the first."""
-    return lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
+    return lab.config.threat.messages_per_victim if defense.randomised and lab.threat.adaptive else 1
 
 
 def _messages_seen(lab: EvaluationContext, target: Target, attended: Observer | None) -> int:
@@ -210,7 +210,7 @@ def _messages_seen(lab: EvaluationContext, target: Target, attended: Observer | 
     Victims take no part in training, so this is more than was used against them: a promise that is also kept to the
     private images, and the smaller for it.
     """
-    return _observations(lab, target.defense) + (target.training_messages if attended else 0)
+    return _count_per_victim(lab, target.defense) + (target.training_messages if attended else 0)
 
 
 def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
@@ -218,13 +218,13 @@ def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def observe(
-    defense: Defense, rng: torch.Generator, observations: int, smashed: Tensor, codec: Codec = "fp32"
+    defense: Defense, rng: torch.Generator, messages_per_victim: int, smashed: Tensor, codec: Codec = "fp32"
 ) -> Tensor:
-    """What is known of messages that are sent `observations` times: the mean of what arrives of that many draws of the
-    defense.
+    """What is known of messages that are sent `messages_per_victim` times: the mean of what arrives of that many draws
+    of the defense.
     """
-    received = [as_received(defense.protect(smashed, rng), codec) for _ in range(observations)]
-    return received[0] if observations == 1 else torch.stack(received).mean(0)
+    received = [as_received(defense.protect(smashed, rng), codec) for _ in range(messages_per_victim)]
+    return received[0] if messages_per_victim == 1 else torch.stack(received).mean(0)
 
 
 def attack_seed(seed: int, attack: Loaded[Attack]) -> int:

@@ -125,7 +125,7 @@ def _facts(
         ],
         undefended=frozenset(label for label, defense in defenses.items() if defense.origin == UNDEFENDED),
         randomised=frozenset(label for label, defense in defenses.items() if defense.plugin.randomised),
-        messages_per_victim=lab.config.threat.observations if lab.threat.adaptive else 1,
+        messages_per_victim=lab.config.threat.messages_per_victim if lab.threat.adaptive else 1,
         adaptive=lab.threat.adaptive,
         victims={
             victims.name: image_statistics((victims.images * 255).round().byte().numpy(), victims.groups.numpy())

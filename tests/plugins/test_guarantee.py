@@ -94,7 +94,7 @@ def promising_run() -> RunResult:
             "defenses": [f"{__file__}:Boastful", {"name": "local_dp", "epsilon": 1.0, "per": "training"}],
             "attacks": ["floor", {"name": "rmle", "iterations": 100, "tv": 0.01}],
             "evaluation": {**TINY["evaluation"], "recognition_epochs": 0, "label_fractions": []},
-            "threat": {"observations": 2},
+            "threat": {"messages_per_victim": 2},
         }
     ).run()
 

@@ -57,7 +57,7 @@ def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | 
             {"training": {"monitor_every": 1, "select_on": "test", "partial_batches": "drop", "checkpoint_every": 2}},
             True,
         ),
-        ({"attacks": ["rmle"], "threat": {"observations": 3}, "evaluation": {"confidence": 0.9}}, True),
+        ({"attacks": ["rmle"], "threat": {"messages_per_victim": 3}, "evaluation": {"confidence": 0.9}}, True),
         ({"defenses": [{**EXPERT, "label": "other", "transfer": "low_lr", "client_learning_rate": 0.5}]}, True),
         ({"defenses": [{**EXPERT, "server_start": "scratch", "transfer_learning_rate": 0.5}]}, True),
         ({"defenses": [[EXPERT, {"name": "gaussian", "sigma": 0.5}]]}, True),
