@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import (
+    FitTarget,
     Inversion,
     KnownImages,
-    Likeness,
+    MessageEncoder,
     MomentFit,
     Recipe,
-    Sender,
     check_grammar,
     fit_moments,
     in_batches,
@@ -69,16 +69,16 @@ class ColluderAttack(Attack):
         recipe = self.recipe.passing(self.epochs, len(known.train))
 
         def invert(client: nn.Module, part: Budget) -> Inversion:
-            sender = Sender(in_batches(client), view.protect)
+            sender = MessageEncoder(in_batches(client), view.protect)
             return invert_through(sender, view.smashed, known, self.architecture, recipe, part, view.compute, rng)
 
         held = view.colluder
         as_held = invert(held, budget.share(FIRST_SHARE))
-        alike = moments_agree(Sender(in_batches(held), view.protect), view.smashed, known.nearest, rng)
+        alike = moments_agree(MessageEncoder(in_batches(held), view.protect), view.smashed, known.nearest, rng)
         if (alike and as_held.confidence >= TRUSTED) or budget.exhausted:
             return as_held.images
         client = copy.deepcopy(held).requires_grad_(True)
-        likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect)
+        likeness = FitTarget(moments(view.smashed), known.draw(rng), view.protect)
         fit_moments(client, likeness, self.fit, budget.share(FIT_SHARE))
         fitted = invert(client.requires_grad_(False), budget.share(1.0))
         # Clients that lose nothing explain every message: then the moments have decided.

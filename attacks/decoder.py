@@ -12,9 +12,9 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Configuration
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.inversion import (
+    MessageEncoder,
     NormName,
     Recipe,
-    Sender,
     batch_size_for,
     build_decoder,
     check_grammar,
@@ -134,7 +134,7 @@ class DecoderAttack(Attack):
             recipe = recipe.passing(self.epochs, len(train))
         decoder = build_decoder(self.architecture, view.smashed.shape[1:], view.image_shape, self.norm)
         inverter = train_inverter(
-            decoder, Sender.of(view), train.images, validation.images, recipe, budget, view.compute, rng,
+            decoder, MessageEncoder.of(view), train.images, validation.images, recipe, budget, view.compute, rng,
             guess=mean_image(train.nearest_images), standardise=self.standardise, lpips=lpips,
         )  # fmt: skip
         return inverter(view.smashed)

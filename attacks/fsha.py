@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
 from mocosfl_priv.inversion import (
     JUDGE_STEPS,
-    Likeness,
+    FitTarget,
+    MessageSample,
     MomentFit,
-    Sight,
     believable,
     build_critic,
     build_decoder,
@@ -122,9 +122,9 @@ class FshaAttack(Attack):
             F.mse_loss(inverse(features), batch).backward()
             optimiser.step()
         with torch.no_grad():
-            sight = Sight.of(view, hijacker.recent, _view)
+            seen = MessageSample.of(view, hijacker.recent, _view)
             return believable(
-                in_batches(pilot), stream.protect, in_batches(inverse), sight.draw(CALIBRATION_IMAGES), sight.smashed,
+                in_batches(pilot), stream.protect, in_batches(inverse), seen.draw(CALIBRATION_IMAGES), seen.smashed,
                 view.smashed, budget.iterate(JUDGE_STEPS), torch.Generator().manual_seed(derive_seed(seed, "fsha")),
             )  # fmt: skip
 
@@ -200,7 +200,7 @@ class Hijacker:
 
         pilots = [self._new_pilot() for _ in range(self._attack.starts)]
         fit = self._attack.fit
-        best = fit_best(pilots, Likeness(self.heard, draw, self.stream.protect), fit, Budget())
+        best = fit_best(pilots, FitTarget(self.heard, draw, self.stream.protect), fit, Budget())
         self.pilot.network.load_state_dict(best.state_dict())
 
     def _distance(self, own: Tensor, foreign: Tensor) -> Tensor:

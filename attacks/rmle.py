@@ -14,7 +14,7 @@ from torch import Tensor
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import Ridge, Sender, Standardise
+from mocosfl_priv.inversion import MessageEncoder, Ridge, Standardise
 from mocosfl_priv.plugins import AuxiliaryData
 from mocosfl_priv.runtime.seeding import derive_seed
 
@@ -116,7 +116,7 @@ class RmleAttack(Attack):
         begin = _grey(smashed, view.image_shape)
         if self.tv is None and view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary) > 0:
             known, others = _own_images(view.auxiliary, rng)
-            send = Sender.of(view)
+            send = MessageEncoder.of(view)
             sent = send(known)
             smashed = torch.cat([sent, view.smashed])  # searched along, to see what this very search gets wrong
             begin = _beginning(send, smashed, known, others)
@@ -186,7 +186,7 @@ def _own_images(auxiliary: AuxiliaryData, rng: torch.Generator) -> tuple[Tensor,
     return auxiliary.select(held_out).images, rest.select(of_target_first[:REGRESSED_IMAGES]).images
 
 
-def _beginning(send: Sender, smashed: Tensor, known: Tensor, others: Tensor) -> Tensor:
+def _beginning(send: MessageEncoder, smashed: Tensor, known: Tensor, others: Tensor) -> Tensor:
     """Where the search begins for each row of `smashed`, whose first ones are the messages of `known`.
 
     Grey, or what a linear map that was learned from `others` makes of it: whatever is nearer for `known`.

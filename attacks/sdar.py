@@ -15,10 +15,10 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.inversion import (
     BATCH_FOR_INFERENCE,
     JUDGE_STEPS,
+    FitTarget,
     Labelled,
-    Likeness,
+    MessageSample,
     MomentFit,
-    Sight,
     Unlabelled,
     believable,
     build_critic,
@@ -111,12 +111,12 @@ class SdarAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "sdar"))
         decoder, stream = copy.deepcopy(simulation.decoder.network), simulation.stream
         images, labels = view.auxiliary.images, view.auxiliary.labels
-        sight = Sight.of(view, simulation.recent, lambda images: simulation.task.views(images)[0])
+        seen = MessageSample.of(view, simulation.recent, lambda images: simulation.task.views(images)[0])
 
         simulator = copy.deepcopy(simulation.simulator.network)
         afresh = [redrawn(stream.untrained_client().requires_grad_(True), rng) for _ in range(self.starts)]
-        wanted = moments(sight.smashed) if sight.of_victims else simulation.target
-        likeness = Likeness(wanted, sight.draw, stream.protect)
+        wanted = moments(seen.smashed) if seen.of_victims else simulation.target
+        likeness = FitTarget(wanted, seen.draw, stream.protect)
         simulator = fit_best([simulator, *afresh], likeness, self.fit, budget.share(FIT_SHARE))
         per_epoch = -(-len(images) // self.rows)
         optimiser = torch.optim.Adam(decoder.parameters(), lr=self.learning_rate)
@@ -131,7 +131,7 @@ class SdarAttack(Attack):
         with torch.no_grad():
             decode = partial(simulation.decode, decoder)
             return believable(
-                in_batches(simulator), stream.protect, decode, sight.draw(CALIBRATION_IMAGES), sight.smashed,
+                in_batches(simulator), stream.protect, decode, seen.draw(CALIBRATION_IMAGES), seen.smashed,
                 view.smashed, budget.iterate(JUDGE_STEPS), rng,
             )  # fmt: skip
 

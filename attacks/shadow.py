@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability
 from mocosfl_priv.inversion import (
+    FitTarget,
     KnownImages,
-    Likeness,
+    MessageEncoder,
     MomentFit,
     Recipe,
-    Sender,
     check_grammar,
     fit_best,
     in_batches,
@@ -85,10 +85,10 @@ class ShadowAttack(Attack):
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
         shadows = [redrawn(view.untrained_client(), rng) for _ in range(self.starts)]
-        likeness = Likeness(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
+        likeness = FitTarget(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
         shadow = fit_best(shadows, likeness, self.fit, budget.share(FIT_SHARE))
         shadow.requires_grad_(False)
-        sender = Sender(in_batches(shadow), view.protect)
+        sender = MessageEncoder(in_batches(shadow), view.protect)
         recipe = self.recipe.passing(self.epochs, len(known.train))
         return invert_through(
             sender, view.smashed, known, self.architecture, recipe, budget.share(1.0), view.compute, rng,

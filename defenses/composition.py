@@ -14,11 +14,11 @@ from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Detection
 from mocosfl_priv.config import PluginEntry
 from mocosfl_priv.plugins import DEFENSES, Loaded, under, within
 
-ON_LEARNING = ("client_loss", "disguise", "filter_gradient")  # hooks without effect on clients that do not learn
+ON_LEARNING = ("client_loss", "replace_keys", "filter_gradient")  # hooks without effect on clients that do not learn
 AT_MOST_ONE = {
     "architecture": "change the model, each to a bottleneck of its own",
     "guarantee": "promise something, and what follows from both is not known",
-    "disguise": "send false messages, and would judge each other's",
+    "replace_keys": "send false messages, and would judge each other's",
 }
 
 
@@ -92,9 +92,9 @@ class Composition(Defense):
             smashed = defense.protect(smashed, rng)
         return smashed
 
-    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
         for defense in self._defenses:
-            keys = defense.disguise(keys, owners, step, rng)
+            keys = defense.replace_keys(keys, owners, step, rng)
         return keys
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:

@@ -75,7 +75,7 @@ class SplitGuard(Defense):
     def prepare(self, context: DefenderContext) -> None:
         self._clients, self._device = context.training.clients, context.compute.device
 
-    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
         if not self._kept:
             self._kept = self._nothing_yet(keys)
         kept = self._kept

@@ -25,14 +25,15 @@ from mocosfl_priv.experiment.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.experiment.plan import Plan, lay_out, plan
 from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
+from mocosfl_priv.runtime.imports import own_package
 from mocosfl_priv.runtime.progress import Progress
-from mocosfl_priv.sweep.directory import SweepFolder
+from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.processes import local_engine
 from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
 from mocosfl_priv.sweep.schedule import Engine, Observer, Unobserved, run_tasks
 from mocosfl_priv.sweep.stored_record import stored_record
-from mocosfl_priv.sweep.tasks import Missing
+from mocosfl_priv.sweep.tasks import TaskPlanner
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class RunResult:
         def write(folder: Path) -> None:
             write_record(self.record, folder)
             try:
+                own_package("reports")
                 from reports import write_report  # results flow into reports; only this façade and the CLI look up
 
                 write_report(self.record, folder)
@@ -159,8 +161,12 @@ class Sweep:
         """
         observer = observer or Unobserved()
         engine = engine or local_engine(self.document.compute)
-        with closing(engine), SweepFolder(Path(out), resume) as folder, closing(engine):  # before the lock is let go of
-            missing, keys = Missing(folder.store), {}
+        with (
+            closing(engine),
+            SweepDirectory(Path(out), resume) as folder,
+            closing(engine),
+        ):  # before the lock is let go of
+            missing, keys = TaskPlanner(folder.store), {}
             for variant in self.document.variants:
                 checked = plan(variant.config)
                 missing.add(checked, variant.name if variant.labels else "")
@@ -174,7 +180,7 @@ class Sweep:
                 results[variant.name] = self._report(variant, keys[variant.name], folder, failures)
             return SweepResult(folder.folder, self._write_table(folder, results), results)
 
-    def _report(self, variant: Variant, key: str, folder: SweepFolder, failures: dict[str, str]) -> RunResult:
+    def _report(self, variant: Variant, key: str, folder: SweepDirectory, failures: dict[str, str]) -> RunResult:
         """The run directory of `variant`, written unless it is there and would be the same."""
         place = folder.runs / variant.name
         written = as_written(folder.store, key, place)
@@ -191,7 +197,7 @@ class Sweep:
             note_written(folder.store, key, record, place)
         return RunResult(replace(record, images={}, checkpoints={}))  # on the disk; a grid's would fill the memory
 
-    def _write_table(self, folder: SweepFolder, results: Mapping[str, RunResult]) -> pd.DataFrame:
+    def _write_table(self, folder: SweepDirectory, results: Mapping[str, RunResult]) -> pd.DataFrame:
         tables = []
         for variant in self.document.variants:
             table = results[variant.name].table()
@@ -226,6 +232,7 @@ class SweepResult:
 
 def report_stored(folder: Path) -> Path:
     """Write the report of a run directory, or of a sweep's folder, into it again; returns the HTML's path."""
+    own_package("reports")
     from reports import write_reports
 
     runs = read_runs(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import RunRecord, StoredRun
 from reports.analysis.run_comparison import compare_runs
-from reports.analysis.section import sections_of, variant_title
+from reports.analysis.run_section import sections_of, variant_title
 from reports.audit.page import write_audit_report
 from reports.output.export import export_tables
 from reports.output.html import write_training_report

@@ -15,7 +15,7 @@ from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense,
 
 DEVICE = "cuda"
 ON_GPU = {"device": DEVICE, "precision": "float32"}
-EVERYTHING = {"grants": [capability.value for capability in Capability], "observations": 2, "steps": 60}
+EVERYTHING = {"grants": [capability.value for capability in Capability], "messages_per_victim": 2, "steps": 60}
 SMALL = {
     "architecture": "res_normN0C8",
     "batch_size": 8,

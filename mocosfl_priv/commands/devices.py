@@ -229,7 +229,9 @@ def _run_devices(
     from mocosfl_priv.api import RunResult
     from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.results import Destination
+    from mocosfl_priv.runtime.imports import own_package
 
+    own_package("reports")
     _log_to_terminal()
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:

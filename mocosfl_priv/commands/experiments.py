@@ -196,7 +196,9 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
     from mocosfl_priv.api import run_planned
     from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.results import Destination
+    from mocosfl_priv.runtime.imports import own_package
 
+    own_package("reports")  # better to know before the run than after it
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):

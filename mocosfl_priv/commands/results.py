@@ -37,6 +37,9 @@ def compare(
     seeds, else saying why not.
     """
     from mocosfl_priv.results import read_runs
+    from mocosfl_priv.runtime.imports import own_package
+
+    own_package("reports")
     from reports import compare_runs
 
     found = compare_runs(read_runs(first), read_runs(second))
@@ -65,6 +68,9 @@ def export(
 ) -> None:
     """Write a stored run's tables to files, those of the papers beside the published numbers."""
     from mocosfl_priv.results import read_runs
+    from mocosfl_priv.runtime.imports import own_package
+
+    own_package("reports")
     from reports import export_tables
 
     asked = {"csv": csv, "parquet": parquet, "latex": latex, "markdown": markdown}

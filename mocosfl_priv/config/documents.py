@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ from pydantic import BaseModel, ValidationError
 from mocosfl_priv.config.plugin_spec import PluginSpec
 from mocosfl_priv.config.schema import ExperimentConfig
 from mocosfl_priv.errors import ConfigurationError, did_you_mean
+
+LOG = logging.getLogger("mocosfl-priv")
+# Keys that have another name now; the former one is read for one version.
+FORMER_NAMES = {"threat.observations": "threat.messages_per_victim"}
 
 
 class _Misleading(str):
@@ -119,11 +124,34 @@ def with_overrides(
     raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any], where: str = "--set"
 ) -> dict[str, Any]:
     """A copy of the document `raw` with `overrides`: ``a.b=c`` strings, or a mapping of dotted paths to values."""
-    document = dict(raw)
+    document = _with_present_names(raw)
     pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
     for key, value in pairs:
-        document = _with_value(document, key.split("."), value, f"{where} {key}")
+        document = _with_value(document, _present_name(key).split("."), value, f"{where} {key}")
     return document
+
+
+def _with_present_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `raw` without the keys of `FORMER_NAMES`; ConfigurationError where a key has both its names."""
+    document = dict(raw)
+    for former, present in FORMER_NAMES.items():
+        section, old = former.split(".")
+        new = present.split(".")[1]
+        if isinstance(document.get(section), Mapping) and old in document[section]:
+            if new in document[section]:
+                raise ConfigurationError(f"{former} is the former name of {present}: give one of them")
+            renamed = {new if key == old else key: value for key, value in document[section].items()}
+            document[section] = renamed
+            _present_name(former)
+    return document
+
+
+def _present_name(key: str) -> str:
+    """`key`, or what it is called now; a line on the log says so."""
+    if key not in FORMER_NAMES:
+        return key
+    LOG.warning("%s is now called %s; its former name is read for the last time", key, FORMER_NAMES[key])
+    return FORMER_NAMES[key]
 
 
 def _split_override(text: str) -> tuple[str, Any]:

@@ -40,7 +40,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "evaluation.label_fractions": [],
         "evaluation.recognition_epochs": 0,
         "threat.steps": 20,
-        "threat.observations": 2,
+        "threat.messages_per_victim": 2,
     }
 }
 # The same for the parameters of defenses, where a configuration writes them out; an attack obeys `threat.steps`.

@@ -282,7 +282,7 @@ class ThreatConfig(Section):
     adaptive: bool = Field(True, description="the attacker knows the defense and trains through it")
     seconds: Positive | None = Field(None, description="wall-clock limit of one attack; none keeps runs repeatable")
     steps: Count | None = Field(None, description="limit of the steps of one attack; repeatable, unlike seconds")
-    observations: Count = Field(
+    messages_per_victim: Count = Field(
         8,
         description="how often a victim's message is seen where the defense is randomised: an adaptive attacker takes "
         "their mean, and trains on such means; training sends every image once per epoch",

@@ -17,7 +17,10 @@ from mocosfl_priv.training.message_count import rows_per_image
 from mocosfl_priv.training.participants import Simulated
 from mocosfl_priv.training.sampling import PoolShape
 
-ON_RETURN = ("disguise", "filter_gradient")  # hooks that watch what the server makes of other clients' messages, too
+ON_RETURN = (
+    "replace_keys",
+    "filter_gradient",
+)  # hooks that watch what the server makes of other clients' messages, too
 ON_WAY_OUT = ("protect", "client_loss")  # hooks that become part of a device's program
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.utility import BATCH
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
-from mocosfl_priv.experiment.observers import Attendee, copied_auxiliary, visible_to
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
+from mocosfl_priv.experiment.observers import Observer, copied_auxiliary, visible_to
 from mocosfl_priv.plugins import Attack, AttackerView, Budget, Capability, Defense, Loaded
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import ATTACK_COSTS
@@ -57,13 +57,13 @@ class Target:
 class Promise:
     """What a defense promises of any attacker that saw as much as this one.
 
-    least_error: (n,), per victim, terms of the mean MSE that is promised.
+    mse_lower_bound: (n,), per victim, terms of the mean MSE that is promised.
     """
 
     claim: str
     epsilon: float
     delta: float
-    least_error: np.ndarray
+    mse_lower_bound: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Attempt:
 
 
 def attempt(
-    lab: Laboratory,
+    lab: EvaluationContext,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
-    attended: Attendee | None = None,
+    attended: Observer | None = None,
 ) -> list[Attempt]:
     """Run `attack` once on the messages of all victims; what it returned for each set.
 
@@ -138,7 +138,7 @@ def attempt(
 def _promise(guarantee: Guarantee | None, victims: VictimSet) -> Promise | None:
     if guarantee is None:
         return None
-    return Promise(guarantee.claim, guarantee.epsilon, guarantee.delta, victims.least_error(guarantee))
+    return Promise(guarantee.claim, guarantee.epsilon, guarantee.delta, victims.mse_lower_bound(guarantee))
 
 
 def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...], attack: str) -> Tensor:
@@ -155,7 +155,7 @@ def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...],
 
 
 def grant_view(
-    lab: Laboratory, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Attendee | None = None
+    lab: EvaluationContext, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Observer | None = None
 ) -> AttackerView:
     """The view of one attack: what it declared, as far as the threat model grants it, and nothing else.
 
@@ -174,19 +174,19 @@ def grant_view(
         colluder = _own_copy(client, device)
         for own, parameters in zip((client, colluder), target.participants, strict=False):
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
-    observations, codec = _observations(lab, defense), target.codec
+    messages_per_victim, codec = _count_per_victim(lab, defense), target.codec
     messages_rng = generator(target.seed, "victims' messages", device=device)
     attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
     with torch.no_grad():
         smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])
-        smashed = observe(defense, messages_rng, observations, smashed, codec)
+        smashed = observe(defense, messages_rng, messages_per_victim, smashed, codec)
     return AttackerView(
         smashed=smashed,
         image_shape=target.image_shape,
         compute=lab.compute,
         visible=visible,
         client=client,
-        protect=partial(observe, defense, attacker_rng, observations, codec=codec),
+        protect=partial(observe, defense, attacker_rng, messages_per_victim, codec=codec),
         undefended=partial(as_received, codec=codec),
         knows_defense=lab.threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
@@ -199,18 +199,18 @@ def grant_view(
     )
 
 
-def _observations(lab: Laboratory, defense: Defense) -> int:
+def _count_per_victim(lab: EvaluationContext, defense: Defense) -> int:
     """Who knows that messages are randomised waits for more of them; who does not takes the first."""
-    return lab.config.threat.observations if defense.randomised and lab.threat.adaptive else 1
+    return lab.config.threat.messages_per_victim if defense.randomised and lab.threat.adaptive else 1
 
 
-def _messages_seen(lab: Laboratory, target: Target, attended: Attendee | None) -> int:
+def _messages_seen(lab: EvaluationContext, target: Target, attended: Observer | None) -> int:
     """How many messages of one image an attacker has. Who attends training has all that it makes of an image, too.
 
     Victims take no part in training, so this is more than was used against them: a promise that is also kept to the
     private images, and the smaller for it.
     """
-    return _observations(lab, target.defense) + (target.training_messages if attended else 0)
+    return _count_per_victim(lab, target.defense) + (target.training_messages if attended else 0)
 
 
 def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
@@ -218,13 +218,13 @@ def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def observe(
-    defense: Defense, rng: torch.Generator, observations: int, smashed: Tensor, codec: Codec = "fp32"
+    defense: Defense, rng: torch.Generator, messages_per_victim: int, smashed: Tensor, codec: Codec = "fp32"
 ) -> Tensor:
-    """What is known of messages that are sent `observations` times: the mean of what arrives of that many draws of the
-    defense.
+    """What is known of messages that are sent `messages_per_victim` times: the mean of what arrives of that many draws
+    of the defense.
     """
-    received = [as_received(defense.protect(smashed, rng), codec) for _ in range(observations)]
-    return received[0] if observations == 1 else torch.stack(received).mean(0)
+    received = [as_received(defense.protect(smashed, rng), codec) for _ in range(messages_per_victim)]
+    return received[0] if messages_per_victim == 1 else torch.stack(received).mean(0)
 
 
 def attack_seed(seed: int, attack: Loaded[Attack]) -> int:

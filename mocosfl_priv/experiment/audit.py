@@ -17,7 +17,7 @@ from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment.attack import Target
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.models.split import count_parameters, forward_flops
@@ -50,7 +50,7 @@ class AuditPlan:
     config: ExperimentConfig
     checkpoints: tuple[PublishedCheckpoint, ...]
     attacks: tuple[Loaded[Attack], ...]
-    laboratory: Laboratory
+    laboratory: EvaluationContext
     victim_sets: tuple[VictimSet, ...]
     undefended: Loaded[Defense] = field(default_factory=lambda: DEFENSES.create(PluginSpec(name="none")))
 
@@ -87,7 +87,7 @@ def plan_audit(config: ExperimentConfig) -> AuditPlan:
     attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
     for attack in attacks:
         reachable.require(attack.plugin.needs, attack.label)
-    laboratory = Laboratory(config, assign_roles(config.data, 0.0), compute, reachable)
+    laboratory = EvaluationContext(config, assign_roles(config.data, 0.0), compute, reachable)
     published = load_attack_images(config.checkpoints)
     sets = [laboratory.victims]
     if published is not None:

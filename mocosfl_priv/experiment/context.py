@@ -38,13 +38,13 @@ class VictimSet:
     groups: Tensor
     floor: Floor
 
-    def least_error(self, guarantee: Guarantee) -> np.ndarray:
+    def mse_lower_bound(self, guarantee: Guarantee) -> np.ndarray:
         """Terms (n,) of the mean MSE on these images that `guarantee` promises of any attacker."""
         return guarantee.bound(hindsight_floor(self.images).numpy())
 
 
 @dataclass
-class Laboratory:
+class EvaluationContext:
     """Everything that does not depend on which client is attacked."""
 
     config: ExperimentConfig

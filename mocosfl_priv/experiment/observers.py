@@ -50,7 +50,7 @@ def trainings(attacks: Sequence[Loaded[Attack]], threat: ThreatModel) -> tuple[T
     return (Training(tuple(listening), tuple(passive)), *(Training((a,), (a,), a) for a in active))
 
 
-class Attendee:
+class Observer:
     """One attack's listener, the seed it draws from, and what it has spent.
 
     limit: seconds after which it hears no more; None for no limit. failure: the cause, in one line, after which it
@@ -69,13 +69,13 @@ class Attendee:
 
     def received(self, message: Message) -> None:
         """Hand over a copy of `message`."""
-        if not self._deaf:
+        if not self._stopped:
             self.messages += 1
             self._call("received", _copied(message))
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
         """The gradient that the listener wants the clients to get."""
-        if self._deaf:
+        if self._stopped:
             return gradient
         chosen = self._call("returned", _copied(message), gradient.clone())
         if self.failure:
@@ -87,7 +87,7 @@ class Attendee:
         return chosen.detach().to(gradient)
 
     @property
-    def _deaf(self) -> bool:
+    def _stopped(self) -> bool:
         return bool(self.failure) or (self._limit is not None and self.seconds >= self._limit)
 
     def _call(self, place: str, *arguments: object) -> object:
@@ -124,13 +124,13 @@ class Attendee:
         self.messages = max(self.messages, int(state["messages"]))
 
 
-class Audience:
+class ObserverGroup:
     """Everybody who attends one training and leaves it alone; implements `ServerHooks`."""
 
-    def __init__(self, attendees: Iterable[Attendee]) -> None:
+    def __init__(self, attendees: Iterable[Observer]) -> None:
         self._attendees = {attendee.label: attendee for attendee in attendees}
 
-    def of(self, label: str) -> Attendee | None:
+    def of(self, label: str) -> Observer | None:
         """Who attends for the attack `label`; None if nobody does."""
         return self._attendees.get(label)
 
@@ -162,7 +162,7 @@ class Audience:
             attendee.load_state(within(state, str(place)))
 
 
-class Hijack(Audience):
+class MaliciousServer(ObserverGroup):
     """A training whose gradients one attendee chooses."""
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Hijack(Audience):
         return gradient
 
 
-def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Attendee | None:
+def attach(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | None) -> Observer | None:
     """Ask `attack` for its listener; None if it is not interested.
 
     Raises RunFailedError when it fails, ThreatModelError when it reaches for more than it was granted.
@@ -188,7 +188,7 @@ def seat(attack: Loaded[Attack], stream: StreamView, seed: int, limit: float | N
         ) from error
     if listener is None:
         return None
-    return Attendee(attack.label, listener, derive_seed(seed, "attending"), limit, stream.compute.device)
+    return Observer(attack.label, listener, derive_seed(seed, "attending"), limit, stream.compute.device)
 
 
 def live_server(trunk: nn.Module, projector: nn.Module, compute: Compute) -> partial[Tensor]:

@@ -9,7 +9,7 @@ from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
-from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.observers import Training, trainings, visible_to
 from mocosfl_priv.experiment.train import System, defender_context, planned_training_steps
 from mocosfl_priv.models.split import validate_cut
@@ -29,7 +29,7 @@ class Plan:
     config: ExperimentConfig
     systems: tuple[System, ...]
     attacks: tuple[Loaded[Attack], ...]
-    laboratory: Laboratory
+    laboratory: EvaluationContext
 
     @property
     def summary(self) -> str:
@@ -133,7 +133,7 @@ def lay_out(config: ExperimentConfig) -> Plan:
                 f"leakage: attack {attack.label!r} attends a whole training and has no place in a leakage curve, whose "
                 "points are single moments; name the attacks of the curve in leakage.attacks"
             )
-    laboratory = Laboratory(config, roles, compute, threat, curve)
+    laboratory = EvaluationContext(config, roles, compute, threat, curve)
     systems = tuple(
         System(defense, cut_layer, fraction, seed)
         for seed in config.seeds
@@ -157,7 +157,7 @@ def _check_file_names(systems: Sequence[System]) -> None:
             )
 
 
-def _check_partition(lab: Laboratory) -> None:
+def _check_partition(lab: EvaluationContext) -> None:
     """Make one as training will: whether it is possible depends on the numbers of clients and images, not on seeds."""
     training, private = lab.config.training, lab.roles[Role.CLIENT_PRIVATE]
     make_partition(private.labels, training, None, generator(lab.config.seeds[0], "partition"))
@@ -166,7 +166,7 @@ def _check_partition(lab: Laboratory) -> None:
                                  f"but there are only {len(private)} private ones")  # fmt: skip
 
 
-def _check_auxiliary_data(lab: Laboratory, attacks: Sequence[Loaded[Attack]]) -> None:
+def _check_auxiliary_data(lab: EvaluationContext, attacks: Sequence[Loaded[Attack]]) -> None:
     """A threat model may grant auxiliary data of which there is none."""
     if len(lab.roles[Role.AUXILIARY_TARGET]) + len(lab.roles[Role.AUXILIARY_SOURCE]) > 0:
         return

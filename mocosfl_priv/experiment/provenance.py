@@ -19,7 +19,7 @@ import pandas as pd
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.evaluation.distribution_shift import image_statistics
 from mocosfl_priv.evaluation.reliability import NO_LABELS, AttackFacts, Flag, RunFacts, reliability_flags
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
 from mocosfl_priv.experiment.observers import visible_to
 from mocosfl_priv.experiment.rows import CellResult
 from mocosfl_priv.plugins import Attack, Defense, Loaded
@@ -29,7 +29,7 @@ RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "sc
 
 
 def gather(
-    lab: Laboratory,
+    lab: EvaluationContext,
     cells: Sequence[CellResult],
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
@@ -58,7 +58,7 @@ def pictures(cells: Sequence[CellResult], victim_sets: Sequence[VictimSet]) -> d
 
 
 def common_info(
-    lab: Laboratory,
+    lab: EvaluationContext,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     flags: Sequence[Flag],
@@ -106,11 +106,11 @@ def common_info(
     }
 
 
-def _why_no_judge(lab: Laboratory) -> str:
+def _why_no_judge(lab: EvaluationContext) -> str:
     return "evaluation.recognition_epochs is 0" if lab.roles.labelled else "there are no labels"
 
 
-def _without_labels(lab: Laboratory) -> list[Flag]:
+def _without_labels(lab: EvaluationContext) -> list[Flag]:
     """The flag of a run in which no accuracy means anything."""
     if lab.roles.labelled:
         return []
@@ -118,7 +118,7 @@ def _without_labels(lab: Laboratory) -> list[Flag]:
 
 
 def _facts(
-    lab: Laboratory,
+    lab: EvaluationContext,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     victim_sets: Sequence[VictimSet],
@@ -141,7 +141,7 @@ def _facts(
         ],
         undefended=frozenset(label for label, defense in defenses.items() if defense.origin == UNDEFENDED),
         randomised=frozenset(label for label, defense in defenses.items() if defense.plugin.randomised),
-        messages_per_victim=lab.config.threat.observations if lab.threat.adaptive else 1,
+        messages_per_victim=lab.config.threat.messages_per_victim if lab.threat.adaptive else 1,
         adaptive=lab.threat.adaptive,
         victims={
             victims.name: image_statistics((victims.images * 255).round().byte().numpy(), victims.groups.numpy())

@@ -13,15 +13,15 @@ from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Target, attempt
-from mocosfl_priv.experiment.context import Laboratory, VictimSet
-from mocosfl_priv.experiment.observers import Attendee
+from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
+from mocosfl_priv.experiment.observers import Observer
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import CELL_KEYS, METRICS, TEST_VICTIMS, semi_column
 from mocosfl_priv.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
-class Trial:
+class ScoredAttack:
     """How one attack fared on one set of victims.
 
     values: metric to (n,); empty if the attack failed.
@@ -32,10 +32,10 @@ class Trial:
     values: dict[str, np.ndarray]
 
     @property
-    def least_error(self) -> np.ndarray:
+    def mse_lower_bound(self) -> np.ndarray:
         """Per victim, terms of the mean MSE that is promised; NaN if nothing is."""
         promise = self.attempt.promise
-        return promise.least_error if promise else np.full(len(self.victims.images), np.nan)
+        return promise.mse_lower_bound if promise else np.full(len(self.victims.images), np.nan)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Trial:
             "guarantee": promise.claim if promise else "",
             "guarantee_epsilon": promise.epsilon if promise else np.nan,
             "guarantee_delta": promise.delta if promise else np.nan,
-            "mse_bound": max(0.0, float(self.least_error.mean())) if promise else np.nan,
+            "mse_bound": max(0.0, float(self.mse_lower_bound.mean())) if promise else np.nan,
             **self.attempt.cost,
             "failure": self.attempt.failure,
         }
@@ -64,7 +64,7 @@ class Trial:
                 "image": np.arange(count),
                 "group": self.victims.groups.numpy()[:count],
                 **self.values,
-                "mse_bound": self.least_error[:count],
+                "mse_bound": self.mse_lower_bound[:count],
             }
         )
 
@@ -81,7 +81,7 @@ class SystemResult:
     """What results say of a trained system: everything but its model.
 
     keys: the columns that identify it. hijacker: label of the attack that chose the gradients; empty for none.
-    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`Laboratory`.
+    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`EvaluationContext`.
     history, observations: see :class:`TrainedModel`. detection: what a detector found, as a row says it; None without.
     info: all else, as JSON.
     """
@@ -97,7 +97,7 @@ class SystemResult:
     detection: dict[str, Any] | None
     info: dict[str, Any]
 
-    def columns(self, lab: Laboratory) -> dict[str, Any]:
+    def columns(self, lab: EvaluationContext) -> dict[str, Any]:
         """What the row of every attack on this system says of it; accuracies are NaN where there are no labels."""
         measured = lab.roles.labelled
         return {
@@ -129,13 +129,13 @@ class CellResult:
     reconstruction: np.ndarray | None
 
     @classmethod
-    def of(cls, trial: Trial, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
+    def of(cls, trial: ScoredAttack, keys: dict[str, Any], rest: dict[str, Any]) -> CellResult:
         """The cell `keys`, with what else its row says beside the trial's own summary."""
         keys = {**keys, "victims": trial.victims.name}
         return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
 
 
-def score_attempt(lab: Laboratory, victims: VictimSet, attempted: Attempt) -> dict[str, np.ndarray]:
+def score_attempt(lab: EvaluationContext, victims: VictimSet, attempted: Attempt) -> dict[str, np.ndarray]:
     """Every metric of every image of `victims`: name to (n,); empty if the attack failed."""
     if attempted.reconstruction is None:
         return {}
@@ -146,16 +146,16 @@ def score_attempt(lab: Laboratory, victims: VictimSet, attempted: Attempt) -> di
 
 
 def try_attack(
-    lab: Laboratory,
+    lab: EvaluationContext,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
-    attended: Attendee | None = None,
-) -> list[Trial]:
+    attended: Observer | None = None,
+) -> list[ScoredAttack]:
     """Let `attack` try all victims at once, and score each set by itself; see :func:`attempt`."""
     attempts = attempt(lab, target, attack, victim_sets, progress, attended)
     return [
-        Trial(victims, attempted, score_attempt(lab, victims, attempted))
+        ScoredAttack(victims, attempted, score_attempt(lab, victims, attempted))
         for victims, attempted in zip(victim_sets, attempts, strict=True)
     ]

@@ -25,17 +25,17 @@ from mocosfl_priv.device.codecs import sizes
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, RunFailedError, StorageError
 from mocosfl_priv.evaluation.utility import Utility, measure_utility, selection_knn
 from mocosfl_priv.experiment.attack import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
-from mocosfl_priv.experiment.context import Laboratory, fresh_model
+from mocosfl_priv.experiment.context import EvaluationContext, fresh_model
 from mocosfl_priv.experiment.observers import (
-    Audience,
-    Hijack,
+    MaliciousServer,
+    ObserverGroup,
     Training,
+    attach,
     copied_auxiliary,
     live_server,
-    seat,
     visible_to,
 )
-from mocosfl_priv.experiment.rows import CellResult, SystemResult, Trial, score_attempt, try_attack
+from mocosfl_priv.experiment.rows import CellResult, ScoredAttack, SystemResult, score_attempt, try_attack
 from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
@@ -116,7 +116,7 @@ class TrainedSystem:
 
     system: System
     training: Training
-    audience: Audience
+    audience: ObserverGroup
     trained: TrainedModel
     utility: Utility
     untrained: np.ndarray
@@ -183,14 +183,14 @@ class TrainedSystem:
         }
 
 
-def planned_training_steps(lab: Laboratory) -> int:
+def planned_training_steps(lab: EvaluationContext) -> int:
     """Steps of one training of this experiment."""
     training = lab.config.training
     return total_steps(len(lab.roles[Role.CLIENT_PRIVATE]), PoolShape.of(training).images, training.epochs)
 
 
 def train_system(
-    lab: Laboratory,
+    lab: EvaluationContext,
     system: System,
     progress: Progress | None = None,
     checkpoints: Path | None = None,
@@ -284,7 +284,7 @@ def train_system(
     return TrainedSystem(system, how, audience, trained, utility, untrained, cost, prepared.frozen_client, guarantee)
 
 
-def _analytic_cost(lab: Laboratory, model: SplitModel, frozen: bool) -> dict[str, float]:
+def _analytic_cost(lab: EvaluationContext, model: SplitModel, frozen: bool) -> dict[str, float]:
     """What an average client would compute in the whole training, and keep of one image, were it a device."""
     training, client = lab.config.training, model.client
     rows = rows_per_image(training, frozen) * training.epochs * len(lab.roles[Role.CLIENT_PRIVATE]) / training.clients
@@ -296,7 +296,7 @@ def _analytic_cost(lab: Laboratory, model: SplitModel, frozen: bool) -> dict[str
     }
 
 
-def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients:
+def _client_batches(lab: EvaluationContext, seed: int, images: Tensor) -> PooledClients:
     """Who trains with which of the private images, step by step; `images` stand for them."""
     training = lab.config.training
     return PooledClients(
@@ -308,13 +308,13 @@ def _client_batches(lab: Laboratory, seed: int, images: Tensor) -> PooledClients
     )
 
 
-def _most_draws(lab: Laboratory, seed: int) -> int:
+def _most_draws(lab: EvaluationContext, seed: int) -> int:
     """How often a training of `seed` draws the private image that it draws most."""
     images = len(lab.roles[Role.CLIENT_PRIVATE])
     return most_draws(_client_batches(lab, seed, torch.arange(images)), images, planned_training_steps(lab))
 
 
-def training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarantee | None:
+def training_guarantee(lab: EvaluationContext, system: System, frozen: bool) -> Guarantee | None:
     """What the defense promises of whoever sees every message that training makes of an image; None for nothing."""
     try:
         if system.defense.plugin.guarantee(1) is None:
@@ -325,7 +325,9 @@ def training_guarantee(lab: Laboratory, system: System, frozen: bool) -> Guarant
         raise _failure(system.title, error) from error
 
 
-def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Training = HONEST) -> Checkpoints | None:
+def checkpoints_of(
+    lab: EvaluationContext, system: System, folder: Path | None, how: Training = HONEST
+) -> Checkpoints | None:
     """Where `system` keeps the state of its training below `folder`; None for nowhere."""
     if folder is None:
         return None
@@ -341,7 +343,7 @@ def checkpoints_of(lab: Laboratory, system: System, folder: Path | None, how: Tr
     return Checkpoints(folder / system.trained_stem(how), hashlib.sha256(text.encode()).hexdigest(), shown)
 
 
-def training_document(lab: Laboratory, system: System, how: Training) -> dict[str, Any]:
+def training_document(lab: EvaluationContext, system: System, how: Training) -> dict[str, Any]:
     """Everything that decides how a system's training runs, save the code around it."""
     config, defense = lab.config, system.defense
     model_config = defense.plugin.architecture(config.model)
@@ -364,20 +366,20 @@ def training_document(lab: Laboratory, system: System, how: Training) -> dict[st
     }
 
 
-def audience_of(lab: Laboratory, system: System, model: SplitModel, how: Training) -> Audience:
+def audience_of(lab: EvaluationContext, system: System, model: SplitModel, how: Training) -> ObserverGroup:
     """The listeners of those who attend the training of `model`, in it from its first message on."""
     model.to(lab.compute.device)
     limit = lab.config.threat.seconds
     seated = [
-        seat(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
+        attach(attack, grant_stream(lab, system, model, attack), attack_seed(system.seed, attack), limit)
         for attack in how.attending
     ]
-    kind = Hijack if how.hijacker else Audience
+    kind = MaliciousServer if how.hijacker else ObserverGroup
     return kind(attendee for attendee in seated if attendee is not None)
 
 
 def defender_context(
-    lab: Laboratory,
+    lab: EvaluationContext,
     system: System,
     model_config: ModelConfig,
     progress: Progress,
@@ -400,7 +402,9 @@ def defender_context(
     )
 
 
-def expert_trainer(lab: Laboratory, system: System) -> tuple[Loaded[Defense], DefenderContext, dict[str, Any]] | None:
+def expert_trainer(
+    lab: EvaluationContext, system: System
+) -> tuple[Loaded[Defense], DefenderContext, dict[str, Any]] | None:
     """The defense of `system`, or the part of it, that trains an expert, with what it has for that and what decides
     about it; None if nobody does.
     """
@@ -412,7 +416,7 @@ def expert_trainer(lab: Laboratory, system: System) -> tuple[Loaded[Defense], De
     return None
 
 
-def train_expert(lab: Laboratory, system: System, checkpoints: Checkpoints | None = None) -> TrainedExpert:
+def train_expert(lab: EvaluationContext, system: System, checkpoints: Checkpoints | None = None) -> TrainedExpert:
     """The expert of `system` alone, for a system that has one.
 
     checkpoints: where its training keeps its state, and from where it goes on.
@@ -436,7 +440,7 @@ def _prepare(system: System, context: DefenderContext) -> PreparedModel:
     return prepared or PreparedModel(context.build_model())
 
 
-def restored_model(lab: Laboratory, system: System) -> SplitModel:
+def restored_model(lab: EvaluationContext, system: System) -> SplitModel:
     """A model of `system`, whose weights are to be replaced; its defense is ready for :meth:`Defense.load_state`."""
     model_config = system.defense.plugin.architecture(lab.config.model)
     context = defender_context(lab, system, model_config, Silent())
@@ -454,7 +458,7 @@ def _failure(title: str, error: Exception) -> MocosflPrivError:
 
 
 def attempt_on(
-    lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+    lab: EvaluationContext, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
 ) -> Attempt:
     """Let one attack try the victims of a trained system.
 
@@ -469,7 +473,7 @@ def attempt_on(
 
 
 def attack_system(
-    lab: Laboratory, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+    lab: EvaluationContext, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
 ) -> CellResult:
     """Let one attack try the victims of a trained system, and score what it returns.
 
@@ -477,7 +481,7 @@ def attack_system(
     granted.
     """
     attempted = attempt_on(lab, trained, attack, progress)
-    trial = Trial(lab.victims, attempted, score_attempt(lab, lab.victims, attempted))
+    trial = ScoredAttack(lab.victims, attempted, score_attempt(lab, lab.victims, attempted))
     return CellResult.of(trial, {**trained.system.keys, "attack": attack.label}, trained.result().columns(lab))
 
 
@@ -486,7 +490,7 @@ def with_own_plugin(attack: Loaded[Attack]) -> Loaded[Attack]:
     return replace(attack, plugin=copy.deepcopy(attack.plugin))
 
 
-def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
+def target_of(lab: EvaluationContext, system: System, model: SplitModel) -> Target:
     """What attackers of a trained system are up against."""
     defense = system.defense.plugin
     return Target(
@@ -502,7 +506,9 @@ def target_of(lab: Laboratory, system: System, model: SplitModel) -> Target:
     )
 
 
-def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoch: float) -> list[dict[str, Any]]:
+def _leakage(
+    lab: EvaluationContext, system: System, model: SplitModel, step: int, epoch: float
+) -> list[dict[str, Any]]:
     """A point of the training-time leakage curve: every curve attack on the live model. It leaves training alone.
 
     The attacks start afresh at every point, with the seed they have against the finished model.
@@ -514,7 +520,7 @@ def _leakage(lab: Laboratory, system: System, model: SplitModel, step: int, epoc
     return rows
 
 
-def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loaded[Attack]) -> StreamView:
+def grant_stream(lab: EvaluationContext, system: System, model: SplitModel, attack: Loaded[Attack]) -> StreamView:
     """What one attack holds while it attends the training of `model`, whose server networks it sees live."""
     defense, codec = system.defense.plugin, lab.config.training.codec
     undefended = partial(as_received, codec=codec)
@@ -530,7 +536,7 @@ def grant_stream(lab: Laboratory, system: System, model: SplitModel, attack: Loa
     )
 
 
-def _client_builder(lab: Laboratory, system: System) -> Callable[[], nn.Module]:
+def _client_builder(lab: EvaluationContext, system: System) -> Callable[[], nn.Module]:
     """Builds untrained clients; bound to settings only: a closure over the laboratory would carry the victims along."""
     return partial(
         _untrained_client,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from mocosfl_priv.inversion.colour_reflection import set_right
+from mocosfl_priv.inversion.colour_reflection import undo_reflection
 from mocosfl_priv.inversion.confidence import confidence, explained, trust
 
 
@@ -47,14 +47,14 @@ def believable(
     It was learned on what `encode` and the defense make of the attacker's images, such as `views`. What clients send is
     decoded well only where `encode` would send it for the decoded image, too. foreign: more data of the clients, or
     `smashed` itself, whose colours should be usual. steps: as many as are spent on finding out which way round colours
-    are; see `set_right`.
+    are; see `undo_reflection`.
     """
     familiar = protect(encode(views))
     decoded, guess = decode(familiar).clamp(0, 1), decode(smashed).clamp(0, 1)
     sure = confidence(explained(smashed, encode(guess)), explained(familiar, encode(decoded)))
     share = trust(sure, decoded, views, views.mean((0, 2, 3), keepdim=True))
     further = guess[:0] if foreign is smashed else decode(foreign).clamp(0, 1)
-    right = set_right(torch.cat([guess, further]), decoded, views, steps, rng)
+    right = undo_reflection(torch.cat([guess, further]), decoded, views, steps, rng)
     guess, further = right[: len(guess)], right[len(guess) :]
     return ColourMatch(further if len(further) else guess, decoded, views, share)(guess)
 

@@ -41,7 +41,9 @@ class Reflections:
         return (turned + mean).clamp(0, 1)
 
 
-def set_right(decoded: Tensor, known: Tensor, truth: Tensor, steps: Iterable[int], rng: torch.Generator) -> Tensor:
+def undo_reflection(
+    decoded: Tensor, known: Tensor, truth: Tensor, steps: Iterable[int], rng: torch.Generator
+) -> Tensor:
     """`decoded` images (n, 3, h, w) after the one reflection of all that makes them look like `known` ones.
 
     known: what the same decoder makes of messages whose images, `truth`, it knows; what reflections are is seen on

@@ -63,7 +63,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Sender:
+class MessageEncoder:
     """How auxiliary images become messages like the victims'.
 
     encode: images (n, 3, h, w) in [0, 1] to smashed data, without gradient; its results are kept and used again.
@@ -74,7 +74,7 @@ class Sender:
     protect: Callable[[Tensor], Tensor]
 
     @classmethod
-    def of(cls, view: AttackerView) -> Sender:
+    def of(cls, view: AttackerView) -> MessageEncoder:
         """At home with the client's weights, else by queries, whose answers are protected already."""
         if view.has(Capability.CLIENT_WEIGHTS):
             return cls(in_batches(view.client), view.protect)
@@ -116,7 +116,7 @@ class Inverter:
 
 def train_inverter(
     decoder: nn.Module,
-    sender: Sender,
+    sender: MessageEncoder,
     train: Tensor,
     validation: Tensor,
     recipe: Recipe,
@@ -197,7 +197,7 @@ def batch_size_for(images: int, budget: Budget) -> int:
 class HeldOut:
     """The best state of a network so far, by its MSE on images that it does not learn from."""
 
-    def __init__(self, sender: Sender, images: Tensor, compute: Compute) -> None:
+    def __init__(self, sender: MessageEncoder, images: Tensor, compute: Compute) -> None:
         self._sender = sender
         self._images = images
         self._compute = compute

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.inversion.colour_match import sample
-from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, undo_reflection
 from mocosfl_priv.inversion.confidence import confidence, explained, trust
 from mocosfl_priv.inversion.decoder_training import (
     STATISTICS_IMAGES,
+    MessageEncoder,
     Recipe,
-    Sender,
     Standardise,
     held_out_split,
     in_batches,
@@ -59,7 +59,7 @@ class MomentFit:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class FitTarget:
     """What a surrogate's messages shall be like.
 
     wanted: the moments of smashed data (n, c, h, w). draw: images to be sent; they need not be the victims', only alike
@@ -84,7 +84,7 @@ class Likeness:
         return float(moment_distance(moments(sent), self.wanted))
 
 
-def fit_moments(client: nn.Module, likeness: Likeness, fit: MomentFit, budget: Budget) -> None:
+def fit_moments(client: nn.Module, likeness: FitTarget, fit: MomentFit, budget: Budget) -> None:
     """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
     _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, budget)
 
@@ -111,7 +111,7 @@ def _share_of_peak(spent: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (spent - RISE) / (1 - RISE)))
 
 
-def fit_best(clients: Sequence[nn.Module], likeness: Likeness, fit: MomentFit, budget: Budget) -> nn.Module:
+def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, budget: Budget) -> nn.Module:
     """A client whose messages come to be like that, from several beginnings; see :func:`fit_moments`.
 
     What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good
@@ -172,7 +172,7 @@ def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
     return client
 
 
-def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
+def moments_agree(surrogate: MessageEncoder, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
     """Whether the moments of `smashed` are as near to those of the surrogate's messages for `images` as the moments
     of equally many of its messages are, drawn `RESAMPLED` times: then nothing says that the clients differ.
     """
@@ -187,7 +187,7 @@ def moments_agree(surrogate: Sender, smashed: Tensor, images: Tensor, rng: torch
 
 
 @dataclass(frozen=True)
-class Sight:
+class MessageSample:
     """What clients send, and images that are alike on average to those behind it; for who attended a training.
 
     smashed: float (n, *smashed_shape). draw: images of the attacker's own. of_victims: whether it is the victims'.
@@ -198,7 +198,7 @@ class Sight:
     of_victims: bool
 
     @classmethod
-    def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> Sight:
+    def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> MessageSample:
         """The victims' messages, or where these are few (and training sent any) `recent` ones of training.
 
         view_of: what clients make of images in training, before they send them. Where these are augmented views,
@@ -256,7 +256,7 @@ class Inversion:
 
 
 def invert_through(
-    surrogate: Sender,
+    surrogate: MessageEncoder,
     smashed: Tensor,
     known: KnownImages,
     architecture: str,
@@ -293,7 +293,7 @@ def invert_through(
             best, images = share, decoded
     if not right_way_round:
         truth = known.nearest[:JUDGE_IMAGES]
-        images = set_right(images, inverter(surrogate(truth)), truth, budget.iterate(JUDGE_STEPS), rng)
+        images = undo_reflection(images, inverter(surrogate(truth)), truth, budget.iterate(JUDGE_STEPS), rng)
     sure = confidence(best, explained(answered, surrogate(checked)))
     kept = trust(sure, checked, known.validation, known.mean)
     return Inversion((known.mean + kept * (images - known.mean)).clamp(0, 1), best, sure)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.config import ModelConfig, TrainingConfig
+from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.plugins.loaded import Loaded
@@ -122,6 +123,12 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
     uses_target_data: bool = False
     detects: bool = False
 
+    def __init_subclass__(cls) -> None:
+        """Refuse the former name of a hook: under it nothing would call it any more."""
+        super().__init_subclass__()
+        if "disguise" in vars(cls):
+            raise ConfigurationError(f"{cls.__name__}.disguise: this hook is now called replace_keys")
+
     @property
     def parts(self) -> Sequence[Loaded[Defense]]:
         """The defenses that this one consists of, where it consists of others."""
@@ -183,7 +190,7 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """
         return smashed
 
-    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
         """The keys (n, *smashed_shape) that really go out beside the queries of the same rows; same shape.
 
         For detectors, which watch how the server takes false ones. owners: int64 (n,) on the CPU, the clients of the

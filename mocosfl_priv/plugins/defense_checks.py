@@ -42,8 +42,8 @@ def keeps_shape_and_lets_gradients_through(make: Make) -> None:
     assert smashed.grad is not None, "no gradient passes through protect: is something detached?"
     assert bool(smashed.grad.isfinite().all()), "the gradient through protect is not finite"
     keys = torch.randn(smashed.shape, generator=_rng(2))
-    sent = defense.disguise(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
-    assert _alike(sent, keys), f"disguise makes {_form(sent)} of keys {_form(keys)}"
+    sent = defense.replace_keys(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
+    assert _alike(sent, keys), f"replace_keys makes {_form(sent)} of keys {_form(keys)}"
     gradient = torch.randn(smashed.shape, generator=_rng(1))
     filtered = defense.filter_gradient(gradient, _rng())
     assert _alike(filtered, gradient), f"filter_gradient makes {_form(filtered)} of a gradient {_form(gradient)}"

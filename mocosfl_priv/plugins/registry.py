@@ -10,7 +10,6 @@ A plugin is addressed as
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import pkgutil
 from importlib.metadata import entry_points
@@ -24,7 +23,7 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.plugins.attack import Attack
 from mocosfl_priv.plugins.defense import Defense
 from mocosfl_priv.plugins.loaded import Loaded
-from mocosfl_priv.runtime.imports import import_place
+from mocosfl_priv.runtime.imports import import_place, own_package
 
 PluginT = TypeVar("PluginT", Attack, Defense)
 
@@ -41,11 +40,10 @@ class Registry(Generic[PluginT]):
     def origins(self) -> dict[str, str]:
         """Every known name and where it comes from, without importing anything.
 
-        Raises ConfigurationError where two sources claim one name.
+        Raises ConfigurationError where two sources claim one name, and where another package hides the built-ins.
         """
         found: dict[str, str] = {}
-        spec = importlib.util.find_spec(self.package)
-        for module in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
+        for module in pkgutil.iter_modules(own_package(self.package).submodule_search_locations):
             if not module.name.startswith("_"):
                 found[module.name] = f"{self.package}.{module.name}"
         for entry in entry_points(group=self.group):

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,26 @@ def import_place(place: str, reference: str) -> ModuleType:
     Paths are relative to the current folder. Raises ConfigurationError, in one line, whatever goes wrong.
     """
     return _import_file(Path(place)) if place.endswith(".py") else _import_module(place, reference)
+
+
+def own_package(name: str) -> ModuleSpec:
+    """Where this distribution's package `name` lies: ``attacks``, ``defenses`` or ``reports``. It is not imported.
+
+    These names are common. Raises ConfigurationError where another package of that name comes first on the module
+    path, as a folder beside a user's script does: the built-ins would be lost without a word.
+    """
+    spec = importlib.util.find_spec(name)
+    places = [Path(place).resolve() for place in (spec.submodule_search_locations if spec else None) or ()]
+    expected = Path(__file__).resolve().parents[2] / name
+    if spec is not None and expected in places:
+        return spec
+    if spec is None:
+        raise ConfigurationError(f"the package {name!r} of mocosfl-priv is missing; it belongs into {expected.parent}")
+    found = places[0] if places else spec.origin
+    raise ConfigurationError(
+        f"another package {name!r}, {found}, hides the one of mocosfl-priv, {expected}: rename it, or move it out of "
+        "the folder of the script that you run"
+    )
 
 
 def cause(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mocosfl_priv.data.roles import Role
-from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.train import System, expert_trainer, training_document
 from mocosfl_priv.models.custom_backbone import backbone_code
@@ -38,7 +38,7 @@ NO_TRAINING = (*NO_ATTACK, "experiment/attack.py", "evaluation/floor.py", "evalu
 UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label_fractions", "probe_selection"}
 
 
-def expert_document(lab: Laboratory, system: System) -> Document | None:
+def expert_document(lab: EvaluationContext, system: System) -> Document | None:
     """Of the expert that the defense of `system` trains before there are clients; None if it trains none.
 
     Nothing that only comes after is in it: neither the clients and their data nor how they take the expert over.
@@ -61,7 +61,7 @@ def expert_document(lab: Laboratory, system: System) -> Document | None:
     }
 
 
-def system_document(lab: Laboratory, system: System, training: Training) -> Document:
+def system_document(lab: EvaluationContext, system: System, training: Training) -> Document:
     """Of a trained system with its utility."""
     attacked = lab.curve_attacks if lab.config.leakage.every else training.attending
     expert = expert_document(lab, system)
@@ -77,7 +77,7 @@ def system_document(lab: Laboratory, system: System, training: Training) -> Docu
     }
 
 
-def judge_document(lab: Laboratory) -> Document:
+def judge_document(lab: EvaluationContext) -> Document:
     """Of the classifier that judges what is recognised; the victims' labels and the candidates belong to it."""
     return {
         "stage": "judge",
@@ -90,7 +90,7 @@ def judge_document(lab: Laboratory) -> Document:
     }
 
 
-def attack_document(lab: Laboratory, system: System, training: Training, attack: Loaded[Attack]) -> Document:
+def attack_document(lab: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
     """Of what one attack on a trained system returns; how it is scored is not in it."""
     threat = lab.config.threat.model_dump(mode="json")
     return {
@@ -102,7 +102,7 @@ def attack_document(lab: Laboratory, system: System, training: Training, attack:
     }
 
 
-def score_document(lab: Laboratory, system: System, training: Training, attack: Loaded[Attack]) -> Document:
+def score_document(lab: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
     """Of the metrics of what one attack returned."""
     return {
         "stage": "score",
@@ -116,7 +116,7 @@ def _pixels(images: Tensor) -> str:
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
 
-def _scoring(lab: Laboratory) -> Document:
+def _scoring(lab: EvaluationContext) -> Document:
     return {
         "judge": address(judge_document(lab)),
         "lpips": [lab.config.evaluation.lpips_network, lab.lpips_note],

@@ -17,7 +17,7 @@ from mocosfl_priv.evaluation.recognition import Classifier, RecognitionJudge
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Promise
-from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.rows import SystemResult
 from mocosfl_priv.experiment.train import System, TrainedSystem, audience_of, restored_model, training_guarantee
@@ -38,7 +38,7 @@ def save_expert(expert: TrainedExpert, folder: Path) -> None:
     _write({"seconds": expert.earlier_seconds}, folder / FACTS)
 
 
-def load_expert(lab: Laboratory, system: System, artefact: Artefact) -> TrainedExpert:
+def load_expert(lab: EvaluationContext, system: System, artefact: Artefact) -> TrainedExpert:
     """What :func:`save_expert` wrote for `system`."""
     model = lab.build_model(system.defense.plugin.architecture(lab.config.model), system.cut_layer, system.seed)
     _fill(model, load_file(artefact.folder / TENSORS))
@@ -101,7 +101,7 @@ def load_result(system: System, training: Training, artefact: Artefact) -> Syste
     )
 
 
-def load_system(lab: Laboratory, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
+def load_system(lab: EvaluationContext, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
     """What :func:`save_system` wrote of `training` of `system`, ready to be attacked."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     result = load_result(system, training, artefact)
@@ -168,7 +168,7 @@ def save_attempt(attempt: Attempt, folder: Path) -> None:
     if attempt.reconstruction is not None:
         tensors["reconstruction"] = attempt.reconstruction
     if promise is not None:
-        tensors["least_error"] = torch.from_numpy(promise.least_error)
+        tensors["least_error"] = torch.from_numpy(promise.mse_lower_bound)
     _save(tensors, folder / TENSORS)
     said = {"claim": promise.claim, "epsilon": promise.epsilon, "delta": promise.delta} if promise else None
     _write({"cost": attempt.cost, "failure": attempt.failure, "promise": said}, folder / FACTS)
@@ -178,7 +178,7 @@ def load_attempt(artefact: Artefact) -> Attempt:
     """What :func:`save_attempt` wrote."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     said = facts["promise"]
-    promise = Promise(**said, least_error=tensors["least_error"].numpy()) if said else None
+    promise = Promise(**said, mse_lower_bound=tensors["least_error"].numpy()) if said else None
     return Attempt(tensors.get("reconstruction"), facts["cost"], facts["failure"], promise)
 
 
@@ -203,7 +203,7 @@ def save_judge(judge: RecognitionJudge, folder: Path) -> None:
     _write({"levels": judge.levels, "note": judge.note}, folder / FACTS)
 
 
-def load_judge(lab: Laboratory, artefact: Artefact) -> RecognitionJudge:
+def load_judge(lab: EvaluationContext, artefact: Artefact) -> RecognitionJudge:
     """What :func:`save_judge` wrote."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     classifier = Classifier(lab.probe_data.classes)

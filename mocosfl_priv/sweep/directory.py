@@ -23,7 +23,7 @@ from mocosfl_priv.sweep.store import Store
 LOCK = "lock"
 
 
-class SweepFolder:
+class SweepDirectory:
     """Opens the folder for one process. Use as a context manager.
 
     Raises ConfigurationError where there is something already and `resume` is not set, where it is no sweep, where
@@ -49,7 +49,7 @@ class SweepFolder:
         """Where the run directories of the variants lie."""
         return self.folder / "runs"
 
-    def __enter__(self) -> SweepFolder:
+    def __enter__(self) -> SweepDirectory:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")

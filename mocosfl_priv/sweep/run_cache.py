@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from functools import cache, partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pandas as pd
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.results import RunRecord, read_record
 from mocosfl_priv.runtime.files import checksum
+from mocosfl_priv.runtime.imports import own_package
 from mocosfl_priv.sweep.addresses import code_version
 from mocosfl_priv.sweep.stages import cells_of, judge_of, systems_of
 from mocosfl_priv.sweep.store import Store, address
@@ -62,8 +62,7 @@ def _save_cells(record: RunRecord, folder: Path) -> None:
 @cache
 def _reports_code() -> str:
     """SHA-256 of the package that makes pages, templates included; found, not imported: that takes seconds."""
-    spec = importlib.util.find_spec("reports")
-    folders = [Path(place) for place in (spec.submodule_search_locations if spec else None) or ()]
+    folders = [Path(place) for place in own_package("reports").submodule_search_locations or ()]
     digest = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
         if path.suffix != ".pyc":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mocosfl_priv.experiment.attack import Attempt
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
-from mocosfl_priv.experiment.rows import CellResult, SystemResult, Trial
+from mocosfl_priv.experiment.rows import CellResult, ScoredAttack, SystemResult
 from mocosfl_priv.results import ATTACK_COSTS, RunRecord
 from mocosfl_priv.sweep.artefacts import StoredCheckpoints, load_result
 from mocosfl_priv.sweep.stages import Place, ScoreStage, cells_of, judge_of, systems_of
@@ -45,13 +45,13 @@ def _cell(
     attacked, system = stage.attacked, systems.get((*stage.place[:2], 0))
     attempt = store.get(attacked.kind, attacked.key) if system else None
     if system is None or attempt is None:
-        return CellResult.of(Trial(lab.victims, _absent(stage, failures), {}), keys, {})
+        return CellResult.of(ScoredAttack(lab.victims, _absent(stage, failures), {}), keys, {})
     attempted = attacked.load(attempt)
     score = store.get(stage.kind, stage.key) if not attempted.failure else None
     if score is None and not attempted.failure:
         attempted = _absent(stage, failures)
     values = stage.load(score) if score else {}
-    return CellResult.of(Trial(lab.victims, attempted, values), keys, system.columns(lab))
+    return CellResult.of(ScoredAttack(lab.victims, attempted, values), keys, system.columns(lab))
 
 
 def _absent(stage: ScoreStage, failures: Mapping[str, str]) -> Attempt:

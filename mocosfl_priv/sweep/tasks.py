@@ -35,7 +35,7 @@ class Work:
 
 
 @dataclass
-class Missing:
+class TaskPlanner:
     """What a store lacks for several plans: every stage once, whoever needs it, after what it needs itself.
 
     tasks: by their keys. cells: of all plans, by the keys of their scores; the key of the attack that is scored.

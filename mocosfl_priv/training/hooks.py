@@ -1,6 +1,6 @@
 """Where others touch a training step: a defense at the client, somebody who attends at the server.
 
-:class:`mocosfl_priv.Defense` implements all of the client's side; `experiment.observers` seats attacks at the server's.
+:class:`mocosfl_priv.Defense` implements the client's side; `experiment.observers` attaches attacks to the server's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ClientHooks(Protocol):
     def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
         """The smashed data on its way out, same shape; gradients flow back through it."""
 
-    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
         """The keys that really go out beside the queries of the same rows, same shape; owners: int64 (n,) on the CPU,
         the clients of the rows. Not called where no gradient will come in.
         """
@@ -51,7 +51,7 @@ class NoHooks:
         """Unchanged."""
         return smashed
 
-    def disguise(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
         """Unchanged."""
         return keys
 

@@ -135,7 +135,7 @@ class Simulated:
             sent_keys = self.hooks.protect(key_smashed, self._noise_rng)
             if learning:
                 senders = part.pool.repeat_interleave(torch.tensor(rows))
-                sent_keys = self.hooks.disguise(sent_keys, senders, step, self._noise_rng)
+                sent_keys = self.hooks.replace_keys(sent_keys, senders, step, self._noise_rng)
         if learning:
             self._pass = _Pass(query_views, smashed, sent)
         codec = self.training.codec

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.results import RunRecord
+from reports.analysis.findings_text import compact
 from reports.analysis.per_image import GROUP, Key
-from reports.analysis.words import compact
 
 NOT_MEASURED = "not measured"
 QUANTITIES = {  # as run.json names them: the heading for people, the column for files

@@ -37,7 +37,7 @@ EXPLANATIONS = {
     ),
     "randomised-evaluated-once": (
         "A randomised defense was attacked with one message per victim. Who waits sees several and averages: "
-        "raise threat.observations."
+        "raise threat.messages_per_victim."
     ),
     "not-adaptive": ("The attacker did not know the defense. Real ones do, so these numbers are optimistic."),
     "out-of-time": ("The attack stopped at its limit; with more time it may reconstruct more."),

@@ -17,8 +17,8 @@ from reports.analysis.comparison import (
     sound_attacks,
     systems_of,
 )
+from reports.analysis.findings_text import points
 from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
-from reports.analysis.words import points
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
 HEADINGS = [

@@ -14,7 +14,7 @@ from mocosfl_priv.evaluation.multiple_comparisons import family_wise_statement, 
 from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, Spread, leak_difference_spread
 from mocosfl_priv.results import RunRecord, StoredRun
 from reports.analysis.per_image import Key, bootstrap_options, groups, of_system, paired, per_seed
-from reports.analysis.section import variant_title
+from reports.analysis.run_section import variant_title
 from reports.analysis.summary import SummaryRow, key_of, summarise, system_name
 
 DIFFERENCES_SHOWN = 12

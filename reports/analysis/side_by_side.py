@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from mocosfl_priv.evaluation.multiple_comparisons import family_wise_statement
 from reports.analysis.comparison import Comparison, compare
 from reports.analysis.families import adjusted_p_values, is_shown
+from reports.analysis.findings_text import points
 from reports.analysis.per_image import GROUP, Key, bootstrap_options
-from reports.analysis.section import Section
+from reports.analysis.run_section import Section
 from reports.analysis.summary import SummaryRow, key_of
-from reports.analysis.words import points
 
 SAME_DATA = ("client_private", "victims", "probe_test")  # roles whose images decide what can be paired
 SAME_CLIENTS = ("partition", "classes_per_client", "dirichlet_alpha", "heterogeneity", "clients")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from mocosfl_priv.evaluation.statistics import Finding, Interval
 from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.analysis.comparison import TARESSFL, Comparison, compare, concerns, sound_attacks, systems_of
+from reports.analysis.findings_text import finding, points, tenths
 from reports.analysis.per_image import Key
 from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, summarise, system_name
-from reports.analysis.words import finding, points, tenths
 
 COSTS = {
     "smashed_bytes_per_image": "bytes sent per image",

@@ -10,9 +10,9 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RunRecord
+from reports.analysis.findings_text import flagged, undecided
 from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
 from reports.analysis.summary import ENSEMBLE, WORST_CASE
-from reports.analysis.words import flagged, undecided
 
 PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
 NEARLY_BLIND = 0.1  # an attack that removes less than this share of a blind guess's error saw next to nothing

@@ -52,7 +52,7 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImagePair:
     """A victim above what an attack made of it: uint8 (2 h, w, 3) with a gap, and the numbers of this image alone."""
 
     picture: np.ndarray
@@ -67,7 +67,7 @@ class Sight:
         return _png(self.picture)
 
 
-def worst_sights(record: RunRecord, row: SummaryRow) -> list[Sight]:
+def worst_pairs(record: RunRecord, row: SummaryRow) -> list[ImagePair]:
     """Victims of a system from the worst leak to the median one, under the attack of `row`; of the first seed.
 
     Evenly spaced in the order of their own leak ratio. For the worst case each under the attack that came closest.
@@ -84,11 +84,11 @@ def worst_sights(record: RunRecord, row: SummaryRow) -> list[Sight]:
     if ordered.empty:
         return []
     ranks = np.unique(np.linspace(0, (len(ordered) - 1) // 2, WORST_SHOWN).round().astype(int))
-    sights = [_sight(record, row, one) for _, one in ordered.iloc[ranks].iterrows()]
+    sights = [_pair(record, row, one) for _, one in ordered.iloc[ranks].iterrows()]
     return [sight for sight in sights if sight is not None]
 
 
-def _sight(record: RunRecord, row: SummaryRow, one: pd.Series) -> Sight | None:
+def _pair(record: RunRecord, row: SummaryRow, one: pd.Series) -> ImagePair | None:
     """None where a run kept no pictures of a cell."""
     images = record.images.get(_image_key(record, row, str(one["attack"])))
     if images is None:
@@ -96,7 +96,7 @@ def _sight(record: RunRecord, row: SummaryRow, one: pd.Series) -> Sight | None:
     index = int(one["image"])
     pair = [source[index].transpose(1, 2, 0) for source in (record.images[victims_key(TEST_VICTIMS)], images)]
     gap = np.full((STRIP_GAP, pair[0].shape[1], 3), 255, dtype=np.uint8)
-    return Sight(
+    return ImagePair(
         picture=np.concatenate([pair[0], gap, pair[1]]),
         image=index,
         attack=str(one["attack"]),

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from reports.drawing.chart import Chart
-from reports.drawing.pictures import Sight, side_by_side
+from reports.drawing.pictures import ImagePair, side_by_side
 
 PAGE = (11.7, 8.3)  # A4, landscape, in inches
 LEFT, TOP, BOTTOM = 0.05, 0.94, 0.05  # shares of the page
@@ -54,7 +54,7 @@ def write_pdf(
     chapters: Mapping[str, Sequence[str]],
     tables: Mapping[str, Lines],
     charts: Sequence[Chart],
-    sights: Mapping[str, Sequence[Sight]],
+    sights: Mapping[str, Sequence[ImagePair]],
 ) -> None:
     """Write the document to `path`.
 
@@ -173,7 +173,7 @@ def _headings_of(blocks: Sequence[Block], place: int) -> Sequence[Block]:
     return blocks[start - 1 : start + 1]
 
 
-def _write_sights(pages: PdfPages, sights: Mapping[str, Sequence[Sight]]) -> None:
+def _write_sights(pages: PdfPages, sights: Mapping[str, Sequence[ImagePair]]) -> None:
     systems = [(system, pictures) for system, pictures in sights.items() if pictures]
     for start in range(0, len(systems), SYSTEMS_PER_PAGE):
         figure = Figure(figsize=PAGE)
@@ -182,7 +182,7 @@ def _write_sights(pages: PdfPages, sights: Mapping[str, Sequence[Sight]]) -> Non
         pages.savefig(figure)
 
 
-def _place_sights(figure: Figure, system: str, pictures: Sequence[Sight], top: float) -> None:
+def _place_sights(figure: Figure, system: str, pictures: Sequence[ImagePair], top: float) -> None:
     """A row of pictures under the system's name, and their numbers beneath."""
     figure.text(LEFT, top, system, size=9, weight="bold", va="top", parse_math=False)
     row = side_by_side([sight.picture for sight in pictures])

@@ -11,7 +11,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results import StoredRun
 from reports.analysis.client_costs import cost_columns
 from reports.analysis.per_image import GROUP
-from reports.analysis.section import stacked
+from reports.analysis.run_section import stacked
 from reports.output.markup import as_latex, as_markdown
 from reports.output.paper_tables import paper_tables
 

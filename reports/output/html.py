@@ -16,8 +16,9 @@ from reports.analysis import side_by_side as beside
 from reports.analysis.client_costs import HEADINGS as CLIENT_HEADINGS
 from reports.analysis.client_costs import client_costs, cost_columns, methods_of
 from reports.analysis.families import Family, against_undefended
+from reports.analysis.findings_text import caveats, compact, points, promises, sentences
 from reports.analysis.flags import explained_flags
-from reports.analysis.in_short import QUESTIONS, in_short
+from reports.analysis.key_findings import QUESTIONS, key_findings
 from reports.analysis.leaderboard import (
     HEADINGS,
     leaderboard_cells,
@@ -25,13 +26,12 @@ from reports.analysis.leaderboard import (
     leaderboard_notes,
 )
 from reports.analysis.per_image import GROUP
-from reports.analysis.section import Section, axes_of, flags_of, lines_of, said_of, stacked
+from reports.analysis.run_section import Section, axes_of, flags_of, lines_of, said_of, stacked
 from reports.analysis.summary import TAIL, VISIBLE_SSIM, as_frame, detections, key_of
 from reports.analysis.verdict import verdicts
-from reports.analysis.words import caveats, compact, points, promises, sentences
 from reports.drawing.chart import Chart, titled
 from reports.drawing.figures import along_axes, draw_all
-from reports.drawing.pictures import shown_victims, strips, worst_sights
+from reports.drawing.pictures import shown_victims, strips, worst_pairs
 from reports.output.document import Lines, write_pdf
 from reports.output.markup import leaderboard_markdown
 from reports.output.page import PlacedChart, data_uri, file_name, render, save_charts, save_pictures
@@ -72,7 +72,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
     }
     tables = _tables(sections, family, swept)
     charts, placed, overview = _charts(sections, swept, folder / "figures")
-    sights = [{row.system: worst_sights(s.record, row) for row in s.headlines} for s in sections]
+    sights = [{row.system: worst_pairs(s.record, row) for row in s.headlines} for s in sections]
     _write_tables(sections, folder)
     if verdict:
         (folder / "verdict.txt").write_text("\n".join(verdict) + "\n", encoding="utf-8")
@@ -122,7 +122,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
 def _short(sections: Sequence[Section], family: Family) -> dict[str, list[str]]:
     """The answers by question: one, or one per variant that has another."""
     compared = family if not axes_of(sections) else Family([], "")
-    answers = {s.name: in_short(s.record, s.rows, s.board, compared) for s in sections}
+    answers = {s.name: key_findings(s.record, s.rows, s.board, compared) for s in sections}
     short = {question: said_of(sections, partial(_answer, answers, question)) for question in QUESTIONS}
     if axes_of(sections) and family.members:
         short["How sure"].append(f"Against no defense, all variants together: {family.statement}")

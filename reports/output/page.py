@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from reports.analysis.words import compact, tenths
+from reports.analysis.findings_text import compact, tenths
 from reports.drawing.chart import Chart, Spot
 
 

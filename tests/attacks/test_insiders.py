@@ -15,7 +15,15 @@ from attacks.shadow import ShadowAttack
 from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
 from mocosfl_priv.evaluation.image_metrics import mse
 from mocosfl_priv.inversion.feature_moments import moments
-from mocosfl_priv.inversion.surrogate import KnownImages, Likeness, MomentFit, Sight, fit_best, fit_moments, redrawn
+from mocosfl_priv.inversion.surrogate import (
+    FitTarget,
+    KnownImages,
+    MessageSample,
+    MomentFit,
+    fit_best,
+    fit_moments,
+    redrawn,
+)
 from mocosfl_priv.plugins import Attack, AuxiliaryData, Budget
 from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import (
@@ -94,7 +102,7 @@ def test_of_several_shadows_the_one_that_fits_goes_on() -> None:
         return KNOWN[torch.randint(len(KNOWN), (count,), generator=rng)]
 
     fit = MomentFit(80, 32, 0.02)
-    likeness = Likeness(moments(VICTIMS), draw, lambda z: z)
+    likeness = FitTarget(moments(VICTIMS), draw, lambda z: z)
     best = fit_best(clients, likeness, fit, Budget())
     assert isinstance(best, nn.Sequential)
     assert bool((best(VICTIMS) > 0).any())
@@ -114,7 +122,7 @@ def test_a_client_of_negatives_is_turned_round() -> None:
     def draw(count: int) -> Tensor:
         return images[torch.randint(len(images), (count,), generator=rng)]
 
-    likeness = Likeness(moments(right(images)).detach(), draw, lambda z: z)
+    likeness = FitTarget(moments(right(images)).detach(), draw, lambda z: z)
     best = fit_best([negative, copy.deepcopy(negative)], likeness, MomentFit(300, 32, 0.03), Budget())
     with torch.no_grad():
         wrong = float((best(images) - images).square().mean())  # a negative's is four variances
@@ -132,7 +140,7 @@ def test_a_limited_fit_trains_every_beginning_and_comes_to_its_end() -> None:
         return images.mean() * 0
 
     budget = Budget(steps=60)
-    likeness = Likeness(moments(VICTIMS), lambda count: KNOWN[:count], lambda z: z, further)
+    likeness = FitTarget(moments(VICTIMS), lambda count: KNOWN[:count], lambda z: z, further)
     best = fit_best(clients, likeness, MomentFit(3000, 32, 0.02), budget)
     assert budget.steps == 60 and asked
     assert not any(torch.equal(client.weight, weight) for client, weight in zip(clients, before, strict=True))
@@ -152,12 +160,12 @@ def test_who_attended_looks_at_the_victims_messages_or_at_the_last_ones_where_th
     recent = torch.zeros(40, 3, 16, 16)
     for count, looks_at_victims in ((4, False), (40, True)):
         view = make_view(ColourMixClient(GAINS), VICTIMS[:count], KNOWN, compute)
-        sight = Sight.of(view, recent, lambda images: 1 - images)
-        assert torch.equal(sight.smashed, view.smashed if looks_at_victims else recent)
+        seen = MessageSample.of(view, recent, lambda images: 1 - images)
+        assert torch.equal(seen.smashed, view.smashed if looks_at_victims else recent)
         plain = {image.sum().item() for image in KNOWN}
-        assert all(image.sum().item() in plain for image in sight.draw(10)) == looks_at_victims
+        assert all(image.sum().item() in plain for image in seen.draw(10)) == looks_at_victims
     assert torch.equal(
-        Sight.of(
+        MessageSample.of(
             make_view(ColourMixClient(GAINS), VICTIMS[:4], KNOWN, compute), recent[:0], lambda images: images
         ).smashed,
         make_view(ColourMixClient(GAINS), VICTIMS[:4], KNOWN, compute).smashed,
@@ -197,7 +205,7 @@ def test_fitted_messages_have_the_moments_of_those_received(compute: Compute) ->
     def draw(count: int) -> Tensor:
         return VICTIMS[torch.randint(len(VICTIMS), (count,), generator=rng)]
 
-    fit_moments(shadow, Likeness(moments(received), draw, lambda z: z), fit, Budget())
+    fit_moments(shadow, FitTarget(moments(received), draw, lambda z: z), fit, Budget())
     with torch.no_grad():
         sent = shadow(VICTIMS)
     torch.testing.assert_close(sent.mean((0, 2, 3)), received.mean((0, 2, 3)), atol=0.03, rtol=0)

@@ -200,3 +200,13 @@ def test_a_candidate_is_one_of_the_defenses() -> None:
         ConfigurationError, match="candidate 'gausian' is none of the defenses; did you mean 'gaussian'"
     ):
         parse_config({"defenses": ["none", "gaussian"], "candidate": "gausian"})
+
+
+def test_a_key_under_its_former_name_is_read_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    line = "threat.observations is now called threat.messages_per_victim; its former name is read for the last time"
+    assert parse_config({"threat": {"observations": 3}}).threat.messages_per_victim == 3
+    assert [record.message for record in caplog.records] == [line]
+    assert parse_config({}, ["threat.observations=2"]).threat.messages_per_victim == 2
+    assert [record.message for record in caplog.records] == [line, line]
+    with pytest.raises(ConfigurationError, match=r"threat\.observations is the former name of"):
+        parse_config({"threat": {"observations": 3, "messages_per_victim": 4}})

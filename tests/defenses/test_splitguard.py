@@ -16,7 +16,7 @@ from defenses.splitguard import SplitGuard, splitguard_score
 from mocosfl_priv.config import ModelConfig, PluginSpec, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.experiment.observers import Hijack, live_server, seat
+from mocosfl_priv.experiment.observers import MaliciousServer, attach, live_server
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import DEFENSES, AuxiliaryData, Capability, Loaded, StreamView
 from mocosfl_priv.runtime.compute import Compute
@@ -57,7 +57,7 @@ def test_the_score_is_the_published_one(compute: Compute) -> None:
     owners = torch.tensor([0, 0, 1, 2, 2, 2])
     for step in range(30):
         keys = torch.randn(6, 2, 3, 3, generator=noise)
-        detector.disguise(keys, owners, step, noise)
+        detector.replace_keys(keys, owners, step, noise)
         gradient = torch.randn(6, 2, 3, 3, generator=noise) + 0.3
         detector.filter_gradient(gradient, noise)
         if step >= 3:
@@ -87,7 +87,7 @@ def test_false_messages_carry_the_last_key_of_their_client_and_their_gradient_is
     last, drawn_false = torch.zeros(3, 1, 2, 2), 0
     for step in range(20):
         keys = torch.randn(5, 1, 2, 2, generator=rng)
-        sent = detector.disguise(keys, owners, step, rng)
+        sent = detector.replace_keys(keys, owners, step, rng)
         returned = detector.filter_gradient(torch.ones(5, 1, 2, 2), rng)
         for client in range(3):
             mine = owners == client
@@ -106,7 +106,7 @@ def test_alarms_by_every_policy_and_by_majority(compute: Compute) -> None:
     for policy, expected in wanted.items():
         detector = guard(compute, policy=policy, window=10, wait=10)
         assert detector._suspicious(scores).int().tolist() == expected
-    detector.disguise(torch.zeros(3, 1), torch.arange(3), 0, torch.Generator())
+    detector.replace_keys(torch.zeros(3, 1), torch.arange(3), 0, torch.Generator())
     detector.state()["judged"][:] = torch.tensor([12, 12, 9])  # the third cannot judge yet
     detector.state()["alarm_step"][:] = torch.tensor([40, -1, -1])
     assert not detector.detection().alarm and detector.detection().first_alarm_step is None
@@ -120,7 +120,7 @@ def test_what_was_judged_stays_judged_on_the_way_back_to_an_earlier_model(comput
     detector, noise = guard(compute), torch.Generator().manual_seed(0)
     earlier: dict[str, Tensor] = {}
     for step in range(30):
-        detector.disguise(torch.randn(3, 1, generator=noise), torch.arange(3), step, noise)
+        detector.replace_keys(torch.randn(3, 1, generator=noise), torch.arange(3), step, noise)
         detector.filter_gradient(torch.randn(3, 1, generator=noise), noise)
         if step == 15:
             earlier = {name: value.clone() for name, value in detector.state().items()}
@@ -242,18 +242,18 @@ def test_a_resumed_training_goes_on_exactly(compute: Compute) -> None:
     assert all(torch.equal(value, second.state()[name]) for name, value in whole.state().items())
 
 
-def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> Hijack:
+def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> MaliciousServer:
     stream = StreamView(
         smashed_shape=split.smashed_shape, image_shape=split.image_shape, compute=compute,
         visible=frozenset(Capability), server=live_server(split.trunk, split.projector, compute),
         auxiliary=AuxiliaryData(auxiliary.float() / 255, torch.ones(len(auxiliary), dtype=torch.bool)),
         build_client=lambda: split_model(8, 16).client,
     )  # fmt: skip
-    attendee = seat(
+    attendee = attach(
         Loaded("fsha", FshaAttack("res_normN0C4", rows=16, starts=1, iterations=40), "", ""), stream, 0, None
     )
     assert attendee is not None
-    return Hijack([attendee])
+    return MaliciousServer([attendee])
 
 
 def test_the_contrastive_gradient_depends_on_keys_and_that_of_fsha_does_not(compute: Compute) -> None:

@@ -14,7 +14,7 @@ from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, Stre
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.attack import protect_afresh
-from mocosfl_priv.experiment.observers import Attendee, Audience, Hijack, live_server, seat, trainings
+from mocosfl_priv.experiment.observers import MaliciousServer, Observer, ObserverGroup, attach, live_server, trainings
 from mocosfl_priv.experiment.plan import plan
 from mocosfl_priv.plugins import DEFENSES, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense_checks import small_context
@@ -72,8 +72,8 @@ class Hijacking(Listening):
     needs = frozenset({C.GRADIENT_CHANNEL})
 
 
-def attendee(listener: Any, seed: int = 0, limit: float | None = None) -> Attendee:
-    return Attendee("meddler", listener, seed, limit, torch.device("cpu"))
+def attendee(listener: Any, seed: int = 0, limit: float | None = None) -> Observer:
+    return Observer("meddler", listener, seed, limit, torch.device("cpu"))
 
 
 def loaded(attack: Attack, label: str) -> Loaded[Attack]:
@@ -83,12 +83,12 @@ def loaded(attack: Attack, label: str) -> Loaded[Attack]:
 def test_a_passive_listener_changes_nothing_and_hears_everything(compute: Compute) -> None:
     plain, heard, meddler = model(), model(), Meddler()
     alone = train(plain, compute)
-    attended = train(heard, compute, server_hooks=Audience([attendee(meddler)]))
+    attended = train(heard, compute, server_hooks=ObserverGroup([attendee(meddler)]))
     assert meddler.steps == [0, 1, 2, 3, 4, 5]
     assert alone.history == attended.history
     assert all(torch.equal(a, b) for a, b in zip(state(plain), state(heard), strict=True))
     again = Meddler()
-    train(model(), compute, server_hooks=Audience([attendee(again)]))
+    train(model(), compute, server_hooks=ObserverGroup([attendee(again)]))
     assert again.drawn == meddler.drawn and len(set(again.drawn)) == 6
 
 
@@ -101,7 +101,7 @@ def test_who_asks_the_defense_does_not_change_what_it_remembers_of_training(name
             super().received(message)
 
     trained = []
-    for audience in (None, Audience([attendee(Curious())])):
+    for audience in (None, ObserverGroup([attendee(Curious())])):
         defense, network = DEFENSES.create(PluginSpec(name=name)).plugin, model()
         defense.prepare(replace(small_context(defense, compute), build_model=model, training_steps=6))
         train(network, compute, hooks=defense, server_hooks=audience)
@@ -128,7 +128,7 @@ def test_a_hijacker_chooses_what_the_clients_learn(compute: Compute) -> None:
             pass
 
     train(plain, compute, **one_step)
-    train(hijacked, compute, **one_step, server_hooks=Hijack([attendee(Turning())]))
+    train(hijacked, compute, **one_step, server_hooks=MaliciousServer([attendee(Turning())]))
     for start, honest, turned in zip(before, plain.client.parameters(), hijacked.client.parameters(), strict=True):
         torch.testing.assert_close(turned - start, start - honest)
     for honest, turned in zip(plain.trunk.parameters(), hijacked.trunk.parameters(), strict=True):
@@ -142,7 +142,9 @@ def test_a_gradient_that_does_not_fit_is_named(compute: Compute, wrong: Any, wha
             return wrong(gradient)
 
     seated = attendee(Wrong())
-    train(model(), compute, server_hooks=Hijack([seated]))  # the clients' training goes on with the honest gradient
+    train(
+        model(), compute, server_hooks=MaliciousServer([seated])
+    )  # the clients' training goes on with the honest gradient
     assert re.fullmatch(rf"it returned {what} for a gradient of \(.*\)", seated.failure)
     assert seated.messages == 1
 
@@ -153,14 +155,14 @@ def test_a_listener_that_fails_is_named(compute: Compute) -> None:
             raise KeyError("oops")
 
     seated = attendee(Failing())
-    train(model(), compute, server_hooks=Audience([seated]))
+    train(model(), compute, server_hooks=ObserverGroup([seated]))
     assert seated.failure.startswith("while it attended training: KeyError")
 
 
 def test_who_is_out_of_time_hears_no_more(compute: Compute) -> None:
     meddler = Meddler()
     seated = attendee(meddler, limit=1e-9)
-    train(model(), compute, server_hooks=Audience([seated]))
+    train(model(), compute, server_hooks=ObserverGroup([seated]))
     assert meddler.steps == [0] and seated.messages == 1 and seated.seconds > 0
 
 
@@ -169,7 +171,7 @@ def test_listeners_come_back_to_the_moment_of_the_chosen_checkpoint(compute: Com
     meddler = Meddler()
     seated = attendee(meddler)
     outcome = train(
-        model(), compute, epochs=3, validate=lambda _: next(scores), server_hooks=Audience([seated])
+        model(), compute, epochs=3, validate=lambda _: next(scores), server_hooks=ObserverGroup([seated])
     )  # fmt: skip
     assert outcome.selected_step == 4 and int(meddler.last_step) == 3
     assert seated.messages == 6  # what was spent stays spent
@@ -199,11 +201,11 @@ def test_the_live_server_gives_gradients_to_smashed_data_only(compute: Compute) 
 
 def test_no_interest_is_no_listener_and_reaching_too_far_is_refused(compute: Compute) -> None:
     stream = StreamView(smashed_shape=(1,), image_shape=(3, 8, 8), compute=compute, visible=frozenset())
-    assert seat(loaded(Listening(), "x"), stream, 0, None) is None
+    assert attach(loaded(Listening(), "x"), stream, 0, None) is None
     with pytest.raises(ThreatModelError, match="reached for auxiliary_data"):
-        seat(loaded(Listening(lambda s: s.auxiliary), "x"), stream, 0, None)
+        attach(loaded(Listening(lambda s: s.auxiliary), "x"), stream, 0, None)
     with pytest.raises(RunFailedError, match="attack 'x' failed before training: ZeroDivisionError"):
-        seat(loaded(Listening(lambda s: 1 / 0), "x"), stream, 0, None)
+        attach(loaded(Listening(lambda s: 1 / 0), "x"), stream, 0, None)
 
 
 def test_a_leakage_curve_has_no_place_for_them(tiny: dict[str, Any]) -> None:

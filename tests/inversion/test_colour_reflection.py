@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, set_right
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, undo_reflection
 from tests.attacks.closed_form import photo_patches
 
 KNOWN, VICTIMS = photo_patches(600), photo_patches(300, "test")
@@ -28,11 +28,11 @@ def test_negatives_are_set_right_and_photographs_left_alone(index: int) -> None:
     torch.manual_seed(0)
     reflections = Reflections(KNOWN)
     given = reflections(VICTIMS, torch.full((len(VICTIMS),), index))
-    found = set_right(given, KNOWN, KNOWN, range(JUDGE_STEPS), torch.Generator().manual_seed(0))
+    found = undo_reflection(given, KNOWN, KNOWN, range(JUDGE_STEPS), torch.Generator().manual_seed(0))
     assert float((found - VICTIMS).square().mean()) < 0.003
     if index:
         assert float((given - VICTIMS).square().mean()) > 0.02
 
 
 def test_without_a_step_nothing_is_changed() -> None:
-    assert torch.equal(set_right(VICTIMS, KNOWN, KNOWN, range(0), torch.Generator()), VICTIMS)
+    assert torch.equal(undo_reflection(VICTIMS, KNOWN, KNOWN, range(0), torch.Generator()), VICTIMS)

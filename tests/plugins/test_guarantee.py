@@ -19,8 +19,8 @@ from mocosfl_priv.api import Experiment, RunResult
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.evaluation.floor import hindsight_floor
 from reports import write_report
+from reports.analysis.findings_text import caveats, promises
 from reports.analysis.summary import summarise
-from reports.analysis.words import caveats, promises
 from tests.conftest import TINY
 
 PRIORS = st.floats(0.02, 0.98)
@@ -94,7 +94,7 @@ def promising_run() -> RunResult:
             "defenses": [f"{__file__}:Boastful", {"name": "local_dp", "epsilon": 1.0, "per": "training"}],
             "attacks": ["floor", {"name": "rmle", "iterations": 100, "tv": 0.01}],
             "evaluation": {**TINY["evaluation"], "recognition_epochs": 0, "label_fractions": []},
-            "threat": {"observations": 2},
+            "threat": {"messages_per_victim": 2},
         }
     ).run()
 

@@ -115,3 +115,8 @@ def test_parameters_are_checked_by_annotation(parameters: dict[str, object], mes
 def test_parameters_are_converted() -> None:
     created = DEFENSES.create(PluginSpec(name="tests.plugins.test_registry:Ranged", sigma="0.5"))
     assert created.plugin.sigma == 0.5  # type: ignore[attr-defined]
+
+
+def test_a_hook_under_its_former_name_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Old\.disguise: this hook is now called replace_keys"):
+        type("Old", (Defense,), {"disguise": lambda self, *_: None})

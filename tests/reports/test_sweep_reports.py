@@ -15,10 +15,10 @@ from mocosfl_priv.cli import main
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.results import RunRecord, StoredRun, read_runs, variant_name, write_record
 from reports import compare_runs, export_tables
-from reports.analysis.section import Section, said_of, sections_of
+from reports.analysis.findings_text import caveats
+from reports.analysis.run_section import Section, said_of, sections_of
 from reports.analysis.side_by_side import side_by_side
 from reports.analysis.summary import as_frame
-from reports.analysis.words import caveats
 from reports.output.paper_tables import paper_tables
 from tests.reports.output.test_html import assert_well_formed_and_self_contained
 from tests.reports.output.test_page_in_a_browser import CHROMIUM, assert_quiet_and_narrow

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mocosfl_priv.errors import ConfigurationError, StorageError
-from mocosfl_priv.sweep.directory import SweepFolder
+from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.processes import LocalEngine
 from mocosfl_priv.sweep.schedule import Task, Unobserved, run_tasks
 from mocosfl_priv.sweep.store import Store
@@ -173,23 +173,23 @@ def _damage_one(artefacts: Path, rng: random.Random) -> None:
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
-        SweepFolder(tmp_path / "sweep", resume=False),
+        SweepDirectory(tmp_path / "sweep", resume=False),
         pytest.raises(ConfigurationError, match=rf"another sweep is at work here \(process {os.getpid()}\)"),
-        SweepFolder(tmp_path / "sweep", resume=True),
+        SweepDirectory(tmp_path / "sweep", resume=True),
     ):
         pass
-    with SweepFolder(tmp_path / "sweep", resume=True):  # it was let go of
+    with SweepDirectory(tmp_path / "sweep", resume=True):  # it was let go of
         pass
 
 
 def test_a_folder_is_refused_unless_it_is_a_sweep_to_be_resumed(tmp_path: Path) -> None:
-    with SweepFolder(tmp_path / "sweep", resume=False):
+    with SweepDirectory(tmp_path / "sweep", resume=False):
         pass
     with pytest.raises(ConfigurationError, match="add --resume to go on"):
-        SweepFolder(tmp_path / "sweep", resume=False)
+        SweepDirectory(tmp_path / "sweep", resume=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ConfigurationError, match="holds other files than a sweep"):
-        SweepFolder(tmp_path / "other", resume=True)
+        SweepDirectory(tmp_path / "other", resume=True)
     with pytest.raises(ConfigurationError, match="is a file"):
-        SweepFolder(tmp_path / "other" / "file", resume=True)
+        SweepDirectory(tmp_path / "other" / "file", resume=True)

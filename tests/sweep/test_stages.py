@@ -15,7 +15,7 @@ from defenses.ressfl import ResSFL
 from defenses.taressfl import TAResSFL
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import ComputeConfig, parse_config
-from mocosfl_priv.experiment.context import Laboratory
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.train import System
 from mocosfl_priv.plugins import DEFENSES
@@ -24,7 +24,7 @@ from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.sweep.addresses import CORE, NO_ATTACK, NO_RESULT, NO_TRAINING, code_version, expert_document
 from mocosfl_priv.sweep.stages import resumed
 from mocosfl_priv.sweep.store import Store, address
-from mocosfl_priv.sweep.tasks import Missing
+from mocosfl_priv.sweep.tasks import TaskPlanner
 from mocosfl_priv.training.checkpoints import Checkpoints
 from tests.conftest import TINY
 
@@ -42,7 +42,7 @@ def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | 
     defense = DEFENSES.create(config.defenses[0])
     fraction = planned.systems[place].target_fraction if defense.plugin.uses_target_data else 0.0
     system = System(defense, config.cut_layers[0], fraction, config.seeds[0])
-    lab = Laboratory(config, lab.roles, lab.compute, lab.threat)
+    lab = EvaluationContext(config, lab.roles, lab.compute, lab.threat)
     found = expert_document(lab, system)
     return address(found) if found else None
 
@@ -57,7 +57,7 @@ def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | 
             {"training": {"monitor_every": 1, "select_on": "test", "partial_batches": "drop", "checkpoint_every": 2}},
             True,
         ),
-        ({"attacks": ["rmle"], "threat": {"observations": 3}, "evaluation": {"confidence": 0.9}}, True),
+        ({"attacks": ["rmle"], "threat": {"messages_per_victim": 3}, "evaluation": {"confidence": 0.9}}, True),
         ({"defenses": [{**EXPERT, "label": "other", "transfer": "low_lr", "client_learning_rate": 0.5}]}, True),
         ({"defenses": [{**EXPERT, "server_start": "scratch", "transfer_learning_rate": 0.5}]}, True),
         ({"defenses": [[EXPERT, {"name": "gaussian", "sigma": 0.5}]]}, True),
@@ -107,7 +107,7 @@ def test_who_trains_no_expert_has_none(compute: Compute) -> None:
 
 
 def test_what_variants_share_is_planned_once(planned: Plan, tmp_path: Path) -> None:
-    missing = Missing(Store(tmp_path / "store"))
+    missing = TaskPlanner(Store(tmp_path / "store"))
     missing.add(planned, "one")
     missing.add(planned, "other")
     kinds = [task.arguments[0].kind for task in missing.in_order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mocosfl_priv.sweep.directory import SweepFolder
+from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.processes import LocalEngine
 from mocosfl_priv.sweep.schedule import Task, Unobserved, run_tasks
 from mocosfl_priv.sweep.store import Store
@@ -24,7 +24,7 @@ def tasks(store: Store) -> list[Task]:
 def main(folder: Path, workers: int) -> None:
     engine = LocalEngine(workers)
     try:
-        with SweepFolder(folder, resume=True) as sweep:
+        with SweepDirectory(folder, resume=True) as sweep:
             assert run_tasks(tasks(sweep.store), engine, Unobserved()) == {}
     finally:
         engine.close()

@@ -17,7 +17,7 @@ from attacks.sdar import SdarAttack
 from mocosfl_priv.config import ModelConfig, TrainingConfig
 from mocosfl_priv.data.partitions import iid
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment.observers import Hijack, live_server, seat
+from mocosfl_priv.experiment.observers import MaliciousServer, attach, live_server
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import AuxiliaryData, Capability, Loaded, StreamView
 from mocosfl_priv.runtime.compute import Compute
@@ -141,9 +141,9 @@ def test_resumed_equals_uninterrupted(settings: dict[str, Any], stop_at: int, tm
 
 def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
     """A hijacking attack and a passive one, with networks, optimisers and random draws of their own."""
-    audiences: list[Hijack] = []
+    audiences: list[MaliciousServer] = []
 
-    def seated(split: SplitModel) -> Hijack:
+    def seated(split: SplitModel) -> MaliciousServer:
         stream = StreamView(
             smashed_shape=split.smashed_shape, image_shape=split.image_shape, compute=compute,
             visible=frozenset(Capability), server=live_server(split.trunk, split.projector, compute),
@@ -154,8 +154,8 @@ def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
             FshaAttack("res_normN0C4", rows=8, patience=3, starts=1, iterations=4),
             SdarAttack("res_normN0C4", rows=8),
         ]
-        attendees = [seat(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
-        audiences.append(Hijack([attendee for attendee in attendees if attendee is not None]))
+        attendees = [attach(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
+        audiences.append(MaliciousServer([attendee for attendee in attendees if attendee is not None]))
         return audiences[-1]
 
     whole = train(None, compute, server_hooks=seated)

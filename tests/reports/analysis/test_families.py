@@ -5,7 +5,7 @@ from mocosfl_priv.evaluation.reliability import FLAGS
 from mocosfl_priv.results import RunRecord
 from reports.analysis.families import against_undefended
 from reports.analysis.flags import EXPLANATIONS, explained_flags
-from reports.analysis.in_short import in_short
+from reports.analysis.key_findings import key_findings
 from reports.analysis.leaderboard import leaderboard
 from reports.analysis.summary import SummaryRow
 from tests.reports.made_up import made_up
@@ -40,7 +40,7 @@ def test_a_training_that_failed_with_one_seed_leaves_pairs_of_the_others() -> No
 
 def test_in_short_answers_four_questions(sweep: RunRecord, sweep_rows: list[SummaryRow]) -> None:
     rows = sweep_rows
-    short = in_short(sweep, rows, leaderboard(sweep, rows), against_undefended(sweep))
+    short = key_findings(sweep, rows, leaderboard(sweep, rows), against_undefended(sweep))
     assert list(short) == ["What leaks", "To whom", "How sure", "At what price"]
     assert "none (cut 1): attackers remove" in short["What leaks"] and "SSIM above 0.5" in short["What leaks"]
     assert "client weights" in short["To whom"] and "knows the defense" in short["To whom"]

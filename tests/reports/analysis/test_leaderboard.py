@@ -3,9 +3,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from reports.analysis.findings_text import sentences
 from reports.analysis.leaderboard import HEADINGS, leaderboard, leaderboard_frame
 from reports.analysis.summary import headline_rows, summarise
-from reports.analysis.words import sentences
 from reports.output.markup import leaderboard_markdown
 from tests.reports.made_up import made_up
 

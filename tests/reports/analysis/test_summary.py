@@ -8,8 +8,8 @@ import pytest
 
 from mocosfl_priv.api import RunResult
 from mocosfl_priv.results import DETECTION_COLUMNS, RunRecord
+from reports.analysis.findings_text import caveats, finding, sentences
 from reports.analysis.summary import ENSEMBLE, WORST_CASE, as_frame, detections, headline_rows, summarise
-from reports.analysis.words import caveats, finding, sentences
 from tests.reports.made_up import made_up
 
 

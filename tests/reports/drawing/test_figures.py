@@ -13,7 +13,7 @@ from mocosfl_priv.results import RunRecord
 from reports.analysis.per_image import image_leaks
 from reports.analysis.summary import WORST_CASE, SummaryRow, headline_rows
 from reports.drawing.figures import draw_all, pareto_front, tradeoff
-from reports.drawing.pictures import worst_sights
+from reports.drawing.pictures import worst_pairs
 
 POINTS = st.lists(st.tuples(st.integers(0, 5).map(float), st.integers(0, 5).map(float)), min_size=1, max_size=12)
 
@@ -59,7 +59,7 @@ def test_heat_maps_only_where_there_is_a_grid(sweep: RunRecord, sweep_rows: list
 def test_sights_go_from_the_worst_leak_to_the_median(sweep: RunRecord, sweep_rows: list[SummaryRow]) -> None:
     row = next(row for row in headline_rows(sweep_rows) if row.defense == "taressfl")
     assert row.attack == WORST_CASE
-    sights = worst_sights(sweep, row)
+    sights = worst_pairs(sweep, row)
     leaks = [sight.leak_ratio for sight in sights]
     mine = sweep.per_image.query(
         "defense == 'taressfl' and cut_layer == 1 and target_fraction == 0 and seed == 0 and attack != 'floor'"
@@ -74,4 +74,4 @@ def test_sights_go_from_the_worst_leak_to_the_median(sweep: RunRecord, sweep_row
 def test_cells_without_pictures_are_left_out(sweep: RunRecord, sweep_rows: list[SummaryRow]) -> None:
     row = headline_rows(sweep_rows)[0]
     without = replace(sweep, images={key: images for key, images in sweep.images.items() if key.startswith("victims=")})
-    assert worst_sights(without, row) == []
+    assert worst_pairs(without, row) == []

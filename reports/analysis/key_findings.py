@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mocosfl_priv.results import TEST_VICTIMS, UNDEFENDED, RunRecord, victims_key
 from reports.analysis.families import Family
+from reports.analysis.findings_text import finding, percent, points, undecided
 from reports.analysis.leaderboard import Entry
 from reports.analysis.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
-from reports.analysis.words import finding, percent, points, undecided
 
 QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
 PRICES = {
@@ -16,7 +16,7 @@ PRICES = {
 }
 
 
-def in_short(record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family) -> dict[str, str]:
+def key_findings(record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family) -> dict[str, str]:
     """One sentence or two by question, of `QUESTIONS`."""
     undefended = [entry for entry in board if entry.family == UNDEFENDED]
     defended = [entry for entry in board if entry.family != UNDEFENDED and not entry.row.blind]
