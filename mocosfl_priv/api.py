@@ -167,10 +167,13 @@ class Sweep:
             closing(engine),
         ):  # before the lock is let go of
             missing, keys = TaskPlanner(folder.store), {}
+            lines: list[str] = []
             for variant in self.document.variants:
                 checked = plan(variant.config)
                 missing.add(checked, variant.name if variant.labels else "")
                 keys[variant.name] = run_key(checked)
+                lines += [*checked.laboratory.roles.reading, *(f"warning: {warning}" for warning in checked.warnings)]
+            observer.has_read(list(dict.fromkeys(lines)))
             tasks = missing.in_order
             observer.planned(tasks, len(missing.cells), missing.cached)
             failures = run_tasks(tasks, engine, observer)

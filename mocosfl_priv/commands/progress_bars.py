@@ -176,6 +176,11 @@ class TerminalSweep:
         if self._console.is_terminal:
             self._bar.stop()
 
+    def has_read(self, lines: Sequence[str]) -> None:
+        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        for line in lines:
+            self._print(line)
+
     def planned(self, tasks: Sequence[Task], cells: int, cached: int) -> None:
         """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
         self._open = {task.key: task.segment for task in tasks}

@@ -56,7 +56,10 @@ class Engine(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what a sweep plans, and how it goes on."""
+    """Is told what a sweep has read and plans, and how it goes on."""
+
+    def has_read(self, lines: Sequence[str]) -> None:
+        """What was read of the data of all variants, and warnings, a line each; before anything is computed."""
 
     def planned(self, tasks: Sequence[Task], cells: int, cached: int) -> None:
         """What follows: `tasks`, for `cells` different cells, of which the store has `cached`."""
@@ -73,6 +76,9 @@ class Observer(Protocol):
 
 class Unobserved:
     """Nobody looks on."""
+
+    def has_read(self, lines: Sequence[str]) -> None:
+        """Nothing to show."""
 
     def planned(self, tasks: Sequence[Task], cells: int, cached: int) -> None:
         """Nothing to show."""

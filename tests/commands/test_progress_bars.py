@@ -72,6 +72,7 @@ def test_a_sweep_says_what_there_is_to_do_and_learns_how_long_it_takes(monkeypat
     score = Task("s", Segment("score", "score", 1), print, (), ("t0",))
     out = io.StringIO()
     with TerminalSweep(Console(file=out, width=200), slots=2) as sweep:
+        sweep.has_read(["photos/train: 600 images"])
         sweep.planned([*trainings, score], cells=5, cached=2)
         sweep.started(trainings[0])
         sweep.started(trainings[1])
@@ -83,6 +84,7 @@ def test_a_sweep_says_what_there_is_to_do_and_learns_how_long_it_takes(monkeypat
         sweep.ended(score, "")
         sweep.reporting("one", 1, 2)
     assert out.getvalue().splitlines() == [
+        "photos/train: 600 images",
         "5 cells, 2 of them stored; 4 tasks, 2 at once · about 1:30 left",
         "[1/4] 2:00 train 0: 2:00 · about 1:01 left",  # nothing of 1, all of 2, and the score
         "[2/4] 2:00 train 1: FAILED: out of luck · about 1:01 left",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ class Counter(Unobserved):
     def __init__(self) -> None:
         self.tasks: list[str] = []
         self.cached = -1
+        self.read: Sequence[str] = ()
+
+    def has_read(self, lines: Sequence[str]) -> None:
+        self.read = lines
 
     def planned(self, tasks: Any, cells: int, cached: int) -> None:
         self.tasks, self.cached = [task.segment.title for task in tasks], cached
@@ -97,6 +102,7 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_pat
     resumed = sweep.run(folder, ThisProcess(), counter, resume=True)
     same(undisturbed, resumed)
     assert counter.cached > 0
+    assert [line.split(":")[0] for line in counter.read] == ["photos/train", "photos/test", "photos-source/train"]
     events = [(entry["event"], entry["key"]) for entry in store.journal()]
     assert all(events.count(("done", key)) <= 1 + events.count(("discarded", key)) for _, key in events)
     made = [entry["kind"] for entry in store.journal() if entry["event"] == "done"]
