@@ -6,8 +6,8 @@ import random
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
