@@ -14,8 +14,10 @@ Split = Literal["train", "test"]
 FOLDER_PREFIX = "imagefolder:"
 
 NAMES = {
-    "photos": "ten photographs in grey 32x32 patches; inside the scikit-image wheel, nothing to download",
+    "photos": "six photographs in 32x32 patches; inside the scikit-image wheel, nothing to download",
     "photos-source": "four other photographs, the out-of-domain partner of photos",
+    "textures": "ten photographs in grey 32x32 patches: telling them apart has to be learned",
+    "textures-source": "four other photographs in grey, the out-of-domain partner of textures",
     "cifar10": "60,000 images, 10 classes, 32x32; through torchvision",
     "cifar100": "60,000 images, 100 classes, 32x32; through torchvision",
     "svhn": "99,289 house-number digits, 32x32; through torchvision",
@@ -32,10 +34,10 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
     """
     if name.startswith(FOLDER_PREFIX):
         return image_folder.load(_at_home(Path(name.removeprefix(FOLDER_PREFIX))), split, image_size)
-    if name in ("photos", "photos-source"):
+    if name in photos.SETS:
         if image_size != photos.PATCH:
             raise ConfigurationError(f"data.image_size: {name} exists at {photos.PATCH} pixels only")
-        return photos.load_target(split) if name == "photos" else photos.load_source(split)
+        return photos.load(name, split)
     if name in torchvision_sets.NAMES:
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)

@@ -1,15 +1,15 @@
 """The embedded data sets: patches of the photographs inside the scikit-image and scikit-learn wheels.
 
-Nothing is downloaded. The class of a patch is the photograph it was cut from. Colour and brightness would give that
-away, so patches are grey, and each has an exposure of its own, drawn at random: what tells photographs apart is texture
-and shape, which self-supervised training has to learn. (A random tint would hide colours as well. But it differs
-from patch to patch and survives augmentation, so a contrastive loss would learn the tint.)
+Nothing is downloaded. The class of a patch is the photograph it was cut from. In ``photos`` colour gives it away, which
+serves attacks and tests. In ``textures`` it has to be learned: patches are grey, so that texture and shape tell the
+photographs apart. (A random tint per patch would hide colours as well. But it survives augmentation, so a contrastive
+loss would learn the tint. A random exposure would be lost in the first norm, for the server and for attackers alike.)
 
 A photograph is laid out in square tiles with a margin between them; every fifth tile
 (along a diagonal pattern, so that test tiles lie all over the picture) belongs to the test split, the others
 to training. Patches are cut inside tiles only, so no test patch shares a pixel with a training patch or
 touches one. Patches of one tile overlap each other: the tile is their group. Near-constant patches (sky,
-studio background) are dropped, and every photograph, which is the label, contributes about equally many.
+studio background) are dropped, and every photograph, which is the label, contributes equally many.
 
 The right view of scikit-image's motorcycle is left out: it shows the scene of the left view shifted by up to
 seventy pixels, which would carry test content into training.
@@ -17,6 +17,8 @@ seventy pixels, which would carry test content into training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
 
@@ -28,6 +30,21 @@ from mocosfl_priv.data.image_set import ImageSet
 
 TARGET_PHOTOGRAPHS = {
     "astronaut": ("skimage.data", "astronaut.png"),
+    "chelsea": ("skimage.data", "chelsea.png"),
+    "coffee": ("skimage.data", "coffee.png"),
+    "ihc": ("skimage.data", "ihc.png"),
+    "motorcycle": ("skimage.data", "motorcycle_left.png"),
+    "rocket": ("skimage.data", "rocket.jpg"),
+}
+SOURCE_PHOTOGRAPHS = {
+    "china": ("sklearn.datasets.images", "china.jpg"),
+    "flower": ("sklearn.datasets.images", "flower.jpg"),
+    "hubble": ("skimage.data", "hubble_deep_field.jpg"),
+    "retina": ("skimage.data", "retina.jpg"),
+}
+
+TEXTURE_PHOTOGRAPHS = {
+    "astronaut": ("skimage.data", "astronaut.png"),
     "brick": ("skimage.data", "brick.png"),
     "camera": ("skimage.data", "camera.png"),
     "chelsea": ("skimage.data", "chelsea.png"),
@@ -38,47 +55,52 @@ TARGET_PHOTOGRAPHS = {
     "motorcycle": ("skimage.data", "motorcycle_left.png"),
     "page": ("skimage.data", "page.png"),
 }
-SOURCE_PHOTOGRAPHS = {
-    "china": ("sklearn.datasets.images", "china.jpg"),
-    "flower": ("sklearn.datasets.images", "flower.jpg"),
-    "hubble": ("skimage.data", "hubble_deep_field.jpg"),
-    "retina": ("skimage.data", "retina.jpg"),
-}
 
 PATCH = 32
 TILE = 48
 MARGIN = 4
 STRIDE = 4
 TEST_EVERY = 5
+LUMA = (0.299, 0.587, 0.114)
 MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, of 255
-PER_CLASS = {  # at most: a small photograph has fewer patches with enough contrast
-    "photos": {"train": 420, "test": 100},
-    "photos-source": {"train": 700, "test": 170},
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One embedded data set. photographs: package and file by class. train, test: the most patches of a class; a small
+    photograph has fewer with enough contrast. grey: as luma in all three channels.
+    """
+
+    photographs: Mapping[str, tuple[str, str]]
+    train: int = 700
+    test: int = 170
+    grey: bool = False
+
+
+SETS = {
+    "photos": Patches(TARGET_PHOTOGRAPHS),
+    "photos-source": Patches(SOURCE_PHOTOGRAPHS),
+    "textures": Patches(TEXTURE_PHOTOGRAPHS, 420, 100, grey=True),
+    "textures-source": Patches(SOURCE_PHOTOGRAPHS, grey=True),
 }
-LARGEST_EXPOSURE = 1.4  # factor by which a patch is at most brighter, or darker, than in its photograph
-
-
-def load_target(split: str) -> ImageSet:
-    """``photos``: ten photographs, 4,144 training or 1,000 test patches of 32x32 pixels."""
-    return _load("photos", split)
-
-
-def load_source(split: str) -> ImageSet:
-    """``photos-source``: four other photographs, for the out-of-domain roles; 2,800 or 680 patches."""
-    return _load("photos-source", split)
 
 
 @cache
-def _load(name: str, split: str) -> ImageSet:
-    photographs = TARGET_PHOTOGRAPHS if name == "photos" else SOURCE_PHOTOGRAPHS
+def load(name: str, split: str) -> ImageSet:
+    """A split of one of `SETS`, at 32x32 pixels.
+
+    ``photos``: six photographs, 4,200 training or 1,020 test patches; ``textures``: ten in grey, 4,144 or 1,000; their
+    out-of-domain partners ``photos-source`` and ``textures-source``: four others, 2,800 or 680.
+    """
+    chosen = SETS[name]
     images, labels, groups = [], [], []
     group_offset = 0
-    for label, (package, file) in enumerate(photographs.values()):
+    for label, (package, file) in enumerate(chosen.photographs.values()):
         patches, tiles = _patches(_read(package, file), split)
         # Which patches are kept is drawn once and for all: the data set is the same in every run.
-        rng = np.random.default_rng([label, split == "test"])
-        kept = np.sort(rng.permutation(len(patches))[: PER_CLASS[name][split]])
-        images.append(_exposed_at_random(patches[kept], rng))
+        most = chosen.test if split == "test" else chosen.train
+        kept = np.sort(np.random.default_rng(label).permutation(len(patches))[:most])
+        images.append(_as_grey(patches[kept]) if chosen.grey else patches[kept])
         groups.append(tiles[kept] + group_offset)
         labels.append(np.full(len(kept), label))
         group_offset += int(tiles.max()) + 1
@@ -86,25 +108,19 @@ def _load(name: str, split: str) -> ImageSet:
         f"{name}/{split}",
         torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.concatenate(labels)).long(),
-        tuple(photographs),
+        tuple(chosen.photographs),
         torch.from_numpy(np.concatenate(groups)).long(),
     )
 
 
-def _exposed_at_random(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grey uint8 (n, h, w) as grey colours uint8 (n, h, w, 3), every patch with an exposure of its own.
-
-    No patch becomes lighter than white allows: what is cut off would be lost.
-    """
-    lightest = np.maximum(patches.max(axis=(1, 2), keepdims=True), 1)
-    exposure = np.minimum(LARGEST_EXPOSURE ** rng.uniform(-1, 1, (len(patches), 1, 1)), 255 / lightest)
-    grey = (patches * exposure).round().astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=3)
+def _as_grey(patches: np.ndarray) -> np.ndarray:
+    """Colours uint8 (n, h, w, 3) as their luma in all three channels."""
+    return np.repeat((patches @ np.array(LUMA)).round().astype(np.uint8)[..., None], 3, axis=3)
 
 
 def _read(package: str, file: str) -> np.ndarray:
     with as_file(files(package) / file) as path, Image.open(path) as photograph:
-        return np.asarray(photograph.convert("L"))
+        return np.asarray(photograph.convert("RGB"))
 
 
 def tile_corners(height: int, width: int, split: str) -> list[tuple[int, int]]:
@@ -119,12 +135,13 @@ def tile_corners(height: int, width: int, split: str) -> list[tuple[int, int]]:
 
 
 def _patches(photograph: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All patches uint8 (n, h, w) of `split` with enough contrast, and the tile each was cut from."""
+    """All patches of `split` with enough contrast, and the tile each was cut from."""
+    grey = photograph.mean(axis=2)
     patches, tiles = [], []
-    for tile, (top, left) in enumerate(tile_corners(photograph.shape[0], photograph.shape[1], split)):
+    for tile, (top, left) in enumerate(tile_corners(grey.shape[0], grey.shape[1], split)):
         for y in range(top, top + TILE - PATCH + 1, STRIDE):
             for x in range(left, left + TILE - PATCH + 1, STRIDE):
-                if photograph[y : y + PATCH, x : x + PATCH].std() >= MINIMUM_CONTRAST:
+                if grey[y : y + PATCH, x : x + PATCH].std() >= MINIMUM_CONTRAST:
                     patches.append(photograph[y : y + PATCH, x : x + PATCH])
                     tiles.append(tile)
     return np.stack(patches), np.asarray(tiles)
