@@ -96,11 +96,12 @@ def load(name: str, split: str) -> ImageSet:
     images, labels, groups = [], [], []
     group_offset = 0
     for label, (package, file) in enumerate(chosen.photographs.values()):
-        patches, tiles = _patches(_read(package, file), split)
+        photograph = _read(package, file)
+        patches, tiles = _patches(_as_grey(photograph) if chosen.grey else photograph, split)
         # Which patches are kept is drawn once and for all: the data set is the same in every run.
         most = chosen.test if split == "test" else chosen.train
         kept = np.sort(np.random.default_rng(label).permutation(len(patches))[:most])
-        images.append(_as_grey(patches[kept]) if chosen.grey else patches[kept])
+        images.append(patches[kept])
         groups.append(tiles[kept] + group_offset)
         labels.append(np.full(len(kept), label))
         group_offset += int(tiles.max()) + 1
@@ -113,9 +114,9 @@ def load(name: str, split: str) -> ImageSet:
     )
 
 
-def _as_grey(patches: np.ndarray) -> np.ndarray:
-    """Colours uint8 (n, h, w, 3) as their luma in all three channels."""
-    return np.repeat((patches @ np.array(LUMA)).round().astype(np.uint8)[..., None], 3, axis=3)
+def _as_grey(photograph: np.ndarray) -> np.ndarray:
+    """Colours uint8 (h, w, 3) as their luma in all three channels."""
+    return np.repeat((photograph @ np.array(LUMA)).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _read(package: str, file: str) -> np.ndarray:
