@@ -21,6 +21,8 @@ from tests.reports.output.test_html import assert_well_formed_and_self_contained
 
 ROOT = Path(__file__).parents[2]
 TINY_TRIAL = [
+    # attacks that are as short as these find something in colours only
+    "data.dataset=photos", "data.source=photos-source",
     "data.train_limit=200", "data.test_limit=120", "data.victims=16", "data.auxiliary_source_fraction=0.9",
     "training.clients=4", "training.epochs=1",
     "training.server_batch=32", "training.queue_size=128", "model.backbone=resnet8", "model.width=8",
