@@ -232,7 +232,8 @@ def _train_split(job: Job) -> Curve:
             **({"average_momentum_models": False} if job.setting == "apart" else {}),
         },
     }).training  # fmt: skip
-    mean, deviation = ((images.float() / 255).mean((0, 2, 3)), (images.float() / 255).std((0, 2, 3)))
+    unit = images.float() / 255
+    mean, deviation = unit.mean((0, 2, 3)), unit.std((0, 2, 3))
 
     def build(model: ModelConfig) -> Any:
         torch.manual_seed(job.seed)
@@ -252,9 +253,8 @@ def _train_split(job: Job) -> Curve:
         losses.append(float(run.step()))
         if step * POINTS % job.steps < POINTS:
             rng = generator(job.seed, "monitor")
-            bank, queries = (
-                features(run.assemble(), part, NoHooks(), compute, rng) for part in (images, test[0])
-            )  # fmt: skip
+            trained = run.assemble()
+            bank, queries = (features(trained, part, NoHooks(), compute, rng) for part in (images, test[0]))
             predicted = weighted_knn(bank, labels, queries, classes=int(labels.max()) + 1)
             point = {"step": step, "loss": float(np.mean(losses)), "knn": float((predicted == test[1]).float().mean())}
             signature = run.client_signature()

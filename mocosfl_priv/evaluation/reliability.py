@@ -392,8 +392,8 @@ def _about_trainings(training: pd.DataFrame | None) -> Iterator[Flag]:
         signature = rows["client_signature"].max() if "client_signature" in rows else np.nan
         if signature > LARGEST_SIGNATURE:
             sentence = (
-                f"{title}: the server can tell clients apart: for the same image, a key of the same client outscores "
-                f"one of another by {signature:.2f} nats. Its loss falls by that, not by what images show."
+                f"{title}: the server can tell clients apart: a key of the query's own client outscores another "
+                f"client's key of the same image by {signature:.2f} nats. That lowers the loss without learning."
             )
             yield Flag("clients-told-apart", sentence, **place)
         if "validation_knn" not in rows or (stalled := _fall_without_learning(rows)) is None:

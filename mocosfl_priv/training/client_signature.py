@@ -17,8 +17,8 @@ from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.state import State, under, within
 
-CLIENTS = 8  # compared with each other
-IMAGES = 16  # sent through each of them
+COMPARED_CLIENTS = 8  # compared with each other
+COMPARED_IMAGES = 16  # sent through each of them
 FEWEST = 2  # clients, and images, below which there is nothing to compare
 
 
@@ -42,33 +42,32 @@ class ClientCopies:
     def state(self) -> State:
         """Everything, by name, for a checkpoint."""
         return {
-            **under("compared.online", self.online),
-            **under("compared.key", self.key),
-            "compared.images": self.images,
+            **under("online", self.online),
+            **under("key", self.key),
+            "images": self.images,
         }
 
     @classmethod
     def of_state(cls, state: State, device: torch.device) -> ClientCopies | None:
         """Restore what :meth:`state` returned; None where `state` holds no copies."""
-        if "compared.images" not in state:
+        if "images" not in state:
             return None
         online, key = (
-            {name: value.to(device) for name, value in within(state, f"compared.{kind}").items()}
-            for kind in ("online", "key")
+            {name: value.to(device) for name, value in within(state, kind).items()} for kind in ("online", "key")
         )
-        return cls(online, key, state["compared.images"])
+        return cls(online, key, state["images"])
 
 
 @torch.no_grad()
 def client_signature(
     copies: ClientCopies, client: nn.Module, online: nn.Module, key: nn.Module, temperature: float, compute: Compute
 ) -> float:
-    """By how many nats a key of the same client outscores a key of another client, for one and the same image.
+    """By how many nats a key of the query's own client outscores another client's key of the same image.
 
     Each of c clients sends each of m images; q[a, i] is the embedding of image i as a query of client a, k[b, j] that
-    of image j as a key of client b. The result is the mean of q[a, i] k[a, j] over i != j, less its mean over a != b,
-    divided by the temperature. It is 0 where clients cannot be told apart: the images are the same for all, so nothing
-    but the clients' own weights can raise it.
+    of image j as a key of client b. With i != j, the result is the mean of q[a, i] k[a, j] less the mean of
+    q[a, i] k[b, j] for a != b, divided by the temperature. It is 0 where clients cannot be told apart: the images are
+    the same for all, so nothing but the clients' own weights can raise it.
 
     client: the module that `copies` are parameters of. online, key: the server's trunk and projector, and their
     momentum model. Raises ValueError where there are fewer than two clients or images.

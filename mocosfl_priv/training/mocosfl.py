@@ -16,9 +16,12 @@ from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.split import SplitModel, count_parameters
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import generator
-from mocosfl_priv.training.client_signature import CLIENTS as COMPARED_CLIENTS
-from mocosfl_priv.training.client_signature import IMAGES as COMPARED_IMAGES
-from mocosfl_priv.training.client_signature import ClientCopies, client_signature
+from mocosfl_priv.training.client_signature import (
+    COMPARED_CLIENTS,
+    COMPARED_IMAGES,
+    ClientCopies,
+    client_signature,
+)
 from mocosfl_priv.training.clients import ClientBank, Clients, EqualClients, FrozenClients, Kernel, fastest_kernel
 from mocosfl_priv.training.codecs import message_bytes
 from mocosfl_priv.training.hooks import ClientHooks, Message, NoHooks, ServerHooks, Unattended
@@ -255,7 +258,7 @@ class MocoSFL:
             **under("server_hooks", self.server_hooks.state()),
             "pool": self._pool,
             **numbered("before_averaging", self._before_averaging),
-            **(self._compared.state() if self._compared else {}),
+            **under("compared", self._compared.state() if self._compared else {}),
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
             "rng.replay": self._replay_rng.get_state(),
             "rng.global": torch.get_rng_state(),  # a user's Dropout draws from it
@@ -279,7 +282,7 @@ class MocoSFL:
         self.server_hooks.load_state(within(tensors, "server_hooks"))
         self._pool = tensors["pool"]
         self._before_averaging = counted(tensors, "before_averaging", self._compute.device)
-        self._compared = ClientCopies.of_state(tensors, self._compute.device)
+        self._compared = ClientCopies.of_state(within(tensors, "compared"), self._compute.device)
         self._epoch_losses = list(tensors["epoch_losses"].to(self._compute.device).unbind())
         self._replay_rng.set_state(tensors["rng.replay"])
         torch.set_rng_state(tensors["rng.global"])
