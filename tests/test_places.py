@@ -21,7 +21,7 @@ from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.results import Destination, read_runs, short_name, variant_name
 from mocosfl_priv.results.record import LONGEST_NAME
 from mocosfl_priv.runtime.files import Lock
-from mocosfl_priv.runtime.progress import Silent
+from tests.interruption import Interruption
 
 
 def test_a_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter
     tiny["evaluation"] |= {"recognition_epochs": 0, "label_fractions": []}
     tiny["training"] |= {"epochs": 2}
     with pytest.raises(KeyboardInterrupt):  # after the first step of the second epoch
-        Experiment.from_dict(tiny).run(_After(20), tmp_path)
+        Experiment.from_dict(tiny).run(Interruption(20), tmp_path)
     assert list(tmp_path.glob("*/step_*"))
 
     def refusal(**changes: Any) -> str:
@@ -116,16 +116,6 @@ def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter
     assert several.count(" there and ") == 4 and "and 1 more differ" in several
     tiny["compute"] = {"device": "cpu", "threads": 2}
     assert len(Experiment.from_dict(tiny).run(checkpoints=tmp_path).record.training) > 0
-
-
-class _After(Silent):
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def advance(self, steps: int = 1) -> None:
-        self.steps -= steps
-        if self.steps < 0:
-            raise KeyboardInterrupt
 
 
 def test_ordinary_axes_with_long_values_fit_into_file_names(tiny: dict[str, Any], tmp_path: Path) -> None:

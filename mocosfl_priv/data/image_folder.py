@@ -104,7 +104,7 @@ def _load(root: Path, split: str, image_size: int) -> ImageSet:
         torch.tensor(labels, dtype=torch.long),
         tuple(classes),
     )
-    return replace(read_set, read="; ".join(part for part in (reading.text, layout.note) if part))
+    return replace(read_set, read=_joined(reading.text, layout.note))
 
 
 def lay_out(root: Path, depth: int = 0) -> Layout:

@@ -17,7 +17,6 @@ seventy pixels, which would carry test content into training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
@@ -28,32 +27,23 @@ from PIL import Image
 
 from mocosfl_priv.data.image_set import ImageSet
 
-TARGET_PHOTOGRAPHS = {
-    "astronaut": ("skimage.data", "astronaut.png"),
-    "chelsea": ("skimage.data", "chelsea.png"),
-    "coffee": ("skimage.data", "coffee.png"),
-    "ihc": ("skimage.data", "ihc.png"),
-    "motorcycle": ("skimage.data", "motorcycle_left.png"),
-    "rocket": ("skimage.data", "rocket.jpg"),
-}
-SOURCE_PHOTOGRAPHS = {
-    "china": ("sklearn.datasets.images", "china.jpg"),
-    "flower": ("sklearn.datasets.images", "flower.jpg"),
-    "hubble": ("skimage.data", "hubble_deep_field.jpg"),
-    "retina": ("skimage.data", "retina.jpg"),
-}
-
-TEXTURE_PHOTOGRAPHS = {
+PHOTOGRAPHS = {
     "astronaut": ("skimage.data", "astronaut.png"),
     "brick": ("skimage.data", "brick.png"),
     "camera": ("skimage.data", "camera.png"),
     "chelsea": ("skimage.data", "chelsea.png"),
+    "china": ("sklearn.datasets.images", "china.jpg"),
+    "coffee": ("skimage.data", "coffee.png"),
     "coins": ("skimage.data", "coins.png"),
+    "flower": ("sklearn.datasets.images", "flower.jpg"),
     "grass": ("skimage.data", "grass.png"),
     "gravel": ("skimage.data", "gravel.png"),
+    "hubble": ("skimage.data", "hubble_deep_field.jpg"),
     "ihc": ("skimage.data", "ihc.png"),
     "motorcycle": ("skimage.data", "motorcycle_left.png"),
     "page": ("skimage.data", "page.png"),
+    "retina": ("skimage.data", "retina.jpg"),
+    "rocket": ("skimage.data", "rocket.jpg"),
 }
 
 PATCH = 32
@@ -61,28 +51,31 @@ TILE = 48
 MARGIN = 4
 STRIDE = 4
 TEST_EVERY = 5
-LUMA = (0.299, 0.587, 0.114)
 MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, of 255
 
 
 @dataclass(frozen=True)
 class Patches:
-    """One embedded data set. photographs: package and file by class. train, test: the most patches of a class; a small
+    """One embedded data set. classes: names of `PHOTOGRAPHS`. train, test: the most patches of a class; a small
     photograph has fewer with enough contrast. grey: as luma in all three channels.
     """
 
-    photographs: Mapping[str, tuple[str, str]]
+    classes: tuple[str, ...]
     train: int = 700
     test: int = 170
     grey: bool = False
 
 
+SOURCE = ("china", "flower", "hubble", "retina")
 SETS = {
-    "photos": Patches(TARGET_PHOTOGRAPHS),
-    "photos-source": Patches(SOURCE_PHOTOGRAPHS),
-    "textures": Patches(TEXTURE_PHOTOGRAPHS, 420, 100, grey=True),
-    "textures-source": Patches(SOURCE_PHOTOGRAPHS, grey=True),
-}
+    "photos": Patches(("astronaut", "chelsea", "coffee", "ihc", "motorcycle", "rocket")),
+    "photos-source": Patches(SOURCE),
+    "textures": Patches(
+        ("astronaut", "brick", "camera", "chelsea", "coins", "grass", "gravel", "ihc", "motorcycle", "page"),
+        train=420, test=100, grey=True,
+    ),
+    "textures-source": Patches(SOURCE, grey=True),
+}  # fmt: skip
 
 
 @cache
@@ -95,9 +88,8 @@ def load(name: str, split: str) -> ImageSet:
     chosen = SETS[name]
     images, labels, groups = [], [], []
     group_offset = 0
-    for label, (package, file) in enumerate(chosen.photographs.values()):
-        photograph = _read(package, file)
-        patches, tiles = _patches(_as_grey(photograph) if chosen.grey else photograph, split)
+    for label, name_of_class in enumerate(chosen.classes):
+        patches, tiles = _patches(_read(*PHOTOGRAPHS[name_of_class], chosen.grey), split)
         # Which patches are kept is drawn once and for all: the data set is the same in every run.
         most = chosen.test if split == "test" else chosen.train
         kept = np.sort(np.random.default_rng(label).permutation(len(patches))[:most])
@@ -109,19 +101,14 @@ def load(name: str, split: str) -> ImageSet:
         f"{name}/{split}",
         torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.concatenate(labels)).long(),
-        tuple(chosen.photographs),
+        chosen.classes,
         torch.from_numpy(np.concatenate(groups)).long(),
     )
 
 
-def _as_grey(photograph: np.ndarray) -> np.ndarray:
-    """Colours uint8 (h, w, 3) as their luma in all three channels."""
-    return np.repeat((photograph @ np.array(LUMA)).round().astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _read(package: str, file: str) -> np.ndarray:
+def _read(package: str, file: str, grey: bool) -> np.ndarray:
     with as_file(files(package) / file) as path, Image.open(path) as photograph:
-        return np.asarray(photograph.convert("RGB"))
+        return np.asarray((photograph.convert("L") if grey else photograph).convert("RGB"))
 
 
 def tile_corners(height: int, width: int, split: str) -> list[tuple[int, int]]:

@@ -46,9 +46,10 @@ def test_colour_says_nothing_and_brightness_little_about_a_texture() -> None:
 
 
 def test_target_and_source_are_different_photographs() -> None:
-    for target in (photos.TARGET_PHOTOGRAPHS, photos.TEXTURE_PHOTOGRAPHS):
-        assert not set(target) & set(photos.SOURCE_PHOTOGRAPHS)
-        assert not set(target.values()) & set(photos.SOURCE_PHOTOGRAPHS.values())
+    for target in ("photos", "textures"):
+        ours, theirs = (photos.SETS[name].classes for name in (target, f"{target}-source"))
+        assert not set(ours) & set(theirs)
+        assert not {photos.PHOTOGRAPHS[name] for name in ours} & {photos.PHOTOGRAPHS[name] for name in theirs}
 
 
 @pytest.mark.parametrize("shape", [(300, 451), (512, 512), (427, 640)])

@@ -40,6 +40,7 @@ from mocosfl_priv.runtime.progress import Silent
 from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.training.hooks import ServerHooks, Unattended
 from tests.conftest import TINY
+from tests.interruption import Interruption
 
 TIMES = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
 
@@ -661,17 +662,6 @@ def test_an_interrupted_experiment_goes_on_from_its_checkpoints(
         "evaluation": {**tiny["evaluation"], "recognition_epochs": 0},
     }  # fmt: skip
     whole = Experiment.from_dict(document).run()
-
-    class Interruption(Silent):
-        """Ctrl-C after so many steps."""
-
-        def __init__(self, steps: int) -> None:
-            self.steps = steps
-
-        def advance(self, steps: int = 1) -> None:
-            self.steps -= steps
-            if self.steps < 0:
-                raise KeyboardInterrupt
 
     experiment = Experiment.from_dict(document)
     expert_steps = experiment.plan().expert_steps(experiment.plan().systems[0])
