@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.learning import Curve, Job, compare
+from benchmarks.learning import compare
+from benchmarks.learning_runs import Curve, Job
 
 ROOT = Path(__file__).parents[1]
 

@@ -50,11 +50,11 @@ class Block(nn.Module):
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
-def resnet8(width: int = 16) -> nn.Sequential:
+def resnet8(width: int = 16, stem_stride: int = 1) -> nn.Sequential:
     """Images (n, 3, 32, 32) in [0, 1] to features (n, 4 * width): stem, three blocks, average pool."""
     return nn.Sequential(
         transforms.Normalize(MEAN, DEVIATION),
-        nn.Sequential(conv(3, width, 3, 1), norm(width), nn.ReLU()),
+        nn.Sequential(conv(3, width, 3, stem_stride), norm(width), nn.ReLU()),
         Block(width, width, 1),
         Block(width, 2 * width, 2),
         Block(2 * width, 4 * width, 2),
@@ -91,9 +91,10 @@ class CentralMoco:
 
     def __init__(self, images: Tensor, *, steps: int, seed: int, batch: int = 100, rate: float = 0.06,
                  momentum: float = 0.9, weight_decay: float = 5e-4, ema: float = 0.99, temperature: float = 0.1,
-                 keys: int = 6000, dim: int = 1024, bfloat16: bool = False) -> None:  # fmt: skip
+                 keys: int = 6000, dim: int = 1024, bfloat16: bool = False,
+                 stem_stride: int = 1) -> None:  # fmt: skip
         torch.manual_seed(seed)
-        self.backbone = resnet8()
+        self.backbone = resnet8(stem_stride=stem_stride)
         features = 64
         self.head = nn.Sequential(nn.Linear(features, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.online = nn.Sequential(self.backbone, self.head)
