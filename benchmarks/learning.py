@@ -8,8 +8,10 @@ it stand MocoSFL with the defaults, IID and with two classes per client, 5 and 1
 TAResSFL clients; the choices of the research code (`protocol: paper`); and the same defaults without averaged momentum
 models, as the positive control: it must be seen to fall into the short cut (docs/LEARNING.md).
 
-The score is the weighted kNN monitor on test images. Nothing is selected by it. `--quick` trains central MoCo and the
-hardest setting only, and exits with 1 where the second is more than `QUICK_MARGIN` behind.
+The score is the weighted kNN monitor on test images. Nothing is selected by it. A setting passes whose mean is at most
+`MARGIN` behind central training's and whose clients could never be told apart: a signature shows the short cut before
+kNN does. `--quick` trains central MoCo and the hardest setting only, for half as long and with a stem that halves the
+resolution. The exit status is 1 where a setting does not pass.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ CUTS = (1, 2, 3)
 JUDGED_CUTS = (1, 2)
 MARGIN = 0.02  # of kNN accuracy, between the means over seeds
 QUICK_MARGIN = 0.03  # one seed each
+QUICK_BACKBONE = "resnet8-half"
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     result = measure(options)
     print(json.dumps(result, indent=None if options.json else 2))
-    sys.exit(0 if result["passed"] else 1)
+    sys.exit(1 if result["passed"] is False else 0)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -63,6 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     cuts, settings, seeds = options.cuts, options.settings, options.seeds
     if options.quick:
         cuts, settings, seeds = [1], ["central", "noniid_100"], 1
+        options.backbone = QUICK_BACKBONE
     jobs = [
         Job(setting, cut, seed, steps, options.images, str(options.data), options.backbone)
         for seed in range(seeds)
@@ -89,6 +93,7 @@ def compare(curves: dict[Job, Curve], margin: float) -> dict[str, Any]:
         cells.append({
             "setting": setting, "cut": cut, "knn": _mean(scores.values()), "knn_by_seed": list(scores.values()),
             "minus_central": _mean(differences), "interval": _interval(differences),
+            "largest_signature": max((curve.signature for curve in mine.values()), default=0.0),
             "curves": [curve.points for curve in mine.values()],
         })  # fmt: skip
     judged = [
@@ -103,9 +108,19 @@ def compare(curves: dict[Job, Curve], margin: float) -> dict[str, Any]:
         "frozen_knn": known.get(("frozen", 1)),
         "apart_knn": known.get(("apart", 1)),
         "margin": margin,
-        "passed": all(cell["minus_central"] is None or cell["minus_central"] >= -margin for cell in judged),
+        "passed": _passed(judged, margin),
         "cells": cells,
     }
+
+
+def _passed(cells: list[dict[str, Any]], margin: float) -> bool | None:
+    """Whether all have learned, and images; None where nothing could be compared with central training."""
+    from mocosfl_priv.evaluation.reliability import LARGEST_SIGNATURE
+
+    compared = [cell for cell in cells if cell["minus_central"] is not None]
+    if not compared:
+        return None
+    return all(cell["minus_central"] >= -margin and cell["largest_signature"] <= LARGEST_SIGNATURE for cell in compared)
 
 
 def _mean(values: Iterable[float]) -> float | None:

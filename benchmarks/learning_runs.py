@@ -78,6 +78,11 @@ class Curve:
         """At the end."""
         return self.points[-1]["knn"]
 
+    @property
+    def signature(self) -> float:
+        """The largest, in nats; 0 where there are no clients to compare."""
+        return max((point["client_signature"] for point in self.points if "client_signature" in point), default=0.0)
+
 
 def run_all(jobs: list[Job], workers: int, keep: Path | None) -> list[tuple[Job, Curve]]:
     """Every job with its curve, in the order of `jobs`; finished ones are read from `keep`."""

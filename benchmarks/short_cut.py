@@ -83,10 +83,9 @@ def _job(name: str, options: argparse.Namespace) -> Job:
 def summary(curve: Curve) -> dict[str, Any]:
     """The last loss and kNN accuracy, the largest signature, what was read, and the curve."""
     last = curve.points[-1]
-    signatures = [point["client_signature"] for point in curve.points if "client_signature" in point]
     return {
         "loss": round(last["loss"], 3), "knn": round(last["knn"], 4),
-        "largest_signature": round(max(signatures), 3) if signatures else None, **curve.read, "curve": curve.points,
+        "largest_signature": round(curve.signature, 3), **curve.read, "curve": curve.points,
     }  # fmt: skip
 
 

@@ -81,6 +81,8 @@ def test_recognition_can_be_left_out_and_needs_enough_candidates(tiny: dict[str,
     judged = lab.recognition(lab.victims.images)
     assert judged["reidentified"].mean() == 1
     assert judged["recognised"].mean() == pytest.approx(lab.recognition_levels["recognition_ceiling"])
+    noise = lab.recognition(torch.rand(lab.victims.images.shape, generator=torch.Generator().manual_seed(0)))
+    assert noise["reidentified"].mean() < 0.1 and noise["recognised"].mean() < judged["recognised"].mean()
 
 
 def test_the_same_experiment_gives_the_same_numbers(tiny: dict[str, Any], tiny_run: RunResult) -> None:
