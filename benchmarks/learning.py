@@ -33,8 +33,10 @@ from benchmarks.machine import processor, version
 IMAGES = 20_000
 STEPS, QUICK_STEPS = 1_600, 800
 CUTS = (1, 2, 3)
+JUDGED = ("iid_5", "iid_100", "noniid_5", "noniid_100")
 JUDGED_CUTS = (1, 2)
 MARGIN = 0.02  # of kNN accuracy, between the means over seeds
+CONTROLS = ("paper", "apart", "iid_apart")  # not judged, at cut 1 only
 QUICK_MARGIN = 0.03  # one seed each
 QUICK_BACKBONE = "resnet8-half"
 
@@ -71,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         Job(setting, cut, seed, steps, options.images, str(options.data), options.backbone)
         for seed in range(seeds)
         for setting in settings
-        for cut in ([0] if setting == "central" else [1] if setting in ("paper", "apart") else cuts)
+        for cut in ([0] if setting == "central" else [1] if setting in CONTROLS else cuts)
     ]
     curves = dict(run_all(jobs, options.workers, options.keep))
     margin = QUICK_MARGIN if options.quick else MARGIN
@@ -96,9 +98,7 @@ def compare(curves: dict[Job, Curve], margin: float) -> dict[str, Any]:
             "largest_signature": max((curve.signature for curve in mine.values()), default=0.0),
             "curves": [curve.points for curve in mine.values()],
         })  # fmt: skip
-    judged = [
-        cell for cell in cells if cell["cut"] in JUDGED_CUTS and str(cell["setting"]).startswith(("iid", "noniid"))
-    ]
+    judged = [cell for cell in cells if cell["cut"] in JUDGED_CUTS and cell["setting"] in JUDGED]
     known = {(cell["setting"], cell["cut"]): cell["knn"] for cell in cells}
     return {
         "central_knn": known.get(("central", 0)),

@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "frozen": NONIID,
     "paper": NONIID,
     "apart": {**NONIID, "average_momentum_models": False},
+    "iid_apart": {"average_momentum_models": False},
 }
 
 
