@@ -9,14 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, MessageEncoder, Recipe, derive_seed
 from mocosfl_priv.inversion import (
     FitTarget,
     Inversion,
     KnownImages,
-    MessageEncoder,
     MomentFit,
-    Recipe,
     check_grammar,
     fit_moments,
     in_batches,
@@ -24,7 +22,6 @@ from mocosfl_priv.inversion import (
     moments,
     moments_agree,
 )
-from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_BATCH = 48
 FIRST_SHARE, FIT_SHARE = 0.5, 0.2  # of what is left of a limited budget, for the first inversion and for the fit

@@ -8,21 +8,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
-from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.evaluation.perceptual import load_lpips
-from mocosfl_priv.inversion import (
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    AuxiliaryData,
+    Budget,
+    Capability,
+    ConfigurationError,
     MessageEncoder,
-    NormName,
     Recipe,
-    batch_size_for,
     build_decoder,
-    check_grammar,
+    derive_seed,
     held_out_split,
+    load_lpips,
+    mean_image,
     train_inverter,
 )
-from mocosfl_priv.plugins import AuxiliaryData
-from mocosfl_priv.runtime.seeding import derive_seed
+from mocosfl_priv.inversion import NormName, batch_size_for, check_grammar
 
 DEFAULT_STEPS = 3000
 

@@ -10,7 +10,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    Budget,
+    Capability,
+    Learner,
+    Message,
+    ServerHooks,
+    State,
+    StreamView,
+    build_decoder,
+    derive_seed,
+    drawn_generator,
+)
 from mocosfl_priv.inversion import (
     JUDGE_STEPS,
     FitTarget,
@@ -18,7 +31,6 @@ from mocosfl_priv.inversion import (
     MomentFit,
     believable,
     build_critic,
-    build_decoder,
     build_pilot,
     check_grammar,
     fit_best,
@@ -29,8 +41,7 @@ from mocosfl_priv.inversion import (
     redrawn,
     sample,
 )
-from mocosfl_priv.plugins import Learner, ServerHooks, State, under, within
-from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator
+from mocosfl_priv.plugins import under, within
 
 CALIBRATION_IMAGES = 512
 FIT_BATCH = 64

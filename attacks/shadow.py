@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, MessageEncoder, Recipe, derive_seed
 from mocosfl_priv.inversion import (
     FitTarget,
     KnownImages,
-    MessageEncoder,
     MomentFit,
-    Recipe,
     check_grammar,
     fit_best,
     in_batches,
@@ -24,7 +22,6 @@ from mocosfl_priv.inversion import (
     moments,
     redrawn,
 )
-from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 

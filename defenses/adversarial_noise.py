@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.defending.noise import gaussian_like
-from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker
+from mocosfl_priv.defending import SimulatedAttacker, gaussian_like
 from mocosfl_priv.inversion import check_grammar
 
 

@@ -10,9 +10,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Detection, Guarantee, ModelConfig, PreparedModel
-from mocosfl_priv.config import PluginEntry
-from mocosfl_priv.plugins import DEFENSES, Loaded, under, within
+from mocosfl_priv import (
+    DEFENSES,
+    ConfigurationError,
+    DefenderContext,
+    Defense,
+    Detection,
+    Guarantee,
+    ModelConfig,
+    PluginEntry,
+    PreparedModel,
+)
+from mocosfl_priv.plugins import Loaded, under, within
 
 ON_LEARNING = ("client_loss", "replace_keys", "filter_gradient")  # hooks without effect on clients that do not learn
 AT_MOST_ONE = {

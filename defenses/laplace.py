@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
-from mocosfl_priv.defending.noise import clip_mean_magnitude, laplace_like
+from mocosfl_priv.defending import clip_mean_magnitude, laplace_like
 
 
 class LaplaceNoise(Defense):

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, Guarantee, PreparedModel
-from mocosfl_priv.defending.noise import clip_mean_magnitude, clip_rms, gaussian_like, laplace_like
+from mocosfl_priv.defending import clip_mean_magnitude, clip_rms, gaussian_like, laplace_like
 
 Mechanism = Literal["gaussian", "laplace"]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import Defense
-from mocosfl_priv.defending.noise import gaussian_like
+from mocosfl_priv.defending import gaussian_like
 
 
 class MutualInformation(Defense):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Laplace
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.defending.noise import clip_rms, laplace_like
+from mocosfl_priv.defending import clip_rms, laplace_like
 from mocosfl_priv.plugins import PoolShape, load_optimiser_state, optimiser_state, under, within
 
 SMALLEST, LARGEST = -6.0, 4.0  # of the logarithm of a scale

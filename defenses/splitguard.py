@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import DefenderContext, Defense, Detection
-from mocosfl_priv.plugins import State
+from mocosfl_priv import DefenderContext, Defense, Detection, State
 
 Policy = Literal["fast", "average", "voting"]
 FALSE, FIRST_HALF, SECOND_HALF, UNUSED = 0, 1, 2, -1  # what a message is to its client

@@ -10,7 +10,20 @@ GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet|ressfl)_N(\d+)C(\d
 
 
 def check_grammar(architecture: str) -> tuple[str, int, int]:
-    """Kind, number of blocks and channels of `architecture`; ConfigurationError if it is not in the grammar."""
+    """Take the name of an inversion network apart; see :func:`mocosfl_priv.inversion.build_decoder`.
+
+    Args:
+        architecture: for example ``unet_N2C32``.
+
+    Returns:
+        Kind, number of blocks, and channels.
+
+    Raises:
+        ConfigurationError: the name is not in the grammar.
+
+    >>> check_grammar("unet_N2C32")
+    ('unet', 2, 32)
+    """
     match = GRAMMAR.fullmatch(architecture)
     if match is None or int(match[3] or match[6]) < 1:
         raise ConfigurationError(

@@ -226,7 +226,20 @@ class AttackerAware(Defense):
 
 
 def decoder_set(decoder: str | list[str]) -> list[str]:
-    """One or several decoders as a list; ConfigurationError for none, and for what is not in the decoder grammar."""
+    """One or several names of inversion networks as a list.
+
+    Args:
+        decoder: a name, or a list of names; see :func:`mocosfl_priv.build_decoder`.
+
+    Returns:
+        A list of at least one name.
+
+    Raises:
+        ConfigurationError: there is none, or one is not in the grammar.
+
+    >>> decoder_set("res_normN1C16")
+    ['res_normN1C16']
+    """
     decoders = [decoder] if isinstance(decoder, str) else decoder
     if not decoders:
         raise ConfigurationError("decoder: name at least one")

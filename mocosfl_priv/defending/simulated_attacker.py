@@ -27,14 +27,33 @@ SMALLEST_SPREAD = 1e-4  # of a batch's colours, lest uniform images divide by ze
 class SimulatedAttacker(NoHooks):
     """Decoders from smashed data to images, each trained by Adam for the best score, as a loss for the client.
 
-    decoders: one or several, in the decoder grammar. alpha, threshold: the client pays
-        alpha * max(0, score - threshold) for the strongest decoder. objective: what a score is, see :func:`score`.
-    steps: how often it will :meth:`learn`. milestones, decay: a decoder's rate is multiplied by `decay` when it has
-        learned for these shares of `steps`.
-    refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and at
-        the full rate; 0 for never. A client outruns those whose rate decays, and a real attacker begins when training
-        is over. One at a time, so that the others go on pressing.
-    batch_size: images in a call, which decides about the decoders' norms.
+    The simulated attacker of Li et al., "ResSFL: A Resistance Transfer Framework for Defending Model Inversion Attack
+    in Split Federated Learning", CVPR 2022. With `refresh`, decoders begin afresh one at a time, so that the others
+    keep pressing: a client outruns decoders whose rate decays, and a real attacker begins when training is over.
+
+    Args:
+        decoders: one or several names; see :func:`mocosfl_priv.build_decoder`.
+        smashed_shape: (c, h, w) of smashed data.
+        image_shape: (3, h, w).
+        alpha: the client pays alpha * max(0, score - threshold) for the strongest decoder.
+        threshold: see `alpha`.
+        steps: how often it will :meth:`learn`.
+        batch_size: images in a call, which decides about the decoders' norms.
+        compute: device and precision.
+        seed: of the decoders' weights.
+        objective: what a score is, see :func:`score`.
+        refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and
+            at the full rate; 0 for never.
+        milestones: shares of `steps` after which a decoder's rate is multiplied by `decay`.
+        decay: see `milestones`.
+
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> attacker = SimulatedAttacker(
+    ...     ["res_normN0C8"], (4, 8, 8), (3, 16, 16), alpha=1.0, threshold=-1.0, steps=10, batch_size=2,
+    ...     compute=Compute.resolve(ComputeConfig(device="cpu", precision="float32")), seed=0,
+    ... )
+    >>> float(attacker.client_loss(torch.rand(2, 3, 16, 16), torch.rand(2, 4, 8, 8))) > 0
+    True
     """
 
     def __init__(

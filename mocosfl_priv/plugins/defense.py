@@ -27,7 +27,9 @@ from mocosfl_priv.training.sampling import PoolShape
 class TrainedExpert:
     """A model that a defender has trained before there are clients. Whoever gets it may change it.
 
-    earlier_seconds: what was spent on it before whoever has it now began to measure.
+    Args:
+        model: the whole split model.
+        earlier_seconds: what was spent on it before whoever has it now began to measure.
     """
 
     model: SplitModel
@@ -38,12 +40,19 @@ class TrainedExpert:
 class DefenderContext:
     """What a defender has before training starts: public data, its declared share of target data, a model builder.
 
-    target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
-    build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
-    training: the experiment's training settings. training_steps: how many steps it will take.
-    checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
-    most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
-    expert: what :meth:`Defense.train_expert` made of the same context before; None if `prepare` is to train it.
+    Args:
+        target_images: uint8 (n, 3, h, w), the configured target fraction.
+        source_images: uint8 (n, 3, h, w), public.
+        build_model: makes a freshly initialised split model of the experiment (after the defense's own `architecture`).
+        training: the experiment's training settings.
+        compute: device and precision.
+        seed: of the defender's random choices.
+        progress: shows the steps of a pre-training.
+        checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
+        training_steps: how many steps training will take.
+        most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
+        expert: what :meth:`ExpertDefense.train_expert` made of the same context before; None if `prepare` is to train
+        it.
     """
 
     target_images: Tensor
@@ -75,9 +84,12 @@ class DefenderContext:
 class PreparedModel:
     """What a defense hands to training: a model to start from.
 
-    frozen_client: clients keep it as it is; only the server learns.
-    learning_rate, client_learning_rate: replace those of the configuration where given.
-    earlier_seconds: what pre-training took before it was interrupted and resumed.
+    Args:
+        model: the whole split model.
+        frozen_client: clients keep it as it is; only the server learns.
+        learning_rate: of the server; replaces that of the configuration where given.
+        client_learning_rate: of the clients, likewise.
+        earlier_seconds: what pre-training took before it was interrupted and resumed.
     """
 
     model: SplitModel
@@ -91,9 +103,15 @@ class PreparedModel:
 class Detection:
     """What the clients of one training found out about their server.
 
-    clients_judging: those that gathered enough to judge; without any nothing is detected. clients_alarmed: how many of
-    them raised an alarm at some time; the run alarms when more than half did. first_alarm_step: when that was so, None
-    for never. score: the detector's own, averaged over the judging clients; NaN without any.
+    Args:
+        fakes_judged: false messages that were judged, over all clients.
+        clients_judging: those that gathered enough to judge; without any nothing is detected.
+        clients_alarmed: how many of them raised an alarm at some time; the run alarms when more than half did.
+        first_alarm_step: when that was so; None for never.
+        score: the detector's own, averaged over the judging clients; NaN without any.
+
+    >>> Detection(fakes_judged=9, clients_judging=4, clients_alarmed=3).alarm
+    True
     """
 
     fakes_judged: int

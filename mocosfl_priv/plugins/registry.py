@@ -29,7 +29,16 @@ PluginT = TypeVar("PluginT", Attack, Defense)
 
 
 class Registry(Generic[PluginT]):
-    """Finds, checks and creates the plugins of one kind."""
+    """Finds, checks and creates the plugins of one kind: `ATTACKS` and `DEFENSES` are the two.
+
+    Args:
+        kind: what messages call such a plugin.
+        base: the class that all of them extend.
+        package: where the built-in ones lie.
+
+    >>> DEFENSES.create(PluginSpec(name="gaussian", sigma=0.25)).plugin.sigma
+    0.25
+    """
 
     def __init__(self, kind: str, base: type[PluginT], package: str) -> None:
         self.kind = kind
@@ -55,7 +64,17 @@ class Registry(Generic[PluginT]):
         return dict(sorted(found.items()))
 
     def load(self, reference: str) -> type[PluginT]:
-        """The class behind a name, ``module:Class``, ``file.py:Class`` or ``file.py``; raises ConfigurationError."""
+        """The class of a plugin.
+
+        Args:
+            reference: a name, ``module:Class``, ``file.py:Class``, or ``file.py`` that holds a single one.
+
+        Returns:
+            The class, which extends `base`.
+
+        Raises:
+            ConfigurationError: there is no such plugin, or its code cannot be imported.
+        """
         if ":" in reference:
             place, class_name = reference.rsplit(":", 1)
             return self._class_in(import_place(place, reference), class_name, reference)
@@ -70,7 +89,17 @@ class Registry(Generic[PluginT]):
         return self._only_class_in(import_place(origin, reference), origin)
 
     def create(self, spec: PluginSpec) -> Loaded[PluginT]:
-        """Load the class of `spec`, check its parameters against the constructor's annotations, and create it."""
+        """A plugin with its parameters, which are checked against the annotations of its constructor.
+
+        Args:
+            spec: the name or reference, with the parameters.
+
+        Returns:
+            The plugin, with its label and the hash of its code.
+
+        Raises:
+            ConfigurationError: there is no such plugin, or a parameter is unknown or has a wrong value.
+        """
         cls = self.load(spec.name)
         try:
             plugin = cls(**_checked_parameters(cls, spec.parameters, f"{self.kind} {spec.short_name!r}"))
@@ -124,7 +153,17 @@ DEFENSES: Registry[Defense] = Registry("defense", Defense, "defenses")
 
 
 def summary(cls: type) -> str:
-    """The first line of a plugin's docstring."""
+    """The first line of a plugin's docstring.
+
+    Args:
+        cls: an attack or a defense.
+
+    Returns:
+        The line, empty if there is none.
+
+    >>> summary(Attack)
+    "Reconstructs the victims' images from their smashed data."
+    """
     return (inspect.getdoc(cls) or "").split("\n", 1)[0]
 
 

@@ -71,9 +71,13 @@ class NoHooks:
 class Message:
     """What one pass of a training step brings to the server, after the clients' defense.
 
-    step, steps: which step of how many planned ones, from 0. owners: int64 (n,) on the CPU, the clients that sent.
-    queries, keys: (n, *smashed_shape), detached; keys[i] belongs to the other view of queries[i]'s image.
-    labels: int64 (n,) in supervised split learning; None in self-supervised training, where nobody sends any.
+    Args:
+        step: from 0.
+        steps: how many are planned.
+        owners: int64 (n,) on the CPU, the clients that sent.
+        queries: float (n, *smashed_shape), detached.
+        keys: the same shape; keys[i] belongs to the other view of queries[i]'s image.
+        labels: int64 (n,) in supervised split learning; None in self-supervised training, where nobody sends any.
     """
 
     step: int
