@@ -6,7 +6,7 @@ it on a small model and random images, and raises AssertionError with a sentence
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -133,7 +133,16 @@ CHECKS = (*PROTECTION, trains_a_split_model, comes_back_from_disk, prepares_repe
 
 def require_protection(make: Make, who: str) -> None:
     """Raise ConfigurationError, in one line that names `who`, unless the checks of `PROTECTION` pass."""
-    for check in PROTECTION:
+    _require(PROTECTION, make, who)
+
+
+def require_defense_contract(make: Make, who: str) -> None:
+    """The same for all `CHECKS`, which prepare and train as well."""
+    _require(CHECKS, make, who)
+
+
+def _require(checks: Sequence[Callable[[Make], None]], make: Make, who: str) -> None:
+    for check in checks:
         try:
             check(make)
         except AssertionError as broken:
