@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -15,7 +16,8 @@ from mocosfl_priv.inversion import (
     Inversion,
     KnownImages,
     MomentFit,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_moments,
     in_batches,
     invert_through,
@@ -54,11 +56,14 @@ class ColluderAttack(Attack):
         iterations: Annotated[int, Field(ge=1)] = 300,
         fit_rate: Annotated[float, Field(gt=0)] = 1e-2,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
         self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "colluder"))

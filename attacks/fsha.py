@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -32,7 +33,8 @@ from mocosfl_priv.inversion import (
     believable,
     build_critic,
     build_pilot,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_best,
     in_batches,
     moco_v2_view,
@@ -99,7 +101,7 @@ class FshaAttack(Attack):
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.patience = patience
@@ -113,6 +115,9 @@ class FshaAttack(Attack):
         self.pilot_learning_rate = pilot_learning_rate
         self.learning_rate = learning_rate
         self.critic_learning_rate = critic_learning_rate
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def attend(self, stream: StreamView, seed: int) -> ServerHooks:
         return Hijacker(self, stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Protocol
 
@@ -35,7 +36,8 @@ from mocosfl_priv.inversion import (
     Unlabelled,
     believable,
     build_critic,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_best,
     in_batches,
     info_nce,
@@ -100,7 +102,7 @@ class SdarAttack(Attack):
         iterations: Annotated[int, Field(ge=1)] = 4000,
         fit_rate: Annotated[float, Field(gt=0)] = 0.1,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.feature_weight = feature_weight
@@ -112,6 +114,9 @@ class SdarAttack(Attack):
         self.critic_learning_rate = critic_learning_rate
         self.starts = starts
         self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def attend(self, stream: StreamView, seed: int) -> ServerHooks:
         return Simulation(self, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -14,7 +15,8 @@ from mocosfl_priv.inversion import (
     FitTarget,
     KnownImages,
     MomentFit,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_best,
     in_batches,
     invert_through,
@@ -59,7 +61,7 @@ class ShadowAttack(Attack):
         contrast: Annotated[float, Field(ge=0)] = 1.0,
         temperature: Annotated[float, Field(gt=0)] = 0.2,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
@@ -67,6 +69,9 @@ class ShadowAttack(Attack):
         self.starts = starts
         self.contrast = contrast
         self.temperature = temperature
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "shadow"))

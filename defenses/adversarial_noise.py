@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.defending import SimulatedAttacker, gaussian_like
-from mocosfl_priv.inversion import check_grammar
+from mocosfl_priv.defending import SimulatedAttacker, check_decoders, gaussian_like
+from mocosfl_priv.inversion import check_architecture
 
 
 class AdversarialNoise(Defense):
@@ -34,7 +34,7 @@ class AdversarialNoise(Defense):
         decoder: str = "res_normN0C16",
         steps: Annotated[int, Field(ge=1)] = 2,
     ) -> None:
-        check_grammar(decoder)
+        check_architecture(decoder)
         self.strength = strength
         self.decoder = decoder
         self.steps = steps
@@ -42,6 +42,10 @@ class AdversarialNoise(Defense):
     @property
     def simulator(self) -> str:
         return self.decoder
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        check_decoders([self.decoder], context)
+        return 0
 
     def prepare(self, context: DefenderContext) -> PreparedModel | None:
         model = context.build_model()

@@ -7,6 +7,7 @@ from mocosfl_priv.defending.simulated_attacker import (
     DECODER_MILESTONES,
     Objective,
     SimulatedAttacker,
+    check_decoders,
 )
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "AttackerAware",
     "Objective",
     "SimulatedAttacker",
+    "check_decoders",
     "clip_mean_magnitude",
     "clip_rms",
     "decoder_set",

@@ -12,9 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
-from mocosfl_priv.config.decoder_grammar import check_grammar
-from mocosfl_priv.defending.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
+from mocosfl_priv.defending.simulated_attacker import (
+    DECODER_DECAY,
+    DECODER_MILESTONES,
+    Objective,
+    SimulatedAttacker,
+    check_decoders,
+)
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.inversion.own_decoder import check_architecture
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
 from mocosfl_priv.published.loader import load_published_client
@@ -119,6 +125,7 @@ class AttackerAware(Defense):
         if self.expert is not None:
             import_client(context.build_model(), self.expert)  # refused before anything is trained
             return 0
+        check_decoders([decoder for decoders in self.opponents for decoder in decoders], context)
         images = len(context.source_images) + len(self.target_images(context))
         if images == 0:
             raise ConfigurationError("the defender has neither source nor target images to train an expert on")
@@ -244,7 +251,7 @@ def decoder_set(decoder: str | list[str]) -> list[str]:
     if not decoders:
         raise ConfigurationError("decoder: name at least one")
     for architecture in decoders:
-        check_grammar(architecture)
+        check_architecture(architecture)
     return decoders
 
 

@@ -8,8 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mocosfl_priv.config.decoder_grammar import is_own_decoder
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
 from mocosfl_priv.inversion.decoders import NormName, build_decoder
+from mocosfl_priv.inversion.own_decoder import check_own_decoder
+from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.training.hooks import NoHooks
@@ -147,6 +150,29 @@ class SimulatedAttacker(NoHooks):
 
     def _built(self, blueprint: tuple[str, Sequence[int], Sequence[int], NormName]) -> nn.Module:
         return build_decoder(*blueprint).to(self._compute.device)
+
+
+def check_decoders(decoders: Sequence[str], context: DefenderContext) -> None:
+    """Refuse decoders of one's own that do not fit the model of `context`; a defense calls it in `planned_steps`.
+
+    Args:
+        decoders: names, or ``file.py:function`` each.
+        context: of the defense.
+
+    Raises:
+        ConfigurationError: see :func:`mocosfl_priv.inversion.check_own_decoder`.
+
+    >>> from mocosfl_priv.plugins.defense_checks import small_context
+    >>> from mocosfl_priv.plugins import Defense
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> compute = Compute.resolve(ComputeConfig(device="cpu", precision="float32"))
+    >>> check_decoders(["res_normN1C16"], small_context(Defense(), compute))
+    """
+    own = [decoder for decoder in decoders if is_own_decoder(decoder)]
+    if own:
+        model = context.build_model()
+        for decoder in own:
+            check_own_decoder(decoder, model.smashed_shape, model.image_shape)
 
 
 def score(decoded: Tensor, images: Tensor, objective: Objective) -> Tensor:

@@ -103,7 +103,9 @@ def plan(config: ExperimentConfig) -> Plan:
     _check_auxiliary_data(laboratory, attacks)
     _check_colluder(config, attacks)
     for system in laid_out.systems:  # a bottleneck that does not fit is found by building
-        laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        model = laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        for attack in attacks:
+            attack.plugin.check(model.smashed_shape, model.image_shape)
     for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
         laid_out.expert_steps(system)
     return laid_out

@@ -48,6 +48,17 @@ class Attack(ABC):
         """The attacks that this one may run, where it runs others: their code decides about its results, too."""
         return ()
 
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:  # noqa: B027 - most take any
+        """Refuse, before anything is trained, what cannot work on smashed data of this shape.
+
+        Args:
+            smashed_shape: of one message.
+            image_shape: (3, h, w).
+
+        Raises:
+            ConfigurationError: it cannot, with the reason.
+        """
+
     def attend(self, stream: StreamView, seed: int) -> ServerHooks | None:
         """Attend a training, with TRAINING_STREAM: called before its first step.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import pkgutil
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -23,7 +24,7 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.plugins.attack import Attack
 from mocosfl_priv.plugins.defense import Defense
 from mocosfl_priv.plugins.loaded import Loaded
-from mocosfl_priv.runtime.imports import import_place, own_package
+from mocosfl_priv.runtime.imports import import_place, own_package, referenced_file, source_files
 
 PluginT = TypeVar("PluginT", Attack, Defense)
 
@@ -106,7 +107,11 @@ class Registry(Generic[PluginT]):
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
         own = cls.__mro__[: cls.__mro__.index(self.base)]
-        code = [Path(inspect.getfile(ancestor)).read_bytes() for ancestor in own]
+        files = [file for ancestor in own for file in source_files(Path(inspect.getfile(ancestor)))]
+        for reference in _texts(spec.parameters):
+            if (file := referenced_file(reference)) is not None:
+                files += source_files(file)
+        code = [file.read_bytes() for file in files]
         origins = [f"{cls.__module__}:{cls.__qualname__}"]
         code += [Path(file).read_bytes() for file in vars(plugin).values() if isinstance(file, Path) and file.is_file()]
         code += [part.code_sha256.encode() for part in plugin.parts]
@@ -165,6 +170,18 @@ def summary(cls: type) -> str:
     "Reconstructs the victims' images from their smashed data."
     """
     return (inspect.getdoc(cls) or "").split("\n", 1)[0]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a parameter's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str, Any]:
