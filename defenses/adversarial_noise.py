@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import DefenderContext, Defense, PreparedModel
+from mocosfl_priv import DefenderContext, Defense, MessageKind, PreparedModel
 from mocosfl_priv.defending import SimulatedAttacker, check_decoders, gaussian_like
 from mocosfl_priv.inversion import check_architecture
 
@@ -43,9 +43,8 @@ class AdversarialNoise(Defense):
     def simulator(self) -> str:
         return self.decoder
 
-    def planned_steps(self, context: DefenderContext) -> int:
+    def check(self, context: DefenderContext) -> None:
         check_decoders([self.decoder], context)
-        return 0
 
     def prepare(self, context: DefenderContext) -> PreparedModel | None:
         model = context.build_model()
@@ -62,9 +61,9 @@ class AdversarialNoise(Defense):
         self._surrogate.learn(images, self._sent)
         return None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         moved = smashed + self._perturbation(smashed.detach(), rng)
-        if torch.is_grad_enabled():
+        if kind is MessageKind.QUERY:
             self._sent = moved.detach()  # what the surrogate will learn from
         return moved
 

@@ -50,9 +50,12 @@ if TYPE_CHECKING:
     from mocosfl_priv.plugins import DefenderContext as DefenderContext
     from mocosfl_priv.plugins import Defense as Defense
     from mocosfl_priv.plugins import Detection as Detection
+    from mocosfl_priv.plugins import Detector as Detector
+    from mocosfl_priv.plugins import ExpertDefense as ExpertDefense
     from mocosfl_priv.plugins import Guarantee as Guarantee
     from mocosfl_priv.plugins import Learner as Learner
     from mocosfl_priv.plugins import Message as Message
+    from mocosfl_priv.plugins import MessageKind as MessageKind
     from mocosfl_priv.plugins import PreparedModel as PreparedModel
     from mocosfl_priv.plugins import ServerHooks as ServerHooks
     from mocosfl_priv.plugins import SplitModel as SplitModel
@@ -108,9 +111,12 @@ _HOMES = {
         "DefenderContext",
         "Defense",
         "Detection",
+        "Detector",
+        "ExpertDefense",
         "Guarantee",
         "Learner",
         "Message",
+        "MessageKind",
         "PreparedModel",
         "ServerHooks",
         "SplitModel",

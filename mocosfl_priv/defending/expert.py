@@ -22,7 +22,7 @@ from mocosfl_priv.defending.simulated_attacker import (
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.inversion.own_decoder import check_architecture
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
+from mocosfl_priv.plugins import DefenderContext, ExpertDefense, PreparedModel, TrainedExpert
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.loop import train_mocosfl
@@ -37,7 +37,7 @@ MEANINGLESS = (
 )  # fmt: skip
 
 
-class AttackerAware(Defense):
+class AttackerAware(ExpertDefense):
     """What ResSFL and TAResSFL share: an expert that is trained against a simulated attacker, and its transfer.
 
     The expert learns MoCo's task with a penalty for what the attacker's decoders see (`SimulatedAttacker`). Clients
@@ -120,12 +120,15 @@ class AttackerAware(Defense):
         """The configured model with this defense's bottleneck."""
         return model.model_copy(update={"bottleneck": self.layer})
 
+    def check(self, context: DefenderContext) -> None:
+        """Decoders of one's own must fit the model."""
+        check_decoders([decoder for decoders in self.opponents for decoder in decoders], context)
+
     def planned_steps(self, context: DefenderContext) -> int:
         """The expert's. Raises ConfigurationError where it has no images, or where an imported one does not fit."""
         if self.expert is not None:
             import_client(context.build_model(), self.expert)  # refused before anything is trained
             return 0
-        check_decoders([decoder for decoders in self.opponents for decoder in decoders], context)
         images = len(context.source_images) + len(self.target_images(context))
         if images == 0:
             raise ConfigurationError("the defender has neither source nor target images to train an expert on")

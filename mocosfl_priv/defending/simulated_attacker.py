@@ -153,7 +153,7 @@ class SimulatedAttacker(NoHooks):
 
 
 def check_decoders(decoders: Sequence[str], context: DefenderContext) -> None:
-    """Refuse decoders of one's own that do not fit the model of `context`; a defense calls it in `planned_steps`.
+    """Refuse decoders of one's own that do not fit the model of `context`; a defense calls it in `check`.
 
     Args:
         decoders: names, or ``file.py:function`` each.

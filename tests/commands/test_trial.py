@@ -36,7 +36,7 @@ def test_a_new_defense_passes_the_test_that_comes_with_it(tmp_path: Path) -> Non
     _, test = new_plugin("defense", tmp_path / "drop_some.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and "7 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "8 passed" in result.stdout, result.stdout
 
 
 def test_a_new_defense_is_named_after_its_file_and_keeps_the_house_rules(tmp_path: Path) -> None:
@@ -146,10 +146,12 @@ HEAD = "from mocosfl_priv import Defense\n"
             HEAD + "class A(Defense): ...\nclass B(Defense): ...\n",
             "mine.py must define exactly one Defense, found 2 (A, B); name one as mine.py:A",
         ),
-        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng): return smashed.mean(0)\n",
+        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng, kind): return smashed.mean(0)\n",
          "mine.py breaks the contract of a defense: protect makes"),
-        (HEAD + "class A(Defense):\n    def protect(self, smashed): return smashed\n",
-         "mine.py fails on a small batch: TypeError"),
+        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng, kind): return missing\n",
+         "mine.py fails on a small batch: NameError"),
+        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng): return smashed\n",
+         "A.protect is called with smashed, rng and kind: write def protect("),
         (HEAD + "class A(Defense):\n    def __init__(self, rate): ...\n", "rate: Field required"),
         ("import nothing_like_this\n", "mine.py cannot be imported"),
     ],
