@@ -424,7 +424,7 @@ def expert_trainer(
     for part in (*plugin.parts, system.defense):
         trainer = part.plugin
         if isinstance(trainer, ExpertDefense) and (document := trainer.expert_document(context)) is not None:
-            return replace(part, plugin=trainer), context, document
+            return Loaded(part.label, trainer, part.origin, part.code_sha256, part.parameters), context, document
     return None
 
 

@@ -44,7 +44,15 @@ def returns_images_of_the_victims(make: Make) -> None:
 
 def repeats_itself_without_the_victims_images(make: Make) -> None:
     """Same view and seed, same reconstruction, also where the victims' images are gone: it saw their messages only."""
-    first, second = (_reconstruct(attack := make(), small_view(attack, gone=gone)) for gone in (False, True))
+    reconstructions = []
+    for gone in (False, True):
+        attack, victims = make(), small_victims()  # they stay in memory, as in a run
+        view = small_view(attack, victims=victims)
+        if gone:
+            victims.fill_(float("nan"))
+        reconstructions.append(_reconstruct(attack, view))
+        del victims
+    first, second = reconstructions
     assert torch.equal(first, second), (
         "with the same seed it reconstructs something else the second time, when the victims' images are gone: draw "
         "from `seed`, and look at nothing but `view`"
@@ -157,26 +165,26 @@ def small_victims() -> Tensor:
     return _images(VICTIMS, seed=1)
 
 
-def small_view(attack: Attack, visible: frozenset[Capability] | None = None, gone: bool = False) -> AttackerView:
-    """A view for `attack` on the messages of :func:`small_victims`: a convolution, and noise as its defense.
+def small_view(
+    attack: Attack, visible: frozenset[Capability] | None = None, victims: Tensor | None = None
+) -> AttackerView:
+    """A view for `attack` on messages of a small client: a convolution, with noise as its defense.
 
     An attack that attends trainings has attended one of three messages.
 
     Args:
         attack: what the view is for.
         visible: capabilities that are granted; by default what the attack declares.
-        gone: whether the victims' images are overwritten by NaN once their messages are made.
+        victims: the images behind the messages; by default :func:`small_victims`.
 
     Returns:
         The view.
     """
     visible = with_implied(attack.needs | attack.optional) if visible is None else visible
     listener = _attend(attack, visible, MESSAGES) if Capability.TRAINING_STREAM in visible else None
-    client, protect, victims = _client(seed=0), _noise(seed=2), small_victims()
+    client, protect = _client(seed=0), _noise(seed=2)
     with torch.no_grad():
-        smashed = protect(client(victims))
-    if gone:
-        victims.fill_(float("nan"))
+        smashed = protect(client(small_victims() if victims is None else victims))
     return AttackerView(
         smashed=smashed,
         image_shape=(3, SIDE, SIDE),
