@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, MessageEncoder, Recipe, derive_seed
 from mocosfl_priv.inversion import (
     FitTarget,
     Inversion,
     KnownImages,
-    MessageEncoder,
     MomentFit,
-    Recipe,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_moments,
     in_batches,
     invert_through,
     moments,
     moments_agree,
 )
-from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_BATCH = 48
 FIRST_SHARE, FIT_SHARE = 0.5, 0.2  # of what is left of a limited budget, for the first inversion and for the fit
@@ -57,11 +56,14 @@ class ColluderAttack(Attack):
         iterations: Annotated[int, Field(ge=1)] = 300,
         fit_rate: Annotated[float, Field(gt=0)] = 1e-2,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
         self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "colluder"))

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, ConfigurationError
-from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.evaluation.perceptual import load_lpips
-from mocosfl_priv.inversion import (
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    AuxiliaryData,
+    Budget,
+    Capability,
+    ConfigurationError,
     MessageEncoder,
-    NormName,
     Recipe,
-    batch_size_for,
     build_decoder,
-    check_grammar,
+    derive_seed,
     held_out_split,
+    load_lpips,
+    mean_image,
     train_inverter,
 )
-from mocosfl_priv.plugins import AuxiliaryData
-from mocosfl_priv.runtime.seeding import derive_seed
+from mocosfl_priv.inversion import NormName, batch_size_for, check_architecture, check_own_decoder
 
 DEFAULT_STEPS = 3000
 
@@ -93,7 +96,7 @@ class DecoderAttack(Attack):
     ) -> None:
         defaults = PAPER if preset == "paper" else {}
         self.architecture: str = _first(architecture, defaults.get("architecture"), "unet_N2C32")
-        check_grammar(self.architecture)
+        check_architecture(self.architecture)
         self.epochs: int | None = _first(epochs, defaults.get("epochs"))
         self.steps = steps
         self.batch_size: int | None = _first(batch_size, defaults.get("batch_size"))
@@ -110,6 +113,9 @@ class DecoderAttack(Attack):
         self.validation_share = validation_share
         self.target_images: int | None = _first(target_images, defaults.get("target_images"))
         self.source_images: int | None = _first(source_images, defaults.get("source_images"))
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "decoder"))

@@ -11,9 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, derive_seed
 from mocosfl_priv.inversion import StackedSkipNetworks
-from mocosfl_priv.runtime.seeding import derive_seed
 
 SMALLEST_MAP = 4  # pixels a side at the bottom of the hourglass
 JUDGED_EVERY = 10

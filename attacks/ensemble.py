@@ -11,13 +11,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.config import PluginSpec
-from mocosfl_priv.errors import MocosflPrivError
-from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import blind_guess
-from mocosfl_priv.plugins import ATTACKS, Loaded
-from mocosfl_priv.runtime.seeding import derive_seed, global_seed
+from mocosfl_priv import (
+    ATTACKS,
+    Attack,
+    AttackerView,
+    Budget,
+    Capability,
+    MocosflPrivError,
+    PluginSpec,
+    blind_guess,
+    derive_seed,
+    global_seed,
+    mse,
+)
+from mocosfl_priv.plugins import Loaded
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.15, 64
 TRIAL_IMAGES = 32  # held-out images of a trial: attacks that optimise every image by itself pay for each

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.inversion import blind_guess
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, blind_guess
 
 
 class Floor(Attack):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -10,7 +11,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    Budget,
+    Capability,
+    Learner,
+    Message,
+    ServerHooks,
+    State,
+    StreamView,
+    build_decoder,
+    derive_seed,
+    drawn_generator,
+)
 from mocosfl_priv.inversion import (
     JUDGE_STEPS,
     FitTarget,
@@ -18,9 +32,9 @@ from mocosfl_priv.inversion import (
     MomentFit,
     believable,
     build_critic,
-    build_decoder,
     build_pilot,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_best,
     in_batches,
     moco_v2_view,
@@ -29,8 +43,7 @@ from mocosfl_priv.inversion import (
     redrawn,
     sample,
 )
-from mocosfl_priv.plugins import Learner, ServerHooks, State, under, within
-from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator
+from mocosfl_priv.plugins import under, within
 
 CALIBRATION_IMAGES = 512
 FIT_BATCH = 64
@@ -88,7 +101,7 @@ class FshaAttack(Attack):
         learning_rate: Annotated[float, Field(gt=0)] = 2e-3,
         critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.patience = patience
@@ -102,6 +115,9 @@ class FshaAttack(Attack):
         self.pilot_learning_rate = pilot_learning_rate
         self.learning_rate = learning_rate
         self.critic_learning_rate = critic_learning_rate
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def attend(self, stream: StreamView, seed: int) -> ServerHooks:
         return Hijacker(self, stream)

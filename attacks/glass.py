@@ -12,11 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.evaluation.floor import mean_image
-from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import Ridge, VariationalAutoencoder, held_out_split, load_generator
-from mocosfl_priv.runtime.seeding import derive_seed
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, derive_seed, held_out_split, mean_image, mse
+from mocosfl_priv.inversion import Ridge, VariationalAutoencoder, load_generator
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 TRIAL_IMAGES = 16

@@ -11,12 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
-from mocosfl_priv.errors import RunFailedError
-from mocosfl_priv.evaluation.image_metrics import mse
-from mocosfl_priv.inversion import MessageEncoder, Ridge, Standardise
-from mocosfl_priv.plugins import AuxiliaryData
-from mocosfl_priv.runtime.seeding import derive_seed
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    AuxiliaryData,
+    Budget,
+    Capability,
+    MessageEncoder,
+    RunFailedError,
+    derive_seed,
+    mse,
+)
+from mocosfl_priv.inversion import Ridge, Standardise
 
 TV_WITHOUT_AUXILIARY_DATA = 1e-2
 SATURATED = 0.02  # nearer to black or white, a sigmoid has hardly a gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Protocol
 
@@ -11,7 +12,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability, Message, StreamView
+from mocosfl_priv import (
+    Attack,
+    AttackerView,
+    Budget,
+    Capability,
+    Learner,
+    Message,
+    ServerHooks,
+    State,
+    StreamView,
+    build_decoder,
+    derive_seed,
+    drawn_generator,
+)
 from mocosfl_priv.inversion import (
     BATCH_FOR_INFERENCE,
     JUDGE_STEPS,
@@ -22,8 +36,8 @@ from mocosfl_priv.inversion import (
     Unlabelled,
     believable,
     build_critic,
-    build_decoder,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_best,
     in_batches,
     info_nce,
@@ -33,8 +47,7 @@ from mocosfl_priv.inversion import (
     redrawn,
     sample,
 )
-from mocosfl_priv.plugins import Learner, ServerHooks, State, under, within
-from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator
+from mocosfl_priv.plugins import under, within
 
 CALIBRATION_IMAGES = 512
 FIT_BATCH = 64
@@ -89,7 +102,7 @@ class SdarAttack(Attack):
         iterations: Annotated[int, Field(ge=1)] = 4000,
         fit_rate: Annotated[float, Field(gt=0)] = 0.1,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.feature_weight = feature_weight
@@ -101,6 +114,9 @@ class SdarAttack(Attack):
         self.critic_learning_rate = critic_learning_rate
         self.starts = starts
         self.fit = MomentFit(iterations, FIT_BATCH, fit_rate)
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def attend(self, stream: StreamView, seed: int) -> ServerHooks:
         return Simulation(self, stream)

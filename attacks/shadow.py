@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -9,14 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mocosfl_priv import Attack, AttackerView, Budget, Capability
+from mocosfl_priv import Attack, AttackerView, Budget, Capability, MessageEncoder, Recipe, derive_seed
 from mocosfl_priv.inversion import (
     FitTarget,
     KnownImages,
-    MessageEncoder,
     MomentFit,
-    Recipe,
-    check_grammar,
+    check_architecture,
+    check_own_decoder,
     fit_best,
     in_batches,
     invert_through,
@@ -24,7 +24,6 @@ from mocosfl_priv.inversion import (
     moments,
     redrawn,
 )
-from mocosfl_priv.runtime.seeding import derive_seed
 
 FIT_SHARE = 0.5  # of a limited time: the decoder gets the rest
 
@@ -62,7 +61,7 @@ class ShadowAttack(Attack):
         contrast: Annotated[float, Field(ge=0)] = 1.0,
         temperature: Annotated[float, Field(gt=0)] = 0.2,
     ) -> None:
-        check_grammar(architecture)
+        check_architecture(architecture)
         self.architecture = architecture
         self.epochs = epochs
         self.recipe = Recipe(1, batch_size, learning_rate, ssim_weight=ssim_weight, shift=shift)
@@ -70,6 +69,9 @@ class ShadowAttack(Attack):
         self.starts = starts
         self.contrast = contrast
         self.temperature = temperature
+
+    def check(self, smashed_shape: Sequence[int], image_shape: Sequence[int]) -> None:
+        check_own_decoder(self.architecture, smashed_shape, image_shape)
 
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         rng = torch.Generator().manual_seed(derive_seed(seed, "shadow"))

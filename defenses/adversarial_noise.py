@@ -8,10 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.defending.noise import gaussian_like
-from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker
-from mocosfl_priv.inversion import check_grammar
+from mocosfl_priv import DefenderContext, Defense, MessageKind, PreparedModel
+from mocosfl_priv.defending import SimulatedAttacker, check_decoders, gaussian_like
+from mocosfl_priv.inversion import check_architecture
 
 
 class AdversarialNoise(Defense):
@@ -35,7 +34,7 @@ class AdversarialNoise(Defense):
         decoder: str = "res_normN0C16",
         steps: Annotated[int, Field(ge=1)] = 2,
     ) -> None:
-        check_grammar(decoder)
+        check_architecture(decoder)
         self.strength = strength
         self.decoder = decoder
         self.steps = steps
@@ -43,6 +42,9 @@ class AdversarialNoise(Defense):
     @property
     def simulator(self) -> str:
         return self.decoder
+
+    def check(self, context: DefenderContext) -> None:
+        check_decoders([self.decoder], context)
 
     def prepare(self, context: DefenderContext) -> PreparedModel | None:
         model = context.build_model()
@@ -59,9 +61,9 @@ class AdversarialNoise(Defense):
         self._surrogate.learn(images, self._sent)
         return None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         moved = smashed + self._perturbation(smashed.detach(), rng)
-        if torch.is_grad_enabled():
+        if kind is MessageKind.QUERY:
             self._sent = moved.detach()  # what the surrogate will learn from
         return moved
 

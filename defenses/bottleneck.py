@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mocosfl_priv import Defense, ModelConfig
-from mocosfl_priv.config import parse_bottleneck
+from mocosfl_priv import Defense, ModelConfig, parse_bottleneck
 
 
 class BottleneckDefense(Defense):

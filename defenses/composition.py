@@ -10,9 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import ConfigurationError, DefenderContext, Defense, Detection, Guarantee, ModelConfig, PreparedModel
-from mocosfl_priv.config import PluginEntry
-from mocosfl_priv.plugins import DEFENSES, Loaded, under, within
+from mocosfl_priv import (
+    DEFENSES,
+    ConfigurationError,
+    DefenderContext,
+    Defense,
+    Detector,
+    Guarantee,
+    MessageKind,
+    ModelConfig,
+    PluginEntry,
+    PreparedModel,
+)
+from mocosfl_priv.plugins import Loaded, under, within
 
 ON_LEARNING = ("client_loss", "replace_keys", "filter_gradient")  # hooks without effect on clients that do not learn
 AT_MOST_ONE = {
@@ -33,13 +43,14 @@ class Composition(Defense):
     parts: two or more defenses, by name or with parameters.
     """
 
+    hands_hooks_on = True
+
     def __init__(self, parts: Annotated[tuple[PluginEntry, ...], Field(min_length=2)]) -> None:
         self._parts = tuple(DEFENSES.create(part) for part in parts)
         _check(self._parts)
         self._defenses = [part.plugin for part in self._parts]
         self.recipe = " + ".join(_described(part) for part in self._parts)
         self.randomised = any(defense.randomised for defense in self._defenses)
-        self.detects = any(defense.detects for defense in self._defenses)
         self.uses_target_data = any(defense.uses_target_data for defense in self._defenses)
 
     def __copy__(self) -> Composition:
@@ -64,8 +75,9 @@ class Composition(Defense):
             model = defense.architecture(model)
         return model
 
-    def planned_steps(self, context: DefenderContext) -> int:
-        return sum(defense.planned_steps(context) for defense in self._defenses)
+    def check(self, context: DefenderContext) -> None:
+        for defense in self._defenses:
+            defense.check(context)
 
     def prepare(self, context: DefenderContext) -> PreparedModel | None:
         found = [(part, part.plugin.prepare(context)) for part in self._parts]
@@ -87,14 +99,15 @@ class Composition(Defense):
         losses = [loss for d in self._defenses if (loss := d.client_loss(images, smashed)) is not None]
         return torch.stack(losses).sum() if losses else None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         for defense in self._defenses:
-            smashed = defense.protect(smashed, rng)
+            smashed = defense.protect(smashed, rng, kind)
         return smashed
 
     def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
         for defense in self._defenses:
-            keys = defense.replace_keys(keys, owners, step, rng)
+            if isinstance(defense, Detector):
+                keys = defense.replace_keys(keys, owners, step, rng)
         return keys
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
@@ -105,9 +118,6 @@ class Composition(Defense):
     def guarantee(self, messages: int) -> Guarantee | None:
         """That of the part that promises one: what other parts do to its messages looks at nothing else."""
         return next((found for d in self._defenses if (found := d.guarantee(messages)) is not None), None)
-
-    def detection(self) -> Detection | None:
-        return next((found for defense in self._defenses if (found := defense.detection()) is not None), None)
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -152,7 +162,7 @@ def _check(parts: tuple[Loaded[Defense], ...]) -> None:
                 f"{part.label} learns from the gradients of its own messages: it must stand after {senders[-1].label}"
             )
     for part in parts[:-1]:
-        if part.plugin.detects:
+        if isinstance(part.plugin, Detector):
             raise ConfigurationError(f"{part.label} drops gradients that others would learn from: it must stand last")
     for part in parts:
         if part.plugin.freezes_clients:
@@ -173,4 +183,4 @@ def _named(parts: Iterable[Loaded[Defense]]) -> str:
 
 
 def _overrides(part: Loaded[Defense], hook: str) -> bool:
-    return getattr(type(part.plugin), hook) is not getattr(Defense, hook)
+    return getattr(type(part.plugin), hook, None) is not getattr(Defense, hook, None)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Defense
+from mocosfl_priv import Defense, MessageKind
 
 
 class DropoutDefense(Defense):
@@ -28,7 +28,7 @@ class DropoutDefense(Defense):
         self.rate = rate
         self.unit = unit
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         n, channels, *places = smashed.shape
         shape = smashed.shape if self.unit == "element" else (n, channels, *[1] * len(places))
         kept = torch.rand(shape, generator=rng, device=smashed.device) >= self.rate

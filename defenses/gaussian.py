@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Defense
-from mocosfl_priv.defending.noise import clip_rms, gaussian_like
+from mocosfl_priv import Defense, MessageKind
+from mocosfl_priv.defending import clip_rms, gaussian_like
 
 
 class GaussianNoise(Defense):
@@ -30,5 +30,5 @@ class GaussianNoise(Defense):
         self.sigma = sigma
         self.clip = clip
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         return clip_rms(smashed, self.clip) + self.sigma * self.clip * gaussian_like(smashed, rng)

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Defense
-from mocosfl_priv.defending.noise import clip_mean_magnitude, laplace_like
+from mocosfl_priv import Defense, MessageKind
+from mocosfl_priv.defending import clip_mean_magnitude, laplace_like
 
 
 class LaplaceNoise(Defense):
@@ -30,5 +30,5 @@ class LaplaceNoise(Defense):
         self.scale = scale
         self.clip = clip
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         return clip_mean_magnitude(smashed, self.clip) + self.scale * self.clip * laplace_like(smashed, rng)

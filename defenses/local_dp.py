@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import DefenderContext, Defense, Guarantee, PreparedModel
-from mocosfl_priv.defending.noise import clip_mean_magnitude, clip_rms, gaussian_like, laplace_like
+from mocosfl_priv import DefenderContext, Defense, Guarantee, MessageKind, PreparedModel
+from mocosfl_priv.defending import clip_mean_magnitude, clip_rms, gaussian_like, laplace_like
 
 Mechanism = Literal["gaussian", "laplace"]
 
@@ -61,7 +61,7 @@ class LocalDP(Defense):
             )
         return None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         assert self.noise_multiplier is not None
         elements = smashed[0].numel()
         # the norm of a message whose elements are all 1: sizes per element times this are norms

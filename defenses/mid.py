@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Defense
-from mocosfl_priv.defending.noise import gaussian_like
+from mocosfl_priv import Defense, MessageKind
+from mocosfl_priv.defending import gaussian_like
 
 
 class MutualInformation(Defense):
@@ -33,7 +33,7 @@ class MutualInformation(Defense):
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         return self.beta * divergence(smashed, self.sigma)
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         return smashed + self.sigma * gaussian_like(smashed, rng)
 
 

@@ -9,10 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import ConfigurationError, DefenderContext, PreparedModel
-from mocosfl_priv.defending.expert import AttackerAware, decoder_set
-from mocosfl_priv.defending.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
-from mocosfl_priv.plugins import PoolShape, SplitModel, under, within
+from mocosfl_priv import ConfigurationError, DefenderContext, PreparedModel, SplitModel
+from mocosfl_priv.defending import (
+    DECODER_DECAY,
+    DECODER_MILESTONES,
+    AttackerAware,
+    Objective,
+    SimulatedAttacker,
+    decoder_set,
+)
+from mocosfl_priv.plugins import PoolShape, under, within
 
 
 class ResSFL(AttackerAware):

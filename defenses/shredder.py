@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributions import Laplace
 
-from mocosfl_priv import DefenderContext, Defense, PreparedModel
-from mocosfl_priv.defending.noise import clip_rms, laplace_like
+from mocosfl_priv import DefenderContext, Defense, MessageKind, PreparedModel
+from mocosfl_priv.defending import clip_rms, laplace_like
 from mocosfl_priv.plugins import PoolShape, load_optimiser_state, optimiser_state, under, within
 
 SMALLEST, LARGEST = -6.0, 4.0  # of the logarithm of a scale
@@ -58,9 +58,9 @@ class Shredder(Defense):
         """Of the noise; batch shape `smashed_shape`."""
         return Laplace(self._location, self._log_scale.exp())
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         drawn = laplace_like(smashed, rng)
-        if torch.is_grad_enabled():
+        if kind is MessageKind.QUERY:
             self._drawn = drawn  # what the gradient that returns for these messages is about
         return clip_rms(smashed, self.clip) + self._location + self._log_scale.exp() * drawn
 

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import DefenderContext, Defense, Detection
-from mocosfl_priv.plugins import State
+from mocosfl_priv import DefenderContext, Detection, Detector, State
 
 Policy = Literal["fast", "average", "voting"]
 FALSE, FIRST_HALF, SECOND_HALF, UNUSED = 0, 1, 2, -1  # what a message is to its client
@@ -19,7 +18,7 @@ VOTES = 5
 SMALLEST = 1e-12
 
 
-class SplitGuard(Defense):
+class SplitGuard(Detector):
     """A detector: some messages carry false labels, to which the gradient of an honest server reacts.
 
     A client keeps its messages' gradients in three groups: those of false messages F, and those of true ones, each
@@ -42,8 +41,6 @@ class SplitGuard(Defense):
     then held against the threshold: the last score (fast), the mean of the last `window` (average), or each mean of
     five groups of these, of which most must be below (voting).
     """
-
-    detects = True
 
     def __init__(
         self,

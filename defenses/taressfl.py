@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mocosfl_priv.defending.expert import AttackerAware
+from mocosfl_priv.defending import AttackerAware
 
 
 class TAResSFL(AttackerAware):

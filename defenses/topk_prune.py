@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mocosfl_priv import Defense
+from mocosfl_priv import Defense, MessageKind
 
 
 class TopKPruning(Defense):
@@ -25,7 +25,7 @@ class TopKPruning(Defense):
     def __init__(self, keep: Annotated[float, Field(gt=0, le=1)] = 0.1) -> None:
         self.keep = keep
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         flat = smashed.flatten(1)
         count = max(1, math.ceil(self.keep * flat.shape[1]))
         largest = flat.detach().abs().topk(count, dim=1).indices

@@ -1,4 +1,4 @@
-"""Running experiments: demo, new, try, run, sweep, validate."""
+"""Running experiments: demo, new, check, try, run, sweep, validate."""
 
 from __future__ import annotations
 
@@ -58,19 +58,42 @@ def demo(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(metavar="defense")],
+    kind: Annotated[str, typer.Argument(metavar="attack|defense")],
     file: Annotated[Path, typer.Argument(help="The file to write; its class is named after it.")],
     debug: DebugOption = False,
 ) -> None:
-    """Write a commented defense to start from, and its test beside it."""
-    from mocosfl_priv.plugins.scaffold import new_defense
+    """Write a commented attack or defense to start from, and its test beside it."""
+    from mocosfl_priv.plugins.scaffold import new_plugin
 
-    kinds = {"defense": new_defense}
-    if kind not in kinds:
-        raise unknown_name("kind", kind, kinds)
-    source, test = kinds[kind](file)
-    print(f"{source}: a defense that works, with every hook; edit it\n{test}: pytest {test}")
-    print(f"then: mocosfl-priv try {source}")
+    then = {"attack": f"mocosfl-priv run demo --attack {file} --out runs/mine", "defense": f"mocosfl-priv try {file}"}
+    if kind not in then:
+        raise unknown_name("kind", kind, then)
+    source, test = new_plugin(kind, file)
+    what = "an attack that works" if kind == "attack" else "a defense that works, with every hook"
+    print(f"{source}: {what}; edit it\n{test}: pytest {test}")
+    print(f"then: {then[kind]}")
+
+
+@app.command()
+def check(
+    kind: Annotated[str, typer.Argument(metavar="attack|defense")],
+    plugin: Annotated[str, typer.Argument(metavar="FILE.py[:CLASS]|NAME", help="Made with its default parameters.")],
+    debug: DebugOption = False,
+) -> None:
+    """Check an attack or a defense against the contract that all of them keep, on a small model, in seconds."""
+    from mocosfl_priv.config import PluginSpec
+    from mocosfl_priv.plugins import ATTACKS, DEFENSES
+    from mocosfl_priv.plugins.attack_checks import require_attack_contract
+    from mocosfl_priv.plugins.defense_checks import require_defense_contract
+
+    spec = PluginSpec(name=plugin)
+    if kind == "attack":
+        require_attack_contract(lambda: ATTACKS.create(spec).plugin, plugin)
+    elif kind == "defense":
+        require_defense_contract(lambda: DEFENSES.create(spec).plugin, plugin)
+    else:
+        raise unknown_name("kind", kind, ("attack", "defense"))
+    print(f"{plugin} keeps the contract of {'an attack' if kind == 'attack' else 'a defense'}")
 
 
 @app.command("try")

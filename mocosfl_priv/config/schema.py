@@ -128,7 +128,20 @@ class Bottleneck(Section):
 
 
 def parse_bottleneck(text: str) -> Bottleneck | None:
-    """Read the bottleneck grammar; None for ``none``. Raises ValueError that says what is wrong."""
+    """Read the name of a bottleneck layer, as in ResSFL: ``C4S2`` has 4 channels and stride 2.
+
+    Args:
+        text: ``none``, or ``(noReLU)(K<kernel>)C<channels>S<stride>``.
+
+    Returns:
+        The layer; None for ``none``.
+
+    Raises:
+        ValueError: the name is not in the grammar, or says something impossible.
+
+    >>> parse_bottleneck("C4S2").channels
+    4
+    """
     if text == "none":
         return None
     match = re.fullmatch(r"(noReLU)?(?:K(\d+))?C(\d+)S(\d+)", text)

@@ -30,9 +30,19 @@ GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
 
 
 def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One random view of every image.
+    """One random view of every image, by the augmentation of MoCo v2.
 
-    images: uint8 (n, 3, h, w), or float in [0, 1]. Returns float32 (n, 3, h, w) in [0, 1].
+    Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020: crop, colour jitter, grey, blur, mirror.
+
+    Args:
+        images: uint8 (n, 3, h, w), or float in [0, 1].
+        generator: on the device of `images`; each image has draws of its own.
+
+    Returns:
+        Float32 (n, 3, h, w) in [0, 1].
+
+    >>> moco_v2_view(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 32, 32])
     """
     if images.dtype == torch.uint8:
         images = images.float() / 255

@@ -12,11 +12,17 @@ from pydantic import Field
 from torch import Tensor
 
 from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
-from mocosfl_priv.config.decoder_grammar import check_grammar
-from mocosfl_priv.defending.simulated_attacker import DECODER_DECAY, DECODER_MILESTONES, Objective, SimulatedAttacker
+from mocosfl_priv.defending.simulated_attacker import (
+    DECODER_DECAY,
+    DECODER_MILESTONES,
+    Objective,
+    SimulatedAttacker,
+    check_decoders,
+)
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.inversion.own_decoder import check_architecture
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import DefenderContext, Defense, PreparedModel, TrainedExpert
+from mocosfl_priv.plugins import DefenderContext, ExpertDefense, PreparedModel, TrainedExpert
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.loop import train_mocosfl
@@ -31,7 +37,7 @@ MEANINGLESS = (
 )  # fmt: skip
 
 
-class AttackerAware(Defense):
+class AttackerAware(ExpertDefense):
     """What ResSFL and TAResSFL share: an expert that is trained against a simulated attacker, and its transfer.
 
     The expert learns MoCo's task with a penalty for what the attacker's decoders see (`SimulatedAttacker`). Clients
@@ -113,6 +119,10 @@ class AttackerAware(Defense):
     def architecture(self, model: ModelConfig) -> ModelConfig:
         """The configured model with this defense's bottleneck."""
         return model.model_copy(update={"bottleneck": self.layer})
+
+    def check(self, context: DefenderContext) -> None:
+        """Decoders of one's own must fit the model."""
+        check_decoders([decoder for decoders in self.opponents for decoder in decoders], context)
 
     def planned_steps(self, context: DefenderContext) -> int:
         """The expert's. Raises ConfigurationError where it has no images, or where an imported one does not fit."""
@@ -226,12 +236,25 @@ class AttackerAware(Defense):
 
 
 def decoder_set(decoder: str | list[str]) -> list[str]:
-    """One or several decoders as a list; ConfigurationError for none, and for what is not in the decoder grammar."""
+    """One or several names of inversion networks as a list.
+
+    Args:
+        decoder: a name, or a list of names; see :func:`mocosfl_priv.build_decoder`.
+
+    Returns:
+        A list of at least one name.
+
+    Raises:
+        ConfigurationError: there is none, or one is not in the grammar.
+
+    >>> decoder_set("res_normN1C16")
+    ['res_normN1C16']
+    """
     decoders = [decoder] if isinstance(decoder, str) else decoder
     if not decoders:
         raise ConfigurationError("decoder: name at least one")
     for architecture in decoders:
-        check_grammar(architecture)
+        check_architecture(architecture)
     return decoders
 
 

@@ -8,8 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mocosfl_priv.config.decoder_grammar import is_own_decoder
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
 from mocosfl_priv.inversion.decoders import NormName, build_decoder
+from mocosfl_priv.inversion.own_decoder import check_own_decoder
+from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.training.hooks import NoHooks
@@ -27,14 +30,33 @@ SMALLEST_SPREAD = 1e-4  # of a batch's colours, lest uniform images divide by ze
 class SimulatedAttacker(NoHooks):
     """Decoders from smashed data to images, each trained by Adam for the best score, as a loss for the client.
 
-    decoders: one or several, in the decoder grammar. alpha, threshold: the client pays
-        alpha * max(0, score - threshold) for the strongest decoder. objective: what a score is, see :func:`score`.
-    steps: how often it will :meth:`learn`. milestones, decay: a decoder's rate is multiplied by `decay` when it has
-        learned for these shares of `steps`.
-    refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and at
-        the full rate; 0 for never. A client outruns those whose rate decays, and a real attacker begins when training
-        is over. One at a time, so that the others go on pressing.
-    batch_size: images in a call, which decides about the decoders' norms.
+    The simulated attacker of Li et al., "ResSFL: A Resistance Transfer Framework for Defending Model Inversion Attack
+    in Split Federated Learning", CVPR 2022. With `refresh`, decoders begin afresh one at a time, so that the others
+    keep pressing: a client outruns decoders whose rate decays, and a real attacker begins when training is over.
+
+    Args:
+        decoders: one or several names; see :func:`mocosfl_priv.build_decoder`.
+        smashed_shape: (c, h, w) of smashed data.
+        image_shape: (3, h, w).
+        alpha: the client pays alpha * max(0, score - threshold) for the strongest decoder.
+        threshold: see `alpha`.
+        steps: how often it will :meth:`learn`.
+        batch_size: images in a call, which decides about the decoders' norms.
+        compute: device and precision.
+        seed: of the decoders' weights.
+        objective: what a score is, see :func:`score`.
+        refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and
+            at the full rate; 0 for never.
+        milestones: shares of `steps` after which a decoder's rate is multiplied by `decay`.
+        decay: see `milestones`.
+
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> attacker = SimulatedAttacker(
+    ...     ["res_normN0C8"], (4, 8, 8), (3, 16, 16), alpha=1.0, threshold=-1.0, steps=10, batch_size=2,
+    ...     compute=Compute.resolve(ComputeConfig(device="cpu", precision="float32")), seed=0,
+    ... )
+    >>> float(attacker.client_loss(torch.rand(2, 3, 16, 16), torch.rand(2, 4, 8, 8))) > 0
+    True
     """
 
     def __init__(
@@ -128,6 +150,29 @@ class SimulatedAttacker(NoHooks):
 
     def _built(self, blueprint: tuple[str, Sequence[int], Sequence[int], NormName]) -> nn.Module:
         return build_decoder(*blueprint).to(self._compute.device)
+
+
+def check_decoders(decoders: Sequence[str], context: DefenderContext) -> None:
+    """Refuse decoders of one's own that do not fit the model of `context`; a defense calls it in `check`.
+
+    Args:
+        decoders: names, or ``file.py:function`` each.
+        context: of the defense.
+
+    Raises:
+        ConfigurationError: see :func:`mocosfl_priv.inversion.check_own_decoder`.
+
+    >>> from mocosfl_priv.plugins.defense_checks import small_context
+    >>> from mocosfl_priv.plugins import Defense
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> compute = Compute.resolve(ComputeConfig(device="cpu", precision="float32"))
+    >>> check_decoders(["res_normN1C16"], small_context(Defense(), compute))
+    """
+    own = [decoder for decoder in decoders if is_own_decoder(decoder)]
+    if own:
+        model = context.build_model()
+        for decoder in own:
+            check_own_decoder(decoder, model.smashed_shape, model.image_shape)
 
 
 def score(decoded: Tensor, images: Tensor, objective: Objective) -> Tensor:

@@ -113,4 +113,4 @@ def require_runs_on_devices(defense: Defense, label: str) -> None:
 
 
 def _overrides(defense: Defense, hook: str) -> bool:
-    return getattr(type(defense), hook) is not getattr(Defense, hook)
+    return getattr(type(defense), hook, None) is not getattr(Defense, hook, None)

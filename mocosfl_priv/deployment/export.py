@@ -33,7 +33,7 @@ from mocosfl_priv.device.runtime import (
 )
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.runtime.imports import one_line
-from mocosfl_priv.training.hooks import ClientHooks, NoHooks
+from mocosfl_priv.training.hooks import ClientHooks, MessageKind, NoHooks
 
 CHECK_TOLERANCE = 0.01  # relative: what a wrong rule exceeds by far, and rounding does not reach
 CHECKED_IMAGES = 5
@@ -138,7 +138,7 @@ class _Defended:
         """
         smashed = functional_call(self.client, parameters or {}, (images,))
         loss = self.hooks.client_loss(images, smashed) if self.learns else None
-        return self.hooks.protect(smashed, self.rng), loss
+        return self.hooks.protect(smashed, self.rng, MessageKind.QUERY), loss
 
     def redrawn(self, images: Tensor, drawn: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The same where the defense draws `drawn`."""

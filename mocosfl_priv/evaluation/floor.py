@@ -22,7 +22,17 @@ def constant_colour(images: Tensor) -> Tensor:
 
 
 def mean_image(images: Tensor) -> Tensor:
-    """The pixelwise mean (3, h, w) of images (n, 3, h, w)."""
+    """The pixelwise mean of images: the guess of an attacker that looks at no message.
+
+    Args:
+        images: float (n, 3, h, w), n at least 1.
+
+    Returns:
+        Float (3, h, w), in the range of `images`.
+
+    >>> mean_image(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)).unique()
+    tensor([0.5000])
+    """
     return images.mean(0)
 
 

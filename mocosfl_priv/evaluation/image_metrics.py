@@ -16,7 +16,18 @@ C1, C2 = 0.01**2, 0.03**2  # K1, K2 squared, for a data range of 1
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared error over channels and pixels: (n,)."""
+    """Mean squared error of each pair of images, over channels and pixels. Values outside of [0, 1] are clamped first.
+
+    Args:
+        a: float (n, c, h, w).
+        b: float (n, c, h, w).
+
+    Returns:
+        Float (n,), each in [0, 1].
+
+    >>> mse(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5))
+    tensor([0.2500, 0.2500])
+    """
     return ((a.clamp(0, 1) - b.clamp(0, 1)) ** 2).flatten(1).mean(1)
 
 

@@ -56,9 +56,22 @@ def weights_path(network: str) -> Path:
 
 
 def load_lpips(network: str) -> tuple[Lpips | None, str]:
-    """The metric and a line about it; (None, how to get it) where the backbone is missing or not the real one.
+    """The metric LPIPS: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR
+    2018.
 
-    network: alex, vgg or squeeze. The file's SHA-256 must start with the digits in its name, as torchvision's do.
+    Its weights are never downloaded here. The file's SHA-256 must start with the digits in its name, as torchvision's
+    do.
+
+    Args:
+        network: alex, vgg or squeeze.
+
+    Returns:
+        The metric and a line about it; where the weights are missing or are not the real ones, None and how to get
+        them.
+
+    >>> lpips, note = load_lpips("alex")
+    >>> lpips is None or lpips.distance(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)).shape == (2,)
+    True
     """
     path = weights_path(network)
     constructor = WEIGHT_FILES[network][0]

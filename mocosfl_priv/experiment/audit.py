@@ -24,7 +24,7 @@ from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
 from mocosfl_priv.published.loader import load_published_client, reinitialised
-from mocosfl_priv.results import LEAKAGE_COLUMNS, PUBLISHED_VICTIMS, SYSTEM_KEYS, RunRecord
+from mocosfl_priv.results import LEAKAGE_COLUMNS, PUBLISHED_VICTIMS, RELEASE, SYSTEM_KEYS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed
@@ -91,7 +91,7 @@ def plan_audit(config: ExperimentConfig) -> AuditPlan:
     published = load_attack_images(config.checkpoints)
     sets = [laboratory.victims]
     if published is not None:
-        sets.append(laboratory.victim_set(PUBLISHED_VICTIMS, published))
+        sets.append(laboratory.victim_set(PUBLISHED_VICTIMS, published, RELEASE))
     return AuditPlan(config, found, attacks, laboratory, tuple(sets))
 
 
@@ -147,6 +147,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
         info={
             **common_info(lab, plan.attacks, defenses, flags, time.monotonic() - started),
             "audit": described,
+            "victims": {victims.name: victims.origin for victims in plan.victim_sets},
         },
         config_yaml=config.to_yaml(),
     )

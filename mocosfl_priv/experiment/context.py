@@ -19,7 +19,7 @@ from mocosfl_priv.evaluation.utility import ProbeData, probe_features, raw_pixel
 from mocosfl_priv.models.split import SplitModel, build_split_model
 from mocosfl_priv.plugins import Attack, AuxiliaryData, Loaded, ThreatModel
 from mocosfl_priv.plugins.guarantee import Guarantee
-from mocosfl_priv.results import RECOGNITION_LEVELS, TEST_VICTIMS
+from mocosfl_priv.results import RECOGNITION_LEVELS, ROLES, TEST_VICTIMS
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import generator, global_seed
 from mocosfl_priv.training.hooks import NoHooks
@@ -30,13 +30,14 @@ class VictimSet:
     """Images whose smashed data an attacker holds, under the name that results call them by.
 
     images: float (n, 3, h, w) in [0, 1]; only scoring reads them. groups: (n,) which images belong together.
-    floor: the blind guess for them.
+    floor: the blind guess for them. origin: where they come from, `ROLES` or `RELEASE`.
     """
 
     name: str
     images: Tensor
     groups: Tensor
     floor: Floor
+    origin: str
 
     def mse_lower_bound(self, guarantee: Guarantee) -> np.ndarray:
         """Terms (n,) of the mean MSE on these images that `guarantee` promises of any attacker."""
@@ -68,14 +69,13 @@ class EvaluationContext:
     def victims(self) -> VictimSet:
         """The victims of the data roles."""
         role = self.roles[Role.VICTIMS]
-        return self.victim_set(TEST_VICTIMS, to_unit_range(role.images), role.groups)
+        return self.victim_set(TEST_VICTIMS, to_unit_range(role.images), ROLES, role.groups)
 
-    def victim_set(self, name: str, images: Tensor, groups: Tensor | None = None) -> VictimSet:
+    def victim_set(self, name: str, images: Tensor, origin: str, groups: Tensor | None = None) -> VictimSet:
         """`images` as victims, with the floor that the clients' private images give for them."""
         known = to_unit_range(self.roles[Role.CLIENT_PRIVATE].images)
-        return VictimSet(
-            name, images, torch.arange(len(images)) if groups is None else groups, blind_guess_floor(known, images)
-        )
+        groups = torch.arange(len(images)) if groups is None else groups
+        return VictimSet(name, images, groups, blind_guess_floor(known, images), origin)
 
     @cached_property
     def recognition(self) -> RecognitionJudge | None:

@@ -13,7 +13,7 @@ from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.observers import Training, trainings, visible_to
 from mocosfl_priv.experiment.train import System, defender_context, planned_training_steps
 from mocosfl_priv.models.split import validate_cut
-from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Loaded, ThreatModel
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Loaded, ThreatModel, expert_steps
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Segment, Silent
 from mocosfl_priv.runtime.seeding import generator
@@ -71,13 +71,13 @@ class Plan:
         """Steps that the defense of `system` will report before training."""
         lab = self.laboratory
         model_config = system.defense.plugin.architecture(lab.config.model)
-        return system.defense.plugin.planned_steps(defender_context(lab, system, model_config, Silent()))
+        return expert_steps(system.defense.plugin, defender_context(lab, system, model_config, Silent()))
 
-    def training_segment(self, system: System, training: Training, expert_steps: int) -> Segment:
-        """What `training` of `system` is called, and how long it may take, `expert_steps` before it included."""
-        guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * expert_steps
+    def training_segment(self, system: System, training: Training, steps_before: int) -> Segment:
+        """What `training` of `system` is called, and how long it may take, `steps_before` before it included."""
+        guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * steps_before
         attending = "".join(f", {attack.label} attends" for attack in training.attending)
-        kind = f"train with {expert_steps} expert steps{attending}"
+        kind = f"train with {steps_before} expert steps{attending}"
         return Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.attending)))
 
     def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:
@@ -103,8 +103,12 @@ def plan(config: ExperimentConfig) -> Plan:
     _check_auxiliary_data(laboratory, attacks)
     _check_colluder(config, attacks)
     for system in laid_out.systems:  # a bottleneck that does not fit is found by building
-        laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        model = laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        for attack in attacks:
+            attack.plugin.check(model.smashed_shape, model.image_shape)
     for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
+        model_config = system.defense.plugin.architecture(config.model)
+        system.defense.plugin.check(defender_context(laboratory, system, model_config, Silent()))
         laid_out.expert_steps(system)
     return laid_out
 

@@ -16,7 +16,7 @@ from mocosfl_priv.experiment.attack import Attempt, Target, attempt
 from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
 from mocosfl_priv.experiment.observers import Observer
 from mocosfl_priv.plugins import Attack, Loaded
-from mocosfl_priv.results import CELL_KEYS, METRICS, TEST_VICTIMS, semi_column
+from mocosfl_priv.results import CELL_KEYS, METRICS, ROLES, semi_column
 from mocosfl_priv.runtime.progress import Progress
 
 
@@ -139,8 +139,8 @@ def score_attempt(lab: EvaluationContext, victims: VictimSet, attempted: Attempt
     """Every metric of every image of `victims`: name to (n,); empty if the attack failed."""
     if attempted.reconstruction is None:
         return {}
-    # the judge knows the labels and candidates of the test victims only
-    judge = lab.recognition if victims.name == TEST_VICTIMS else None
+    # the judge knows the labels and candidates of the victims of the data roles only
+    judge = lab.recognition if victims.origin == ROLES else None
     found = score(attempted.reconstruction, victims.images, victims.floor, lab.lpips, judge)
     return {name: value.numpy() for name, value in found.items()}
 

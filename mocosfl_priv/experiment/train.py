@@ -39,7 +39,17 @@ from mocosfl_priv.experiment.rows import CellResult, ScoredAttack, SystemResult,
 from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
-from mocosfl_priv.plugins import Attack, DefenderContext, Defense, Loaded, PreparedModel, StreamView, TrainedExpert
+from mocosfl_priv.plugins import (
+    Attack,
+    DefenderContext,
+    Defense,
+    ExpertDefense,
+    Loaded,
+    PreparedModel,
+    StreamView,
+    TrainedExpert,
+    detector_in,
+)
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import ANALYTIC_COSTS, semi_column, short_name
 from mocosfl_priv.runtime.progress import Progress, Silent
@@ -171,9 +181,10 @@ class TrainedSystem:
         )
 
     def _detection(self) -> dict[str, Any] | None:
-        detection, hijacker = self.system.defense.plugin.detection(), self.training.hijacker
-        if detection is None:
+        detector, hijacker = detector_in(self.system.defense.plugin), self.training.hijacker
+        if detector is None:
             return None
+        detection = detector.detection()
         attendee = self.audience.of(hijacker.label) if hijacker else None
         return {
             "hijacked_by": hijacker.label if hijacker else "",
@@ -214,7 +225,7 @@ def train_system(
     kept = checkpoints_of(lab, system, checkpoints, how)
     prepared = _prepare(system, defender_context(lab, system, model_config, progress, kept, expert))
     guarantee = training_guarantee(lab, system, prepared.frozen_client)
-    if defense.detects and prepared.frozen_client:
+    if detector_in(defense) is not None and prepared.frozen_client:
         raise ConfigurationError(f"{system.title}: a detector judges gradients, and frozen clients get none")
     audience = audience_of(lab, system, prepared.model, how)
     if prepared.client_learning_rate is not None:
@@ -404,15 +415,16 @@ def defender_context(
 
 def expert_trainer(
     lab: EvaluationContext, system: System
-) -> tuple[Loaded[Defense], DefenderContext, dict[str, Any]] | None:
+) -> tuple[Loaded[ExpertDefense], DefenderContext, dict[str, Any]] | None:
     """The defense of `system`, or the part of it, that trains an expert, with what it has for that and what decides
     about it; None if nobody does.
     """
     plugin = system.defense.plugin
     context = defender_context(lab, system, plugin.architecture(lab.config.model), Silent())
     for part in (*plugin.parts, system.defense):
-        if (document := part.plugin.expert_document(context)) is not None:
-            return part, context, document
+        trainer = part.plugin
+        if isinstance(trainer, ExpertDefense) and (document := trainer.expert_document(context)) is not None:
+            return Loaded(part.label, trainer, part.origin, part.code_sha256, part.parameters), context, document
     return None
 
 

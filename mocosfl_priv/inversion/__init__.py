@@ -41,6 +41,10 @@ from mocosfl_priv.inversion.generator import (
     VariationalAutoencoder,
     load_generator,
 )
+from mocosfl_priv.inversion.own_decoder import (
+    check_architecture,
+    check_own_decoder,
+)
 from mocosfl_priv.inversion.pilot import (
     build_pilot,
 )
@@ -89,7 +93,9 @@ __all__ = [
     "build_critic",
     "build_decoder",
     "build_pilot",
+    "check_architecture",
     "check_grammar",
+    "check_own_decoder",
     "fit_best",
     "fit_moments",
     "held_out_split",

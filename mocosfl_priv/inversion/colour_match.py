@@ -42,12 +42,28 @@ def believable(
     steps: Iterable[int],
     rng: torch.Generator,
 ) -> Tensor:
-    """What `decode` makes of clients' `smashed` data, as far as it is to be believed; images (n, 3, h, w) in [0, 1].
+    """What a decoder makes of clients' messages, moved towards the mean image as far as it is not to be trusted.
 
-    It was learned on what `encode` and the defense make of the attacker's images, such as `views`. What clients send is
-    decoded well only where `encode` would send it for the decoded image, too. foreign: more data of the clients, or
-    `smashed` itself, whose colours should be usual. steps: as many as are spent on finding out which way round colours
-    are; see `undo_reflection`.
+    `decode` learned on what `encode` and the defense make of the attacker's images. A client's message is decoded well
+    only where `encode` would send that message for the decoded image, too.
+
+    Args:
+        encode: images (n, 3, h, w) in [0, 1] to smashed data.
+        protect: the defense's transformation.
+        decode: smashed data to images.
+        views: float (m, 3, h, w) in [0, 1], images of the attacker's own.
+        foreign: smashed data of clients, whose decoded colours should be usual; may be `smashed` itself.
+        smashed: float (n, *smashed_shape), what is decoded.
+        steps: as many as may be spent on finding out whether colours are reflected.
+        rng: on the CPU.
+
+    Returns:
+        Float (n, 3, h, w) in [0, 1].
+
+    >>> images, rng = torch.rand(32, 3, 8, 8), torch.Generator().manual_seed(0)
+    >>> same = torch.nn.Identity()
+    >>> believable(same, same, same, images, images[:4], images[:4], range(2), rng).shape
+    torch.Size([4, 3, 8, 8])
     """
     familiar = protect(encode(views))
     decoded, guess = decode(familiar).clamp(0, 1), decode(smashed).clamp(0, 1)
@@ -65,5 +81,17 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample(rows: int, most: int, device: torch.device) -> Tensor:
-    """int64 (min(rows, most),): different rows, drawn from torch's global generator."""
+    """Different rows, drawn from torch's global generator.
+
+    Args:
+        rows: how many there are.
+        most: how many are wanted.
+        device: of the result.
+
+    Returns:
+        Int64 (min(rows, most),), each in [0, rows).
+
+    >>> len(sample(10, 4, torch.device("cpu")))
+    4
+    """
     return torch.randperm(rows)[:most].to(device)

@@ -39,11 +39,21 @@ POOL_BYTES = 512 << 20  # of encoded auxiliary images
 class Recipe:
     """How an inversion network is trained.
 
-    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
-    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
-    of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
-    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says. validations: how
-    often, evenly, the state is compared with the best one so far.
+    Args:
+        steps: planned steps, at least 1.
+        batch_size: images of a step.
+        learning_rate: peak of a one-cycle schedule, or Adam's constant rate without `one_cycle`.
+        one_cycle: whether the rate follows that schedule; it ends with the budget.
+        ssim_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
+        lpips_weight: see `ssim_weight`; above 0 it needs the `lpips` argument of :func:`train_inverter`.
+        flip: whether auxiliary images are mirrored at random.
+        shift: by up to how many pixels they are moved.
+        reuse: passes over the auxiliary images before they are augmented and encoded afresh. The defense is drawn anew
+            in every step in any case.
+        validations: how often, evenly, the state is compared with the best one so far.
+
+    >>> Recipe(steps=1).passing(epochs=3, images=100).steps
+    12
     """
 
     steps: int
@@ -58,7 +68,15 @@ class Recipe:
     validations: int = 10
 
     def passing(self, epochs: int, images: int) -> Recipe:
-        """The same with so many steps as `epochs` passes over `images` take."""
+        """The same with as many steps as `epochs` passes over `images` take.
+
+        Args:
+            epochs: passes.
+            images: how many there are.
+
+        Returns:
+            A new recipe.
+        """
         return replace(self, steps=epochs * -(-images // self.batch_size))
 
 
@@ -66,8 +84,13 @@ class Recipe:
 class MessageEncoder:
     """How auxiliary images become messages like the victims'.
 
-    encode: images (n, 3, h, w) in [0, 1] to smashed data, without gradient; its results are kept and used again.
-    protect: the defense's transformation with fresh randomness, for every step.
+    Args:
+        encode: images (n, 3, h, w) in [0, 1] to smashed data, without gradient; its results are kept and used again.
+        protect: the defense's transformation with fresh randomness, for every step.
+
+    >>> encoder = MessageEncoder(encode=lambda images: 2 * images, protect=lambda smashed: smashed + 1)
+    >>> encoder(torch.zeros(1, 3, 2, 2)).unique()
+    tensor([1.])
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -75,7 +98,14 @@ class MessageEncoder:
 
     @classmethod
     def of(cls, view: AttackerView) -> MessageEncoder:
-        """At home with the client's weights, else by queries, whose answers are protected already."""
+        """The encoder of an attacker: its own copy of the client if it holds the weights, else queries to the client.
+
+        Args:
+            view: with QUERY or CLIENT_WEIGHTS. Answers of queries are protected already.
+
+        Returns:
+            The encoder.
+        """
         if view.has(Capability.CLIENT_WEIGHTS):
             return cls(in_batches(view.client), view.protect)
         return cls(view.query, _identity)
@@ -88,10 +118,17 @@ class MessageEncoder:
 
 @dataclass
 class Inverter:
-    """A trained inversion network, and what its training found.
+    """A trained inversion network, and what its training found; called with smashed data, it returns images.
 
-    network: standardisation, then the decoder. error: MSE on the validation images at the step that was kept. blind:
-    whether the network is no better there than `guess`, the mean of the training images, which is then what it returns.
+    Args:
+        network: standardisation, then the decoder.
+        guess: (3, h, w), the image that is returned for all messages if `blind`.
+        error: MSE on the validation images at the step that was kept.
+        blind: whether the network is no better there than `guess`.
+
+    >>> inverter = Inverter(nn.Identity(), guess=torch.full((3, 2, 2), 0.5), error=0.1, blind=True)
+    >>> inverter(torch.rand(4, 8, 2, 2)).shape
+    torch.Size([4, 3, 2, 2])
     """
 
     network: nn.Module
@@ -128,15 +165,44 @@ def train_inverter(
     standardise: bool = True,
     lpips: Lpips | None = None,
 ) -> Inverter:
-    """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
+    """Train `decoder` to invert `sender`, and keep the step that is best on held-out images.
 
-    A decoder with a linear path is given that path in closed form, and where MSE alone is learned, this beginning takes
-    part in the choice: so even a budget of no step has an answer.
+    The attack of He et al., "Model Inversion Attacks Against Collaborative Inference", ACSAC 2019. A decoder with a
+    linear path (``unet``, ``edsr``) is given that path in closed form first. Where the loss is the MSE alone, this
+    beginning takes part in the choice, so that a budget without a single step has an answer as well. The learning rate
+    follows `budget.spent`, so that the schedule ends with the budget, whatever limits it.
 
-    guess: the image (3, h, w) that stands for all victims where nothing better was learned; not made of `validation`.
+    Args:
+        decoder: smashed data (n, *smashed_shape) to images (n, 3, h, w); it is trained in place.
+        sender: makes the messages of auxiliary images.
+        train: float (n, 3, h, w) in [0, 1], the images to learn from.
+        validation: float (m, 3, h, w) in [0, 1], the images to choose by; none of them may be in `train`.
+        recipe: steps, loss, rate and augmentation.
+        budget: steps are drawn from it.
+        compute: device and precision.
+        rng: on the CPU; decides batches and augmentation.
+        guess: (3, h, w), the image that stands for all victims where nothing better was learned; not made of
+            `validation`.
+        standardise: whether smashed data is standardised per channel first.
+        lpips: see :func:`mocosfl_priv.load_lpips`; needed for `recipe.lpips_weight` only.
 
-    The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
-    messages or the loss are not finite.
+    Returns:
+        The trained network with its error on `validation`.
+
+    Raises:
+        RunFailedError: messages or the loss are not finite.
+
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> train, validation = torch.rand(32, 3, 8, 8, generator=rng), torch.rand(8, 3, 8, 8, generator=rng)
+    >>> halves = MessageEncoder(encode=lambda images: images / 2, protect=lambda smashed: smashed)
+    >>> decoder = nn.Conv2d(3, 3, kernel_size=1)
+    >>> inverter = train_inverter(
+    ...     decoder, halves, train, validation, Recipe(steps=50, learning_rate=0.1), Budget(),
+    ...     Compute.resolve(ComputeConfig(device="cpu", precision="float32")), rng, guess=mean_image(train),
+    ... )
+    >>> inverter.blind, inverter(halves(validation)).shape
+    (False, torch.Size([8, 3, 8, 8]))
     """
     known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
     messages = sender(known)
@@ -184,10 +250,20 @@ def train_inverter(
 
 
 def batch_size_for(images: int, budget: Budget) -> int:
-    """32; where the clock is what ends the training, 16 or more, so that few images still have 32 batches.
+    """A batch size that suits what ends the training.
 
-    In the same time more small steps learn more of few images than half as many large ones do; of as many steps, the
+    In the same time, more small steps learn more of few images than half as many large ones do. Of equally many steps,
     large ones learn more.
+
+    Args:
+        images: how many there are to learn from.
+        budget: of the training.
+
+    Returns:
+        32; where the clock ends the training, 16 or more, so that few images still make 32 batches.
+
+    >>> batch_size_for(500, Budget(steps=100)), batch_size_for(500, Budget(seconds=60.0))
+    (32, 16)
     """
     if budget.seconds is None:
         return LARGEST_BATCH
@@ -292,7 +368,15 @@ class EncodedPool:
 
 
 class Standardise(nn.Module):
-    """Zero mean and unit deviation per channel, by the statistics of smashed data (n, c, ...) seen once."""
+    """Zero mean and unit deviation per channel, by the statistics of smashed data that is seen once.
+
+    Args:
+        smashed: float (n, c, ...), the examples.
+
+    >>> standardise = Standardise(torch.tensor([[1.0], [3.0]]))
+    >>> standardise(torch.tensor([[2.0]]))
+    tensor([[0.]])
+    """
 
     mean: Tensor
     std: Tensor
@@ -314,9 +398,24 @@ class Standardise(nn.Module):
 
 
 def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[AuxiliaryData, AuxiliaryData]:
-    """Auxiliary images to train on, and a `share` of them held out; see `AuxiliaryData.hold_out`.
+    """Auxiliary images to train on, and some that are held out to choose by.
 
-    Raises ConfigurationError for fewer than two images.
+    Args:
+        auxiliary: at least two images.
+        share: of the images of the target distribution, or of all where that would be too few; see
+            :meth:`AuxiliaryData.hold_out`.
+        rng: on the CPU.
+
+    Returns:
+        The images to train on, and the held-out ones.
+
+    Raises:
+        ConfigurationError: there are fewer than two images.
+
+    >>> images = AuxiliaryData(torch.rand(10, 3, 8, 8), of_target=torch.ones(10, dtype=torch.bool))
+    >>> train, validation = held_out_split(images, 0.2, torch.Generator().manual_seed(0))
+    >>> len(train), len(validation)
+    (8, 2)
     """
     if len(auxiliary) < 2:
         raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
@@ -325,7 +424,21 @@ def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator)
 
 
 def blind_guess(view: AttackerView) -> Tensor:
-    """What somebody says who learned nothing, for every victim: the mean of the nearest auxiliary images, or grey."""
+    """The reconstruction of an attacker that learned nothing: one image for every victim.
+
+    Args:
+        view: of the attack.
+
+    Returns:
+        Float (n, 3, h, w) in [0, 1]: the mean of the auxiliary images that are nearest to the target distribution; grey
+        where the attacker has none.
+
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> compute = Compute.resolve(ComputeConfig(device="cpu"))
+    >>> view = AttackerView(smashed=torch.rand(2, 4, 4, 4), image_shape=(3, 8, 8), compute=compute, visible=frozenset())
+    >>> blind_guess(view).unique()
+    tensor([0.5000])
+    """
     guess = view.smashed.new_full(view.image_shape, 0.5)
     if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
         guess = mean_image(view.auxiliary.nearest_images)
@@ -350,7 +463,17 @@ def decode(network: nn.Module, smashed: Tensor) -> Tensor:
 
 
 def in_batches(client: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The client without gradient, a bounded number of images at a time."""
+    """The client as a function without gradient that takes a bounded number of images at a time.
+
+    Args:
+        client: images (n, 3, h, w) to smashed data.
+
+    Returns:
+        A function from images (n, 3, h, w) to smashed data (n, *smashed_shape).
+
+    >>> in_batches(nn.Conv2d(3, 4, 1))(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 4, 8, 8])
+    """
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocosfl_priv.config.decoder_grammar import check_grammar
+from mocosfl_priv.config.decoder_grammar import check_grammar, is_own_decoder
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.inversion.own_decoder import build_own_decoder
 from mocosfl_priv.inversion.ridge import fit_convolution
 from mocosfl_priv.models.convolution import zeroed
 
@@ -192,14 +193,34 @@ NORMS: dict[NormName, Norm] = {"group": _group_norm, "batch": nn.BatchNorm2d}
 def build_decoder(
     architecture: str, smashed_shape: Sequence[int], image_shape: Sequence[int], norm: NormName = "group"
 ) -> nn.Module:
-    """A decoder from (n, *smashed_shape) to images (n, *image_shape).
+    """An inversion network by its name.
 
-    ``unet`` and ``edsr``: see :class:`SubPixelDecoder`; their images are not bounded. ``ressfl``: see
-    :class:`ResSflDecoder`. Else images in (0, 1): a block to C channels, N blocks of C, transposed convolutions up to
-    the image size, a block to the image's channels, a sigmoid; norms as named.
+    - ``unet_N<blocks>C<channels>``, ``edsr_...``: :class:`SubPixelDecoder`, built for the score; images are not
+    bounded. - ``res_normN<blocks>C<channels>``, ``conv_normN...``: a block to C channels, N blocks of C, transposed
+      convolutions up to the image size, a block to the image's channels, a sigmoid.
+    - ``ressfl_N<blocks>C<channels>``: :class:`ResSflDecoder`, the network of the public code of Li et al., "ResSFL: A
+      Resistance Transfer Framework for Defending Model Inversion Attack in Split Federated Learning", CVPR 2022.
+    - ``file.py:function`` or ``package.module:function``: a decoder of one's own. The function takes the two shapes and
+      returns a module as below; `norm` plays no part.
 
-    Raises ConfigurationError where the sizes are no power of two apart.
+    Args:
+        architecture: the name.
+        smashed_shape: (c, h, w) of smashed data.
+        image_shape: (3, h, w); its side is the side of smashed data, or that doubled one or more times.
+        norm: group or batch, for networks that have norms.
+
+    Returns:
+        A module from (n, *smashed_shape) to images (n, *image_shape).
+
+    Raises:
+        ConfigurationError: the name is not in the grammar, the sizes are no power of two apart, or a function of
+            one's own fails or returns something else.
+
+    >>> build_decoder("unet_N1C8", (4, 8, 8), (3, 16, 16))(torch.rand(2, 4, 8, 8)).shape
+    torch.Size([2, 3, 16, 16])
     """
+    if is_own_decoder(architecture):
+        return build_own_decoder(architecture, smashed_shape, image_shape)
     kind, blocks, channels = check_grammar(architecture)
     block = ResidualBlock if kind == "res" else ConvBlock
     if len(smashed_shape) != 3 or len(image_shape) != 3:

@@ -11,10 +11,21 @@ SMALLEST_SIDE = 4
 
 
 def build_critic(shape: Sequence[int], width: int = 16, scores: int = 1) -> nn.Module:
-    """From maps (n, *shape) to a score (n, 1), higher for more real, or to several; no norms, as WGAN-GP asks for.
+    """A network that scores maps.
 
-    A convolution to `width` channels, then halvings to a side of at most four pixels, the channels doubling up to
-    four times the width.
+    It has no norms, as Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017,
+    ask for: a convolution, then halvings down to four pixels, the channels doubling up to four times the width.
+
+    Args:
+        shape: (c, h, w) of the maps.
+        width: channels of the first layer.
+        scores: numbers per map.
+
+    Returns:
+        A module from (n, *shape) to (n, scores), higher for maps that look more real.
+
+    >>> build_critic((4, 8, 8), width=8)(torch.rand(2, 4, 8, 8)).shape
+    torch.Size([2, 1])
     """
     channels, side = shape[0], min(shape[1:])
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
@@ -27,7 +38,14 @@ def build_critic(shape: Sequence[int], width: int = 16, scores: int = 1) -> nn.M
 
 
 class Unlabelled(nn.Module):
-    """A network of maps alone."""
+    """A network of maps, called with labels that it ignores.
+
+    Args:
+        network: from maps (n, c, h, w).
+
+    >>> Unlabelled(nn.Flatten())(torch.rand(2, 1, 2, 2), None).shape
+    torch.Size([2, 4])
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -40,9 +58,17 @@ class Unlabelled(nn.Module):
 
 
 class Labelled(nn.Module):
-    """A network of maps and their labels, which join them as one more channel (Mirza & Osindero, 2014; as in SDAR).
+    """A network of maps and their labels, which join the maps as one more channel.
 
-    network: for maps with that channel. size: (h, w) of the maps.
+    After Mirza and Osindero, "Conditional Generative Adversarial Nets", 2014, as used by SDAR.
+
+    Args:
+        network: for maps (n, c + 1, h, w).
+        classes: how many labels there are.
+        size: (h, w) of the maps.
+
+    >>> Labelled(nn.Flatten(), classes=10, size=(2, 2))(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 9])).shape
+    torch.Size([3, 8])
     """
 
     EMBEDDED = 50

@@ -15,8 +15,15 @@ QUIET = 1e-3  # of the mean variance: less than this share is taken for this sha
 def moments(maps: Tensor) -> Tensor:
     """Means of every channel, overall and by place, and mean products of all pairs of channels at neighbouring places.
 
-    maps: (n, c, h, w). Returns (1 + 2 k + 4 c, c): the means; those of the k cells of a grid, for either half of the
-    maps; then a (c, c) block for each of `OFFSETS`. Means of results are results for the maps together.
+    Args:
+        maps: float (n, c, h, w).
+
+    Returns:
+        Float (1 + 2 k + 4 c, c): the means; those of the k cells of a grid, for either half of the maps; then a (c, c)
+        block for each of four offsets. The mean of two results is the result for the maps of both together.
+
+    >>> moments(torch.rand(8, 4, 8, 8)).shape
+    torch.Size([49, 4])
     """
     count, channels, height, width = maps.shape
     parts = [maps.mean((0, 2, 3)).unsqueeze(0)]
@@ -32,12 +39,23 @@ def moments(maps: Tensor) -> Tensor:
 
 
 def moment_distance(some: Tensor, others: Tensor) -> Tensor:
-    """Squared distance between two results of :func:`moments`, per channel; a scalar.
+    """Squared distance between two results of :func:`moments`, per channel, in units of the deviations of `others`.
 
-    In units of the deviations of `others`, so that loud channels do not decide alone. Means say how loud channels are;
-    covariances, and those of neighbours, tell filters and their directions apart, but not a filter from its negative:
-    that only the means of places do, since photographs are lighter above. Those of a batch are mostly noise, so that
-    part is the product of what either half says, which is right on average, and can be below zero.
+    Means say how loud channels are. Covariances, also those of neighbours, tell filters and their directions apart, but
+    not a filter from its negative; only the means of places do, since photographs are lighter above. Those of a batch
+    are mostly noise, so that part is the product of what either half says. It is right on average, and can be below
+    zero.
+
+    Args:
+        some: a result of :func:`moments`.
+        others: another one with as many channels.
+
+    Returns:
+        A scalar, differentiable in `some`.
+
+    >>> maps = torch.rand(8, 4, 8, 8)
+    >>> bool(moment_distance(moments(3 * maps), moments(maps)) > moment_distance(moments(maps), moments(maps)))
+    True
     """
     (mean, places, covariances), (wanted_mean, wanted_places, wanted) = _parted(some), _parted(others)
     variance = wanted[0].diagonal()

@@ -19,11 +19,15 @@ NORM = NORMS["group"]
 
 
 class Generator(nn.Module):
-    """Latents (n, latent_dim) to images (n, 3, h, w) in (0, 1), in stages that double the map.
+    """Latents to images, in stages that double the map, with shortcuts that carry brightness and contrast.
 
-    Shortcuts without norms carry brightness and contrast of the image, as in our decoders.
+    Args:
+        latent_dim: numbers of a latent.
+        width: channels at full size.
+        image_shape: (3, h, w).
 
-    stages: modules whose composition is the generator, so that what flows between them can be searched too.
+    >>> Generator(4, 8, (3, 16, 16))(torch.zeros(2, 4)).shape
+    torch.Size([2, 3, 16, 16])
     """
 
     def __init__(self, latent_dim: int, width: int, image_shape: Sequence[int]) -> None:
@@ -56,10 +60,20 @@ class Generator(nn.Module):
 
 
 class VariationalAutoencoder(nn.Module):
-    """An encoder and a :class:`Generator`, trained by the sigma-VAE's objective (Rybkin et al., ICML 2021).
+    """An encoder and a :class:`Generator`, trained by the objective of the sigma-VAE.
 
-    Its pixels have one common deviation, the optimal one of each batch, so no weight between reconstruction and
-    divergence has to be tuned.
+    Rybkin, Daniilidis and Levine, "Simple and Effective VAE Training with Calibrated Decoders", ICML 2021: all pixels
+    have one deviation, the optimal one of each batch, so no weight between reconstruction and divergence has to be
+    tuned.
+
+    Args:
+        latent_dim: numbers of a latent.
+        width: channels at full size.
+        image_shape: (3, h, w).
+
+    >>> vae = VariationalAutoencoder(4, 8, (3, 16, 16))
+    >>> vae.loss(torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0)).shape
+    torch.Size([])
     """
 
     def __init__(self, latent_dim: int, width: int, image_shape: Sequence[int]) -> None:
@@ -89,11 +103,23 @@ class VariationalAutoencoder(nn.Module):
 
 
 def load_generator(reference: str, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The frozen generator that a user's function at `reference` returns for `image_shape`.
+    """The generator of a user, frozen.
 
-    The function takes the shape (3, h, w) and returns a module from latents (n, latent_dim), standard normal, to
-    images (n, 3, h, w) in [0, 1]. The module says its `latent_dim`; `stages`, where it has them, are modules whose
-    composition it is. Raises ConfigurationError for anything else.
+    Args:
+        reference: ``package.module:function`` or ``file.py:function``. The function takes the shape (3, h, w) and
+            returns a module from latents (n, latent_dim), standard normal, to images (n, 3, h, w) in [0, 1]. The module
+            has an integer attribute `latent_dim`. It may have `stages`, modules whose composition it is.
+        image_shape: (3, h, w).
+
+    Returns:
+        The module, in evaluation mode, without gradients of its weights.
+
+    Raises:
+        ConfigurationError: the function is missing, fails, or returns anything else.
+
+    >>> load_generator("missing.py:net", (3, 16, 16))
+    Traceback (most recent call last):
+    mocosfl_priv.errors.ConfigurationError: file missing.py does not exist (paths are relative to the current folder)
     """
     function = cast(Callable[[tuple[int, int, int]], Any], load_function(reference))
     try:

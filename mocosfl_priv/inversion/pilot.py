@@ -10,9 +10,18 @@ WIDTH = 32
 
 
 def build_pilot(image_shape: Sequence[int], smashed_shape: Sequence[int]) -> nn.Module:
-    """From images (n, *image_shape) in [0, 1] to (n, *smashed_shape).
+    """A small encoder of an attacker that does not know the client's layers: convolutions that halve the maps.
 
-    Convolutions that halve the maps until they have the size of smashed data; the last one is linear.
+    Args:
+        image_shape: (3, h, w).
+        smashed_shape: (c, h, w) of smashed data.
+
+    Returns:
+        A module from images (n, *image_shape) in [0, 1] to (n, *smashed_shape); its last layer is linear.
+
+    >>> import torch
+    >>> build_pilot((3, 16, 16), (8, 4, 4))(torch.rand(2, 3, 16, 16)).shape
+    torch.Size([2, 8, 4, 4])
     """
     layers: list[nn.Module] = [nn.Conv2d(image_shape[0], WIDTH, 3, padding=1), nn.LeakyReLU(0.2)]
     side = image_shape[1]

@@ -10,10 +10,18 @@ PATCHES_AT_A_TIME = 1 << 14  # in memory
 
 
 class Ridge:
-    """The affine map with the least squared error on examples plus a penalty on its weights, in closed form.
+    """Ridge regression in closed form: the affine map with the least squared error plus a penalty on its weights.
 
-    inputs: (n, ...). targets: (n, ...). Solved in its dual: the weights are combinations of the n examples, so the cost
-    grows with their number and not with that of the weights.
+    Solved in its dual: the weights are combinations of the n examples, so the cost grows with their number and not with
+    that of the weights.
+
+    Args:
+        inputs: float (n, ...).
+        targets: float (n, ...).
+
+    >>> inputs = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> Ridge(inputs, 2 * inputs)(torch.tensor([[3.0]]), strength=1e-6).round(decimals=3)
+    tensor([[6.]])
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
@@ -23,10 +31,15 @@ class Ridge:
         self._gram = (self._examples @ self._examples.mT).double()
 
     def __call__(self, inputs: Tensor, strength: float) -> Tensor:
-        """Targets (m, ...) for inputs (m, ...).
+        """Predict targets.
 
-        strength: of the penalty, positive, in units of the examples' mean squared distance from their mean; the
-        constant is not penalised.
+        Args:
+            inputs: float (m, ...), shaped like the examples.
+            strength: of the penalty, positive, in units of the examples' mean squared distance from their mean; the
+                constant is not penalised.
+
+        Returns:
+            Float (m, ...), shaped like the targets.
         """
         penalty = strength * self._gram.diagonal().mean().clamp(min=1e-12)
         away = (self._targets - self._target_mean).flatten(1).double()

@@ -51,9 +51,19 @@ def _layer(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.
 
 
 class StackedSkipNetworks:
-    """`count` skip networks with weights of their own, computed together; network i draws image i.
+    """Skip networks with weights of their own, computed together; network i draws image i.
 
-    parameters: tensors (count, *shape), to be optimised.
+    Their structure alone is an image prior: Ulyanov et al., "Deep Image Prior", CVPR 2018.
+
+    Args:
+        count: how many.
+        channels: of every layer, a multiple of four.
+        scales: how often maps are halved; height and width must be divisible by 2**scales.
+        device: where their weights are.
+
+    >>> networks = StackedSkipNetworks(2, channels=4, scales=1, device=torch.device("cpu"))
+    >>> networks(torch.rand(2, 4, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     def __init__(self, count: int, channels: int, scales: int, device: torch.device) -> None:

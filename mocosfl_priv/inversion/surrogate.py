@@ -51,7 +51,16 @@ Loss = Callable[[nn.Module, Tensor], Tensor]  # of a client, for a batch of imag
 
 @dataclass(frozen=True)
 class MomentFit:
-    """How a surrogate is fitted: steps, images of a step, peak learning rate of Adam's one-cycle schedule."""
+    """How a surrogate client is fitted.
+
+    Args:
+        iterations: planned steps.
+        batch_size: images of a step.
+        learning_rate: peak of Adam's one-cycle schedule.
+
+    >>> MomentFit(iterations=100, batch_size=32, learning_rate=0.1).iterations
+    100
+    """
 
     iterations: int
     batch_size: int
@@ -60,10 +69,18 @@ class MomentFit:
 
 @dataclass(frozen=True)
 class FitTarget:
-    """What a surrogate's messages shall be like.
+    """What the messages of a surrogate client shall be like.
 
-    wanted: the moments of smashed data (n, c, h, w). draw: images to be sent; they need not be the victims', only alike
-    on average. protect: the defense. further_loss: added to the distance of the moments; see :func:`moment_distance`.
+    Args:
+        wanted: the :func:`moments` of the messages that were received, smashed data (n, c, h, w).
+        draw: a number to about so many images, at random; they need not be the victims', only alike on average.
+        protect: the defense's transformation.
+        further_loss: of a client and a batch of images, added to the distance of the moments.
+
+    >>> images = torch.rand(16, 3, 8, 8)
+    >>> target = FitTarget(moments(images), draw=lambda count: images[:count], protect=nn.Identity())
+    >>> target.distance(nn.Conv2d(3, 3, 1)) > 0
+    True
     """
 
     wanted: Tensor
@@ -85,7 +102,21 @@ class FitTarget:
 
 
 def fit_moments(client: nn.Module, likeness: FitTarget, fit: MomentFit, budget: Budget) -> None:
-    """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
+    """Train a client in place until its messages have the moments of `likeness`.
+
+    Args:
+        client: images (n, 3, h, w) to smashed data. One without parameters is left as it is.
+        likeness: what its messages shall be like.
+        fit: steps and rate.
+        budget: steps are drawn from it.
+
+    >>> images, client = torch.rand(16, 3, 8, 8), nn.Conv2d(3, 3, 1)
+    >>> target = FitTarget(moments(images), draw=lambda count: images[:count], protect=nn.Identity())
+    >>> before = target.distance(client)
+    >>> fit_moments(client, target, MomentFit(10, 16, 0.05), Budget())
+    >>> target.distance(client) < before
+    True
+    """
     _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, budget)
 
 
@@ -112,13 +143,26 @@ def _share_of_peak(spent: float) -> float:
 
 
 def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, budget: Budget) -> nn.Module:
-    """A client whose messages come to be like that, from several beginnings; see :func:`fit_moments`.
+    """Fit several clients, and go on with the one whose messages come nearest to `likeness`.
 
-    What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good
-    shows early, so half of the iterations go to all of them alike. The moments of the client of images with reflected
-    colours (`colour_reflection`) are nearly the same, so one in two beginnings ends there: the best is compared with
-    its reflections. The best of these has the remaining iterations, and the further loss, to itself. A single client
-    has all of them.
+    What one beginning can reach may be far from the client that made the messages. This shows early, so half of the
+    iterations go to all beginnings alike. The client of images with reflected colours has nearly the same moments, so
+    about every other beginning ends there: the best one is then compared with its reflections. The best of these has
+    the remaining iterations, and the further loss, to itself. A single client has all iterations.
+
+    Args:
+        clients: the beginnings, changed in place; at least one.
+        likeness: what messages shall be like.
+        fit: steps of all of them together, and rate.
+        budget: steps are drawn from it.
+
+    Returns:
+        The best client, one of `clients` or a copy of one.
+
+    >>> images = torch.rand(16, 3, 8, 8)
+    >>> target = FitTarget(moments(images), draw=lambda count: images[:count], protect=nn.Identity())
+    >>> fit_best([nn.Conv2d(3, 3, 1) for _ in range(2)], target, MomentFit(8, 16, 0.05), Budget())
+    Conv2d(3, 3, kernel_size=(1, 1), stride=(1, 1))
     """
     if len(clients) == 1 or not list(clients[0].parameters()):
         fit_moments(clients[0], likeness, fit, budget)
@@ -163,7 +207,20 @@ def _reflected(client: nn.Module, which: int, draw: Draw, fit: MomentFit, budget
 
 
 def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
-    """`client` with the weights of its layers (not biases or norms) drawn anew from a normal of their deviation."""
+    """A client with weights drawn anew from a normal of their deviation; biases and norms are kept.
+
+    Args:
+        client: changed in place.
+        rng: on the CPU.
+
+    Returns:
+        The same client.
+
+    >>> client = nn.Linear(2, 2)
+    >>> before = client.weight.detach().clone()
+    >>> torch.equal(redrawn(client, torch.Generator().manual_seed(0)).weight, before)
+    False
+    """
     with torch.no_grad():
         for parameter in client.parameters():
             if parameter.dim() > 1:
@@ -173,8 +230,24 @@ def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
 
 
 def moments_agree(surrogate: MessageEncoder, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
-    """Whether the moments of `smashed` are as near to those of the surrogate's messages for `images` as the moments
-    of equally many of its messages are, drawn `RESAMPLED` times: then nothing says that the clients differ.
+    """Whether the moments of messages show no difference between their client and a surrogate.
+
+    Equally many of the surrogate's own messages are drawn 20 times. The moments agree where those of `smashed` are no
+    further from the moments of all of the surrogate's messages than the furthest of these draws is.
+
+    Args:
+        surrogate: makes messages of images.
+        smashed: float (n, *smashed_shape), the messages that were received.
+        images: float (m, 3, h, w) in [0, 1], alike on average to those behind `smashed`.
+        rng: on the CPU.
+
+    Returns:
+        Whether they agree.
+
+    >>> images = torch.rand(64, 3, 8, 8)
+    >>> same = MessageEncoder(encode=lambda images: images, protect=lambda smashed: smashed)
+    >>> moments_agree(same, 5 * images[:16], images, torch.Generator().manual_seed(0))
+    False
     """
     chosen = torch.randperm(len(images), generator=rng)[:STATISTICS_IMAGES]
     own = surrogate(images[chosen.to(images.device)])
@@ -188,9 +261,15 @@ def moments_agree(surrogate: MessageEncoder, smashed: Tensor, images: Tensor, rn
 
 @dataclass(frozen=True)
 class MessageSample:
-    """What clients send, and images that are alike on average to those behind it; for who attended a training.
+    """Messages of clients, and images alike on average to those behind them; for attacks that attend a training.
 
-    smashed: float (n, *smashed_shape). draw: images of the attacker's own. of_victims: whether it is the victims'.
+    Args:
+        smashed: float (n, *smashed_shape).
+        draw: a number to about so many images of the attacker's own.
+        of_victims: whether the messages are the victims'.
+
+    >>> MessageSample(torch.rand(2, 4, 8, 8), draw=lambda count: torch.rand(count, 3, 8, 8), of_victims=True).of_victims
+    True
     """
 
     smashed: Tensor
@@ -218,9 +297,17 @@ class MessageSample:
 class KnownImages:
     """The attacker's images, float (n, 3, h, w) in [0, 1], shared out.
 
-    train: to learn from. nearest: those of `train` that are distributed most like the victims' images, see
-    `AuxiliaryData.nearest`: what messages are like, on average, is seen on no others. validation: held out to choose
-    by, see `AuxiliaryData.hold_out`. mean: (3, h, w): the guess of an attacker that has learned nothing.
+    Args:
+        train: to learn from.
+        nearest: those of `train` whose distribution is most like that of the victims' images; see
+            :attr:`AuxiliaryData.nearest`. Statistics of messages are taken from these only.
+        validation: held out to choose by; see :meth:`AuxiliaryData.hold_out`.
+        mean: (3, h, w), the guess of an attacker that has learned nothing.
+
+    >>> images = AuxiliaryData(torch.rand(40, 3, 8, 8), of_target=torch.ones(40, dtype=torch.bool))
+    >>> known = KnownImages.of(images, torch.Generator().manual_seed(0))
+    >>> len(known.train), len(known.validation)
+    (36, 4)
     """
 
     train: Tensor
@@ -244,10 +331,15 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class Inversion:
-    """What came of one surrogate.
+    """What one surrogate led to.
 
-    images: float (n, 3, h, w) in [0, 1]. explained: share of the variance of the victims' messages that the surrogate
-    reproduces from `images`. confidence: the same relative to its own messages for known images, in [0, 1].
+    Args:
+        images: float (n, 3, h, w) in [0, 1].
+        explained: share of the variance of the victims' messages that the surrogate reproduces from `images`.
+        confidence: the same relative to its own messages for known images, in [0, 1].
+
+    >>> Inversion(torch.zeros(1, 3, 8, 8), explained=0.5, confidence=0.6).confidence
+    0.6
     """
 
     images: Tensor
@@ -267,13 +359,37 @@ def invert_through(
     *,
     right_way_round: bool = True,
 ) -> Inversion:
-    """Reconstruct the images behind `smashed` (n, *smashed_shape) with a decoder for the surrogate's messages.
+    """Reconstruct the images behind messages with a decoder that learned to invert a surrogate client.
 
-    They are drawn towards the mean of the known images as far as the surrogate, asked for messages of the
-    reconstructions, explains less of the victims' messages than of its own for images it knows: a decoder for a wrong
-    surrogate gives wrong images, not vague ones. Where the decoder learned nothing, that mean is returned.
+    After He et al., "Model Inversion Attacks Against Collaborative Inference", ACSAC 2019, without queries. A decoder
+    for a wrong surrogate gives wrong images, not vague ones. So the images are moved towards the mean of the known ones
+    as far as the surrogate, asked for messages of the reconstructions, explains less of the victims' messages than of
+    its own. Where the decoder learned nothing, that mean is returned.
 
-    right_way_round: the surrogate cannot be that of reflected images; see `mocosfl_priv.inversion.colour_reflection`.
+    Args:
+        surrogate: makes messages of images.
+        smashed: float (n, *smashed_shape), the victims' messages.
+        known: the attacker's images.
+        architecture: of the decoder; see :func:`build_decoder`.
+        recipe: how the decoder is trained.
+        budget: steps are drawn from it.
+        compute: device and precision.
+        rng: on the CPU.
+        right_way_round: whether the surrogate is known not to be the client of images with reflected colours.
+
+    Returns:
+        Images, and how far they are to be trusted.
+
+    Raises:
+        RunFailedError: see :func:`train_inverter`.
+
+    >>> from mocosfl_priv.config import ComputeConfig
+    >>> images, rng = torch.rand(40, 3, 8, 8), torch.Generator().manual_seed(0)
+    >>> known = KnownImages.of(AuxiliaryData(images, of_target=torch.ones(40, dtype=torch.bool)), rng)
+    >>> same = MessageEncoder(encode=lambda images: images, protect=lambda smashed: smashed)
+    >>> compute = Compute.resolve(ComputeConfig(device="cpu", precision="float32"))
+    >>> invert_through(same, images[:4], known, "edsr_N0C16", Recipe(steps=5), Budget(), compute, rng).images.shape
+    torch.Size([4, 3, 8, 8])
     """
     decoder = build_decoder(architecture, smashed.shape[1:], known.mean.shape)
     learning = budget if right_way_round else budget.share(1 - JUDGE_SHARE)

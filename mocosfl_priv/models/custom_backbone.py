@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mocosfl_priv.errors import ConfigurationError, did_you_mean
-from mocosfl_priv.runtime.imports import import_place, one_line
+from mocosfl_priv.runtime.imports import code_sha256, import_place, one_line
 
 
 def is_own(backbone: str) -> bool:
@@ -36,10 +35,12 @@ def load_function(reference: str) -> Callable[[int | None, int], Any]:
 
 
 def backbone_code(backbone: str) -> str:
-    """SHA-256 of the file that defines a user's own backbone; empty for ours, which the version identifies."""
+    """SHA-256 of a user's own backbone, with what its file imports from beside it; empty for ours, which the version
+    identifies.
+    """
     if not is_own(backbone):
         return ""
-    return hashlib.sha256(Path(inspect.getfile(inspect.unwrap(load_function(backbone)))).read_bytes()).hexdigest()
+    return code_sha256(Path(inspect.getfile(inspect.unwrap(load_function(backbone)))))
 
 
 def build_own_units(reference: str, width: int | None, image_size: int) -> list[nn.Module]:

@@ -24,11 +24,13 @@ from mocosfl_priv.models.projector import build_projector
 class SplitModel:
     """Client and server side of one model.
 
-    client: images (n, 3, h, w) in [0, 1] to smashed data (n, *smashed_shape).
-    trunk: smashed data to features (n, feature_dim).
-    projector: features to contrastive embeddings (n, projector_out).
-    participants: parameters of `client` as single clients held them before they were last averaged; empty where
-        no clients were trained. Not part of :meth:`named_state`.
+    Args:
+        client: images (n, 3, h, w) in [0, 1] to smashed data (n, *smashed_shape).
+        trunk: smashed data to features (n, feature_dim).
+        projector: features to contrastive embeddings (n, projector_out).
+        image_shape: (3, h, w).
+        participants: parameters of `client` as single clients held them before they were last averaged; empty where
+            no clients were trained. Not part of :meth:`named_state`.
     """
 
     client: nn.Module

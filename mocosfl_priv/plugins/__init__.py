@@ -11,8 +11,12 @@ from mocosfl_priv.plugins.defense import (
     DefenderContext,
     Defense,
     Detection,
+    Detector,
+    ExpertDefense,
     PreparedModel,
     TrainedExpert,
+    detector_in,
+    expert_steps,
 )
 from mocosfl_priv.plugins.guarantee import (
     Guarantee,
@@ -38,7 +42,7 @@ from mocosfl_priv.plugins.views import (
     AuxiliaryData,
     StreamView,
 )
-from mocosfl_priv.training.hooks import Message, ServerHooks
+from mocosfl_priv.training.hooks import Message, MessageKind, ServerHooks
 from mocosfl_priv.training.sampling import PoolShape
 from mocosfl_priv.training.state import Learner, State, load_optimiser_state, optimiser_state, under, within
 
@@ -55,10 +59,13 @@ __all__ = [
     "DefenderContext",
     "Defense",
     "Detection",
+    "Detector",
+    "ExpertDefense",
     "Guarantee",
     "Learner",
     "Loaded",
     "Message",
+    "MessageKind",
     "PoolShape",
     "PreparedModel",
     "Registry",
@@ -68,6 +75,8 @@ __all__ = [
     "StreamView",
     "ThreatModel",
     "TrainedExpert",
+    "detector_in",
+    "expert_steps",
     "load_optimiser_state",
     "optimiser_state",
     "summary",

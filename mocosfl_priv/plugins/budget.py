@@ -14,9 +14,18 @@ NumberT = TypeVar("NumberT", int, float)
 class Budget:
     """How much an attack may spend, and what it spent.
 
-    seconds: wall-clock limit; None for no limit, which keeps runs repeatable.
-    steps: limit of the steps that the attack draws from :meth:`iterate`; None for no limit.
-    spent_seconds, spent_steps: what was used of it before, in attending the training.
+    Args:
+        seconds: wall-clock limit; None for no limit, which keeps runs repeatable.
+        progress: shows the steps.
+        stage: what progress calls them.
+        steps: limit of the steps that are drawn from :meth:`iterate`; None for no limit.
+        parent: the budget that this one is a part of.
+        spent_seconds: what was used of it before, in attending the training.
+        spent_steps: the same in steps.
+
+    >>> budget = Budget(steps=2)
+    >>> list(budget.iterate(planned=5)), budget.exhausted
+    ([0, 1], True)
     """
 
     def __init__(

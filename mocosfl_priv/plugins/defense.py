@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mocosfl_priv.plugins.loaded import Loaded
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.training.checkpoints import Checkpoints
+from mocosfl_priv.training.hooks import MessageKind
 from mocosfl_priv.training.message_count import messages_per_draw
 from mocosfl_priv.training.sampling import PoolShape
 
@@ -27,7 +29,9 @@ from mocosfl_priv.training.sampling import PoolShape
 class TrainedExpert:
     """A model that a defender has trained before there are clients. Whoever gets it may change it.
 
-    earlier_seconds: what was spent on it before whoever has it now began to measure.
+    Args:
+        model: the whole split model.
+        earlier_seconds: what was spent on it before whoever has it now began to measure.
     """
 
     model: SplitModel
@@ -38,12 +42,19 @@ class TrainedExpert:
 class DefenderContext:
     """What a defender has before training starts: public data, its declared share of target data, a model builder.
 
-    target_images, source_images: uint8 (n, 3, h, w); the target images are the configured target fraction.
-    build_model: a freshly initialised split model of the experiment (after the defense's own `architecture`).
-    training: the experiment's training settings. training_steps: how many steps it will take.
-    checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
-    most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
-    expert: what :meth:`Defense.train_expert` made of the same context before; None if `prepare` is to train it.
+    Args:
+        target_images: uint8 (n, 3, h, w), the configured target fraction.
+        source_images: uint8 (n, 3, h, w), public.
+        build_model: makes a freshly initialised split model of the experiment (after the defense's own `architecture`).
+        training: the experiment's training settings.
+        compute: device and precision.
+        seed: of the defender's random choices.
+        progress: shows the steps of a pre-training.
+        checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
+        training_steps: how many steps training will take.
+        most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
+        expert: what :meth:`ExpertDefense.train_expert` made of the same context before; None if `prepare` is to train
+        it.
     """
 
     target_images: Tensor
@@ -75,9 +86,12 @@ class DefenderContext:
 class PreparedModel:
     """What a defense hands to training: a model to start from.
 
-    frozen_client: clients keep it as it is; only the server learns.
-    learning_rate, client_learning_rate: replace those of the configuration where given.
-    earlier_seconds: what pre-training took before it was interrupted and resumed.
+    Args:
+        model: the whole split model.
+        frozen_client: clients keep it as it is; only the server learns.
+        learning_rate: of the server; replaces that of the configuration where given.
+        client_learning_rate: of the clients, likewise.
+        earlier_seconds: what pre-training took before it was interrupted and resumed.
     """
 
     model: SplitModel
@@ -91,9 +105,15 @@ class PreparedModel:
 class Detection:
     """What the clients of one training found out about their server.
 
-    clients_judging: those that gathered enough to judge; without any nothing is detected. clients_alarmed: how many of
-    them raised an alarm at some time; the run alarms when more than half did. first_alarm_step: when that was so, None
-    for never. score: the detector's own, averaged over the judging clients; NaN without any.
+    Args:
+        fakes_judged: false messages that were judged, over all clients.
+        clients_judging: those that gathered enough to judge; without any nothing is detected.
+        clients_alarmed: how many of them raised an alarm at some time; the run alarms when more than half did.
+        first_alarm_step: when that was so; None for never.
+        score: the detector's own, averaged over the judging clients; NaN without any.
+
+    >>> Detection(fakes_judged=9, clients_judging=4, clients_alarmed=3).alarm
+    True
     """
 
     fakes_judged: int
@@ -108,6 +128,16 @@ class Detection:
         return 2 * self.clients_alarmed > self.clients_judging
 
 
+HOOKS_OF_KINDS = {
+    "planned_steps": "ExpertDefense",
+    "expert_document": "ExpertDefense",
+    "train_expert": "ExpertDefense",
+    "replace_keys": "Detector",
+    "detection": "Detector",
+    "detects": "Detector",
+}
+
+
 class Defense(ABC):  # noqa: B024 - every hook has a default; a defense overrides those it uses
     """Protects smashed data. Override the hooks that the defense uses; each default does nothing.
 
@@ -116,18 +146,38 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
 
     randomised: the same image is not always sent as the same smashed data.
     uses_target_data: pre-trains on a share of the target data, so it is run once per target fraction.
-    detects: judges the server by the gradients that come in; refused where clients are frozen and none does.
+
+    A defense that trains a model at the server before there are clients is an :class:`ExpertDefense`; one that judges
+    the server is a :class:`Detector`. `mocosfl_priv.plugins.defense_checks` has the contract as checks for a test of
+    your own.
+
+    >>> class Halves(Defense):
+    ...     def protect(self, smashed, rng, kind=MessageKind.INFERENCE):
+    ...         return smashed / 2
+    >>> Halves().protect(torch.ones(1, 2), torch.Generator())
+    tensor([[0.5000, 0.5000]])
     """
 
     randomised: bool = False
     uses_target_data: bool = False
-    detects: bool = False
 
     def __init_subclass__(cls) -> None:
-        """Refuse the former name of a hook: under it nothing would call it any more."""
+        """Refuse hooks under a former name or with a former signature, and those of another kind of defense."""
         super().__init_subclass__()
         if "disguise" in vars(cls):
             raise ConfigurationError(f"{cls.__name__}.disguise: this hook is now called replace_keys")
+        if "protect" in vars(cls) and not _takes_three(vars(cls)["protect"]):
+            raise ConfigurationError(
+                f"{cls.__name__}.protect is called with smashed, rng and kind: write "
+                "def protect(self, smashed, rng, kind=MessageKind.INFERENCE), from mocosfl_priv import MessageKind"
+            )
+        for hook, kind in HOOKS_OF_KINDS.items():
+            if hook in vars(cls) and not cls.hands_hooks_on and kind not in {base.__name__ for base in cls.__mro__}:
+                raise ConfigurationError(
+                    f"{cls.__name__}.{hook}: only a defense that extends mocosfl_priv.{kind} has this"
+                )
+
+    hands_hooks_on: ClassVar[bool] = False  # to its parts, of whatever kind they are
 
     @property
     def parts(self) -> Sequence[Loaded[Defense]]:
@@ -148,6 +198,9 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """The model that this defense trains, from the configured one; for example with a bottleneck."""
         return model
 
+    def check(self, context: DefenderContext) -> None:  # noqa: B027 - most defenses can be prepared with anything
+        """Refuse, before anything is trained, what cannot be prepared. Raises ConfigurationError with the reason."""
+
     def prepare(self, context: DefenderContext) -> PreparedModel | None:
         """Before training: a pre-trained model to start from, or None to start afresh."""
         return None
@@ -159,53 +212,45 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """
         return self.prepare(context)
 
-    def planned_steps(self, context: DefenderContext) -> int:
-        """How many steps :meth:`prepare` will report, for the progress display."""
-        return 0
-
-    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
-        """What decides about the expert that `prepare` trains, as JSON; None if it trains none.
-
-        A sweep trains one expert for all systems whose documents are equal, so name everything that
-        :meth:`train_expert` reads of this defense and of ``context.training``, and nothing that only comes after. The
-        plugin's code, the defender's images, the model, its seed, and the machine are known without it.
-        """
-        return None
-
-    def train_expert(self, context: DefenderContext) -> TrainedExpert:
-        """The expert alone: `prepare` takes ``context.expert``, or calls this. Only for who has a document."""
-        raise NotImplementedError
-
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """A scalar, averaged over the batch, added to the clients' loss.
+        """A term of the clients' loss.
 
-        images: float (n, 3, h, w) in [0, 1]; smashed: (n, *smashed_shape) with gradient.
+        Args:
+            images: float (n, 3, h, w) in [0, 1].
+            smashed: (n, *smashed_shape) with gradient, before :meth:`protect`.
+
+        Returns:
+            A scalar, averaged over the batch; None for no term.
         """
         return None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
-        """The smashed data (n, *smashed_shape) on its way out: same shape, image by image, differentiable.
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
+        """The smashed data on its way out. The same function defends training, inference and the attacker's queries.
 
-        Draw randomness from `rng` only. The same function defends training, inference and the attacker's queries.
+        It leaves :meth:`state` as it is. It may remember something of a QUERY for the next :meth:`filter_gradient` or
+        :meth:`client_loss`, and nothing of other messages.
+
+        Args:
+            smashed: float (n, *smashed_shape); it is not changed.
+            rng: draw all randomness from it; on the device of `smashed`.
+            kind: what the messages are for.
+
+        Returns:
+            The same shape and dtype, image by image, differentiable in `smashed`.
         """
         return smashed
 
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
-        """The keys (n, *smashed_shape) that really go out beside the queries of the same rows; same shape.
-
-        For detectors, which watch how the server takes false ones. owners: int64 (n,) on the CPU, the clients of the
-        rows, who know their own keys only. Called after :meth:`protect`, in training only, and only where a gradient
-        will come in; the next :meth:`filter_gradient` gets the one for these rows.
-        """
-        return keys
-
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
-        """The server's gradient (n, *smashed_shape) on its way in; same shape."""
-        return gradient
+        """The server's gradient on its way in.
 
-    def detection(self) -> Detection | None:
-        """After training, of a defense that detects: what it found, over the whole of the training."""
-        return None
+        Args:
+            gradient: float (n, *smashed_shape), for the messages of the last QUERY.
+            rng: draw all randomness from it.
+
+        Returns:
+            The same shape.
+        """
+        return gradient
 
     def guarantee(self, messages: int) -> Guarantee | None:
         """What holds for any attacker that saw `messages` messages of each image; None if nothing is promised.
@@ -221,4 +266,99 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most defenses have no state
-        """Go on where :meth:`state` was taken; a resumed training must continue exactly."""
+        """Restore what :meth:`state` returned; a resumed training must continue exactly."""
+
+
+class ExpertDefense(Defense):
+    """A defense that trains an expert at the server before there are clients, and hands out its client side."""
+
+    def planned_steps(self, context: DefenderContext) -> int:
+        """How many steps :meth:`train_expert` will report, for the progress display."""
+        return 0
+
+    def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
+        """What decides about the expert that `prepare` trains, as JSON; None if it trains none.
+
+        A sweep trains one expert for all systems whose documents are equal, so name everything that
+        :meth:`train_expert` reads of this defense and of ``context.training``, and nothing that only comes after. The
+        plugin's code, the defender's images, the model, its seed, and the machine are known without it.
+        """
+        return None
+
+    def train_expert(self, context: DefenderContext) -> TrainedExpert:
+        """The expert alone: `prepare` takes ``context.expert``, or calls this. Only called where there is a document.
+
+        Raises RunFailedError where the pre-training fails.
+        """
+        raise NotImplementedError
+
+
+class Detector(Defense):
+    """A defense by which clients judge their server, by the gradients that come in for false messages.
+
+    It records and does not intervene. It is refused where clients are frozen, since no gradient comes in there.
+    """
+
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """The keys that really go out beside the queries of the same rows.
+
+        Called after :meth:`protect`, in training only, and only where a gradient will come in; the next
+        :meth:`filter_gradient` gets the one for these rows.
+
+        Args:
+            keys: float (n, *smashed_shape).
+            owners: int64 (n,) on the CPU, the clients of the rows, who know their own keys only.
+            step: of training, from 0.
+            rng: draw all randomness from it.
+
+        Returns:
+            The same shape.
+        """
+        return keys
+
+    @abstractmethod
+    def detection(self) -> Detection:
+        """After training: what was found, over the whole of the training."""
+
+
+def detector_in(defense: Defense) -> Detector | None:
+    """`defense`, or the first of its parts, that judges the server; None if none does.
+
+    Args:
+        defense: any.
+
+    Returns:
+        The detector.
+
+    >>> detector_in(Defense()) is None
+    True
+    """
+    if isinstance(defense, Detector):
+        return defense
+    return next((found for part in defense.parts if (found := detector_in(part.plugin)) is not None), None)
+
+
+def expert_steps(defense: Defense, context: DefenderContext) -> int:
+    """How many steps the pre-training of `defense` and of its parts will report.
+
+    Args:
+        defense: any.
+        context: of the defense.
+
+    Returns:
+        Steps; 0 if it trains no expert.
+
+    >>> expert_steps(Defense(), context=None)
+    0
+    """
+    own = defense.planned_steps(context) if isinstance(defense, ExpertDefense) else 0
+    return own + sum(expert_steps(part.plugin, context) for part in defense.parts)
+
+
+def _takes_three(protect: Any) -> bool:
+    """Whether a method can be called with smashed data, a generator and a kind."""
+    try:
+        inspect.signature(protect).bind(None, None, None, None)
+    except TypeError:
+        return False
+    return True

@@ -6,7 +6,7 @@ it on a small model and random images, and raises AssertionError with a sentence
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 from mocosfl_priv.config import ComputeConfig, ModelConfig, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.plugins.defense import DefenderContext, Defense, PreparedModel
+from mocosfl_priv.plugins.defense import DefenderContext, Defense, Detector, ExpertDefense, PreparedModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.runtime.seeding import global_seed
+from mocosfl_priv.training.hooks import MessageKind
 from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
@@ -34,7 +35,7 @@ def keeps_shape_and_lets_gradients_through(make: Make) -> None:
     defense, smashed = _ready(make)
     before = smashed.clone()
     smashed.requires_grad_(True)
-    protected = defense.protect(smashed, _rng())
+    protected = defense.protect(smashed, _rng(), MessageKind.QUERY)
     assert torch.equal(smashed, before), "protect changes the smashed data that it is given"
     assert _alike(protected, smashed), f"protect makes {_form(protected)} of smashed data {_form(smashed)}"
     assert protected.requires_grad, "no gradient passes through protect: is something detached?"
@@ -42,8 +43,10 @@ def keeps_shape_and_lets_gradients_through(make: Make) -> None:
     assert smashed.grad is not None, "no gradient passes through protect: is something detached?"
     assert bool(smashed.grad.isfinite().all()), "the gradient through protect is not finite"
     keys = torch.randn(smashed.shape, generator=_rng(2))
-    sent = defense.replace_keys(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
-    assert _alike(sent, keys), f"replace_keys makes {_form(sent)} of keys {_form(keys)}"
+    for part in (defense, *(part.plugin for part in defense.parts)):
+        if isinstance(part, Detector):
+            sent = part.replace_keys(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
+            assert _alike(sent, keys), f"replace_keys makes {_form(sent)} of keys {_form(keys)}"
     gradient = torch.randn(smashed.shape, generator=_rng(1))
     filtered = defense.filter_gradient(gradient, _rng())
     assert _alike(filtered, gradient), f"filter_gradient makes {_form(filtered)} of a gradient {_form(gradient)}"
@@ -77,6 +80,29 @@ def works_image_by_image(make: Make) -> None:
     if not defense.randomised:
         alone = torch.cat([defense.protect(message[None], _rng()) for message in smashed])
         assert torch.allclose(alone, together, atol=1e-6), "protect treats an image alone unlike one in a batch"
+
+
+def keeps_its_state_while_it_protects(make: Make) -> None:
+    """`protect` leaves `state` as it is; keys and messages outside of training leave no trace at all."""
+    defense, smashed = _ready(make)
+    for kind in MessageKind:
+        before = _copied_state(defense)
+        defense.protect(smashed.clone().requires_grad_(kind is MessageKind.QUERY), _rng(), kind)
+        assert _same(before, _copied_state(defense)), f"protect changes the state of the defense ({kind})"
+    gradient = torch.randn(smashed.shape, generator=_rng(2))
+    outcomes = []
+    for others in ((), (MessageKind.KEY, MessageKind.INFERENCE)):
+        defense, smashed = _ready(make)
+        defense.protect(smashed, _rng(), MessageKind.QUERY)
+        for kind in others:
+            with torch.set_grad_enabled(kind is MessageKind.INFERENCE):  # attackers search through the defense
+                defense.protect(-smashed, _rng(3), kind)
+        if not isinstance(defense, Detector) and not defense.parts:  # those need keys between the two
+            outcomes.append({"gradient": defense.filter_gradient(gradient, _rng(4)), **_copied_state(defense)})
+    assert not outcomes or _same(*outcomes), (
+        "protect remembers something of a key, or of a message outside of training, and filter_gradient then does "
+        "something else; ask whether `kind` is MessageKind.QUERY"
+    )
 
 
 def trains_a_split_model(make: Make) -> None:
@@ -127,13 +153,23 @@ PROTECTION = (
     keeps_shape_and_lets_gradients_through,
     draws_from_its_generator_and_says_so,
     works_image_by_image,
+    keeps_its_state_while_it_protects,
 )
 CHECKS = (*PROTECTION, trains_a_split_model, comes_back_from_disk, prepares_repeatably)
 
 
 def require_protection(make: Make, who: str) -> None:
     """Raise ConfigurationError, in one line that names `who`, unless the checks of `PROTECTION` pass."""
-    for check in PROTECTION:
+    _require(PROTECTION, make, who)
+
+
+def require_defense_contract(make: Make, who: str) -> None:
+    """The same for all `CHECKS`, which prepare and train as well."""
+    _require(CHECKS, make, who)
+
+
+def _require(checks: Sequence[Callable[[Make], None]], make: Make, who: str) -> None:
+    for check in checks:
         try:
             check(make)
         except AssertionError as broken:
@@ -168,8 +204,10 @@ def small_context(defense: Defense, compute: Compute) -> DefenderContext:
 def _outfit(make: Make, with_expert: bool = False) -> _Outfit:
     defense = make()
     context = small_context(defense, Compute.resolve(ComputeConfig(device="cpu", precision="float32", threads=1)))
-    if with_expert and defense.expert_document(context) is not None:
-        context = replace(context, expert=make().train_expert(context))
+    if with_expert and isinstance(defense, ExpertDefense) and defense.expert_document(context) is not None:
+        other = make()
+        assert isinstance(other, ExpertDefense)
+        context = replace(context, expert=other.train_expert(context))
     return _Outfit(defense, defense.prepare(context) or PreparedModel(context.build_model()), context)
 
 
@@ -193,6 +231,10 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 def _form(value: object) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _copied_state(defense: Defense) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in defense.state().items()}
 
 
 def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -10,7 +10,18 @@ PluginT = TypeVar("PluginT")
 
 @dataclass(frozen=True)
 class Loaded(Generic[PluginT]):
-    """A created plugin, its label in reports, and where its code, that of its parts included, came from."""
+    """A plugin that was created from a configuration.
+
+    Args:
+        label: its name in reports.
+        plugin: the attack or the defense.
+        origin: ``module:Class``, joined by ``+`` for a defense of several parts.
+        code_sha256: of its code, with that of its parts and of the files beside it that it imports.
+        parameters: as they were configured.
+
+    >>> Loaded("mine", plugin=object(), origin="mine:Mine", code_sha256="").label
+    'mine'
+    """
 
     label: str
     plugin: PluginT

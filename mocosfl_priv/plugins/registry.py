@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import pkgutil
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -23,13 +24,22 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.plugins.attack import Attack
 from mocosfl_priv.plugins.defense import Defense
 from mocosfl_priv.plugins.loaded import Loaded
-from mocosfl_priv.runtime.imports import import_place, own_package
+from mocosfl_priv.runtime.imports import import_place, own_package, referenced_file, source_files
 
 PluginT = TypeVar("PluginT", Attack, Defense)
 
 
 class Registry(Generic[PluginT]):
-    """Finds, checks and creates the plugins of one kind."""
+    """Finds, checks and creates the plugins of one kind: `ATTACKS` and `DEFENSES` are the two.
+
+    Args:
+        kind: what messages call such a plugin.
+        base: the class that all of them extend.
+        package: where the built-in ones lie.
+
+    >>> DEFENSES.create(PluginSpec(name="gaussian", sigma=0.25)).plugin.sigma
+    0.25
+    """
 
     def __init__(self, kind: str, base: type[PluginT], package: str) -> None:
         self.kind = kind
@@ -55,7 +65,17 @@ class Registry(Generic[PluginT]):
         return dict(sorted(found.items()))
 
     def load(self, reference: str) -> type[PluginT]:
-        """The class behind a name, ``module:Class``, ``file.py:Class`` or ``file.py``; raises ConfigurationError."""
+        """The class of a plugin.
+
+        Args:
+            reference: a name, ``module:Class``, ``file.py:Class``, or ``file.py`` that holds a single one.
+
+        Returns:
+            The class, which extends `base`.
+
+        Raises:
+            ConfigurationError: there is no such plugin, or its code cannot be imported.
+        """
         if ":" in reference:
             place, class_name = reference.rsplit(":", 1)
             return self._class_in(import_place(place, reference), class_name, reference)
@@ -70,14 +90,28 @@ class Registry(Generic[PluginT]):
         return self._only_class_in(import_place(origin, reference), origin)
 
     def create(self, spec: PluginSpec) -> Loaded[PluginT]:
-        """Load the class of `spec`, check its parameters against the constructor's annotations, and create it."""
+        """A plugin with its parameters, which are checked against the annotations of its constructor.
+
+        Args:
+            spec: the name or reference, with the parameters.
+
+        Returns:
+            The plugin, with its label and the hash of its code.
+
+        Raises:
+            ConfigurationError: there is no such plugin, or a parameter is unknown or has a wrong value.
+        """
         cls = self.load(spec.name)
         try:
             plugin = cls(**_checked_parameters(cls, spec.parameters, f"{self.kind} {spec.short_name!r}"))
         except ValueError as error:
             raise ConfigurationError(f"{self.kind} {spec.short_name!r}: {error}") from error
         own = cls.__mro__[: cls.__mro__.index(self.base)]
-        code = [Path(inspect.getfile(ancestor)).read_bytes() for ancestor in own]
+        files = [file for ancestor in own for file in source_files(Path(inspect.getfile(ancestor)))]
+        for reference in _texts(spec.parameters):
+            if (file := referenced_file(reference)) is not None:
+                files += source_files(file)
+        code = [file.read_bytes() for file in files]
         origins = [f"{cls.__module__}:{cls.__qualname__}"]
         code += [Path(file).read_bytes() for file in vars(plugin).values() if isinstance(file, Path) and file.is_file()]
         code += [part.code_sha256.encode() for part in plugin.parts]
@@ -124,8 +158,30 @@ DEFENSES: Registry[Defense] = Registry("defense", Defense, "defenses")
 
 
 def summary(cls: type) -> str:
-    """The first line of a plugin's docstring."""
+    """The first line of a plugin's docstring.
+
+    Args:
+        cls: an attack or a defense.
+
+    Returns:
+        The line, empty if there is none.
+
+    >>> summary(Attack)
+    "Reconstructs the victims' images from their smashed data."
+    """
     return (inspect.getdoc(cls) or "").split("\n", 1)[0]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a parameter's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A file to start from, for somebody who writes a defense."""
+"""A file to start from, for somebody who writes an attack or a defense."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from pathlib import Path
 
 from mocosfl_priv.errors import ConfigurationError
 
-TEMPLATE, TEMPLATE_CLASS = "my_defense", "MyDefense"
+EXAMPLES = {"attack": "nearest_images.py", "defense": "drop_channels.py"}  # names of files, for messages
 
 
-def new_defense(path: Path) -> tuple[Path, Path]:
-    """Write a defense that works to `path`, and its test beside it; returns both paths.
+def new_plugin(kind: str, path: Path) -> tuple[Path, Path]:
+    """Write an attack or a defense that works to `path`, and its test beside it; returns both paths.
 
     The class is named after the file: ``drop_channels.py`` holds DropChannels. Raises ConfigurationError for a name
     that cannot be one, and where a file would be overwritten.
+
+    kind: attack or defense.
     """
-    class_name = _class_name(path)
+    template, template_class = f"my_{kind}", f"My{kind.capitalize()}"
+    class_name = _class_name(kind, path, _template(f"{template}.py.txt"))
     places = (path, path.with_name(f"test_{path.name}"))
     for place in places:
         if place.exists():
             raise ConfigurationError(f"{place} exists already; it is not overwritten")
     if not path.parent.is_dir():
         raise ConfigurationError(f"there is no folder {path.parent}")
-    for place, template in zip(places, (f"{TEMPLATE}.py.txt", f"test_{TEMPLATE}.py.txt"), strict=True):
-        text = _template(template).replace(TEMPLATE_CLASS, class_name).replace(TEMPLATE, path.stem)
+    for place, name in zip(places, (f"{template}.py.txt", f"test_{template}.py.txt"), strict=True):
+        text = _template(name).replace(template_class, class_name).replace(template, path.stem)
         try:
             place.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -34,17 +37,17 @@ def new_defense(path: Path) -> tuple[Path, Path]:
     return places
 
 
-def _class_name(path: Path) -> str:
+def _class_name(kind: str, path: Path, template: str) -> str:
     """CamelCase of the file's name; ConfigurationError unless file and class can be imported under their names."""
-    name = path.stem
+    name, article = path.stem, "an" if kind == "attack" else "a"
     class_name = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
     if path.suffix != ".py" or not name.isidentifier() or not class_name.isidentifier() or keyword.iskeyword(name):
-        raise ConfigurationError(f"{path.name!r} cannot be a defense's file; name it like drop_channels.py")
+        raise ConfigurationError(f"{path.name!r} cannot be {article} {kind}'s file; name it like {EXAMPLES[kind]}")
     if name.startswith("test_"):
-        raise ConfigurationError(f"{path.name!r} is the name of a test; the defense's own test is written beside it")
+        raise ConfigurationError(f"{path.name!r} is the name of a test; the {kind}'s own test is written beside it")
     if importlib.util.find_spec(name) is not None and not path.exists():
         raise ConfigurationError(f"{path.name!r}: there is a module {name!r} already, and a test would import that one")
-    if f"import {class_name}\n" in _template(f"{TEMPLATE}.py.txt"):
+    if f"import {class_name}\n" in template or f"    {class_name},\n" in template:
         raise ConfigurationError(f"{path.name!r}: the file imports another {class_name}; choose another name")
     return class_name
 

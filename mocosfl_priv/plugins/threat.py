@@ -10,7 +10,11 @@ from mocosfl_priv.errors import ThreatModelError, unknown_name
 
 
 class Capability(StrEnum):
-    """What an attacker may have beyond the victims' smashed data."""
+    """What an attacker may have beyond the victims' smashed data; `DESCRIPTIONS` says what each one is.
+
+    >>> DESCRIPTIONS[Capability.QUERY]
+    'may send images of its own through the client and its defense'
+    """
 
     CLIENT_WEIGHTS = "client_weights"
     QUERY = "query"
@@ -35,8 +39,20 @@ DESCRIPTIONS = {
 
 
 def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Who has the client's weights can also query it, and knows its architecture, as every participant does; who sends
-    the gradients also sees what they answer.
+    """Capabilities with those that they imply.
+
+    A client's weights allow queries and show its architecture, as every participant has both. A server that chooses the
+    gradients also sees the messages.
+
+    Args:
+        capabilities: any.
+
+    Returns:
+        These and the implied ones.
+
+    >>> sorted(with_implied({Capability.CLIENT_WEIGHTS}))
+    [<Capability.ARCHITECTURE: 'architecture'>, <Capability.CLIENT_WEIGHTS: 'client_weights'>, <Capability.QUERY:
+    'query'>]
     """
     closed = frozenset(capabilities)
     if Capability.CLIENT_WEIGHTS in closed:
@@ -50,9 +66,14 @@ def with_implied(capabilities: Iterable[Capability]) -> frozenset[Capability]:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """The capabilities an experiment grants, with what they imply.
+    """The capabilities that an experiment grants, with what they imply.
 
-    adaptive: the attacker knows the defense (Kerckhoffs) and may train through it.
+    Args:
+        grants: the capabilities.
+        adaptive: whether the attacker knows the defense (Kerckhoffs's principle) and may train through it.
+
+    >>> ThreatModel.of(["query"]).adaptive
+    True
     """
 
     grants: frozenset[Capability]

@@ -25,10 +25,16 @@ ENOUGH_IMAGES = 16  # the mean of so many errs by another sixteenth of their var
 
 @dataclass(frozen=True)
 class AuxiliaryData:
-    """The attacker's own images: float (n, 3, h, w) in [0, 1].
+    """The attacker's own images.
 
-    of_target: bool (n,), which of them come from the target distribution.
-    labels: int64 (n,) where the attacker knows the classes that the clients are trained for; else None.
+    Args:
+        images: float (n, 3, h, w) in [0, 1].
+        of_target: bool (n,), which of them come from the target distribution.
+        labels: int64 (n,) where the attacker knows the classes that the clients are trained for; else None.
+
+    >>> known = AuxiliaryData(torch.rand(20, 3, 8, 8), of_target=torch.arange(20) < 17)
+    >>> len(known), len(known.nearest)
+    (20, 17)
     """
 
     images: Tensor

@@ -15,6 +15,7 @@ LONGEST_NAME = 160  # bytes of a file name that we make; a file system takes 255
 UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 TEST_VICTIMS = "test"  # the victims that the data roles name
+RELEASE, ROLES = "release", "roles"  # origins of victims: the public release, or the data roles of the run
 PUBLISHED_VICTIMS = "published128"  # the images of the public release on which its logged values were measured
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
 COSTS = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +60,93 @@ def _import_module(module: str, reference: str) -> ModuleType:
         raise ConfigurationError(f"{reference}: importing {module} failed: {one_line(error)}") from error
 
 
+def source_files(path: Path) -> tuple[Path, ...]:
+    """`path` and the files that it imports from beside it: from its folder, or below, and so on from these.
+
+    They are found in the source, so imports within functions count, too. What is installed does not count.
+    """
+    root = path.resolve().parent
+    found, waiting = [path.resolve()], [path.resolve()]
+    while waiting:
+        for file in _imported(waiting.pop(), root):
+            if file not in found:
+                found.append(file)
+                waiting.append(file)
+    return (path.resolve(), *sorted(found[1:]))
+
+
+def code_sha256(path: Path) -> str:
+    """SHA-256 of :func:`source_files`; for a file that imports nothing from beside it, that of the file itself."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in source_files(path))).hexdigest()
+
+
+def referenced_file(reference: str) -> Path | None:
+    """The file behind ``file.py:name`` or ``package.module:name``; None for any other text, and where none is there."""
+    place, colon, name = reference.rpartition(":")
+    if not colon or not name.isidentifier():
+        return None
+    if place.endswith(".py"):
+        file = Path(place).expanduser()
+        return file if file.is_file() else None
+    if not all(part.isidentifier() for part in place.split(".")):
+        return None
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin is not None else None
+
+
+def _imported(file: Path, root: Path) -> Iterator[Path]:
+    """The files below `root` that `file` imports."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # its import fails with a better message
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield from _beside(root, name.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            folder = file.parents[node.level - 1] if node.level else root
+            if not folder.is_relative_to(root):
+                continue
+            parts = node.module.split(".") if node.module else []
+            yield from _beside(folder, parts)
+            for name in node.names:
+                yield from _beside(folder, [*parts, name.name])
+
+
+def _beside(folder: Path, parts: list[str]) -> Iterator[Path]:
+    """The files in `folder` that importing the dotted name `parts` runs; none where it is not found there."""
+    if parts[:1] == [folder.name] and (folder / "__init__.py").is_file():  # a package that imports itself by its name
+        parts = parts[1:]
+    for length in range(1, len(parts) + 1):
+        place = folder.joinpath(*parts[:length])
+        for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+            if file.is_file():
+                yield file.resolve()
+
+
+_FOLDERS: list[str] = []  # of users' files, at the end of the module path
+
+
+def _make_importable(file: Path) -> None:
+    """Let `file` import what lies beside it. Raises ConfigurationError where another user's file has the same name."""
+    folder = str(file.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+        _FOLDERS.append(folder)
+    for other in source_files(file)[1:]:
+        name = ".".join(other.relative_to(file.parent).with_suffix("").parts).removesuffix(".__init__")
+        loaded = sys.modules.get(name)
+        place = Path(getattr(loaded, "__file__", None) or other).resolve()
+        if place != other and any(place.is_relative_to(known) for known in _FOLDERS):
+            raise ConfigurationError(
+                f"file {file.name} imports {name!r} from beside it, but {place} was loaded under that name: rename one"
+            )
+
+
 def _import_file(path: Path) -> ModuleType:
     """Import a single file under a name of its own, once per path."""
     resolved = path.expanduser().resolve()
@@ -66,6 +155,7 @@ def _import_file(path: Path) -> ModuleType:
     name = f"mocosfl_priv_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
+    _make_importable(resolved)
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -25,7 +25,8 @@ CORE = Path(__file__).parents[1]
 
 # Rooms and files of the core in which nothing decides about a number that is stored.
 NO_RESULT = (
-    "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "results", "experiment/plan.py",
+    "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "plugins/attack_checks.py",
+    "results", "experiment/plan.py",
     "experiment/run.py", "experiment/audit.py", "experiment/record.py", "experiment/provenance.py", "config/scale.py",
     "runtime/progress.py", "errors.py", "evaluation/statistics.py",
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",

@@ -6,29 +6,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
-class ClientHooks(Protocol):
-    """The four places, and what a checkpoint keeps.
+class MessageKind(StrEnum):
+    """What a defense protects: a message of training that a gradient comes back for, one without, or neither.
 
-    A pass of a step protects its queries, then its keys, and disguises these; where clients learn, it then filters the
-    gradient that comes back for the queries, and asks for the loss.
+    QUERY: of training; where clients learn, the next gradient is for these messages.
+    KEY: of training; no gradient comes back.
+    INFERENCE: outside of training, such as features for use, or images that an attacker sends.
+
+    >>> MessageKind("query") is MessageKind.QUERY
+    True
+    """
+
+    QUERY = "query"
+    KEY = "key"
+    INFERENCE = "inference"
+
+
+class ClientHooks(Protocol):
+    """Where a defense touches a step, and what a checkpoint keeps.
+
+    A pass of a step protects its queries, then its keys, which a detector may replace. Where clients learn, it then
+    filters the gradient that comes back for the queries, and asks for the loss.
     """
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """A scalar, averaged over the batch, that is added to the clients' loss; None for none."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         """The smashed data on its way out, same shape; gradients flow back through it."""
-
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
-        """The keys that really go out beside the queries of the same rows, same shape; owners: int64 (n,) on the CPU,
-        the clients of the rows. Not called where no gradient will come in.
-        """
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """The server's gradient on its way in, same shape."""
@@ -40,6 +52,16 @@ class ClientHooks(Protocol):
         """Go on where :meth:`state` was taken."""
 
 
+@runtime_checkable
+class KeyHooks(Protocol):
+    """What hooks have besides :class:`ClientHooks` where they may replace keys."""
+
+    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """The keys that really go out beside the queries of the same rows, same shape; owners: int64 (n,) on the CPU,
+        the clients of the rows. Not called where no gradient will come in.
+        """
+
+
 class NoHooks:
     """A client that sends what it computes."""
 
@@ -47,13 +69,9 @@ class NoHooks:
         """No extra loss."""
         return None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         """Unchanged."""
         return smashed
-
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
-        """Unchanged."""
-        return keys
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         """Unchanged."""
@@ -71,9 +89,13 @@ class NoHooks:
 class Message:
     """What one pass of a training step brings to the server, after the clients' defense.
 
-    step, steps: which step of how many planned ones, from 0. owners: int64 (n,) on the CPU, the clients that sent.
-    queries, keys: (n, *smashed_shape), detached; keys[i] belongs to the other view of queries[i]'s image.
-    labels: int64 (n,) in supervised split learning; None in self-supervised training, where nobody sends any.
+    Args:
+        step: from 0.
+        steps: how many are planned.
+        owners: int64 (n,) on the CPU, the clients that sent.
+        queries: float (n, *smashed_shape), detached.
+        keys: the same shape; keys[i] belongs to the other view of queries[i]'s image.
+        labels: int64 (n,) in supervised split learning; None in self-supervised training, where nobody sends any.
     """
 
     step: int

@@ -19,7 +19,7 @@ from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.clients import Clients
 from mocosfl_priv.training.codecs import as_received
-from mocosfl_priv.training.hooks import ClientHooks
+from mocosfl_priv.training.hooks import ClientHooks, KeyHooks, MessageKind
 from mocosfl_priv.training.message_count import rows_per_image
 from mocosfl_priv.training.sampling import ClientBatch
 from mocosfl_priv.training.state import State, under, within
@@ -130,10 +130,10 @@ class Simulated:
             smashed = self.clients.encode_queries(part.pool, rows, query_views)
             key_smashed = self.clients.encode_keys(part.pool, rows, key_views)
         smashed, key_smashed = smashed.to(first.dtype), key_smashed.to(first.dtype)
-        sent = self.hooks.protect(smashed, self._noise_rng)
+        sent = self.hooks.protect(smashed, self._noise_rng, MessageKind.QUERY)
         with torch.no_grad():
-            sent_keys = self.hooks.protect(key_smashed, self._noise_rng)
-            if learning:
+            sent_keys = self.hooks.protect(key_smashed, self._noise_rng, MessageKind.KEY)
+            if learning and isinstance(self.hooks, KeyHooks):
                 senders = part.pool.repeat_interleave(torch.tensor(rows))
                 sent_keys = self.hooks.replace_keys(sent_keys, senders, step, self._noise_rng)
         if learning:

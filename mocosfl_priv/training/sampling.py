@@ -69,7 +69,15 @@ class Batches(Protocol):
 class PoolShape:
     """How the server batch is made up: `pool` clients with `micro_batch` images each.
 
-    The first `rich` of all `clients` have the memory for `rich_micro_batch` images instead; none by default.
+    Args:
+        pool: clients that take part in a step.
+        micro_batch: images of each of them.
+        rich: how many of all `clients`, the first ones, have the memory for `rich_micro_batch` images instead.
+        rich_micro_batch: images of each of these.
+        clients: all clients of the system; only used where `rich` is not 0.
+
+    >>> PoolShape.of(TrainingConfig(clients=4, server_batch=32)).images
+    32
     """
 
     pool: int

@@ -56,9 +56,23 @@ class FeatureMemory:
 
 def info_nce(queries: Tensor, keys: Tensor, memory: Tensor, temperature: float,
              reduction: Literal["mean", "sum"] = "mean") -> Tensor:  # fmt: skip
-    """InfoNCE of each query against its key and the memory, averaged (or summed) over the batch.
+    """InfoNCE of each query against its key and a memory of other keys.
 
-    queries, keys: (n, d) of unit length; memory: (K, d) for all, or (n, K, d). Scalar >= 0.
+    The loss of MoCo: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
+
+    Args:
+        queries: float (n, d), of unit length.
+        keys: float (n, d), of unit length; keys[i] is the positive of queries[i].
+        memory: float (K, d) for all queries, or (n, K, d): the negatives.
+        temperature: positive; logits are divided by it.
+        reduction: mean or sum over the batch.
+
+    Returns:
+        A scalar, at least 0.
+
+    >>> queries = torch.eye(2)
+    >>> round(float(info_nce(queries, queries, memory=-torch.eye(2), temperature=1.0)), 3)
+    0.408
     """
     positive = (queries * keys).sum(1, keepdim=True)
     negative = queries @ memory.T if memory.dim() == 2 else torch.einsum("nd,nkd->nk", queries, memory)

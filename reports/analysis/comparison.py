@@ -21,7 +21,7 @@ from reports.analysis.per_image import (
     paired,
     per_seed,
 )
-from reports.analysis.summary import ENSEMBLE, system_name
+from reports.analysis.summary import ensembles, system_name
 
 BOTTLENECK = "defenses.bottleneck:BottleneckDefense"
 TARESSFL = "defenses.taressfl:TAResSFL"
@@ -86,7 +86,8 @@ def compare(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None =
     both = ((record, ours), (other or record, theirs))
     succeeded = [sound_attacks(run, key) for run, key in both]
     attacks = [name for name in succeeded[0] if name in succeeded[1]]
-    attacks = [ENSEMBLE] if ENSEMBLE in attacks else attacks
+    ensemble = [name for name in attacks if all(name in ensembles(run) for run, _ in both)]
+    attacks = ensemble[:1] or attacks
     leak, p_value = None, math.nan
     if attacks:
         mine, others = paired(*(_closest(of_system(run.per_image, key), attacks) for run, key in both))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
 from mocosfl_priv.results import RunRecord
-from reports.analysis.summary import ENSEMBLE, VACUOUS, SummaryRow, by_system, headline_rows, system_name
+from reports.analysis.summary import VACUOUS, SummaryRow, by_system, headline_rows, system_name
 
 UNMEASURED = "No labels: utility not measurable"
 
@@ -90,10 +90,10 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     found = flagged(record)
     for system, mine in by_system(rows).items():
         single = [row for row in mine if not row.blind and not row.is_worst_case]
-        if not any(row.attack == ENSEMBLE for row in single):
+        if not any(row.is_ensemble for row in single):
             continue
         best = max(single, key=lambda row: row.leak_ratio.value)
-        if best.attack != ENSEMBLE:
+        if not best.is_ensemble:
             found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
     for system in by_system(rows):
         if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
@@ -101,12 +101,12 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
                 f"{system}: the guarantee of the whole training is about an image's own messages. Clients that learn "
                 "hold it in their weights as well, which are averaged in the clear and make later messages."
             )
-    if all(row.attack != ENSEMBLE for row in headline_rows(rows)):
+    if not any(row.is_ensemble for row in headline_rows(rows)):
         found.append(
             "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."
         )
-    informed = {row.attack for row in rows if not row.blind and not row.is_worst_case}
-    if len(informed) < 2 and ENSEMBLE not in informed:
+    informed = {row.attack: row.is_ensemble for row in rows if not row.blind and not row.is_worst_case}
+    if len(informed) < 2 and not any(informed.values()):
         found.append("Fewer than two attacks that use the smashed data: the worst case may be far from the worst.")
     if record.info["config"]["evaluation"]["probe_selection"] == "test":
         found.append(

@@ -18,7 +18,7 @@ from reports.analysis.comparison import (
     systems_of,
 )
 from reports.analysis.findings_text import points
-from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, system_name
+from reports.analysis.summary import SummaryRow, ensembles, headline_rows, system_name
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
 HEADINGS = [
@@ -108,7 +108,8 @@ def _counting_attacks(record: RunRecord) -> dict[int, set[str]]:
     succeeded: dict[int, set[str]] = {}
     for system in systems_of(record):
         succeeded.setdefault(system[1], set()).update(sound_attacks(record, system))
-    return {cut: {ENSEMBLE} if ENSEMBLE in attacks else attacks for cut, attacks in succeeded.items()}
+    known = ensembles(record)
+    return {cut: next(({name} for name in known if name in attacks), attacks) for cut, attacks in succeeded.items()}
 
 
 def _is_best(entry: Entry, entries: list[Entry]) -> bool:

@@ -24,7 +24,7 @@ from reports.analysis.per_image import (
 )
 
 WORST_CASE = "worst case"
-ENSEMBLE = "ensemble"
+ENSEMBLE = "attacks.ensemble:EnsembleAttack"  # where its code comes from, whatever its label is
 TAIL = 0.95
 VISIBLE_SSIM = 0.5  # a reconstruction above it shows what is in the picture
 SHARES = ("recognised", "reidentified")
@@ -40,7 +40,8 @@ class SummaryRow:
     `VISIBLE_SSIM`. `cost` has the mean cost columns. The gains are paired differences to the utility floors,
     `linear_against_none` the one to the undefended system at the same cut layer. `semi_supervised` holds the accuracy
     by fraction of the labels, `recognition_levels` chance levels and ceilings of the two recognition metrics, NaN where
-    not measured. `blind` marks attacks that need nothing and so ignore the smashed data. `guarantee` says what the
+    not measured. `blind` marks attacks that need nothing and so ignore the smashed data,
+    `is_ensemble` the ensemble, under whatever label. `guarantee` says what the
     defense promises of any attacker that saw as much, `mse_bound` the mean MSE that follows; empty and NaN if nothing,
     and for the worst case, which chose by looking at the victims.
     """
@@ -65,6 +66,7 @@ class SummaryRow:
     semi_supervised: dict[float, Interval]
     recognition_levels: dict[str, float]
     blind: bool
+    is_ensemble: bool
     guarantee: str
     mse_bound: float
     cost: dict[str, float]
@@ -96,6 +98,11 @@ def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
     return f"{defense} (cut {cut_layer}{target})"
 
 
+def ensembles(record: RunRecord) -> list[str]:
+    """The labels under which the ensemble ran, in the order of the configuration."""
+    return [str(plugin["label"]) for plugin in record.info["plugins"]["attacks"] if plugin["origin"] == ENSEMBLE]
+
+
 def key_of(row: SummaryRow) -> Key:
     """The system of a row, as tables name it."""
     return tuple(getattr(row, name) for name in GROUP)
@@ -110,6 +117,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
     """
     options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
+    ensemble = ensembles(record)
     rows = []
     for group, system in record.per_image.groupby(GROUP, sort=False):
         key: tuple[Any, ...] = tuple(group)
@@ -164,6 +172,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                     **shared,
                     attack=attack,
                     blind=attack in blind,
+                    is_ensemble=attack in ensemble,
                     guarantee=str(promised["guarantee"]) if attack != WORST_CASE else "",
                     mse_bound=float(np.clip(values["mse_bound"].mean(), 0, None)) if attack != WORST_CASE else np.nan,
                     leak_ratio=leak_ratio_interval(
@@ -287,7 +296,7 @@ def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
     """
 
     def rank(row: SummaryRow) -> int:
-        return 0 if row.attack == ENSEMBLE else 1 if row.is_worst_case else 3 if row.blind else 2
+        return 0 if row.is_ensemble else 1 if row.is_worst_case else 3 if row.blind else 2
 
     return [min(mine, key=rank) for mine in by_system(rows).values()]
 

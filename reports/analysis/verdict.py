@@ -9,7 +9,7 @@ from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.analysis.comparison import TARESSFL, Comparison, compare, concerns, sound_attacks, systems_of
 from reports.analysis.findings_text import finding, points, tenths
 from reports.analysis.per_image import Key
-from reports.analysis.summary import ENSEMBLE, SummaryRow, headline_rows, summarise, system_name
+from reports.analysis.summary import SummaryRow, headline_rows, summarise, system_name
 
 COSTS = {
     "smashed_bytes_per_image": "bytes sent per image",
@@ -49,7 +49,7 @@ class Verdict:
         ]
 
     def _leak(self, row: SummaryRow) -> str:
-        under = {ENSEMBLE: "under the ensemble"}.get(row.attack, f"in the worst case over {', '.join(self.attacks)}")
+        under = "under the ensemble" if row.is_ensemble else f"in the worst case over {', '.join(self.attacks)}"
         scale = "1 is a perfect reconstruction, 0 a blind guess"
         silent = {
             "blind": " No attack does better than a blind guess.",

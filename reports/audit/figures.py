@@ -10,8 +10,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from mocosfl_priv.evaluation.statistics import Interval
-from mocosfl_priv.results import PUBLISHED_VICTIMS, RunRecord, image_key, victims_key
-from reports.audit.summary import AuditedCheckpoint, AuditRow, victims_title
+from mocosfl_priv.results import RunRecord, image_key, victims_key
+from reports.audit.summary import AuditedCheckpoint, AuditRow
 from reports.drawing.chart import Chart
 from reports.drawing.figures import whiskers
 from reports.drawing.pictures import shown_victims, strip
@@ -27,7 +27,7 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     colours = dict(zip(MARKERS, sns.color_palette("colorblind", len(MARKERS)), strict=True))
     handles: dict[str, Any] = {}
-    for axis, (victims, checkpoints) in zip(axes, found.items(), strict=True):
+    for axis, checkpoints in zip(axes, found.values(), strict=True):
         points = [point for row, checkpoint in enumerate(checkpoints) for point in _points(checkpoint, row)]
         frame = pd.DataFrame([{"mse": mse.value, "y": y, "kind": kind} for kind, y, mse in points])
         if points:  # else only blind attacks ran: there are floors, and nothing beside them
@@ -54,7 +54,7 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
         axis.set_ylim(len(checkpoints) - 0.5, -0.5)
         axis.set_xlim(left=0)
         axis.locator_params(axis="x", nbins=6)
-        axis.set_title(f"on {victims_title(victims)}")
+        axis.set_title(f"on {checkpoints[0].where}")
         axis.set_xlabel("MSE of the reconstruction (lower leaks more)")
         axis.set_ylabel("")
     order = [kind for kind in (*MARKERS, FLOOR) if kind in handles]
@@ -69,7 +69,7 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
 
 def _points(checkpoint: AuditedCheckpoint, row: int) -> list[tuple[str, float, Interval]]:
     """Kind, height and MSE of every mark of a checkpoint. A logged value belongs to the published images only."""
-    logged = checkpoint.logged["mse"] if checkpoint.victims == PUBLISHED_VICTIMS else None
+    logged = checkpoint.logged["mse"] if checkpoint.on_released else None
     marks = {
         LOGGED: Interval(logged, logged, logged, 1) if logged is not None else None,
         REPRODUCED: checkpoint.paper.metrics["mse"] if checkpoint.paper is not None else None,

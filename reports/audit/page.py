@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 from mocosfl_priv.errors import RunFailedError
-from mocosfl_priv.results import PUBLISHED_VICTIMS, RunRecord
+from mocosfl_priv.results import RunRecord
 from reports.audit.figures import audit_strips, mse_ladder, true_images
 from reports.audit.summary import (
     audit_caveats,
     audit_frame,
     audit_sentences,
     summarise_audit,
-    victims_title,
 )
 from reports.drawing.pictures import shown_victims
 from reports.output.page import data_uri, render, save_charts, save_pictures
@@ -44,8 +43,7 @@ def write_audit_report(record: RunRecord, folder: Path) -> Path:
         info=record.info,
         config=record.config_yaml,
         sets=found,
-        titles={victims: victims_title(victims) for victims in found},
-        compared=PUBLISHED_VICTIMS,
+        titles={victims: checkpoints[0].where for victims, checkpoints in found.items()},
         sentences=audit_sentences(found),
         caveats=audit_caveats(record, found),
         ladder=placed["mse_ladder"],

@@ -9,21 +9,27 @@ from typing import Any
 import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
-from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RunRecord
+from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RELEASE, TEST_VICTIMS, RunRecord
 from reports.analysis.findings_text import flagged, undecided
 from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
-from reports.analysis.summary import ENSEMBLE, WORST_CASE
+from reports.analysis.summary import WORST_CASE, ensembles
 
-PAPER_PRESET = "decoder-paper"  # the authors' attack, run by us
+DECODER = "attacks.decoder:DecoderAttack"  # with `preset: paper` it is the authors' attack, run by us
 NEARLY_BLIND = 0.1  # an attack that removes less than this share of a blind guess's error saw next to nothing
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One attack on one checkpoint, over all victims of a set and all seeds. `metrics` as they were measured."""
+    """One attack on one checkpoint, over all victims of a set and all seeds.
+
+    metrics: as they were measured. is_ensemble: it is the ensemble; is_paper: it is the attack of the authors, run by
+    us; both whatever its label.
+    """
 
     attack: str
     blind: bool
+    is_ensemble: bool
+    is_paper: bool
     seeds: int
     leak_ratio: Interval
     metrics: dict[str, Interval]
@@ -32,14 +38,16 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class AuditedCheckpoint:
-    """A checkpoint before one set of victims: `published` is its entry in ``info["audit"]``, `rows` our attacks.
+    """A checkpoint before one set of victims.
 
-    `worst` is the ensemble's row, which chose without looking at the victims, or else the best attack per victim; None
-    if no attack that uses the smashed data finished.
+    published: its entry in ``info["audit"]``. rows: our attacks. on_released: whether the victims are the images of the
+    release, on which the logged values were measured. worst: the ensemble's row, which chose without looking at the
+    victims, or else the best attack per victim; None if no attack that uses the smashed data finished.
     """
 
     label: str
     victims: str
+    on_released: bool
     published: dict[str, Any]
     rows: list[AuditRow]
     worst: AuditRow | None
@@ -52,7 +60,7 @@ class AuditedCheckpoint:
     @property
     def where(self) -> str:
         """The victims in words."""
-        return victims_title(self.victims)
+        return victims_title(self.victims, self.on_released)
 
     @property
     def logged(self) -> dict[str, float | None]:
@@ -63,7 +71,7 @@ class AuditedCheckpoint:
     @property
     def paper(self) -> AuditRow | None:
         """The authors' attack, run by us."""
-        return next((row for row in self.rows if row.attack == PAPER_PRESET), None)
+        return next((row for row in self.rows if row.is_paper), None)
 
     @property
     def mse_floor(self) -> float:
@@ -83,13 +91,27 @@ class AuditedCheckpoint:
     @property
     def best_single(self) -> AuditRow | None:
         """The informed attack with the lowest MSE, the ensemble aside."""
-        informed = [row for row in self.rows if not row.blind and row.attack != ENSEMBLE]
+        informed = [row for row in self.rows if not row.blind and not row.is_ensemble]
         return min(informed, key=lambda row: row.metrics["mse"].value, default=None)
 
 
-def victims_title(victims: str) -> str:
-    """A set of victims in words."""
-    return {"test": "test images", PUBLISHED_VICTIMS: "the 128 published images"}.get(victims, victims)
+def victims_title(victims: str, released: bool) -> str:
+    """A set of victims in words; released: its images are those of the public release."""
+    return "the 128 published images" if released else "test images" if victims == TEST_VICTIMS else victims
+
+
+def released_victims(record: RunRecord) -> set[str]:
+    """The sets of victims whose images are those of the release. Runs of before November 2026 do not say it."""
+    said = record.info.get("victims", {PUBLISHED_VICTIMS: RELEASE})
+    return {name for name, origin in said.items() if origin == RELEASE}
+
+
+def paper_attacks(record: RunRecord) -> set[str]:
+    """The labels under which the authors' attack ran: the decoder attack with the preset of the paper."""
+    decoders = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["origin"] == DECODER}
+    entries = record.info["config"]["attacks"]
+    paper = {entry["label"] or entry["name"] for entry in entries if entry.get("preset") == "paper"}
+    return decoders & paper
 
 
 def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
@@ -99,7 +121,8 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
     """
     options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
-    labels = checkpoint_labels(record.info["audit"])
+    labels, released = checkpoint_labels(record.info["audit"]), released_victims(record)
+    ensemble, paper = ensembles(record), paper_attacks(record)
     found: dict[str, list[AuditedCheckpoint]] = {}
     for victims, seen in record.per_image.groupby("victims", sort=False):
         for published in record.info["audit"]:
@@ -107,23 +130,33 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
             failed = set(_failures(cells)["attack"])
             values = seen[(seen["defense"] == published["name"]) & ~seen["attack"].isin(failed)]
             by_attack = {str(name): rows for name, rows in values.groupby("attack", sort=False)}
-            rows = [_row(name, name in blind, rows, options) for name, rows in by_attack.items()]
+            rows = [
+                _row(name, rows, options, blind=name in blind, is_ensemble=name in ensemble, is_paper=name in paper)
+                for name, rows in by_attack.items()
+            ]
             if not rows:
                 continue
             informed = values[~values["attack"].isin(blind)]
-            worst = next((row for row in rows if row.attack == ENSEMBLE), None)
+            worst = next((row for row in rows if row.is_ensemble), None)
             if worst is None and len(informed):
-                worst = _row(WORST_CASE, False, closest_attacks(informed), options)
-            checkpoint = AuditedCheckpoint(labels[published["name"]], str(victims), published, rows, worst)
+                worst = _row(WORST_CASE, closest_attacks(informed), options)
+            checkpoint = AuditedCheckpoint(
+                labels[published["name"]], str(victims), str(victims) in released, published, rows, worst
+            )
             found.setdefault(str(victims), []).append(checkpoint)
     return found
 
 
-def _row(attack: str, blind: bool, values: pd.DataFrame, options: dict[str, Any]) -> AuditRow:
+def _row(
+    attack: str, values: pd.DataFrame, options: dict[str, Any], *,
+    blind: bool = False, is_ensemble: bool = False, is_paper: bool = False,
+) -> AuditRow:  # fmt: skip
     places = groups(values)
     return AuditRow(
         attack=attack,
         blind=blind,
+        is_ensemble=is_ensemble,
+        is_paper=is_paper,
         seeds=int(values["seed"].nunique()),
         leak_ratio=leak_ratio_interval(
             per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=places, **options
@@ -190,10 +223,10 @@ def audit_frame(found: dict[str, list[AuditedCheckpoint]]) -> pd.DataFrame:
 def audit_sentences(found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
     """The findings in plain words, one item per checkpoint: on the images of the logs first, then on others."""
     said: dict[str, list[str]] = {}
-    for victims in sorted(found, key=lambda name: name != PUBLISHED_VICTIMS):
-        for checkpoint in found[victims]:
+    for checkpoints in sorted(found.values(), key=lambda several: not several[0].on_released):
+        for checkpoint in checkpoints:
             parts = said.setdefault(checkpoint.name, [f"{checkpoint.label}: "])
-            if victims == PUBLISHED_VICTIMS:
+            if checkpoint.on_released:
                 parts.append(f"{_logged(checkpoint)}{_ours(checkpoint)}. ")
             else:
                 parts.append(_elsewhere(checkpoint))
@@ -236,14 +269,14 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
     """What a reader must know before trusting the numbers."""
     every = [checkpoint for same in found.values() for checkpoint in same]
     said = flagged(record)
-    if PUBLISHED_VICTIMS in found:
+    if any(checkpoint.on_released for checkpoint in every):
         said.append(
             "The 128 published images are augmented CIFAR-10 training images with four fifths of the contrast of real "
             "ones: off the distribution of the victims that a defense must protect, and an attacker's auxiliary images "
             "may contain some of their sources. They serve comparison with the logged values only; conclusions are "
             "drawn on test images."
         )
-    if set(found) == {PUBLISHED_VICTIMS}:
+    if all(checkpoint.on_released for checkpoint in every):
         said.append("No test images were attacked: nothing on this page says how much other victims leak.")
     if len(record.info["seeds"]) < 3:
         said.append(
@@ -257,7 +290,9 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
         for checkpoint in every
         if checkpoint.finding == "blind"
     ]
-    for checkpoint in found.get(PUBLISHED_VICTIMS, []):
+    for checkpoint in every:
+        if not checkpoint.on_released:
+            continue
         logged, paper = checkpoint.logged["mse"], checkpoint.paper
         if logged is None or paper is None:
             continue
@@ -269,7 +304,7 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
             )
     for checkpoint in every:
         best, worst = checkpoint.best_single, checkpoint.worst
-        if worst is None or best is None or worst.attack != ENSEMBLE:
+        if worst is None or best is None or not worst.is_ensemble:
             continue
         alone, together = best.metrics["mse"].value, worst.metrics["mse"].value
         if alone < together:

@@ -12,8 +12,8 @@ import pytest
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.commands.options import shipped_configs
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.plugins import DEFENSES
-from mocosfl_priv.plugins.scaffold import new_defense
+from mocosfl_priv.plugins import ATTACKS, DEFENSES
+from mocosfl_priv.plugins.scaffold import new_plugin
 from mocosfl_priv.results import read_record
 from reports.analysis.comparison import TARESSFL
 from tests.commands.test_commands import Run, in_process, one_clear_line  # noqa: F401 - a fixture
@@ -33,14 +33,14 @@ TINY_TRIAL = [
 
 
 def test_a_new_defense_passes_the_test_that_comes_with_it(tmp_path: Path) -> None:
-    _, test = new_defense(tmp_path / "drop_some.py")
+    _, test = new_plugin("defense", tmp_path / "drop_some.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and "7 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "8 passed" in result.stdout, result.stdout
 
 
 def test_a_new_defense_is_named_after_its_file_and_keeps_the_house_rules(tmp_path: Path) -> None:
-    source, test = files = new_defense(tmp_path / "drop_some.py")
+    source, test = files = new_plugin("defense", tmp_path / "drop_some.py")
     assert DEFENSES.load(str(source)).__name__ == "DropSome"
     assert "from drop_some import DropSome" in test.read_text() and "MyDefense" not in test.read_text()
     for hook in ("architecture", "prepare", "client_loss", "protect", "filter_gradient", "state", "load_state"):
@@ -49,6 +49,39 @@ def test_a_new_defense_is_named_after_its_file_and_keeps_the_house_rules(tmp_pat
         words = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), *map(str, files)]
         result = subprocess.run(words, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout
+
+
+def test_a_new_attack_passes_the_test_that_comes_with_it(tmp_path: Path) -> None:
+    source, test = files = new_plugin("attack", tmp_path / "look_again.py")
+    assert ATTACKS.load(str(source)).__name__ == "LookAgain"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "8 passed" in result.stdout, result.stdout
+    for words in (["check", "--ignore", "D102,ARG002,D103,INP,PLR,ANN"], ["format", "--check"]):
+        linted = [sys.executable, "-m", "ruff", *words, "--config", str(ROOT / "pyproject.toml"), *map(str, files)]
+        result = subprocess.run(linted, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+
+
+def test_names_of_attacks_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be an attack's file; name it like nearest_images"):
+        new_plugin("attack", tmp_path / "mine")
+    with pytest.raises(ConfigurationError, match="imports another Recipe"):
+        new_plugin("attack", tmp_path / "recipe.py")
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_says_in_one_line_what_is_broken(in_process: Run, tmp_path: Path) -> None:  # noqa: F811
+    assert "keeps the contract of an attack" in in_process("check", "attack", "floor").stdout
+    assert "keeps the contract of a defense" in in_process("check", "defense", "none").stdout
+    assert "did you mean 'attack'" in one_clear_line(in_process("check", "atack", "floor"), 2)
+    (tmp_path / "grey.py").write_text(
+        "from mocosfl_priv import Attack\n"
+        "class Grey(Attack):\n"
+        "    def reconstruct(self, view, budget, seed): return view.smashed\n"
+    )
+    said = one_clear_line(in_process("check", "attack", "grey.py"), 2)
+    assert "grey.py breaks the contract of an attack: reconstruct returns shape (6, 8, 8, 8)" in said
 
 
 @pytest.mark.parametrize(
@@ -71,7 +104,7 @@ def test_names_that_cannot_be_are_refused_and_nothing_is_written(tmp_path: Path,
     for path in kept:
         path.write_text("mine")
     with pytest.raises(ConfigurationError, match=message):
-        new_defense(tmp_path / name)
+        new_plugin("defense", tmp_path / name)
     assert sorted(tmp_path.iterdir()) == sorted(kept) and all(path.read_text() == "mine" for path in kept)
 
 
@@ -113,10 +146,12 @@ HEAD = "from mocosfl_priv import Defense\n"
             HEAD + "class A(Defense): ...\nclass B(Defense): ...\n",
             "mine.py must define exactly one Defense, found 2 (A, B); name one as mine.py:A",
         ),
-        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng): return smashed.mean(0)\n",
+        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng, kind): return smashed.mean(0)\n",
          "mine.py breaks the contract of a defense: protect makes"),
-        (HEAD + "class A(Defense):\n    def protect(self, smashed): return smashed\n",
-         "mine.py fails on a small batch: TypeError"),
+        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng, kind): return missing\n",
+         "mine.py fails on a small batch: NameError"),
+        (HEAD + "class A(Defense):\n    def protect(self, smashed, rng): return smashed\n",
+         "A.protect is called with smashed, rng and kind: write def protect("),
         (HEAD + "class A(Defense):\n    def __init__(self, rate): ...\n", "rate: Field required"),
         ("import nothing_like_this\n", "mine.py cannot be imported"),
     ],

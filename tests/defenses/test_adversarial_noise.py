@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from defenses.adversarial_noise import AdversarialNoise
+from mocosfl_priv import MessageKind
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
@@ -23,7 +24,7 @@ def trained_surrogate(compute: Compute, strength: float) -> tuple[AdversarialNoi
     rng = torch.Generator().manual_seed(1)
     smashed: Tensor = client(images).detach()
     for _ in range(60):
-        defense.protect(smashed, rng)
+        defense.protect(smashed, rng, MessageKind.QUERY)
         assert defense.client_loss(images, smashed) is None
     return defense, images, smashed
 

@@ -21,14 +21,14 @@ class Scale(Defense):
     def __init__(self, factor: float = 2.0) -> None:
         self.factor = factor
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return self.factor * smashed
 
 
 class Shift(Defense):
     """Adds one to messages."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed + 1
 
 
@@ -110,7 +110,7 @@ class Listening(Defense):
 
     sent: Tensor | None = None
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         self.sent = smashed
         return smashed
 

@@ -36,45 +36,45 @@ def test_it_is_documented(name: str) -> None:
 
 
 class Mixing(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed - smashed.mean(0)
 
 
 class MixingNoise(Defense):
     randomised = True
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed + smashed.std() * torch.randn(smashed.shape, generator=rng)
 
 
 class LooksAtTheBatchSize(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed / len(smashed)
 
 
 class Detached(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed.detach()
 
 
 class InPlace(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         smashed.data.mul_(0.5)
         return smashed
 
 
 class Shrinking(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed[:, :1]
 
 
 class RootOfZero(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed + (smashed - smashed).abs().sqrt()
 
 
 class HidesItsNoise(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed + torch.randn(smashed.shape, generator=rng)
 
 
@@ -85,13 +85,34 @@ class ClaimsNoise(Defense):
 class DrawsElsewhere(Defense):
     randomised = True
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed + torch.randn(smashed.shape)
 
 
 class PicksGradients(Defense):
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
         return gradient[0]
+
+
+class RemembersKeys(Defense):
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
+        self.sent = smashed.detach()
+        return smashed
+
+    def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+        return gradient * self.sent.mean()
+
+
+class CountsMessages(Defense):
+    def __init__(self) -> None:
+        self.sent = torch.zeros(())
+
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
+        self.sent += len(smashed)
+        return smashed
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sent": self.sent}
 
 
 class Forgets(Defense):
@@ -128,6 +149,8 @@ class StartsAnywhere(Defense):
         (ClaimsNoise, "sends the same whatever"),
         (DrawsElsewhere, "draws from elsewhere"),
         (PicksGradients, "filter_gradient makes"),
+        (RemembersKeys, "remembers something of a key"),
+        (CountsMessages, "protect changes the state"),
         (Forgets, "load_state does not bring back"),
         (StartsAnywhere, "prepare makes another client every time"),
     ],
@@ -143,7 +166,7 @@ def test_a_defense_that_breaks_its_promises_is_refused_in_one_line() -> None:
         require_protection(Mixing, "mine.py")
 
     class Raises(Defense):
-        def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
             return smashed @ torch.zeros(3)
 
     with pytest.raises(ConfigurationError, match=r"mine\.py fails on a small batch: RuntimeError") as caught:

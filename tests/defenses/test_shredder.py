@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from defenses.shredder import Shredder
+from mocosfl_priv import MessageKind
 from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
 
@@ -28,7 +29,7 @@ def test_noise_grows_to_where_its_cost_equals_its_reward(compute: Compute, rng: 
     weights = torch.linspace(0.5, 4.0, shape[0]).view(-1, 1, 1).expand(shape)
     rows = defense._rows
     for _ in range(400):
-        sent = defense.protect(torch.zeros(rows, *shape), rng)
+        sent = defense.protect(torch.zeros(rows, *shape), rng, MessageKind.QUERY)
         defense.filter_gradient(weights * sent / rows, rng)
     expected = (1.0 / (2 * weights * weights.numel())).sqrt()
     scales = defense.distribution.scale.mean((1, 2))
@@ -39,7 +40,7 @@ def test_noise_grows_to_where_its_cost_equals_its_reward(compute: Compute, rng: 
 def test_who_resumes_goes_on_with_the_same_noise(compute: Compute) -> None:
     def learn(defense: Shredder, seed: int) -> None:
         rng = torch.Generator().manual_seed(seed)
-        defense.filter_gradient(defense.protect(torch.zeros(8, *shape), rng), rng)
+        defense.filter_gradient(defense.protect(torch.zeros(8, *shape), rng, MessageKind.QUERY), rng)
 
     (first, shape), (second, _) = prepared(compute), prepared(compute)
     learn(first, 0)

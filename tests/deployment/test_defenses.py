@@ -258,19 +258,19 @@ def test_what_devices_can_run_is_let_through() -> None:
 class OneMask(Defense):
     """The same noise for all images of a batch."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed + torch.randn(smashed.shape[1:], generator=rng)
 
 
 class Centred(Defense):
     """What one image sends depends on the others."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed - smashed.mean(0)
 
 
 class Coin(Defense):
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed * torch.bernoulli(torch.full_like(smashed, 0.5), generator=rng)
 
 

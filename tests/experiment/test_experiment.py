@@ -154,7 +154,7 @@ def test_diverging_training_fails_with_the_system_named(tiny: dict[str, Any]) ->
 class Crashing(Defense):
     """Fails in the middle of training."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         raise KeyError("oops")
 
 
@@ -193,7 +193,7 @@ class Faulty(Attack):
 class Shouting(Defense):
     """Sends everything times ten; the attacker's queries must show it."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return 10 * smashed
 
 

@@ -76,7 +76,7 @@ class Boastful(Defense):
 class Spoilt(Defense):
     """A guarantee that cannot be computed (for a test)."""
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         return smashed
 
     def guarantee(self, messages: int) -> Guarantee:

@@ -18,7 +18,7 @@ class Mine(Defense):
     """Halves."""
     def __init__(self, factor: float = 0.5) -> None:
         self.factor = factor
-    def protect(self, smashed, rng):
+    def protect(self, smashed, rng, kind):
         return smashed * self.factor
 '''
 
@@ -120,3 +120,21 @@ def test_parameters_are_converted() -> None:
 def test_a_hook_under_its_former_name_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"Old\.disguise: this hook is now called replace_keys"):
         type("Old", (Defense,), {"disguise": lambda self, *_: None})
+
+
+def test_protect_with_its_former_signature_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, MINE.replace("rng, kind", "rng"))
+    with pytest.raises(
+        ConfigurationError, match=r"Mine\.protect is called with smashed, rng and kind: write"
+    ) as caught:
+        DEFENSES.load(f"{path}:Mine")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hook", "kind"),
+    [("replace_keys", "Detector"), ("detects", "Detector"), ("train_expert", "ExpertDefense")],
+)
+def test_hooks_of_another_kind_of_defense_are_refused(hook: str, kind: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Old\.{hook}: only a defense that extends mocosfl_priv\.{kind}"):
+        type("Old", (Defense,), {hook: lambda self, *_: None})

@@ -10,10 +10,16 @@ import pandas as pd
 
 from mocosfl_priv.results import COLUMNS, COSTS, LEAKAGE_COLUMNS, RECOGNITION_LEVELS, UNDEFENDED, RunRecord
 from reports.analysis.comparison import BOTTLENECK, TARESSFL
+from reports.analysis.summary import ENSEMBLE
 
 VICTIMS, PROBES = 60, 400
 FLOOR = 0.05
 ORIGINS = {"none": UNDEFENDED, "bottleneck": BOTTLENECK, "taressfl": TARESSFL}
+
+
+def attack_origin(label: str) -> str:
+    """Where the attack `label` comes from: the ensemble where its label says that, else a file of the tests' own."""
+    return ENSEMBLE if label.startswith("ensemble") else f"{label}:Mine"
 
 
 def made_up(
@@ -87,7 +93,9 @@ def made_up(
             },
             "config_sha256": "c" * 64,
             "plugins": {
-                "attacks": [{"label": attack, "blind": attack == "floor"} for attack in attacks],
+                "attacks": [
+                    {"label": attack, "origin": attack_origin(attack), "blind": attack == "floor"} for attack in attacks
+                ],
                 "defenses": [
                     {"label": label, "origin": ORIGINS.get(label.split("-")[0], f"{label.split('-')[0]}:Mine")}
                     for label in systems

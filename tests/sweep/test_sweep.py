@@ -176,7 +176,7 @@ class Clumsy(Attack):
 class Unlucky(Defense):
     """Fails in training."""
 
-    def protect(self, smashed: Any, rng: Any) -> Any:
+    def protect(self, smashed: Any, rng: Any, kind: Any = None) -> Any:
         raise IndexError("out of luck")
 
 

@@ -42,7 +42,7 @@ class NoisyLearner(NoHooks):
     def __init__(self) -> None:
         self.scale = torch.ones(())
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         dropped = nn.functional.dropout(smashed, 0.1)  # torch's global generator, as a user's Dropout
         return dropped + 0.1 * torch.randn(smashed.shape, generator=rng)
 

@@ -110,7 +110,7 @@ class Computed(NoHooks):
         self.messages: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
-    def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+    def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
         self.messages.append(smashed.detach().clone())
         return smashed
 

@@ -240,7 +240,7 @@ def test_hooks_sit_where_they_should(compute: Compute) -> None:
     calls: list[str] = []
 
     class Recorder(NoHooks):
-        def protect(self, smashed: Tensor, rng: torch.Generator) -> Tensor:
+        def protect(self, smashed: Tensor, rng: torch.Generator, kind: object = None) -> Tensor:
             calls.append("protect" if smashed.requires_grad else "protect keys")
             return 2 * smashed
 

@@ -8,7 +8,7 @@ import pytest
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.results import UNDEFENDED, RunRecord
 from reports.analysis.comparison import BOTTLENECK, TARESSFL, compare
-from reports.analysis.summary import ENSEMBLE, summarise
+from reports.analysis.summary import summarise
 from reports.analysis.verdict import Verdict, verdicts
 from tests.reports.made_up import FLOOR, made_up
 
@@ -123,11 +123,11 @@ def test_both_are_compared_under_the_attacks_that_succeeded_on_both() -> None:
 
 
 def test_the_ensemble_is_what_is_compared_where_it_ran() -> None:
-    record = made_up({"none": NONE, "mine": (0.6, 0.6)}, candidate="mine", attacks=("decoder", ENSEMBLE))
+    record = made_up({"none": NONE, "mine": (0.6, 0.6)}, candidate="mine", attacks=("decoder", "ensemble-long"))
     values = record.per_image
-    values.loc[(values["defense"] == "mine") & (values["attack"] == ENSEMBLE), "mse"] = FLOOR
+    values.loc[(values["defense"] == "mine") & (values["attack"] == "ensemble-long"), "mse"] = FLOOR
     (verdict,) = verdicts(record)
-    assert verdict.against_none is not None and verdict.against_none.attacks == [ENSEMBLE]
+    assert verdict.against_none is not None and verdict.against_none.attacks == ["ensemble-long"]
     assert "under the ensemble" in verdict.sentences()[0]
 
 

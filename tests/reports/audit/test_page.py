@@ -16,15 +16,18 @@ from PIL import Image
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, image_key
 from reports import write_report
-from reports.audit.summary import audit_caveats, audit_sentences, checkpoint_labels, summarise_audit
+from reports.analysis.summary import ENSEMBLE
+from reports.audit.summary import DECODER, audit_caveats, audit_sentences, checkpoint_labels, summarise_audit
 from tests.reports.output.test_html import assert_well_formed_and_self_contained
 
 VICTIMS = 12
+PAPER = "theirs"  # labels decide nothing
+ORIGINS = {"ensemble": ENSEMBLE, PAPER: DECODER}
 FLOORS = {"published128": 0.0405, "test": 0.06}
 # MSE by checkpoint and attack, as a share of the floor
 SHARES = {
-    "blind": {"floor": 1.0, "decoder-paper": 1.01, "rmle": 0.995, "ensemble": 1.0},
-    "seen": {"floor": 1.0, "decoder-paper": 0.95, "rmle": 0.5, "ensemble": 0.22},
+    "blind": {"floor": 1.0, PAPER: 1.01, "rmle": 0.995, "ensemble": 1.0},
+    "seen": {"floor": 1.0, PAPER: 0.95, "rmle": 0.5, "ensemble": 0.22},
 }
 
 
@@ -93,11 +96,20 @@ def made_up(shares: dict[str, dict[str, float]] = SHARES, seeds: int = 2) -> Run
             "created": "2025-01-01T00:00:00+00:00",
             "seconds": 12.0,
             "compute": {"device": "cpu", "precision": "float32", "threads": 1},
-            "config": {"evaluation": {"bootstrap_samples": 50, "confidence": 0.95}},
+            "config": {
+                "evaluation": {"bootstrap_samples": 50, "confidence": 0.95},
+                "attacks": [{"name": "decoder", "label": PAPER, "preset": "paper"}],
+            },
             "config_sha256": "c" * 64,
             "seeds": list(range(seeds)),
             "threat_model": {"grants": ["query", "weights"], "adaptive": True},
-            "plugins": {"attacks": [{"label": label, "blind": label == "floor"} for label in SHARES["seen"]]},
+            "plugins": {
+                "attacks": [
+                    {"label": label, "origin": ORIGINS.get(label, "mine:Mine"), "blind": label == "floor"}
+                    for label in next(iter(shares.values()))
+                ]
+            },
+            "victims": {"published128": "release", "test": "roles"},
             "audit": [entry("blind", 0.6, None), entry("seen", 0.5, 0.0386)],
             "flags": [{"name": "black-box-beats-white-box", "sentence": "black box beats white box on <seen>"}],
             "versions": {"torch": "2.6"},
@@ -159,11 +171,11 @@ def test_sentences_read_logged_values_against_the_floor() -> None:
 
 
 def test_without_an_ensemble_the_worst_case_is_the_closest_attack_of_every_victim() -> None:
-    record = made_up({"seen": {"floor": 1.0, "decoder-paper": 0.5, "rmle": 0.5}})
+    record = made_up({"seen": {"floor": 1.0, PAPER: 0.5, "rmle": 0.5}})
     frame = record.per_image
     odd = frame["image"] % 2 == 1
     frame.loc[odd & (frame["attack"] == "rmle"), "mse"] *= 0.2
-    frame.loc[~odd & (frame["attack"] == "decoder-paper"), "mse"] *= 0.2
+    frame.loc[~odd & (frame["attack"] == PAPER), "mse"] *= 0.2
     (checkpoint,) = summarise_audit(record)["test"]
     assert checkpoint.worst is not None and checkpoint.worst.attack == "worst case"
     assert checkpoint.worst.leak_ratio.value == pytest.approx(0.9)
@@ -172,7 +184,7 @@ def test_without_an_ensemble_the_worst_case_is_the_closest_attack_of_every_victi
 
 def test_guesses_are_no_leak(tmp_path: Path) -> None:
     """Best-of over attacks that see nothing beats any one guess, and still is called none."""
-    record = made_up({"blind": {"floor": 1.0, "decoder-paper": 1.0, "rmle": 1.0}})
+    record = made_up({"blind": {"floor": 1.0, PAPER: 1.0, "rmle": 1.0}})
     frame = record.per_image
     lucky = (frame["image"] % 2 == 1) == (frame["attack"] == "rmle")
     frame["mse"] *= np.where(lucky & (frame["attack"] != "floor"), 0.75, 4.0)
@@ -224,7 +236,7 @@ def test_an_attack_that_failed_takes_no_part() -> None:
     record = made_up()
     failed = record.cells.assign(failure=np.where(record.cells["attack"] == "ensemble", "diverged", ""))
     (_, seen) = summarise_audit(replace(record, cells=failed))["test"]
-    assert [row.attack for row in seen.rows] == ["floor", "decoder-paper", "rmle"]
+    assert [row.attack for row in seen.rows] == ["floor", PAPER, "rmle"]
     assert seen.worst is not None and seen.worst.leak_ratio.value == pytest.approx(0.5)
     with pytest.raises(RunFailedError, match="nothing to report"):
         write_report(replace(record, per_image=record.per_image.iloc[:0]), Path("unused"))
