@@ -20,6 +20,10 @@ from mocosfl_priv.plugins.guarantee import (
 from mocosfl_priv.plugins.loaded import (
     Loaded,
 )
+from mocosfl_priv.plugins.parameters import (
+    parameter_descriptions,
+    parameter_model,
+)
 from mocosfl_priv.plugins.registry import (
     ATTACKS,
     DEFENSES,
@@ -70,6 +74,8 @@ __all__ = [
     "TrainedExpert",
     "load_optimiser_state",
     "optimiser_state",
+    "parameter_descriptions",
+    "parameter_model",
     "summary",
     "under",
     "with_implied",
