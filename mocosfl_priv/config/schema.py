@@ -382,8 +382,8 @@ class ExperimentConfig(Section):
     defenses: tuple[PluginEntry, ...] = Field(
         (PluginSpec(name="none"),),
         min_length=1,
-        description="defenses to compare, each by name, or as {name: ..., label: ..., parameters}; a list of some stands "
-        "for all of them at once",
+        description="defenses to compare, each by name, or as {name: ..., label: ..., parameters}; a list of some "
+        "stands for all of them at once",
     )
     candidate: str | None = Field(
         None, description="label of the defense on trial: the report gives a verdict on it against none and taressfl"
