@@ -197,6 +197,7 @@ def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
         "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
         "models": ["resnet18", "resnet50", "vgg13", "mobilenetv2", "vit_tiny", "FILE.py:FUNCTION"],
         "configs": ["demo", "try"],
+        "keys": ["name", "training.epochs", "training.replay.threshold"],
         "capabilities": ["client_weights", "query", "auxiliary_data", "server_model", "colluding_client"],
     }.items():
         listed = in_process("ls", kind)
