@@ -6,6 +6,7 @@ uv run python -m docs.configuration_page
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def page() -> str:
             parts.append(f"## The document\n\n{_table(keys)}")
         else:
             level = "#" * (2 + section.count("."))
-            parts.append(f"{level} `{section}`\n\n{_text(summaries[section])}\n\n{_table(keys)}")
+            parts.append(f"{level} `{section}`\n\n{_prose(summaries[section])}\n\n{_table(keys)}")
     parts.append(_plugins(ATTACKS, "attack", "The attack suite", "ATTACKS.md"))
     parts.append(_plugins(DEFENSES, "defense", "The defense suite", "DEFENSES.md"))
     return "\n".join(parts)
@@ -68,7 +69,7 @@ def _plugins(registry: Registry, kind: str, title: str, target: str) -> str:  # 
             for key in keys_of(parameter_model(cls))
         ]
         table = _table(keys) if keys else "No parameters.\n"
-        parts.append(f"### {kind} `{name}`\n\n{_text(summary(cls))}\n\n{table}")
+        parts.append(f"### {kind} `{name}`\n\n{_prose(summary(cls))}\n\n{table}")
     return "\n".join(parts)
 
 
@@ -79,6 +80,10 @@ def _table(keys: Iterable[Key]) -> str:
         cells = (f"`{key.path}`", key.kind, default, _text(key.allowed), _text(key.description))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _prose(words: str) -> str:
+    return textwrap.fill(_text(words), 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _text(words: str) -> str:
