@@ -40,7 +40,10 @@ class ColluderAttack(Attack):
     so that the fit has little to find. The defense, where the attacker knows it, is passed with fresh randomness in
     every step (the adaptive attack).
 
-    iterations, fit_rate: steps and learning rate of that fit. The others are as of the decoder attack.
+    iterations, fit_rate: steps and learning rate of that fit.
+    architecture: of the decoder, in the decoder grammar. epochs: its passes over the auxiliary images.
+    batch_size, learning_rate: of the decoder's training. ssim_weight: its loss is MSE + ssim_weight * (1 - SSIM).
+    shift: auxiliary images are shifted by up to so many pixels.
     """
 
     needs = frozenset({Capability.COLLUDING_CLIENT, Capability.AUXILIARY_DATA})

@@ -66,8 +66,11 @@ class DecoderAttack(Attack):
     norm: of decoders that have norms. reuse: passes before images are augmented and encoded afresh.
     validations: how often the state is compared with the best so far. validation_share: of the auxiliary images, held
     out.
-    target_images, source_images: use at most so many of the auxiliary images.
-    standardise, flip, shift (pixels): as above.
+    one_cycle: whether the learning rate rises and falls once over the training. standardise: whether the smashed data
+    is standardised per channel. flip: whether auxiliary images are mirrored at random. shift: they are shifted by up
+    to so many pixels.
+    target_images: use at most so many auxiliary images of the target distribution.
+    source_images: use at most so many auxiliary images of the source.
     """
 
     needs = frozenset({Capability.QUERY, Capability.AUXILIARY_DATA})

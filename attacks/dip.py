@@ -28,9 +28,10 @@ class DipAttack(Attack):
     objective. Where the defense is randomised, the objective counts only as far as it exceeds what two answers to the
     same image differ by: a mean that comes closer fits the randomness (Morozov's discrepancy principle).
 
-    iterations: per victim. channels: of the network, a multiple of four. scales: of the hourglass, fewer for images
-    that would become smaller than four pixels. perturbation: of the unit input noise at the start, annealed linearly
-    to zero. averaging: decay of the running mean. networks_at_once: bounds the memory.
+    iterations: per victim. learning_rate: Adam's, of the networks' weights. channels: of the network, a multiple of
+    four. scales: of the hourglass, fewer for images that would become smaller than four pixels. perturbation: of the
+    unit input noise at the start, annealed linearly to zero. averaging: decay of the running mean. networks_at_once:
+    bounds the memory.
     """
 
     needs = frozenset({Capability.CLIENT_WEIGHTS})

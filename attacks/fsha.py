@@ -78,7 +78,8 @@ class FshaAttack(Attack):
     moment_weight: of the distance to the second moments of the pilot's features, beside the critic. penalty: weight
     of the gradient penalty. rows: of a message and of the auxiliary images, for one step. updates: steps per
     message. architecture: of the inverse, in the decoder grammar. epochs: passes over the auxiliary images, in
-    which the inverse alone goes on learning after the training.
+    which the inverse alone goes on learning after the training. pilot_learning_rate: of the pilot.
+    learning_rate: of the inverse. critic_learning_rate: of the critic.
     """
 
     needs = frozenset({Capability.GRADIENT_CHANNEL, Capability.AUXILIARY_DATA})

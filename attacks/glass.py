@@ -45,6 +45,7 @@ class GlassAttack(Attack):
     generator: `module:function` or `file.py:function` of a user's own, see `models.generator.load_generator`; our
     autoencoder if left out. latent_dim, width, epochs, batch_size, learning_rate: of the autoencoder. iterations: per
     search. step_size: of a search, in deviations of what is searched. neighbours: nearest known images to start from.
+    validation_share: of the auxiliary images, held out to choose strengths on.
     """
 
     needs = frozenset({Capability.CLIENT_WEIGHTS, Capability.AUXILIARY_DATA})

@@ -83,7 +83,9 @@ class RmleAttack(Attack):
     schedule, all victims in one batch. A randomised defense is drawn afresh in every iteration. Of several starts,
     each image keeps the one with the lowest objective; the true images are never consulted.
 
-    iterations: per start. tv: weight of the total variation. parametrisation: x = sigmoid(w), or x = w clamped to
+    iterations: per start. learning_rate: AMSGrad's at the beginning. tv: weight of the total variation, chosen by the
+    attack if left out. l2: weight of the distance to mid-grey. starts: searches from different beginnings.
+    parametrisation: x = sigmoid(w), or x = w clamped to
     [0, 1] after every iteration.
 
     Where `tv` is left out, an attacker with images of its own makes more of them; ours. The search begins where a

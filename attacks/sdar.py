@@ -73,7 +73,7 @@ class SdarAttack(Attack):
     of the distance to the second moments of received data, ours, which leads where a discriminator has no time to.
     rows: of a message and of the auxiliary images, for one step. updates: steps per message. architecture: of the
     decoder, in the decoder grammar. epochs: passes over the auxiliary images, in which the decoder alone goes on
-    learning after the training.
+    learning after the training. learning_rate: of simulator and decoder. critic_learning_rate: of both discriminators.
 
     Only images of the target distribution, where the attacker has enough of them, stand for the clients': output for
     others is not like smashed data of the clients even where the simulator is their client. After the training the

@@ -40,8 +40,10 @@ class ShadowAttack(Attack):
 
     starts: shadows that are tried, from weights of their own; the one whose messages have the victims' moments best
     goes on, and only that one is asked for contrast. iterations, fit_batch, fit_rate: steps of all of them, images of a
-    step and learning rate. contrast: weight of InfoNCE beside the moments. temperature: of InfoNCE. The others are as
-    of the decoder attack.
+    step and learning rate. contrast: weight of InfoNCE beside the moments. temperature: of InfoNCE.
+    architecture: of the decoder, in the decoder grammar. epochs: its passes over the auxiliary images.
+    batch_size, learning_rate: of the decoder's training. ssim_weight: its loss is MSE + ssim_weight * (1 - SSIM).
+    shift: auxiliary images are shifted by up to so many pixels.
     """
 
     needs = frozenset({Capability.ARCHITECTURE, Capability.AUXILIARY_DATA, Capability.SERVER_MODEL})

@@ -25,7 +25,9 @@ class UnsplitAttack(Attack):
     It is the weak anchor of the suite: nothing ties the images to the true ones but the layers' structure.
 
     iterations: turns, each of `image_steps` and `clone_steps`; the authors take 1000 turns of 100 and 100 for one
-    image, with learning rates of 0.001.
+    image, with learning rates of 0.001. image_steps, clone_steps: steps of a turn that change the images, and the
+    clone. image_learning_rate, clone_learning_rate: of these steps. tv: weight of the total variation.
+    l2: weight of the distance to mid-grey.
     """
 
     needs = frozenset({Capability.ARCHITECTURE})

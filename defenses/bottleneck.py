@@ -6,7 +6,10 @@ from mocosfl_priv import Defense, ModelConfig, parse_bottleneck
 
 
 class BottleneckDefense(Defense):
-    """A narrow layer at the cut (C4S2 by default); the control for defenses that also use one."""
+    """A narrow layer at the cut (C4S2 by default); the control for defenses that also use one.
+
+    layer: (noReLU)(K<kernel>)C<channels>S<stride>, as `model.bottleneck` in a configuration.
+    """
 
     def __init__(self, layer: str = "C4S2") -> None:
         parse_bottleneck(layer)

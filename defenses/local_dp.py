@@ -27,8 +27,9 @@ class LocalDP(Defense):
     messages' float32, also where the client computes in bfloat16.
 
     epsilon, delta: of one message, or of all the messages that training makes of one image (`per`); delta 0 takes
-    Laplace noise. clip: of a message's size per element, which is its root mean square (gaussian) or mean absolute
-    value (laplace), or of its whole norm, L2 or L1 (`clip_of`).
+    Laplace noise. mechanism: the noise's distribution. per: what epsilon holds for, one message or the whole training.
+    clip: of a message's size per element, which is its root mean square (gaussian) or mean absolute value (laplace),
+    or of its whole norm, L2 or L1 (`clip_of`). clip_of: whether clip bounds a message's size per element or its norm.
     """
 
     randomised = True

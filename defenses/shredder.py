@@ -25,8 +25,8 @@ class Shredder(Defense):
     share the distribution, which takes a step in every pass (that traffic is not counted), and an adaptive attacker
     knows it.
 
-    reward: of louder noise, beside the contrastive loss. initial: scale of the noise at the start, and clip: bound on
-    the root mean square of a message's elements. learning_rate: Adam's, of locations and logarithms of scales.
+    reward: of louder noise, beside the contrastive loss. initial: scale of the noise at the start. clip: bound on the
+    root mean square of a message's elements. learning_rate: Adam's, of locations and logarithms of scales.
     """
 
     randomised = True

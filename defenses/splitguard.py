@@ -36,8 +36,9 @@ class SplitGuard(Detector):
     What the paper calls an attack ends a client's training; here it is recorded, and training goes on, so that runs
     stay comparable. An alarm is not taken back. The run alarms when more than half of the clients that could judge do.
 
-    fake_probability, warmup, alpha, beta, threshold: as published; warmup in steps, before which nothing is false and
-    nothing collected. wait: scores that a client has before it judges: the first ones say little. policy: what is
+    fake_probability: share of the messages that are false. warmup: steps before which nothing is false and nothing
+    collected. alpha, beta: of the published score. threshold: a score below it is suspicious. window: scores that
+    `policy` looks at. wait: scores that a client has before it judges: the first ones say little. policy: what is
     then held against the threshold: the last score (fast), the mean of the last `window` (average), or each mean of
     five groups of these, of which most must be below (voting).
     """

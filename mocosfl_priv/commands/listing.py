@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mocosfl_priv.commands.options import DebugOption, shipped_configs
@@ -20,7 +21,9 @@ app = typer.Typer()
 
 @app.command("ls")
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs|capabilities|results}")],
+    kind: Annotated[
+        str, typer.Argument(metavar="{attacks|defenses|datasets|models|configs|keys|capabilities|results}")
+    ],
     folder: Annotated[Path, typer.Option("--in", help="Of results: all run directories below.")] = Path("runs"),
     sql: Annotated[
         str | None, typer.Option(help="Of results: a query on the tables cells and per_image, for DuckDB.")
@@ -34,6 +37,7 @@ def list_(
         "datasets": _list_datasets,
         "models": _list_models,
         "configs": _list_configs,
+        "keys": _list_keys,
         "capabilities": _list_capabilities,
         "results": partial(_list_results, folder, sql),
     }
@@ -44,7 +48,7 @@ def list_(
     for column in header:
         table.add_column(column, no_wrap=column == header[0])
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # what stands in brackets is no markup
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
@@ -93,6 +97,21 @@ def _list_configs() -> Listing:
     return ["name", "what it shows"], [
         [name, str(read_document(path).get("description", ""))] for name, path in shipped_configs().items()
     ]
+
+
+def _list_keys() -> Listing:
+    from mocosfl_priv.config import document_keys
+
+    rows = [
+        [
+            key.path,
+            key.kind if key.kind != "choice" else key.allowed.replace("`", ""),
+            key.default or "",
+            key.description,
+        ]
+        for key in document_keys()
+    ]
+    return ["key", "value", "default", "what it is"], rows
 
 
 def _list_results(folder: Path, sql: str | None) -> Listing:

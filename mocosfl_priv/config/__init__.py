@@ -9,6 +9,12 @@ from mocosfl_priv.config.documents import (
     with_candidate,
     with_overrides,
 )
+from mocosfl_priv.config.keys import (
+    Key,
+    document_keys,
+    keys_of,
+    section_summaries,
+)
 from mocosfl_priv.config.plugin_spec import (
     COMPOSITION,
     PluginEntry,
@@ -40,6 +46,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "Key",
     "LeakageConfig",
     "ModelConfig",
     "NormName",
@@ -47,12 +54,15 @@ __all__ = [
     "PluginSpec",
     "ThreatConfig",
     "TrainingConfig",
+    "document_keys",
+    "keys_of",
     "load_config",
     "parse_bottleneck",
     "parse_config",
     "parse_yaml",
     "plain_types",
     "read_document",
+    "section_summaries",
     "with_added_plugins",
     "with_candidate",
     "with_overrides",

@@ -179,8 +179,12 @@ class ReplayConfig(Section):
 class TrainingConfig(Section):
     """MocoSFL (Li et al., ICLR 2023), with the paper's values as defaults."""
 
-    clients: Count = 100
-    partition: Literal["iid", "classes_per_client", "dirichlet"] = "iid"
+    clients: Count = Field(100, description="clients that train together; each holds a part of the private data")
+    partition: Literal["iid", "classes_per_client", "dirichlet"] = Field(
+        "iid",
+        description="who holds what: iid deals images at random, classes_per_client gives each client a few classes, "
+        "dirichlet skews the classes as dirichlet_alpha says",
+    )
     classes_per_client: Count = Field(2, description="label-sorted shards per client; used by that partition only")
     dirichlet_alpha: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         0.5, description="concentration of the dirichlet partition: the smaller, the fewer classes a client sees"
@@ -195,7 +199,7 @@ class TrainingConfig(Section):
         "carry", description="what happens to the last images of a client's pass that fill no micro-batch"
     )
     epochs: Count = Field(200, description="passes over the clients' private data")
-    learning_rate: Positive = 0.06
+    learning_rate: Positive = Field(0.06, description="of SGD at the start; a cosine schedule lowers it to zero")
     client_learning_rate: Positive | None = Field(None, description="of the clients; learning_rate if unset")
     server_schedule: Literal["per_step", "per_epoch"] = Field(
         "per_step", description="when the server's cosine rate changes"
@@ -203,18 +207,22 @@ class TrainingConfig(Section):
     client_schedule: Literal["cosine", "oscillating"] = Field(
         "cosine", description="oscillating: a cosine whose period is as many steps as there are epochs (research code)"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    temperature: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD, for clients and server")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="of SGD, for clients and server")
+    temperature: Positive = Field(0.1, description="of the contrastive loss: similarities are divided by it")
     queue_size: Count = Field(6000, description="keys in the feature memory, over all clients")
     feature_memory: Literal["shared", "per_client"] = Field(
         "shared", description="negatives from all clients, or from the client's own keys only"
     )
-    ema: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="momentum encoders, on both sides")
+    ema: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.99, description="share of itself that a momentum encoder keeps in an update, at clients and server"
+    )
     ema_update: Literal["after_step", "before_encoding"] = Field(
         "after_step", description="before_encoding: momentum models follow at the next encoding, after a sync"
     )
-    symmetric: bool = Field(True, description="(q1,k2) + (q2,k1)")
+    symmetric: bool = Field(
+        True, description="each of the two views of an image is query once and key once: (q1, k2) + (q2, k1)"
+    )
     paper_gradient: Literal["both", "one_sided"] = Field(
         "both",
         description="which terms of a symmetric loss reach the clients; one_sided (research code): each view is "
@@ -262,8 +270,8 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """Utility and leak metrics."""
 
-    knn_neighbours: Count = 200
-    knn_temperature: Positive = 0.1
+    knn_neighbours: Count = Field(200, description="neighbours that vote in the kNN monitor")
+    knn_temperature: Positive = Field(0.1, description="of the votes: a neighbour counts exp(similarity / temperature)")
     linear_probe_penalties: tuple[Positive, ...] = Field(
         (0.01, 0.1, 1.0, 10.0), min_length=1, description="inverse L2 strengths; chosen on the validation role"
     )
@@ -275,12 +283,16 @@ class EvaluationConfig(Section):
         description="role on which probe penalty and semi-supervised epoch are chosen; test is optimistic, and only "
         "there to repeat published protocols",
     )
-    lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
+    lpips_network: Literal["alex", "vgg", "squeeze"] = Field(
+        "alex", description="network behind the perceptual metric LPIPS; left out of the results without its weights"
+    )
     recognition_epochs: Annotated[int, Field(ge=0)] = Field(
         12, description="training of the classifier that judges reconstructions; 0 leaves recognition out"
     )
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of all intervals in a report")
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="how often the images are resampled for an interval"
+    )
 
 
 class ThreatConfig(Section):
@@ -305,7 +317,7 @@ class ThreatConfig(Section):
 class ComputeConfig(Section):
     """Where and how precisely to compute. Recorded, since it can change the last digits."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one, else cpu")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 autocast where the hardware has it, else float32"
     )
@@ -359,8 +371,10 @@ def _distinct(values: Sequence[Any], where: str) -> None:
 class ExperimentConfig(Section):
     """The whole document: a grid of cells that share data, training and threat model."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
-    description: str = ""
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(
+        "experiment", description="name of the experiment, in reports and tables"
+    )
+    description: str = Field("", description="one sentence for `ls configs` and the report")
     protocol: Literal["strict", "paper"] = Field(
         "strict", description="paper: repeat the choices of MocoSFL's research code, pitfalls included"
     )
@@ -369,16 +383,29 @@ class ExperimentConfig(Section):
         description="audit: attack the published client models below this folder (the public MocoSFL release's layout, "
         "or flat files) instead of training; defenses, cut_layers, target_fractions, model and training are theirs",
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    cut_layers: tuple[Count, ...] = Field((1,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="every system is trained and attacked once per seed"
+    )
+    cut_layers: tuple[Count, ...] = Field(
+        (1,), min_length=1, description="units of the backbone that clients run; `ls models` says how many there are"
+    )
     target_fractions: tuple[Fraction, ...] = Field(
         (0.01,), min_length=1, description="share of the target training set that a defender may pre-train on"
     )
-    defenses: tuple[PluginEntry, ...] = Field((PluginSpec(name="none"),), min_length=1)
+    defenses: tuple[PluginEntry, ...] = Field(
+        (PluginSpec(name="none"),),
+        min_length=1,
+        description="defenses to compare, each by name, or as {name: ..., label: ..., parameters}; a list of some "
+        "stands for all of them at once",
+    )
     candidate: str | None = Field(
         None, description="label of the defense on trial: the report gives a verdict on it against none and taressfl"
     )
-    attacks: tuple[PluginEntry, ...] = Field((PluginSpec(name="floor"), PluginSpec(name="decoder")), min_length=1)
+    attacks: tuple[PluginEntry, ...] = Field(
+        (PluginSpec(name="floor"), PluginSpec(name="decoder")),
+        min_length=1,
+        description="attacks on every system, each by name, or as {name: ..., label: ..., parameters}",
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()

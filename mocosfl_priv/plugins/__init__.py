@@ -24,6 +24,10 @@ from mocosfl_priv.plugins.guarantee import (
 from mocosfl_priv.plugins.loaded import (
     Loaded,
 )
+from mocosfl_priv.plugins.parameters import (
+    parameter_descriptions,
+    parameter_model,
+)
 from mocosfl_priv.plugins.registry import (
     ATTACKS,
     DEFENSES,
@@ -79,6 +83,8 @@ __all__ = [
     "expert_steps",
     "load_optimiser_state",
     "optimiser_state",
+    "parameter_descriptions",
+    "parameter_model",
     "summary",
     "under",
     "with_implied",

@@ -15,15 +15,16 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ValidationError
 
 from mocosfl_priv.config import PluginSpec, plain_types
 from mocosfl_priv.errors import ConfigurationError, did_you_mean, unknown_name
 from mocosfl_priv.plugins.attack import Attack
 from mocosfl_priv.plugins.defense import Defense
 from mocosfl_priv.plugins.loaded import Loaded
+from mocosfl_priv.plugins.parameters import parameter_model
 from mocosfl_priv.runtime.imports import import_place, own_package, referenced_file, source_files
 
 PluginT = TypeVar("PluginT", Attack, Defense)
@@ -186,26 +187,18 @@ def _texts(value: object) -> Iterator[str]:
 
 def _checked_parameters(cls: type, given: dict[str, Any], who: str) -> dict[str, Any]:
     """`given` converted and checked by the constructor's annotations; ConfigurationError names the parameter."""
-    signature = inspect.signature(cls)
     try:
-        hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+        checker = parameter_model(cls)
     except (NameError, TypeError) as error:
         raise ConfigurationError(f"{who}: the constructor's annotations cannot be read: {error}") from error
-    fields: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
+    fields = checker.model_fields
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigurationError(f"{who}: unknown parameter {unknown[0]!r}; {did_you_mean(unknown[0], fields)}")
     for name, value in given.items():
-        wanted = plain_types(fields[name][0])
+        wanted = plain_types(fields[name].annotation)
         if isinstance(value, bool) and wanted & {int, float} and bool not in wanted:
             raise ConfigurationError(f"{who}: {name}: {str(value).lower()} is no number")
-    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    checker = create_model(cls.__name__, __config__=config, **fields)
     try:
         checked = checker(**given)
     except ValidationError as error:

@@ -28,6 +28,7 @@ NO_RESULT = (
     "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "plugins/attack_checks.py",
     "results", "experiment/plan.py",
     "experiment/run.py", "experiment/audit.py", "experiment/record.py", "experiment/provenance.py", "config/scale.py",
+    "config/keys.py",
     "runtime/progress.py", "errors.py", "evaluation/statistics.py",
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",

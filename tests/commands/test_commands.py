@@ -19,7 +19,7 @@ import yaml
 from mocosfl_priv.cli import main
 from mocosfl_priv.commands.devices import device_experiment
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs/tasks/own-defense.md"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -77,15 +77,15 @@ def test_workers_are_no_matter_of_a_cluster(in_process: Run, config: Path) -> No
     assert "--workers counts processes of this machine" in said and not Path("x").exists()
 
 
-def readme_block(containing: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def guide_block(containing: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     return next(block for block in blocks if containing in block)
 
 
-def test_a_defense_from_the_readme_runs_and_appears_in_the_report(
+def test_the_defense_of_the_guide_runs_and_appears_in_the_report(
     cli: Run, in_process: Run, config: Path, tmp_path: Path
 ) -> None:
-    source = readme_block("(Defense)")
+    source = guide_block("(Defense)")
     assert len(source.splitlines()) <= 35
     class_name = re.search(r"class (\w+)\(Defense\)", source)[1]  # type: ignore[index]
     (tmp_path / "my_defense.py").write_text(source)
@@ -197,6 +197,7 @@ def test_listings_and_help_show_what_there_is(in_process: Run) -> None:
         "datasets": ["photos", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH"],
         "models": ["resnet18", "resnet50", "vgg13", "mobilenetv2", "vit_tiny", "FILE.py:FUNCTION"],
         "configs": ["demo", "try"],
+        "keys": ["name", "training.epochs", "training.replay.threshold"],
         "capabilities": ["client_weights", "query", "auxiliary_data", "server_model", "colluding_client"],
     }.items():
         listed = in_process("ls", kind)
