@@ -15,7 +15,7 @@ from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
 from mocosfl_priv.experiment.train import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
 from mocosfl_priv.results import RunRecord, require_room
-from mocosfl_priv.runtime.files import Lock
+from mocosfl_priv.runtime.files import Lock, remove_empty
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.training.participants import RemoteParticipants
 
@@ -44,7 +44,6 @@ def _held(checkpoints: Path | None) -> Iterator[None]:
         return
     with ExitStack() as held:
         try:
-            checkpoints.mkdir(parents=True, exist_ok=True)
             held.enter_context(Lock(checkpoints / "lock"))
         except BlockingIOError as error:
             raise ConfigurationError(
@@ -53,6 +52,7 @@ def _held(checkpoints: Path | None) -> Iterator[None]:
             ) from error
         except OSError as error:
             raise ConfigurationError(f"checkpoints: {checkpoints} cannot be written: {error.strerror}") from error
+        held.callback(remove_empty, checkpoints)  # of trainings that kept no state
         require_room(checkpoints, 0, f"checkpoints {checkpoints}")
         yield
 

@@ -164,7 +164,6 @@ class Destination:
 
     def __enter__(self) -> Destination:
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(Lock(self.folder.parent / f".{self.folder.name}.lock"))
         except BlockingIOError as error:
             raise ConfigurationError(
