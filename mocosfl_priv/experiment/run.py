@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.disk import checkpoint_bytes
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
@@ -32,12 +33,12 @@ def run_plan(
     remote: see :func:`mocosfl_priv.training.loop.train_mocosfl`.
     Errors propagate.
     """
-    with _held(checkpoints):
+    with _held(checkpoints, plan):
         return _run_plan(plan, progress or Silent(), checkpoints, remote)
 
 
 @contextmanager
-def _held(checkpoints: Path | None) -> Iterator[None]:
+def _held(checkpoints: Path | None, plan: Plan) -> Iterator[None]:
     """The folder of checkpoints for this process alone, with room to write; ConfigurationError where that is not so."""
     if checkpoints is None:
         yield
@@ -53,7 +54,8 @@ def _held(checkpoints: Path | None) -> Iterator[None]:
         except OSError as error:
             raise ConfigurationError(f"checkpoints: {checkpoints} cannot be written: {error.strerror}") from error
         held.callback(remove_empty, checkpoints)  # of trainings that kept no state
-        require_room(checkpoints, 0, f"checkpoints {checkpoints}")
+        there = any(checkpoints.glob("*/step_*"))  # what an earlier run has written needs no room again
+        require_room(checkpoints, 0 if there else checkpoint_bytes(plan), f"checkpoints {checkpoints}")
         yield
 
 

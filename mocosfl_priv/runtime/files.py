@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-
 ATTEMPTS = 5  # to make a file in a folder that others may remove
 
 
