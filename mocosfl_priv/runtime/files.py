@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-ATTEMPTS = 5  # to make a file in a folder that others may remove
+ATTEMPTS = 100  # to make a file in a folder that others may remove
 
 
 def checksum(path: Path) -> str:
@@ -88,10 +88,9 @@ class Lock:
     def _open(self) -> int:
         """The file, made with its folders where they are missing; an earlier holder may remove its own meanwhile."""
         for _ in range(ATTEMPTS):
-            made = [folder for folder in self.path.parents if not folder.exists()]  # the deepest first
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._made += made
+            self._made += [folder for folder in self.path.parents if not folder.exists()]  # the deepest first
             with contextlib.suppress(FileNotFoundError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
 
