@@ -22,9 +22,10 @@ from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
 from mocosfl_priv.experiment.audit import AuditPlan, plan_audit, run_audit
+from mocosfl_priv.experiment.disk import result_bytes
 from mocosfl_priv.experiment.plan import Plan, lay_out, plan
 from mocosfl_priv.experiment.run import run_plan
-from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, write_record
+from mocosfl_priv.results import Destination, RunRecord, read_runs, replace_files, require_room, write_record
 from mocosfl_priv.runtime.imports import own_package
 from mocosfl_priv.runtime.progress import Progress
 from mocosfl_priv.sweep.directory import SweepDirectory
@@ -168,11 +169,15 @@ class Sweep:
         ):  # before the lock is let go of
             missing, keys = TaskPlanner(folder.store), {}
             lines: list[str] = []
+            sizes: list[int] = []
             for variant in self.document.variants:
                 checked = plan(variant.config)
                 missing.add(checked, variant.name if variant.labels else "")
                 keys[variant.name] = run_key(checked)
+                sizes.append(result_bytes(checked))
                 lines += [*checked.laboratory.roles.reading, *(f"warning: {warning}" for warning in checked.warnings)]
+            if not resume:  # in the store, and in the run directories
+                require_room(folder.folder, 2 * sum(sizes), f"--out {folder.folder}")
             observer.has_read(list(dict.fromkeys(lines)))
             tasks = missing.in_order
             observer.planned(tasks, len(missing.cells), missing.cached)

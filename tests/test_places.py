@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mocosfl_priv.api import Experiment, Sweep
-from mocosfl_priv.config import parse_config, parse_yaml
+from mocosfl_priv.commands.options import config_path
+from mocosfl_priv.config import load_config, parse_config, parse_yaml
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.disk import checkpoint_bytes, result_bytes
+from mocosfl_priv.experiment.run import run_plan
 from mocosfl_priv.experiment.train import checkpoints_of
 from mocosfl_priv.plugins import DEFENSES
-from mocosfl_priv.results import Destination, read_runs, short_name, variant_name
+from mocosfl_priv.results import Destination, read_runs, require_room, short_name, variant_name, write_record
 from mocosfl_priv.results.record import LONGEST_NAME
+from mocosfl_priv.results.storage import SPARE_BYTES
 from mocosfl_priv.runtime.files import Lock
+from mocosfl_priv.sweep.directory import SweepDirectory
 from tests.interruption import Interruption
 
 
@@ -209,3 +217,172 @@ def test_every_scalar_is_the_number_that_people_read_or_refused_with_its_key(tex
     else:
         special = {"1_000": 1000, "0x10": 16, "'12'": 12, "12 ": 12, "!!int 3": 3, "0b11": 3, "1e3": 1000, "۳": 3}
         assert read == special.get(text, float(text) if text not in special else None)
+
+
+def _spellings(place: Path) -> list[Path]:
+    """One place, written in other ways. The working directory is its parent's."""
+    link = place.parent.parent / "link"
+    link.symlink_to(place.parent)
+    return [
+        place,
+        Path(f"{place}/"),
+        Path(os.path.relpath(place)),
+        place.parent / ".." / place.parent.name / place.name,
+        link / place.name,
+    ]
+
+
+def test_one_folder_is_held_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    spellings = _spellings(tmp_path / "runs" / "out")
+    for first in spellings:
+        with Destination(first):
+            for second in spellings:
+                with pytest.raises(ConfigurationError, match="another run is at work"):
+                    Destination(second, overwrite=True).__enter__()
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@settings(max_examples=40)
+@given(
+    left=st.one_of(st.none(), st.binary(max_size=30), st.integers(1, 2**22).map(lambda pid: f"{pid}\n".encode())),
+    depth=st.integers(0, 3),
+    fills=st.booleans(),
+)
+def test_a_lock_that_was_left_is_taken_and_nothing_of_it_stays(
+    left: bytes | None, depth: int, fills: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("held")
+    folder = root.joinpath(*["below"] * depth)
+    if left is not None:  # of a process that died; whatever is in it, nobody holds it
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").write_bytes(left)
+    there = folder.exists()
+    with Lock(folder / "lock"):
+        assert (folder / "lock").read_text() == f"{os.getpid()}\n"
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+            Lock(folder / "lock").__enter__()
+        if fills:
+            (folder / "result").write_text("")
+    assert not (folder / "lock").exists()
+    assert folder.exists() == (there or fills) and root.exists()
+
+
+def _contend(path: Path, start: Any, results: Any) -> None:
+    """Holds the lock often, and notes whenever somebody else was inside at the same time."""
+    start.wait(60)
+    held = clashes = 0
+    for _ in range(100):
+        try:
+            with Lock(path):
+                inside = path.with_name("inside")
+                try:
+                    inside.mkdir()
+                except FileExistsError:
+                    clashes += 1
+                else:
+                    inside.rmdir()
+                held += 1
+        except BlockingIOError:
+            pass
+    results.put((held, clashes))
+
+
+def test_two_processes_never_hold_one_lock_at_a_time(tmp_path: Path) -> None:
+    """The folder goes and comes with the lock, so that either may find it gone between two calls."""
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    path = tmp_path / "runs" / "deeper" / "lock"
+    both = [context.Process(target=_contend, args=(path, start, results)) for _ in range(2)]
+    for process in both:
+        process.start()
+    start.set()
+    found = [results.get(timeout=60) for _ in both]
+    for process in both:
+        process.join()
+    assert all(held > 0 and clashes == 0 for held, clashes in found)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert not [left for left in tmp_path.rglob("*") if left.is_file()]
+
+
+@settings(max_examples=60)
+@given(free=st.integers(0, 2**40), needed=st.integers(0, 2**40))
+def test_a_run_begins_exactly_where_the_disk_has_room_for_it_and_some_to_spare(free: int, needed: int) -> None:
+    usage = namedtuple("usage", "total used free")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage(2**41, 2**41 - free, free))
+        if free >= needed + SPARE_BYTES:
+            require_room(Path(), needed, "--out x")
+        else:
+            with pytest.raises(ConfigurationError, match=r"^--out x: the disk has .* MB may be needed$"):
+                require_room(Path(), needed, "--out x")
+
+
+def test_what_a_run_will_write_is_known_before(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny |= {"attacks": ["floor"], "compute": {"device": "cpu", "threads": 1}}
+    tiny["data"] |= {"train_limit": 120, "test_limit": 40}
+    tiny["training"] |= {"server_batch": 16}
+    tiny["evaluation"] |= {"recognition_epochs": 0, "label_fractions": []}
+    tiny["model"] |= {"width": 16, "projector_out": None}
+    plan = Experiment.from_dict(tiny).plan()
+    (tmp_path / "out").mkdir()
+    write_record(run_plan(plan, checkpoints=tmp_path / "state"), tmp_path / "out")
+    for expected, folder in ((result_bytes(plan), tmp_path / "out"), (checkpoint_bytes(plan), tmp_path / "state")):
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert written < expected + SPARE_BYTES / 64 and expected < 4 * written
+    usage = namedtuple("usage", "total used free")
+    with pytest.MonkeyPatch.context() as patched:
+        left = SPARE_BYTES + checkpoint_bytes(plan) - 1
+        patched.setattr(shutil, "disk_usage", lambda _: usage(2**41, 2**41 - left, left))
+        with pytest.raises(ConfigurationError, match=r"checkpoints .*: the disk has"):
+            run_plan(plan, checkpoints=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
+def test_checkpoints_inside_the_results_and_an_unexpanded_home_are_refused(tmp_path: Path) -> None:
+    with Destination(tmp_path / "runs" / "out") as destination:
+        destination.require_apart(tmp_path / "runs" / "state", "--checkpoints")
+        destination.require_apart(tmp_path / "runs" / "out.checkpoints", "--checkpoints")
+        for place in ("out", "out/state", "out/../out/a/b"):
+            with pytest.raises(ConfigurationError, match=r"--checkpoints .* lies in --out"):
+                destination.require_apart(tmp_path / "runs" / place, "--checkpoints")
+        with pytest.raises(ConfigurationError, match="--checkpoints ~/state: the shell has left ~ as it is"):
+            destination.require_apart(Path("~/state"), "--checkpoints")
+    assert not list(tmp_path.iterdir())
+    for open_ in (lambda: Destination(Path("~/out")), lambda: SweepDirectory(Path("~/out"), resume=False)):
+        with pytest.raises(ConfigurationError, match="--out ~/out: the shell has left ~ as it is"):
+            open_()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: "\ufeff" + text, ""),
+        (lambda text: text.replace("\n", "\r\n"), ""),
+        (lambda text: text.replace("training:", "training:\n  <<: {momentum: 0.5}"), ""),
+        (lambda text: text.replace("  clients", "\tclients"), "not valid YAML"),
+        (lambda text: text + "name: again\n", "the key 'name' stands twice"),
+        (lambda text: text.replace("\n  clients: 4\n  epochs: 2", " [1]"), "valid dictionary"),
+        (lambda text: text + "---\n" + text, "expected a single document"),
+        (lambda text: "name: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        (lambda text: "a: " + "[" * 1100 + "]" * 1100, "not valid YAML"),
+    ],
+)
+def test_yaml_as_editors_save_it_is_read_and_what_is_none_is_one_line(
+    change: Callable[[str], str], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_bytes(change("name: mine\ntraining:\n  clients: 4\n  epochs: 2\n").encode())
+    if not said:
+        assert load_config(path).training.clients == 4
+        return
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as refused:
+        load_config(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").mkdir()
+    with pytest.raises(ConfigurationError, match=r"my\.yaml' is a folder: name a YAML file"):
+        config_path(str(tmp_path / "my.yaml"))

@@ -12,6 +12,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +32,9 @@ pytest.importorskip("grpc")
 pytest.importorskip("onnxruntime")
 
 from mocosfl_priv.cli import main
+from mocosfl_priv.deployment.certificates import make_certificates
+from mocosfl_priv.deployment.deployment import device_name
+from mocosfl_priv.deployment.loopback import free_port
 from mocosfl_priv.device.client import main as device_main
 from tests.awkward_inputs import APPLE_DOUBLE, case, grey, picture
 from tests.published.test_loader import fake_state
@@ -36,6 +43,9 @@ FIRST = int(os.environ.get("MOCOSFL_SOAK_FIRST", "0"))
 SHORT = int(os.environ.get("MOCOSFL_SOAK", "30"))
 LONG = 1000
 TRAIN, TEST, SIZE = 14, 8, 16
+SERVED_SIZE = 32  # pixels a side of the data set that the server of a served input has
+WAIT_SECONDS = 300.0  # for a server on a busy machine
+INTERRUPTED = 130
 
 
 @dataclass
@@ -100,9 +110,12 @@ AMBIGUOUS = ["no test", "splits in classes", "classes too high", "two training f
 FORMATS = {".jfif": "JPEG", "": "PNG"}
 
 
-def make_tree(drawn: Drawn) -> Path:
+def make_tree(drawn: Drawn, *, device: bool = False) -> Path:
+    """A tree of pictures. device: for a device, which reads every picture of a folder, whatever its folders mean."""
     root = drawn.folder / drawn.draw.choice(["data", "meine Bilder", "データ"])
-    layout = drawn.choose("layout", [name for name in LAYOUTS if name not in AMBIGUOUS], AMBIGUOUS, 0.15)
+    ambiguous = [] if device else AMBIGUOUS
+    share = 0.0 if device else 0.15
+    layout = drawn.choose("layout", [name for name in LAYOUTS if name not in ambiguous], ambiguous, share)
     mode = drawn.choose("mode", [name for name in PICTURES if name not in ODD], ODD, 0.15)
     suffix, make = PICTURES[mode]
     names = drawn.draw.choice([["cat", "dog"], ["Ümlaut", "o'neil & co"], ["0", "1", "2"], ["with space", "日本"]])
@@ -231,6 +244,86 @@ def attends(drawn: Drawn) -> Callable[[], int]:
     return lambda: device_main(words) if drawn.draw.random() < 0.5 else command("client", *words)
 
 
+class Server:
+    """`mocosfl-priv serve` as a process of its own, with one device and one simulated client, for a few steps."""
+
+    def __init__(self, config: Path, out: Path, certs: Path | None, port: int) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `end`
+        secrecy = ["--plain"] if certs is None else ["--certs", str(certs)]
+        words = ["serve", str(config), "--out", str(out), "--listen", f"127.0.0.1:{port}", "--device", "0", *secrecy]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mocosfl_priv.cli", *words], stdout=self._log, stderr=self._log,
+            stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def await_listening(self) -> None:
+        until = time.monotonic() + WAIT_SECONDS
+        while "listening on" not in self.said:
+            assert self._process.poll() is None and time.monotonic() < until, self.said
+            time.sleep(0.1)
+
+    def end(self, *, kill: bool) -> tuple[int, str]:
+        """Its exit code and what it said; with kill it is ended, by its id."""
+        try:
+            if kill:
+                os.kill(self._process.pid, signal.SIGTERM)
+            return self._process.wait(WAIT_SECONDS), self.said
+        finally:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            self._log.close()
+
+
+def takes_part(drawn: Drawn) -> Callable[[], int]:
+    """A client that finds its server: both end with 0; or the client is refused, and the server ended by its id."""
+    root = make_tree(drawn, device=True)
+    document = case("photos")
+    document["data"] |= {"train_limit": 120, "test_limit": 40, "victims": 4}  # type: ignore[operator]
+    document["training"] |= {"clients": 2, "server_batch": 8}  # type: ignore[operator]
+    config = drawn.folder / "served.yaml"
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    secret = drawn.choose("secrecy", ["plain", "TLS"], ["TLS of another authority"], 0.15)
+    certs = None
+    if secret != "plain":
+        for name in ("certs", "others"):
+            make_certificates(drawn.folder / name, 1, [])
+        certs = drawn.folder / "certs"
+    size = drawn.choose("image size", [SERVED_SIZE], [SIZE, 0], 0.2)
+    name = drawn.choose("name", [device_name(0)], [device_name(1), "nobody", ""], 0.2) if certs is None else ""
+    mine = drawn.folder / ("others" if secret == "TLS of another authority" else "certs") / device_name(0)
+    identity = ["--plain", "--name", str(name)] if certs is None else ["--certs", str(mine)]
+    host, out, port = drawn.draw.choice(["127.0.0.1", "localhost"]), drawn.folder / "out", free_port()
+    patience = "2" if secret == "TLS of another authority" else str(WAIT_SECONDS)
+    words = ["--server", f"{host}:{port}", "--data", str(root), "--image-size", str(size), "--patience", patience]
+    drawn.story.append(f"host={host}")
+
+    def go() -> int:
+        server = Server(config, out, certs, port)
+        code = 1
+        try:
+            server.await_listening()
+            shell = drawn.draw.random() < 0.5
+            code = command("client", *words, *identity) if shell else device_main([*words, *identity])
+        finally:
+            ended, said = server.end(kill=code != 0)
+        assert "Traceback" not in said, said
+        if code != 0:
+            assert ended == INTERRUPTED and "interrupted; no result was written" in said, said
+        else:
+            assert ended == 0 and (out / "report.html").is_file(), said
+            costs = pd.read_csv(out / "cost.csv")
+            assert costs.loc[costs["client"] == device_name(0), "value"].notna().any(), said
+        return code
+
+    return go
+
+
 def command(*words: str) -> int:
     try:
         main(words)
@@ -242,7 +335,8 @@ KINDS: list[tuple[int, Callable[[Drawn], Callable[[], int]]]] = [
     (60, validates),
     (5, runs),
     (15, audits),
-    (20, attends),
+    (18, attends),
+    (2, takes_part),
 ]
 
 

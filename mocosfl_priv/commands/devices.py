@@ -116,7 +116,7 @@ def serve(
     place = checkpoints or checkpoints_beside(out)
     _run_devices(
         out, device_experiment(config, set_, codec, gradient_codec), overwrite,
-        lambda plan, progress: run_server(plan, options, place, progress),
+        lambda plan, progress: run_server(plan, options, place, progress), place,
     )  # fmt: skip
 
 
@@ -223,11 +223,16 @@ def device_experiment(
 
 
 def _run_devices(
-    out: Path, experiment: Experiment, overwrite: bool, run: Callable[[Plan, Progress], RunRecord]
+    out: Path,
+    experiment: Experiment,
+    overwrite: bool,
+    run: Callable[[Plan, Progress], RunRecord],
+    checkpoints: Path | None = None,
 ) -> None:
     """Run a plan with devices, write results, report and cost table, and print both tables."""
     from mocosfl_priv.api import RunResult
     from mocosfl_priv.commands.progress_bars import TerminalProgress
+    from mocosfl_priv.experiment.disk import result_bytes
     from mocosfl_priv.results import Destination
     from mocosfl_priv.runtime.imports import own_package
 
@@ -235,9 +240,11 @@ def _run_devices(
     _log_to_terminal()
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
+        if checkpoints is not None:
+            destination.require_apart(checkpoints, "--checkpoints")
         with console.status("reading data"):
             plan = experiment.plan()
-        destination.require_room(plan.picture_bytes)
+        destination.require_room(result_bytes(plan))
         show_reading(console, plan.laboratory.roles)
         with TerminalProgress(console) as progress:
             result = RunResult(run(plan, progress))

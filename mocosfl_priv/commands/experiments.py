@@ -218,15 +218,18 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
     """Run, write, and print the table, and the verdict if there was a candidate."""
     from mocosfl_priv.api import run_planned
     from mocosfl_priv.commands.progress_bars import TerminalProgress
+    from mocosfl_priv.experiment.disk import result_bytes
     from mocosfl_priv.results import Destination
     from mocosfl_priv.runtime.imports import own_package
 
     own_package("reports")  # better to know before the run than after it
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
+        if checkpoints is not None:
+            destination.require_apart(checkpoints, "--checkpoints")
         with console.status("reading data"):
             plan = experiment.checked()
-        destination.require_room(plan.picture_bytes)
+        destination.require_room(result_bytes(plan))
         show_reading(console, plan.laboratory.roles)
         show_warnings(console, plan.warnings)
         with TerminalProgress(console) as progress:

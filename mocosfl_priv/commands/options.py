@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mocosfl_priv.errors import unknown_name
+from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
     from mocosfl_priv.api import Experiment
@@ -57,6 +57,8 @@ def config_path(config: str) -> Path:
     with suppress(OSError):  # a name that no file system takes
         if path.is_file():
             return path
+        if path.is_dir() and config not in shipped_configs():
+            raise ConfigurationError(f"configuration {config!r} is a folder: name a YAML file")
     shipped = shipped_configs()
     if config not in shipped:
         raise unknown_name("configuration (no such file)", config, shipped)

@@ -33,7 +33,10 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
     Raises ConfigurationError when the name is unknown or the files are missing or unreadable.
     """
     if name.startswith(FOLDER_PREFIX):
-        return image_folder.load(_at_home(Path(name.removeprefix(FOLDER_PREFIX))), split, image_size)
+        place = name.removeprefix(FOLDER_PREFIX)
+        if not place.strip():
+            raise ConfigurationError(f"{FOLDER_PREFIX} names no folder; write {FOLDER_PREFIX}PATH, with . for this one")
+        return image_folder.load(_at_home(Path(place)), split, image_size)
     if name in photos.SETS:
         if image_size != photos.PATCH:
             raise ConfigurationError(f"data.image_size: {name} exists at {photos.PATCH} pixels only")

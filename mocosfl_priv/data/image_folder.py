@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.device.pictures import ARRAYS, SUFFIXES, PictureError, Reading, find, fit, is_litter, read
+from mocosfl_priv.device.pictures import ARRAYS, LEFT, SUFFIXES, PictureError, Reading, find, fit, is_litter, read
 from mocosfl_priv.errors import ConfigurationError
 
 __all__ = ["Layout", "fit", "is_class_tree", "lay_out", "load", "split_named"]
@@ -96,15 +97,15 @@ def _load(root: Path, split: str, image_size: int) -> ImageSet:
         raise ConfigurationError(f"imagefolder: {folder} has no images for its {split} split")
     images = np.stack([read(path, image_size, reading) for path in paths])
     reading.require_whole_range()
-    if folder not in classes.values() and (loose := _pictures_in(folder)):
-        reading.skipped["beside the class folders"] += loose
+    if folder not in classes.values():
+        reading.skipped += Counter({LEFT: _litter_in(folder), "beside the class folders": _pictures_in(folder)})
     read_set = ImageSet.ungrouped(
         f"imagefolder:{root}/{split}",
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         torch.tensor(labels, dtype=torch.long),
         tuple(classes),
     )
-    return replace(read_set, read=_joined(reading.text, layout.note))
+    return replace(read_set, read=_joined(reading.text, layout.note, _alike(list(classes))))
 
 
 def lay_out(root: Path, depth: int = 0) -> Layout:
@@ -182,6 +183,17 @@ def _folders(folder: Path) -> list[Path]:
 def _pictures_in(folder: Path) -> int:
     """How many pictures lie in `folder` itself, by their endings."""
     return sum(path.suffix.lower() in SUFFIXES and not is_litter(path.name) for path in folder.iterdir())
+
+
+def _litter_in(folder: Path) -> int:
+    return sum(is_litter(path.name) for path in folder.iterdir())
+
+
+def _alike(names: list[str]) -> str:
+    """What to say of classes that another system would take for one; letters of a script may be meant so."""
+    lower = Counter(name.casefold() for name in names)
+    alike = [name for name in names if lower[name.casefold()] > 1]
+    return f"names of classes differ by upper and lower case only: {', '.join(alike[:NAMED])}" if alike else ""
 
 
 def _is_plain(folder: Path) -> bool:

@@ -133,6 +133,9 @@ def require_servable(plan: Plan, options: ServeOptions) -> None:
             raise ConfigurationError(f"serve: there is no client {client} among {clients}")
     if options.least is not None and options.least < 1:
         raise ConfigurationError("serve: at least one device must be waited for")
+    devices = clients if options.devices is None else len(set(options.devices))
+    if options.least is not None and options.least > devices:
+        raise ConfigurationError(f"serve: --least {options.least} waits for more devices than there are: {devices}")
     if plan.config.training.replay is not None:
         raise ConfigurationError("serve: training.replay is for simulated clients only")
 

@@ -66,6 +66,8 @@ def run(
         raise DeviceError(f"--image-size must lie between 1 and {LARGEST_SIDE}, not {image_size}")
     if not patience > 0:
         raise DeviceError(f"--patience must be a number of seconds above 0, not {patience:g}")
+    if not 0 <= idle < float("inf"):
+        raise DeviceError(f"--idle must be a number of seconds, 0 or more, not {idle:g}")
     if plain:
         require_loopback(server)
     certificates = None if certs is None else Certificates.read(certs, "device")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -32,8 +32,13 @@ LITTER = frozenset({
     "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle",
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 })  # fmt: skip
-ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, LARGEST_SAMPLE = 0x0112, 258, 262, 281  # EXIF's and TIFF's tags
+LEFT = "left by a system or editor"
+ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+BITS_PER_SAMPLE, PHOTOMETRIC, LARGEST_SAMPLE, SAMPLE_FORMAT = 258, 262, 281, 339  # TIFF's
+SIGNED = 2  # a sample's format
 FULL_16 = 2**16 - 1
+PROGRAMS = ("EPS",)
+LONGEST_SHAPE = 16  # times a picture's shorter side that its longer side may have before its ends are cut off
 DEEP_COLOUR = re.compile(r";16[BLN]")  # in Pillow's raw modes: 16 bits a colour, of which it keeps the upper 8
 LEAST_SHARE = 1 / 4  # of their range that deep pictures must reach: 12 and 14 bits in 16 are no dark pictures
 
@@ -114,7 +119,7 @@ def _walk(folder: Path, reading: Reading, above: tuple[str, ...]) -> Iterable[Pa
     for name in names:
         path = folder / name
         if is_litter(name):
-            reading.skipped["left by a system or editor"] += 1
+            reading.skipped[LEFT] += 1
         elif path.is_dir():
             yield from _walk(path, reading, (*above, real))
         elif not path.is_file():
@@ -154,16 +159,28 @@ def read(path: Path, size: int, reading: Reading) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures, odd tags: what matters is an error or counted
             # as a file: what Pillow maps by its path it misreads where a TIFF says that it is turned
-            with path.open("rb") as file, Image.open(file) as image:
-                picture = _upright(image, path, reading)
-                reading.sizes[picture.size] += 1
-                return fit(picture, size)
+            with path.open("rb") as file:
+                _verify(file)
+                with Image.open(file) as image:
+                    picture = _upright(image, path, reading)
+                    reading.sizes[picture.size] += 1
+                    return fit(picture, size)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
         raise PictureError(f"{path} cannot be read: {_no_picture(path)}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are formats
         raise PictureError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _verify(file: BinaryIO) -> None:
+    """Compare the checksums that a PNG has of its parts; Pillow decodes without that, and damage may go unnoticed."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        if image.format == "PNG":
+            image.verify()
+    file.seek(0)
 
 
 def _no_picture(path: Path) -> str:
@@ -177,26 +194,46 @@ def _upright(image: Image.Image, path: Path, reading: Reading) -> Image.Image:
     """`image` as RGB, as its owner sees it."""
     from PIL import ImageOps
 
-    raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    raw_modes = " ".join(str(argument) for argument in arguments)
+    deep_ppm = image.format == "PPM" and any(isinstance(said, tuple) and said[-1] > 255 for said in arguments)
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         reading.kinds["with several frames (the first is read)"] += 1
     kind, tags = image.format, getattr(image, "tag_v2", {})
+    if kind in PROGRAMS:
+        raise PictureError(f"{path} cannot be read: {kind} files are programs, which are not run: save it as PNG")
+    if kind != "TIFF":  # of which Pillow forgets how it was turned; asked for it first, a PNG hides that it is damaged
+        image.load()
     turned = _orientation(image) in range(2, 9)
     image.load()
     upright = ImageOps.exif_transpose(image) if turned else image
     if turned:
         reading.kinds["turned upright by their EXIF"] += 1
+    if kind == "JPEG" and upright.mode == "CMYK" and "adobe" not in image.info:
+        raise PictureError(
+            f"{path} cannot be read: a CMYK JPEG without Adobe's marker does not say whether its inks are inverted: "
+            "save it as RGB"
+        )
     if upright.mode == "F":
         return _scaled(_floats(upright, path), 1.0, tags, reading, "float")
     if upright.mode == "I" or upright.mode.startswith("I;16"):
         return _scaled(*_whole_numbers(upright, kind, tags, path, reading), tags, reading, "16-bit")
-    if DEEP_COLOUR.search(raw_modes):
+    if SIGNED in _numbers(tags.get(SAMPLE_FORMAT)):
+        raise PictureError(
+            f"{path} cannot be read: its numbers may be negative, and the range that they can have is not known: save "
+            "them as unsigned ones"
+        )
+    if DEEP_COLOUR.search(raw_modes) or deep_ppm:
         colours = np.asarray(upright.convert("RGB"))
         reading.deep(path, 257 * int(colours.max()), FULL_16)
         reading.kinds["16-bit"] += 1
     else:
         reading.kinds["8-bit" if upright.mode != "1" else "1-bit"] += 1
     return _opaque(upright, reading)
+
+
+def _numbers(tag: Any) -> tuple[Any, ...]:
+    return tag if isinstance(tag, tuple) else (tag,)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -227,7 +264,7 @@ def _whole_numbers(
         bits = tags.get(BITS_PER_SAMPLE, (0,))[0]
         said = tags.get(LARGEST_SAMPLE, 0)
         full = (2**bits - 1) if image.mode.startswith("I;16") else 0
-        said = int(said[0] if isinstance(said, tuple) else said)
+        said = int(_numbers(said)[0])
         full = said if 255 < said < full else full
     else:  # Pillow scales what these formats hold to 16 bits
         full = FULL_16 if image.mode.startswith("I;16") or kind in ("PNG", "PPM") else 0
@@ -267,6 +304,10 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size` and crop the centre: uint8 (size, size, 3)."""
     from PIL import Image
 
+    longest = LONGEST_SHAPE * min(image.size)
+    if max(image.size) > longest:  # enlarged as a whole, a strip would fill the memory
+        left, top = (max(0, (side - longest) // 2) for side in image.size)
+        image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)

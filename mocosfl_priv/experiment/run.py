@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.disk import checkpoint_bytes
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
 from mocosfl_priv.experiment.train import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
 from mocosfl_priv.results import RunRecord, require_room
-from mocosfl_priv.runtime.files import Lock
+from mocosfl_priv.runtime.files import Lock, remove_empty
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.training.participants import RemoteParticipants
 
@@ -32,19 +33,18 @@ def run_plan(
     remote: see :func:`mocosfl_priv.training.loop.train_mocosfl`.
     Errors propagate.
     """
-    with _held(checkpoints):
+    with _held(checkpoints, plan):
         return _run_plan(plan, progress or Silent(), checkpoints, remote)
 
 
 @contextmanager
-def _held(checkpoints: Path | None) -> Iterator[None]:
+def _held(checkpoints: Path | None, plan: Plan) -> Iterator[None]:
     """The folder of checkpoints for this process alone, with room to write; ConfigurationError where that is not so."""
     if checkpoints is None:
         yield
         return
     with ExitStack() as held:
         try:
-            checkpoints.mkdir(parents=True, exist_ok=True)
             held.enter_context(Lock(checkpoints / "lock"))
         except BlockingIOError as error:
             raise ConfigurationError(
@@ -53,7 +53,9 @@ def _held(checkpoints: Path | None) -> Iterator[None]:
             ) from error
         except OSError as error:
             raise ConfigurationError(f"checkpoints: {checkpoints} cannot be written: {error.strerror}") from error
-        require_room(checkpoints, 0, f"checkpoints {checkpoints}")
+        held.callback(remove_empty, checkpoints)  # of trainings that kept no state
+        there = any(checkpoints.glob("*/step_*"))  # what an earlier run has written needs no room again
+        require_room(checkpoints, 0 if there else checkpoint_bytes(plan), f"checkpoints {checkpoints}")
         yield
 
 

@@ -123,9 +123,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_quantized:
             raise ConfigurationError(f"{path}: {name} is quantised or sparse: save it as plain float32")
-        if not bool(value.isfinite().all()):
+        if value.is_meta:
+            raise ConfigurationError(f"{path}: {name} holds no numbers: it was saved from the meta device")
+        if not bool((value if value.is_complex() else value.float()).isfinite().all()):  # float64 reaches further
             raise ConfigurationError(f"{path}: weights are not finite: {name}")
-    return {name: value.float() for name, value in _without_prefixes(state).items() if value.is_floating_point()}
+    mine = _without_prefixes(state)
+    for name, value in mine.items():
+        if value.dim() > 1 and not value.is_floating_point():  # a counter is no weight
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ConfigurationError(f"{path}: {name} holds {kind} numbers: save weights as plain float32")
+    return {name: value.float() for name, value in mine.items() if value.is_floating_point()}
 
 
 def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from mocosfl_priv.results.storage import (
     read_runs,
     read_table,
     replace_files,
+    require_no_tilde,
     require_room,
     write_record,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "read_runs",
     "read_table",
     "replace_files",
+    "require_no_tilde",
     "require_room",
     "semi_column",
     "short_name",

@@ -129,6 +129,12 @@ def require_room(folder: Path, needed: int, what: str) -> None:
         raise ConfigurationError(f"{what}: the disk has {left / 2**20:.0f} MB left, and {wanted:.0f} MB may be needed")
 
 
+def require_no_tilde(folder: Path, what: str) -> None:
+    """Raise ConfigurationError where a shell left ``~`` as it is, as in ``--out=~/runs``: nobody means that name."""
+    if folder.parts[:1] == ("~",):
+        raise ConfigurationError(f"{what} {folder}: the shell has left ~ as it is; write out the whole path")
+
+
 class Destination:
     """A run directory to be: files are staged beside it and moved into place as a whole.
 
@@ -138,8 +144,9 @@ class Destination:
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
-        self.folder = Path(folder).resolve()
         self.shown = Path(folder)
+        require_no_tilde(self.shown, "--out")
+        self.folder = self.shown.resolve()
         self._overwrite = overwrite
         try:
             self._check()
@@ -164,7 +171,6 @@ class Destination:
 
     def __enter__(self) -> Destination:
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(Lock(self.folder.parent / f".{self.folder.name}.lock"))
         except BlockingIOError as error:
             raise ConfigurationError(
@@ -180,6 +186,15 @@ class Destination:
             self._held.close()
             raise
         return self
+
+    def require_apart(self, folder: Path, what: str) -> None:
+        """Raise ConfigurationError where `folder`, which is `what`, is this place or lies in it: it would be filled."""
+        require_no_tilde(folder, what)
+        place = folder.resolve()
+        if place == self.folder or self.folder in place.parents:
+            raise ConfigurationError(
+                f"{what} {folder} lies in --out {self.shown}, where results are to stand alone: choose another folder"
+            )
 
     def require_room(self, needed: int) -> None:
         """Raise ConfigurationError where the disk has no room for `needed` bytes of results, and some to spare."""

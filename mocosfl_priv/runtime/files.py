@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+ATTEMPTS = 100  # to make a file in a folder that others may remove
+
 
 def checksum(path: Path) -> str:
     """SHA-256 of the file's content."""
@@ -25,20 +27,37 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove every folder below `folder` that holds nothing."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder comes before it
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
 class Lock:
     """The right to work on something, held by one process as long as this is open, also through its death.
 
-    path: a file that is made for it, and removed in the end. Use as a context manager; raises BlockingIOError with the
-    holder's process as its text where another one has it. Where a file system has no locks, nothing is held.
+    path: a file that is made for it, with the folders above it; in the end it is removed, and so are those folders
+    that were made for it and are still empty. Use as a context manager; raises BlockingIOError with the holder's
+    process as its text where another one has it. Where a file system has no locks, nothing is held.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> Lock:
+        try:
+            return self._hold()
+        except BaseException:
+            self._remove_made()
+            raise
+
+    def _hold(self) -> Lock:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = self._open()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -47,6 +66,7 @@ class Lock:
                 raise BlockingIOError(error.errno, f"process {holder}") from error
             except OSError:  # a network's file system without locks
                 os.close(descriptor)
+                self._unlink()
                 return self
             if self._is_there(descriptor):
                 break
@@ -60,10 +80,29 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._descriptor is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self._unlink()
             os.close(self._descriptor)
             self._descriptor = None
+        self._remove_made()
+
+    def _open(self) -> int:
+        """The file, made with its folders where they are missing; an earlier holder may remove its own meanwhile."""
+        for _ in range(ATTEMPTS):
+            self._made += [folder for folder in self.path.parents if not folder.exists()]  # the deepest first
+            with contextlib.suppress(FileNotFoundError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def _remove_made(self) -> None:
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # it is not empty, or gone
+                folder.rmdir()
+        self._made.clear()
 
     def _is_there(self, descriptor: int) -> bool:
         try:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.results import require_room
+from mocosfl_priv.results import require_no_tilde, require_room
 from mocosfl_priv.sweep.store import Store
 
 LOCK = "lock"
@@ -31,6 +31,7 @@ class SweepDirectory:
     """
 
     def __init__(self, folder: Path, resume: bool) -> None:
+        require_no_tilde(Path(folder), "--out")
         self.folder = Path(folder).resolve()
         try:
             there = self.folder.is_dir() and any(self.folder.iterdir())

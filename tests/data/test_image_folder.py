@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mocosfl_priv.api import Experiment
+from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.data.image_folder import load, split_named
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.errors import ConfigurationError
@@ -96,7 +98,7 @@ def test_litter_is_no_class_and_no_picture(tmp_path: Path) -> None:
     (root / "train" / "dog" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     for found, expected in zip(both(root), clean, strict=True):
         assert np.array_equal(found.digests(), expected.digests()) and found.class_names == CLASSES
-    assert "skipped: 4 left by a system or editor" in both(root)[0].description
+    assert "skipped: 5 left by a system or editor" in both(root)[0].description
 
 
 def test_every_ending_is_read_or_counted(tmp_path: Path) -> None:
@@ -231,3 +233,50 @@ def test_without_labels_no_accuracy_is_claimed(layout: str, tmp_path: Path) -> N
     if layout == "one class":
         page = result.report(tmp_path / "out").read_text(encoding="utf-8")
         assert "No labels: utility not measurable" in page and "nan" not in page.split("<svg")[0].lower().split()
+
+
+def test_class_names_that_differ_by_case_only_are_two_classes_and_that_is_said(tmp_path: Path) -> None:
+    found, _ = both(tree(tmp_path, {"train": 6, "test": 3}, ("a", "A", "b")))
+    assert found.class_names == ("A", "a", "b")
+    assert "names of classes differ by upper and lower case only: A, a" in found.description
+
+
+def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"train": 6, "test": 3})
+    for split in ("train", "test"):
+        (root / split / "cat" / "000.png").rename(root / split / "cat" / os.fsdecode(b"\xff\xfe.png"))
+        (root / split / "dog").rename(root / split / os.fsdecode(b"d\xffg"))
+    found, held = both(root)
+    assert (len(found), len(held)) == (18, 9) and len(found.class_names) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("", "names no folder"), ("~nobody-at-all/x", "Could not determine"), ("$HOME/x", "there is no folder $HOME/x"),
+     ("C:\\data", "there is no folder C:\\data"), ("a\0b", "there is no folder"), ("x" * 300, "")],
+)  # fmt: skip
+def test_a_place_that_is_none_is_one_line(name: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_split(f"imagefolder:{name}", "train")
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_links_that_lead_back_end_the_reading(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"train": 6, "test": 3})
+    (root / "train" / "cat" / "self").symlink_to(root / "train" / "cat")
+    (root / "train" / "cat" / "loop").symlink_to("loop")
+    (root / "train" / "cat" / "folder.png").mkdir()
+    found, _ = both(root)
+    assert counts(found)["cat"] == 6
+    assert "1 broken link, 1 link back to a folder above it" in found.description
+
+
+def test_what_may_not_be_opened_is_one_line(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may open everything")
+    root = tree(tmp_path, {"train": 6, "test": 3})
+    for place, said in ((root / "train" / "cat", "cannot be opened"), (root / "train" / "dog" / "000.png", "denied")):
+        mode = place.stat().st_mode
+        place.chmod(0)
+        assert said in refusal(root)
+        place.chmod(mode)

@@ -273,3 +273,95 @@ def test_devices_ignore_a_macs_litter(tmp_path: Path, caplog: pytest.LogCaptureF
     with caplog.at_level("INFO"):
         assert len(Shard.from_folder(tmp_path, 32)) == 5
     assert "5 images; 48x48 pixels; 5 8-bit; skipped: 1 left by a system or editor" in caplog.text
+
+
+def test_a_strip_is_cut_before_it_is_enlarged(tmp_path: Path) -> None:
+    for number, size in enumerate([(1, 60_000), (60_000, 1), (1, 1), (3, 900)]):
+        path = saved(Image.new("RGB", size, (10, 20, 30)), tmp_path / f"{number}.png")
+        assert (read(path, 512, Reading()) == [10, 20, 30]).all()
+    middle = np.zeros((900, 3, 3), np.uint8)
+    middle[440:460] = 255
+    assert (read(saved(Image.fromarray(middle), tmp_path / "middle.png"), 3, Reading()) == 255).all()
+
+
+def test_a_png_whose_data_are_damaged_is_refused_although_most_of_it_can_be_read(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(picture(1, 1)), tmp_path / "a.png")
+    whole = path.read_bytes()
+    for place in range(len(whole) - 24, len(whole) - 16, 2):  # the end of the compressed data, and its checksum
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(PictureError, match=r"a\.png cannot be read"):
+            as_read(path)
+
+
+def test_inks_are_read_where_it_is_known_which_way_round_they_are(tmp_path: Path) -> None:
+    pixels = picture(1, 1)
+    path = saved(Image.fromarray(pixels).convert("CMYK"), tmp_path / "inks.jpg", quality=100)
+    assert np.abs(as_read(path) - pixels).mean() < 1
+    content = path.read_bytes()
+    marker = content.index(b"\xff\xee")  # what Adobe's programs say of their inks
+    length = struct.unpack(">H", content[marker + 2 : marker + 4])[0]
+    path.write_bytes(content[:marker] + content[marker + 2 + length :])
+    with pytest.raises(PictureError, match="does not say whether its inks are inverted"):
+        as_read(path)
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(picture(1, 1)), tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=r"a\.png cannot be read: EPS files are programs"):
+        as_read(path)
+
+
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_colours_of_a_ppm_are_scaled_by_the_depth_that_it_says(largest: int, tmp_path: Path) -> None:
+    pixels, path, reading = picture(1, 1), tmp_path / "a.ppm", Reading()
+    values = np.rint(pixels * (largest / 255)).astype(">u2")
+    path.write_bytes(f"P6 48 48 {largest}\n".encode() + values.tobytes())
+    assert np.abs(read(path, SIZE, reading).astype(int) - pixels).max() <= 1
+    assert "1 16-bit" in reading.text
+    dark, reading = np.rint(pixels * (4095 / 255)).astype(">u2"), Reading()
+    path.write_bytes(b"P6 48 48 65535\n" + dark.tobytes())
+    read(path, SIZE, reading)
+    with pytest.raises(PictureError, match="fewer bits"):
+        reading.require_whole_range()
+
+
+def test_numbers_with_a_sign_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "signed.tif"
+    entries = [(256, 4, 48), (257, 4, 48), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+               (278, 4, 48), (279, 4, 2304), (339, 3, 2)]  # fmt: skip
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + 2304) + bytes(range(256)) * 9 + struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries) + bytes(4)
+    )  # fmt: skip
+    with pytest.raises(PictureError, match=r"signed\.tif cannot be read: its numbers may be negative"):
+        as_read(path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
+def test_a_film_is_its_first_frame_in_every_format(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "lime")]
+    lossless = {"lossless": True} if suffix == ".webp" else {}
+    path = saved(frames[0], tmp_path / f"film{suffix}", save_all=True, append_images=frames[1:], **lossless)
+    reading = Reading()
+    assert (read(path, 20, reading) == [255, 0, 0]).all()
+    assert "1 with several frames (the first is read)" in reading.text
+
+
+@settings(max_examples=40)
+@given(
+    suffix=st.sampled_from([".png", ".jpg", ".gif", ".bmp", ".tif", ".webp", ".ppm"]),
+    cut=st.floats(0, 1, exclude_max=True),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=3),
+)
+def test_a_damaged_file_is_a_picture_or_one_line(
+    suffix: str, cut: float, flips: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = saved(Image.fromarray(picture(1, 1)), tmp_path_factory.mktemp("damaged") / f"a{suffix}")
+    content = bytearray(path.read_bytes())
+    for place, change in flips:
+        content[int(place * len(content))] ^= change
+    path.write_bytes(content if flips else content[: int(cut * len(content))])
+    try:
+        assert read(path, SIZE, Reading()).shape == (SIZE, SIZE, 3)
+    except PictureError as error:
+        assert str(error).startswith(f"{path} cannot be read: ") and "\n" not in str(error)

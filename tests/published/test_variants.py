@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +153,72 @@ def test_every_saved_state_is_that_client_or_one_line(
         assert str(error).startswith(f"{folder / 'client.tar'}: ") and "\n" not in str(error)
     else:
         assert readable and torch.equal(found, computed(folder / "plain.tar"))
+
+
+class Code:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "legacy torch", "beside weights"])
+def test_code_in_a_checkpoint_is_never_run(form: str, tmp_path: Path) -> None:
+    proof, path = tmp_path / "it-ran", tmp_path / "clients" / "client.tar"
+    path.parent.mkdir()
+    content: object = {**fake_state(1), "more": Code(proof)} if form == "beside weights" else Code(proof)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy torch")
+    with pytest.raises(ConfigurationError, match="a whole pickled model is never run"):
+        find_published(path.parent)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Code(proof)))
+    assert proof.exists()  # so this is code that would have run
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value.double() * 1e300, "weights are not finite: 0.conv1.weight"),
+        (lambda value: value * float("-inf"), "weights are not finite: 0.conv1.weight"),
+        (lambda value: value.to(torch.complex64), "0.conv1.weight holds complex64 numbers"),
+        (lambda value: (value * 10).int(), "0.conv1.weight holds int32 numbers"),
+        (lambda value: value > 0, "0.conv1.weight holds bool numbers"),
+        (lambda value: value.to("meta"), "0.conv1.weight holds no numbers"),
+        (lambda value: value.flatten(1).to_sparse(), "0.conv1.weight is quantised or sparse"),
+        (lambda value: value * 1e-42, ""),
+        (lambda value: value.bfloat16(), ""),
+    ],
+)
+def test_weights_are_finite_floating_point_numbers(
+    change: Callable[[Tensor], Tensor], said: str, tmp_path: Path
+) -> None:
+    state = fake_state(1)
+    torch.save({**state, "0.conv1.weight": change(state["0.conv1.weight"])}, tmp_path / "client.tar")
+    if not said:
+        assert computed(tmp_path / "client.tar").isfinite().all()
+        return
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        load_published_client(tmp_path / "client.tar")
+
+
+@settings(max_examples=25)
+@given(cut=st.floats(0, 1, exclude_max=True), flips=st.lists(st.floats(0, 1, exclude_max=True), max_size=2))
+def test_a_damaged_archive_is_a_client_or_one_line(
+    cut: float, flips: list[float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "client.tar"
+    torch.save(fake_state(1), path)
+    content = bytearray(path.read_bytes())
+    for place in flips:
+        content[int(place * len(content))] ^= 255
+    path.write_bytes(content if flips else content[: int(cut * len(content))])
+    try:
+        load_published_client(path)
+    except ConfigurationError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
