@@ -168,7 +168,7 @@ def test_batch_norm_is_refused_with_its_reason_or_mended() -> None:
 @pytest.mark.parametrize(
     ("backbone", "image_size", "message"),
     [
-        ("vgg11", 16, r"unit 13 \(MaxPool2d\) of vgg11 cannot process an input of shape \(1, 512, 1, 1\), at data.image_size 16"),
+        ("vgg11", 16, r"unit 13 \(MaxPool2d\) of vgg11 cannot process .*\(1, 512, 1, 1\), at data.image_size 16"),
         ("vit_tiny", 50, "patches of 8 pixels do not tile images of 50"),
     ],
 )
