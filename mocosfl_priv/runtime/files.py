@@ -1,4 +1,4 @@
-"""What must be sure of a file before it gets its name: that it is on the disk, and what it holds."""
+"""Checksums, flushing to disk, and locks between processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from types import TracebackType
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of the file's content."""
+    """Return the SHA-256 of the file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Have the file on the disk; a delayed write error surfaces here, as an OSError."""
+    """Wait until the file's content is on the disk; raises OSError for a write error that was delayed until now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,10 +26,10 @@ def flush(path: Path) -> None:
 
 
 class Lock:
-    """The right to work on something, held by one process as long as this is open, also through its death.
+    """A lock between processes, as a context manager; the system releases it even if the holder is killed.
 
-    path: a file that is made for it, and removed in the end. Use as a context manager; raises BlockingIOError with the
-    holder's process as its text where another one has it. Where a file system has no locks, nothing is held.
+    path: the lock file, which is created, and removed at the end. Raises BlockingIOError, which names the process, if
+    another process holds the lock. On a file system without locks it does nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,12 +45,12 @@ class Lock:
                 holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
                 os.close(descriptor)
                 raise BlockingIOError(error.errno, f"process {holder}") from error
-            except OSError:  # a network's file system without locks
+            except OSError:  # a network file system without locks
                 os.close(descriptor)
                 return self
             if self._is_there(descriptor):
                 break
-            os.close(descriptor)  # its holder removed the file between our two calls
+            os.close(descriptor)  # the previous holder removed the file after this process had opened it: try again
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor

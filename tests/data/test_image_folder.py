@@ -118,14 +118,14 @@ def test_linked_folders_are_read_and_a_class_that_is_linked_twice_is_refused(tmp
     assert counts(both(root)[0])["dog"] == 50
     for split in ("train", "test"):
         (root / split / "fox").symlink_to(root / split / "owl")
-    with pytest.raises(ConfigurationError, match="every image of owl stands under another class"):
+    with pytest.raises(ConfigurationError, match="every image of owl occurs under another class"):
         Experiment.from_dict(case(f"imagefolder:{root}")).plan()
 
 
 def test_arrays_are_refused_with_a_hint(tmp_path: Path) -> None:
     array = tmp_path / "pathmnist.npz"
     np.savez(array, train_images=np.zeros((2, 8, 8), np.uint8))
-    assert "arrays and tensors are not read; write each picture to a file" in refusal(array)
+    assert "is a file of arrays, which is not read; write each picture to a file" in refusal(array)
     for split in ("train", "test"):
         (tmp_path / "npy" / split / "a").mkdir(parents=True)
         np.save(tmp_path / "npy" / split / "a" / "0.npy", np.zeros((8, 8, 3), np.uint8))
