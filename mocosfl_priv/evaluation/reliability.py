@@ -422,7 +422,7 @@ def _about_trainings(training: pd.DataFrame | None) -> Iterator[Flag]:
         fall, rise = stalled
         sentence = (
             f"{title}: from the first to the last third of the training the loss fell by {100 * fall:.0f} %, while "
-            f"validation kNN changed by only {100 * rise:+.1f} points: the loss fell without learning from images."
+            f"validation kNN changed by {100 * rise:+.1f} points: the loss fell without learning from images."
         )
         yield Flag("loss-fell-without-learning", sentence, **place)
 
