@@ -26,7 +26,7 @@ BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
 BLUR_RADIUS = 4  # pixels, twice the largest sigma: MoCo blurs with PIL, which does not cut the Gaussian off early
 FLIP_PROBABILITY = 0.5
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 
 
 def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -147,17 +147,17 @@ def grey(images: Tensor) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black; factor (n,)."""
+    """Blend images (n, 3, h, w) with black; factor (n,) is the weight of the image."""
     return (images * _column(factor)).clamp(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey; factor (n,)."""
+    """Blend images (n, 3, h, w) with their mean grey value; factor (n,) is the weight of the image."""
     return _blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image; factor (n,)."""
+    """Blend images (n, 3, h, w) with their grey versions; factor (n,) is the weight of the image."""
     return _blend(images, grey(images), factor)
 
 

@@ -51,7 +51,7 @@ TILE = 48
 MARGIN = 4
 STRIDE = 4
 TEST_EVERY = 5
-MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, of 255
+MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, which are from 0 to 255
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def ssim_zeropad(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _window_matrix(size: int, padding: int, like: Tensor) -> Tensor:
-    """The (outputs, size) matrix that applies the Gaussian window along one side; outside the image is zero."""
+    """The (outputs, size) matrix that applies the Gaussian window along one side; pixels outside the image are zero."""
     offsets = torch.arange(WINDOW, device=like.device, dtype=like.dtype) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     window = window / window.sum()

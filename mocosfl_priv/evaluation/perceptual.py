@@ -77,8 +77,8 @@ def load_lpips(network: str) -> tuple[Lpips | None, str]:
 
 
 def build_lpips(network: str, backbone: dict[str, Tensor]) -> Lpips:
-    """Assemble the metric from a torchvision state dict of the backbone's convolutions."""
-    import lpips  # brings torchvision, which takes seconds to import
+    """Build the metric with the backbone weights in `backbone`, a state dict of torchvision's model."""
+    import lpips  # imports torchvision, which takes seconds
 
     # pnet_rand keeps lpips from downloading weights; all of its random weights are replaced below
     with warnings.catch_warnings():

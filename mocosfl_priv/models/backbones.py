@@ -29,7 +29,7 @@ class Backbone(Protocol):
 
     @property
     def summary(self) -> str:
-        """A few words for ``ls models``."""
+        """A short description, shown by ``ls models``."""
 
     def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:
         """Build freshly initialised units in order; each maps (n, c, h, w) to (n, c', h', w'), the first one images.

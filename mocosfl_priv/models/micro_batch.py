@@ -70,7 +70,7 @@ def mend(module: nn.Module) -> nn.Module:
     epsilon, device and dtype are kept, running statistics are dropped. Other problems are left as they are.
     """
     mended: dict[nn.Module, nn.Module] = {}
-    # torch copies parameters of lazy modules, but not their buffers
+    # deepcopy fails on uninitialised buffers of lazy modules, so they are replaced by new ones
     lazy_buffers: dict[int, Any] = {id(b): UninitializedBuffer() for b in module.buffers() if is_lazy(b)}
     root = nn.Sequential(copy.deepcopy(module, lazy_buffers))  # a parent, so that `module` itself can be replaced too
     for parent in list(root.modules()):

@@ -146,7 +146,7 @@ def _linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def _over_tokens(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply `module`, from tokens (n, t, c) to tokens, to a map (n, c, h, w)."""
+    """Apply `module`, which maps tokens (n, t, c) to tokens, to a map (n, c, h, w)."""
     return module(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
 

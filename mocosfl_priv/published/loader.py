@@ -108,7 +108,7 @@ def read_weights_only(path: Path) -> object:
         return torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    except Exception as error:  # a file that is something else fails in any way
+    except Exception as error:  # torch raises many kinds of errors for other files
         raise ConfigurationError(
             f"{path}: not a torch file with weights only ({type(error).__name__}). Pickled models are not loaded, as "
             "that could run code; save the state dict instead: torch.save(model.state_dict(), file)"

@@ -91,7 +91,7 @@ def read_record(folder: Path) -> RunRecord:
         )
     except ConfigurationError:
         raise
-    except Exception as error:  # damaged files fail in as many ways as there are readers
+    except Exception as error:  # each reader raises errors of its own for a damaged file
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 

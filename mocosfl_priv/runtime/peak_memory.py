@@ -38,7 +38,7 @@ class PeakMemory:
 
     @property
     def device_added(self) -> float:
-        """The same on the GPU."""
+        """By how many MiB the peak of the GPU memory exceeded that at the start of the block."""
         return self.device_peak - self.device_before
 
 

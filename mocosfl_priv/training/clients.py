@@ -1,4 +1,4 @@
-"""The client side of a step, for many clients at once."""
+"""The clients' side of a training step, computed for many clients at once."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ class FrozenClients:
 
     def load_state(self, state: State) -> None:
         """See :class:`Clients`."""
-        self._module.load_state_dict(state, strict=False)  # buffers are constants of the architecture
+        self._module.load_state_dict(state, strict=False)  # not strict: `state` holds no buffers
 
 
 def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel: Kernel) -> Tensor:

@@ -18,7 +18,7 @@ from mocosfl_priv.device.codecs import (
     sizes,
 )
 
-FLOAT_BIAS, FLOAT_MANTISSA_BITS = 127, 23  # of single precision
+FLOAT_BIAS, FLOAT_MANTISSA_BITS = 127, 23  # exponent bias and mantissa bits of float32
 
 
 def as_received(message: Tensor, codec: Codec) -> Tensor:

@@ -185,7 +185,7 @@ class PooledClients:
         part, size = self._partition[client], self._shape.size_of(client)
         while len(self._queues[client]) < size:
             fresh = part[torch.randperm(len(part), generator=self._generator)].tolist()
-            # a client with less data than a micro-batch must carry over, or it would never fill one
+            # a client with fewer images than a micro-batch always carries them over, or it would never fill one
             carried = self._queues[client] if not self._drop_partial or len(part) < size else []
             self._queues[client] = carried + fresh
         drawn = self._queues[client][:size]
