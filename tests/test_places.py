@@ -117,11 +117,11 @@ def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter
             checkpoints_of(plan.laboratory, plan.systems[0], tmp_path).verify()  # type: ignore[union-attr]
         return str(refused.value)
 
-    assert "training.epochs is 2 there and 4 here; learning rates fall" in refusal(training={"epochs": 4})
-    assert "model.norm is group there and layer here" in refusal(model={"norm": "layer"})
+    assert "training.epochs is 2 in the checkpoint and 4 here; learning rates depend" in refusal(training={"epochs": 4})
+    assert "model.norm is group in the checkpoint and layer here" in refusal(model={"norm": "layer"})
     assert "roles.victims is" in refusal(data={"victims": 15})
     several = refusal(training={"ema": 0.9, "momentum": 0.5, "temperature": 0.2, "sync_period": 3, "queue_size": 64})
-    assert several.count(" there and ") == 4 and "and 1 more differ" in several
+    assert several.count(" in the checkpoint and ") == 4 and "and 1 more differ" in several
     tiny["compute"] = {"device": "cpu", "threads": 2}
     assert len(Experiment.from_dict(tiny).run(checkpoints=tmp_path).record.training) > 0
 

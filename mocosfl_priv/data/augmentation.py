@@ -1,9 +1,9 @@
-"""MoCo v2 augmentation (Chen et al., 2020) for a whole batch at once, each image with its own draw.
+"""MoCo v2 augmentation (Chen et al., 2020) of a whole batch at once, with independent random parameters per image.
 
-Equal in distribution to torchvision's pipeline RandomResizedCrop(size, scale=(.08, 1)), ColorJitter(.4, .4, .4,
-.1) with p .8, RandomGrayscale(.2), GaussianBlur(sigma .1 to 2) with p .5, RandomHorizontalFlip, but drawn and
-applied to all images of all clients in one pass. Every operation equals torchvision's functional counterpart on
-float images for a given draw, which the tests check. Colours are not normalised here: the client does that.
+Views have the same distribution as those of torchvision's pipeline RandomResizedCrop(size, scale=(.08, 1)),
+ColorJitter(.4, .4, .4, .1) with p .8, RandomGrayscale(.2), GaussianBlur(sigma .1 to 2) with p .5, RandomHorizontalFlip.
+With given parameters, every operation equals torchvision's function on float images; tests check that. Colours are not
+normalised here, since the client's first layer does that.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ HUE = 0.1
 GREY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
-BLUR_RADIUS = 4  # twice the largest sigma: MoCo blurs with PIL, whose Gaussian is not cut to a few pixels
+BLUR_RADIUS = 4  # pixels, twice the largest sigma: MoCo blurs with PIL, which does not cut the Gaussian off early
 FLIP_PROBABILITY = 0.5
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 
 
 def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,10 +57,10 @@ def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
-    """`operation` on the chosen images only; chosen: bool (n,).
+    """Apply `operation` to the chosen images only; chosen: bool (n,), parameters: (n, ...) each. May work in place.
 
-    A CPU computes what is chosen and nothing else. An accelerator computes all and picks: it would have to wait for
-    the host to learn how many are chosen.
+    On a CPU only the chosen images are computed. On an accelerator all are computed and the results selected, since
+    indexing by a mask would make the host wait for the device.
     """
     if images.device.type != "cpu":
         return torch.where(chosen.view(-1, 1, 1, 1), operation(images, *parameters), images)
@@ -79,14 +79,14 @@ def _flip(images: Tensor) -> Tensor:
 
 
 def sample_crops(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """RandomResizedCrop's boxes: int64 (n, 4) as top, left, height, width."""
+    """Draw the boxes of RandomResizedCrop: int64 (n, 4) as top, left, height, width, in pixels."""
     area = height * width * _uniform((n, CROP_ATTEMPTS), *CROP_SCALE, generator)
     ratio = torch.exp(_uniform((n, CROP_ATTEMPTS), math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), generator))
     w = (area * ratio).sqrt().round().long()
     h = (area / ratio).sqrt().round().long()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)
-    # torchvision falls back to a centre crop with the nearest allowed ratio; for square images that is all of it
+    # torchvision falls back to a centre crop with the nearest allowed ratio; for square images, that is the whole image
     none = ~fits.any(1)
     fallback_w = min(width, round(height * CROP_RATIO[1]))
     fallback_h = min(height, round(width / CROP_RATIO[0]))
@@ -100,9 +100,9 @@ def sample_crops(n: int, height: int, width: int, generator: torch.Generator) ->
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cut each image's box and resize it bilinearly to the full size: crop and interpolate, in one sampling.
+    """Crop each image to its box and resize the crop bilinearly to the original size, in one sampling operation.
 
-    images: float (n, c, h, w); boxes: (n, 4) as top, left, height, width.
+    images: float (n, c, h, w); boxes: (n, 4) as top, left, height, width, in pixels.
     """
     _, _, height, width = images.shape
     top, left, h, w = (column.to(images.dtype)[:, None] for column in boxes.unbind(1))
@@ -115,14 +115,18 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _source_positions(size: int, length: Tensor, start: Tensor, like: Tensor) -> Tensor:
-    """Where output pixel centres fall in the image, clamped to the box as interpolation of the cut box would."""
+    """Positions of the output's pixel centres in the image, clamped to the box, as when the crop itself is resized."""
     centres = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5)[None, :]
     inside = (centres * length / size - 0.5).clamp(min=0)
     return start + torch.minimum(inside, length - 1)
 
 
 def sample_jitter(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """ColorJitter's draws: factors (n, 4) for brightness, contrast, saturation, hue, and an order (n, 4)."""
+    """Draw the parameters of ColorJitter.
+
+    Returns factors float (n, 4), for brightness, contrast, saturation and hue, and an order int64 (n, 4), a permutation
+    of these four operations for each image.
+    """
     factors = torch.stack(
         [
             _uniform(n, 1 - BRIGHTNESS, 1 + BRIGHTNESS, generator),
@@ -137,7 +141,7 @@ def sample_jitter(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Apply each image's four colour operations in its own order. Shapes as from :func:`sample_jitter`."""
+    """Apply the four colour operations to each image in its own order; parameters as :func:`sample_jitter` returns."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     images = images.clone()
     for position in range(len(operations)):
@@ -147,28 +151,28 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma, (n, 1, h, w)."""
+    """Return the luma of RGB images (n, 3, h, w), as (n, 1, h, w)."""
     weights = images.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black; factor (n,)."""
+    """Blend images (n, 3, h, w) with black; factor (n,) is the weight of the image."""
     return (images * _column(factor)).clamp(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey; factor (n,)."""
+    """Blend images (n, 3, h, w) with their mean grey value; factor (n,) is the weight of the image."""
     return _blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image; factor (n,)."""
+    """Blend images (n, 3, h, w) with their grey versions; factor (n,) is the weight of the image."""
     return _blend(images, grey(images), factor)
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue by `factor` (n,) of a full circle, through HSV."""
+    """Rotate the hue in HSV by `factor` (n,), in fractions of the full circle."""
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
@@ -186,7 +190,7 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image with its own sigma (n,), in pixels, cut off at `BLUR_RADIUS`; edges are reflected."""
+    """Blur each image with its own sigma (n,), in pixels; the kernel ends at `BLUR_RADIUS`, and edges are reflected."""
     n, channels, height, _ = images.shape
     if n == 0:
         return images

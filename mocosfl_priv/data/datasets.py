@@ -1,4 +1,7 @@
-"""Data sets by name. To add one, write a loader in a file beside this one and list it in `NAMES`."""
+"""Data sets by name.
+
+To add a data set, write a loader in a file beside this one, call it in :func:`load_split`, and list it in `NAMES`.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,23 @@ Split = Literal["train", "test"]
 FOLDER_PREFIX = "imagefolder:"
 
 NAMES = {
-    "photos": "six photographs in 32x32 patches; inside the scikit-image wheel, nothing to download",
-    "photos-source": "four other photographs, the out-of-domain partner of photos",
-    "textures": "ten photographs in grey 32x32 patches: telling them apart has to be learned",
-    "textures-source": "four other photographs in grey, the out-of-domain partner of textures",
+    "photos": "32x32 patches of six photographs; part of the scikit-image wheel, nothing to download",
+    "photos-source": "patches of four other photographs: out-of-domain source data for photos",
+    "textures": "grey 32x32 patches of ten photographs, which cannot be told apart by colour",
+    "textures-source": "grey patches of four other photographs: out-of-domain source data for textures",
     "cifar10": "60,000 images, 10 classes, 32x32; through torchvision",
     "cifar100": "60,000 images, 100 classes, 32x32; through torchvision",
     "svhn": "99,289 house-number digits, 32x32; through torchvision",
     "stl10": "13,000 labelled images, 10 classes, 96x96; through torchvision",
-    "imagefolder:PATH": "any tree with a folder per class",
+    "imagefolder:PATH": "your own images, in a folder per class",
 }
 
 
 def load_split(name: str, split: Split, image_size: int = 32, path: Path | None = None) -> ImageSet:
-    """Load one split of the data set `name`, every image square with `image_size` pixels a side.
+    """Load one split of the data set `name`, as square images of `image_size` pixels a side.
 
-    path: for torchvision's sets, their root folder, or a class-folder tree holding the same images.
-    Raises ConfigurationError when the name is unknown or the files are missing or unreadable.
+    path: for torchvision's data sets, their root folder, or a tree of class folders with the same images.
+    Raises ConfigurationError when the name is unknown, or files are missing or unreadable.
     """
     if name.startswith(FOLDER_PREFIX):
         place = name.removeprefix(FOLDER_PREFIX)
@@ -39,20 +42,20 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         return image_folder.load(_at_home(Path(place)), split, image_size)
     if name in photos.SETS:
         if image_size != photos.PATCH:
-            raise ConfigurationError(f"data.image_size: {name} exists at {photos.PATCH} pixels only")
+            raise ConfigurationError(f"data.image_size: {name} has images of {photos.PATCH} pixels only")
         return photos.load(name, split)
     if name in torchvision_sets.NAMES:
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)
-    with suppress(OSError):  # a name that no file system takes
+    with suppress(OSError):  # the name may not be a valid path
         if _at_home(Path(name)).exists():
-            raise ConfigurationError(f"data set {name!r} is a place on this disk: write {FOLDER_PREFIX}{name}")
+            raise ConfigurationError(f"data set {name!r} is a path on this disk: write {FOLDER_PREFIX}{name}")
     raise unknown_name("data set", name, NAMES)
 
 
 def _at_home(path: Path) -> Path:
-    """`path` with its ``~`` as a folder; ConfigurationError for somebody who is not known here."""
+    """Replace ``~`` in `path` by the home folder; raises ConfigurationError for an unknown user (``~name``)."""
     try:
         return path.expanduser()
     except RuntimeError as error:

@@ -1,10 +1,11 @@
-"""``imagefolder:PATH``: any tree with one folder per class.
+"""``imagefolder:PATH``: a tree with one folder per class.
 
-``PATH/train/<class>/*`` and ``PATH/test/<class>/*`` are taken as they are, under the names that people give them
-(``Training``, ``valid``, ``test_images``; :func:`split_named`), also where they lie in the only folder below ``PATH``.
-A tree without such folders, ``PATH/<class>/*``, is divided: one image in five is test, chosen by a hash of its
-relative path so that adding a file moves no other. Images without class folders are read without labels. A tree that
-can be understood in two ways is refused, with what was found.
+``PATH/train/<class>/*`` and ``PATH/test/<class>/*`` are the splits. Other common names of split folders, such as
+``Training``, ``valid`` or ``test_images``, are recognised too (:func:`split_named`). Split folders may also lie in the
+only folder below ``PATH``. A tree without split folders, ``PATH/<class>/*``, is divided: about one image in five is a
+test image, chosen by a hash of its relative path, so that adding a file does not move others between the splits. Images
+without class folders are read without labels. A tree whose layout is ambiguous is refused, with a message that says
+what was found.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ __all__ = ["Layout", "fit", "is_class_tree", "lay_out", "load", "split_named"]
 
 SPLIT_NAME = re.compile(r"(train|training|test|testing|val|valid|validation)[ _-]*(set|data|images?|imgs?|split)?")
 TRAIN_WORDS, TEST_WORDS, VALIDATION_WORDS = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
-TEST_SHARE = 5
-UNLABELLED = "unlabelled"  # the class of images that lie in no class folder
-DEEPEST = 4  # folders in folders, each the only one, that a tree is looked for in
-NAMED = 8  # folders that a message names
+TEST_SHARE = 5  # one image in so many is a test image, where a tree is divided
+UNLABELLED = "unlabelled"  # name of the single class of images without class folders
+DEEPEST = 4  # at most so many nested folders, each the only one in its parent, are searched for a tree
+NAMED = 8  # at most so many folders are named in a message
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the splits of a tree lie.
+    """The folders of the splits of a tree.
 
-    train, test: their folders; the same one where the tree must be divided. note: what a reader should know of it.
+    train, test: the folders of class folders; the same folder if the tree has no splits and must be divided.
+    note: a remark about the layout for the user; may be empty.
     """
 
     train: Path
@@ -46,12 +48,12 @@ class Layout:
 
     @property
     def divided(self) -> bool:
-        """Whether one tree of classes has to serve as both splits."""
+        """Whether the tree has no splits, so that its images are divided between training and test."""
         return self.train == self.test
 
 
 def split_named(name: str) -> str | None:
-    """Which split a folder of this name is: "train", "test" or "validation"; None for none."""
+    """Return the split that a folder name stands for: "train", "test" or "validation"; None if it stands for none."""
     match = SPLIT_NAME.fullmatch(name.lower())
     if match is None:
         return None
@@ -60,10 +62,10 @@ def split_named(name: str) -> str | None:
 
 
 def load(root: Path, split: str, image_size: int) -> ImageSet:
-    """Read one split of the tree at `root`; every image is resized and centre-cropped to `image_size`.
+    """Read one split ("train" or "test") of the tree at `root`.
 
-    Raises ConfigurationError for a missing tree, one that can be understood in two ways, an empty class folder or a
-    file that cannot be read as a picture.
+    Every image is resized and centre-cropped to `image_size` pixels a side. Raises ConfigurationError for a missing
+    tree, an ambiguous layout, an empty class folder, or a file that cannot be read as a picture.
     """
     try:
         return _load(root, split, image_size)
@@ -109,7 +111,11 @@ def _load(root: Path, split: str, image_size: int) -> ImageSet:
 
 
 def lay_out(root: Path, depth: int = 0) -> Layout:
-    """Find the splits or classes of the tree at `root`; raises ConfigurationError with what was found instead."""
+    """Find the split folders or class folders of the tree at `root`.
+
+    depth: how many folders above `root` have been searched. Raises ConfigurationError, which says what was found, for
+    an ambiguous or incomplete layout.
+    """
     folders = _folders(root)
     train, test, validation = (
         [path for path in folders if split_named(path.name) == split] for split in ("train", "test", "validation")
@@ -118,17 +124,19 @@ def lay_out(root: Path, depth: int = 0) -> Layout:
     evaluated = test or validation
     if len(train) > 1 or len(evaluated) > 1:
         twice = train if len(train) > 1 else evaluated
-        raise ConfigurationError(f"imagefolder: {root} holds {_names(twice)}, which mean the same split: keep one")
+        raise ConfigurationError(f"imagefolder: {root} holds {_names(twice)}, which mean the same split; keep one")
     if train and evaluated:
         if others and all(_is_plain(path) for path in folders):
             raise ConfigurationError(
-                f"imagefolder: {root} holds {_names(folders)}, all with pictures and no folders: splits without "
-                "labels, or classes? Move the others away, or put all into a folder per split"
+                f"imagefolder: {root} holds {_names(folders)}, all with pictures and no folders. Are these splits "
+                "without labels, or classes? If splits, move the other folders away; if classes, put them into a "
+                "folder per split"
             )
         unused = [*others, *(validation if test else [])]
         note = f"not read: {_names(unused)} in {root}" if unused else ""
         return Layout(train[0], evaluated[0], _joined(_where(train[0], evaluated[0], depth), note))
-    if (train or evaluated) and not (others and all(_is_plain(path) for path in folders)):  # else a class of this name
+    # folders that all hold only pictures are classes, even if one has the name of a split
+    if (train or evaluated) and not (others and all(_is_plain(path) for path in folders)):
         missing = "none of test/, val/, valid/, validation/" if train else "no train/"
         raise ConfigurationError(f"imagefolder: {root} has {_names(train or evaluated)} but {missing}")
     inner = [path for path in folders if {"train"} < {split_named(below.name) for below in _folders(path)} - {None}]
@@ -138,36 +146,36 @@ def lay_out(root: Path, depth: int = 0) -> Layout:
             return below
         raise ConfigurationError(
             f"imagefolder: {root} holds one folder only, {folders[0].name}/, and that holds "
-            f"{_names(_folders(folders[0]))}: if these are the classes, name {folders[0]}; if {folders[0].name} is the "
-            "only class, put its images straight into it"
+            f"{_names(_folders(folders[0]))}. If these are the classes, use the path {folders[0]}; if "
+            f"{folders[0].name} is the only class, move its images directly into it"
         )
     if inner:
         raise ConfigurationError(
-            f"imagefolder: {root} holds {_names(inner)}, and the splits lie in there: name the folder that holds "
-            "train/ and test/, with class folders in each"
+            f"imagefolder: {root} holds {_names(inner)}, which hold the splits; use the path of a single folder that "
+            "holds train/ and test/, with class folders in each"
         )
     return Layout(root, root, "" if folders else "no class folders")
 
 
 def is_class_tree(path: Path) -> bool:
-    """True if `path` looks like the tree that :func:`load` reads with its splits laid out."""
+    """Whether `path` holds a training split with class folders, so that :func:`load` can read it."""
     train = [entry for entry in _folders(path) if split_named(entry.name) == "train"] if path.is_dir() else []
     return any(_folders(folder) for folder in train)
 
 
 def _no_folder(root: Path) -> str:
     if root.is_file() and root.suffix.lower() in ARRAYS:
-        return f"{root} is no folder: arrays and tensors are not read; write each picture to a file in a class folder"
-    return f"{root} is a file, and no folder" if root.exists() else f"there is no folder {root}"
+        return f"{root} is a file of arrays, which is not read; write each picture to a file in a class folder"
+    return f"{root} is a file, not a folder" if root.exists() else f"there is no folder {root}"
 
 
 def _classes(folder: Path) -> dict[str, Path]:
-    """Class folders by name, in the order of names; the folder itself where it holds pictures and no folders."""
+    """Class folders by name, in the order of names; the folder itself if it holds pictures but no folders."""
     folders = _folders(folder)
-    # a Mac writes some letters as two, other systems as one
+    # macOS stores some letters as two code points, other systems as one; NFC makes them equal
     classes = {unicodedata.normalize("NFC", path.name): path for path in folders}
     if len(classes) < len(folders):
-        raise ConfigurationError(f"imagefolder: {folder} holds two class folders of one name: {_names(folders)}")
+        raise ConfigurationError(f"imagefolder: {folder} holds two class folders with the same name: {_names(folders)}")
     if not classes and not _pictures_in(folder):
         raise ConfigurationError(f"imagefolder: {folder} has no class folders, and {_holds(folder)}")
     return dict(sorted(classes.items())) or {UNLABELLED: folder}
@@ -181,7 +189,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> int:
-    """How many pictures lie in `folder` itself, by their endings."""
+    """Number of pictures in `folder` itself, not in its subfolders, judged by file extension."""
     return sum(path.suffix.lower() in SUFFIXES and not is_litter(path.name) for path in folder.iterdir())
 
 
@@ -197,7 +205,7 @@ def _alike(names: list[str]) -> str:
 
 
 def _is_plain(folder: Path) -> bool:
-    """Whether it holds pictures and no folders: a class, and nothing else."""
+    """Whether `folder` holds pictures and no folders, and so can only be a class folder."""
     return not _folders(folder) and _pictures_in(folder) > 0
 
 

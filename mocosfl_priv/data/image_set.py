@@ -1,4 +1,4 @@
-"""A data set split held in memory: the one form in which images travel through the house."""
+"""A split of a data set, held in memory; all modules of the package pass images in this form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_NAMED = 12  # classes that a description names
+MOST_NAMED = 12  # at most so many classes are named in a description
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class ImageSet:
     name: identifies data set and split, for example ``photos/train``.
     images: uint8, shape (n, 3, height, width).
     labels: int64, shape (n,), indices into `class_names`.
-    groups: int64, shape (n,). Images of one group share pixels (overlapping patches of one photograph), so
-        a group never straddles two roles that must be disjoint. For ordinary data sets every image is its own.
-    read: what a reader should know of how the files became these images; of the whole split only.
+    groups: int64, shape (n,). Images with the same number may share pixels (overlapping patches of a photograph), so a
+        group is never divided between two roles that must be disjoint. Otherwise every image is a group of its own.
+    read: remarks for the user on how the files were read, for example which were skipped; empty for a selection.
     """
 
     name: str
@@ -41,19 +41,19 @@ class ImageSet:
 
     @classmethod
     def ungrouped(cls, name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> ImageSet:
-        """An image set in which no two images share pixels."""
+        """Make an image set in which every image is a group of its own."""
         return cls(name, images, labels, class_names, torch.arange(len(images)))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, indices: Tensor) -> ImageSet:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, int64 (m,), in that order."""
         return ImageSet(self.name, self.images[indices], self.labels[indices], self.class_names, self.groups[indices])
 
     @property
     def description(self) -> str:
-        """For people: how many images of which classes, and how they were read."""
+        """A line of text for the user: how many images of which classes there are, and how they were read."""
         counts = torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
         named = [f"{name} {count}" for name, count in zip(self.class_names, counts, strict=True)]
         rest = f", and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
@@ -62,26 +62,26 @@ class ImageSet:
         return f"{text}; {self.read}" if self.read else text
 
     def digests(self) -> np.ndarray:
-        """One 16-byte content hash per image: equal exactly when the pixels are equal."""
+        """Return a 16-byte hash of each image's pixels, dtype S16 (n,)."""
         return np.array(
             [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.images.numpy()],
             dtype="S16",
         )
 
     def balanced(self, limit: int, seed_generator: torch.Generator) -> ImageSet:
-        """At most `limit` images, as evenly over the classes as the classes allow; order is kept."""
+        """Return at most `limit` images, as evenly spread over the classes as possible, in their original order."""
         return self if limit >= len(self) else self.select(balanced_subset(self.labels, limit, seed_generator))
 
 
 def balanced_subset(labels: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """At most `limit` indices into labels int64 (n,), as evenly over the classes as the classes allow, ascending.
+    """Return at most `limit` indices into labels int64 (n,), as evenly spread over the classes as possible, ascending.
 
-    For equal generators a smaller subset is part of a larger one.
+    With generators in the same state, a smaller subset is contained in a larger one.
     """
     rank = torch.empty(len(labels), dtype=torch.long)
     order = torch.randperm(len(labels), generator=generator)
     seen: Counter[int] = Counter()
     for index, label in zip(order.tolist(), labels[order].tolist(), strict=True):
-        rank[index] = seen[label]  # the r-th drawn image of its class has rank r
+        rank[index] = seen[label]  # an image's position among the images of its class, in the random order
         seen[label] += 1
     return order[torch.argsort(rank[order], stable=True)][:limit].sort().values

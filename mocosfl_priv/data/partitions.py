@@ -1,4 +1,4 @@
-"""How the private data is spread over the clients."""
+"""Partitions of the private data among the clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mocosfl_priv.errors import ConfigurationError
 def make_partition(
     labels: Tensor, training: TrainingConfig, weights: Sequence[float] | None, generator: torch.Generator
 ) -> list[Tensor]:
-    """The partition that `training.partition` names: the indices of every client, int64, disjoint and complete.
+    """Return the partition that `training.partition` names: each client's indices, int64, without overlap.
 
     labels: int64 (n,), the classes of the private images.
     weights: every client's relative share of the data, each above 0; None for equal shares.
@@ -30,7 +30,7 @@ def make_partition(
 
 
 def iid(n: int, clients: int, generator: torch.Generator, weights: Sequence[float] | None = None) -> list[Tensor]:
-    """Shuffle `n` indices and deal them out in shares of `weights`; equal shares differ by at most one image."""
+    """Shuffle `n` indices and deal them out in proportion to `weights`; equal shares differ by at most one image."""
     _require(n, clients, "clients")
     sizes = _sizes(n, _shares(weights, clients))
     return list(torch.randperm(n, generator=generator).split(sizes))
@@ -43,11 +43,11 @@ def classes_per_client(
     generator: torch.Generator,
     weights: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    """Label-sorted shards (McMahan et al., 2017): `shards_each` per client, dealt at random without replacement.
+    """Sort images by label, cut them into shards, and deal `shards_each` shards to each client (McMahan et al., 2017).
 
-    A client's shards have the same length, up to one image; without `weights` all shards do, up to one. With as
-    many shards per class as clients allow, a client then sees about `shards_each` classes. A client with a large
-    weight has long shards, which reach over more classes; one with fewer images than shards fills as many as it can.
+    Shards are dealt at random. The shards of a client are equally long, up to one image; without `weights` all shards
+    are. If shards are no longer than a class, a client sees about `shards_each` classes. A client with a large weight
+    has longer shards, which may contain more classes; a client with fewer images than shards has some empty shards.
     """
     shards = clients * shards_each
     _require(len(labels), shards, f"shards ({clients} clients x {shards_each})")
@@ -69,17 +69,17 @@ def dirichlet(
     generator: torch.Generator,
     weights: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    """Dirichlet label skew (Hsu et al., 2019; drawn per class over clients as Yurochkin et al., ICML 2019, do).
+    """Deal the images with Dirichlet label skew (Hsu et al., 2019), drawn per class as by Yurochkin et al. (ICML 2019).
 
-    The images of a class are dealt in shares drawn from Dir(alpha): nearly equal ones for a large `alpha`, almost
-    all to one client for a small one. How many images a client holds is part of the draw; with `weights` w the
-    shares come from Dir(alpha * clients * w / sum(w)), so that a client's expected number is in proportion to its w.
-    A client that the draw leaves empty, lowest index first, is given the last image of the client that then holds
-    most (lowest index among equals), so that everybody has at least one.
+    For each class, the clients' shares of images are drawn from Dir(alpha): nearly equal for a large `alpha`, almost
+    everything for one client for a small one. So the number of images of a client is random. With `weights` w, shares
+    are drawn from Dir(alpha * clients * w / sum(w)), so that a client's expected number is proportional to its w.
+    Each client left without images, in the order of clients, gets the last image of the client that then has the most
+    (the first of several), so that every client has at least one.
     """
     _require(len(labels), clients, "clients")
     concentration = alpha * clients * np.array(_shares(weights, clients))
-    # numpy's sampler, seeded by ours: torch's takes a generator only under a private name
+    # numpy's sampler, seeded from `generator`: torch's Dirichlet sampler has no public argument for a generator
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     hands: list[list[int]] = [[] for _ in range(clients)]
     for label in labels.unique().tolist():
@@ -107,14 +107,14 @@ def _shares(weights: Sequence[float] | None, clients: int) -> list[float]:
 
 
 def _sizes(n: int, weights: Sequence[float], least: int = 1) -> list[int]:
-    """`n` dealt in proportion to `weights` by largest remainder, lowest index first among equals; sums to `n`.
+    """Divide `n` in proportion to `weights` by the largest-remainder method, lowest index first among equals.
 
-    Whoever then has less than `least` (0 or 1) is given one by whoever has most.
+    Entries below `least` (0 or 1) then take one from the largest entry. The result sums to `n`.
     """
     total = math.fsum(weights)
     quotas = [n * weight / total for weight in weights]
     sizes = [int(quota) for quota in quotas]
-    # rounded, so that equal remainders stay equal whatever the last bits of the division say
+    # rounded, so that equal remainders compare as equal despite rounding errors of the division
     by_remainder = sorted(range(len(sizes)), key=lambda i: (-round(quotas[i] - sizes[i], 9), i))
     for i in by_remainder[: n - sum(sizes)]:
         sizes[i] += 1

@@ -1,18 +1,18 @@
-"""The embedded data sets: patches of the photographs inside the scikit-image and scikit-learn wheels.
+"""The embedded data sets: patches of the photographs that the scikit-image and scikit-learn wheels contain.
 
-Nothing is downloaded. The class of a patch is the photograph it was cut from. In ``photos`` colour gives it away, which
-serves attacks and tests. In ``textures`` it has to be learned: patches are grey, so that texture and shape tell the
-photographs apart. (A random tint per patch would hide colours as well. But it survives augmentation, so a contrastive
-loss would learn the tint. A random exposure would be lost in the first norm, for the server and for attackers alike.)
+Nothing is downloaded. The class of a patch is the photograph it was cut from. In ``photos`` the colours almost reveal
+the class, which is enough for tests and attacks. In ``textures`` patches are grey, so that a model has to learn texture
+and shape to tell the classes apart. (A random tint per patch would hide the colours too, but it survives augmentation,
+so a contrastive loss would learn the tint. A random exposure would be removed by the first norm.)
 
-A photograph is laid out in square tiles with a margin between them; every fifth tile
-(along a diagonal pattern, so that test tiles lie all over the picture) belongs to the test split, the others
-to training. Patches are cut inside tiles only, so no test patch shares a pixel with a training patch or
-touches one. Patches of one tile overlap each other: the tile is their group. Near-constant patches (sky,
-studio background) are dropped, and every photograph, which is the label, contributes equally many.
+A photograph is divided into square tiles with a margin between them. Every fifth tile belongs to the test split, the
+others to training; test tiles form a diagonal pattern, so that they are spread over the picture. Patches are cut inside
+tiles only, so a test patch neither overlaps nor touches a training patch. Patches of the same tile overlap and form a
+group. Patches with hardly any contrast (sky, studio background) are dropped. From every photograph at most the same
+number of patches is taken.
 
-The right view of scikit-image's motorcycle is left out: it shows the scene of the left view shifted by up to
-seventy pixels, which would carry test content into training.
+The right view of scikit-image's motorcycle is left out: it shows the scene of the left view, shifted by up to seventy
+pixels, so test content would appear in the training split.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ TILE = 48
 MARGIN = 4
 STRIDE = 4
 TEST_EVERY = 5
-MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, of 255
+MINIMUM_CONTRAST = 8.0  # standard deviation of the grey values, which are from 0 to 255
 
 
 @dataclass(frozen=True)
 class Patches:
-    """One embedded data set. classes: names of `PHOTOGRAPHS`. train, test: the most patches of a class; a small
-    photograph has fewer with enough contrast. grey: as luma in all three channels.
+    """One embedded data set.
+
+    classes: keys of `PHOTOGRAPHS`. train, test: most patches of a class in each split; a small photograph may have
+    fewer with enough contrast. grey: whether images are grey (luma in all three channels).
     """
 
     classes: tuple[str, ...]
@@ -80,17 +82,17 @@ SETS = {
 
 @cache
 def load(name: str, split: str) -> ImageSet:
-    """A split of one of `SETS`, at 32x32 pixels.
+    """Load a split ("train" or "test") of a data set in `SETS`, as images of 32x32 pixels.
 
-    ``photos``: six photographs, 4,200 training or 1,020 test patches; ``textures``: ten in grey, 4,144 or 1,000; their
-    out-of-domain partners ``photos-source`` and ``textures-source``: four others, 2,800 or 680.
+    ``photos``: six photographs, 4,200 training and 1,020 test patches. ``textures``: ten photographs in grey, 4,144 and
+    1,000 patches. ``photos-source`` and ``textures-source``: four other photographs, 2,800 and 680 patches.
     """
     chosen = SETS[name]
     images, labels, groups = [], [], []
     group_offset = 0
     for label, name_of_class in enumerate(chosen.classes):
         patches, tiles = _patches(_read(*PHOTOGRAPHS[name_of_class], chosen.grey), split)
-        # Which patches are kept is drawn once and for all: the data set is the same in every run.
+        # The seed is fixed, so that the data set is the same in every run.
         most = chosen.test if split == "test" else chosen.train
         kept = np.sort(np.random.default_rng(label).permutation(len(patches))[:most])
         images.append(patches[kept])
@@ -112,7 +114,7 @@ def _read(package: str, file: str, grey: bool) -> np.ndarray:
 
 
 def tile_corners(height: int, width: int, split: str) -> list[tuple[int, int]]:
-    """Top-left corners of the tiles of a `height` x `width` photograph that belong to `split`."""
+    """Return the top-left corners (y, x) of the tiles of a `height` x `width` photograph that belong to `split`."""
     step = TILE + MARGIN
     return [
         (row * step, column * step)
@@ -123,7 +125,7 @@ def tile_corners(height: int, width: int, split: str) -> list[tuple[int, int]]:
 
 
 def _patches(photograph: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All patches of `split` with enough contrast, and the tile each was cut from."""
+    """All patches of `split` with enough contrast, (n, 32, 32, 3), and the number of each patch's tile, (n,)."""
     grey = photograph.mean(axis=2)
     patches, tiles = [], []
     for tile, (top, left) in enumerate(tile_corners(grey.shape[0], grey.shape[1], split)):

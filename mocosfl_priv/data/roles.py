@@ -1,8 +1,8 @@
-"""Data roles: who may see which image.
+"""Data roles: who may use which image.
 
-Every image of an experiment has a role, and roles that must not meet are disjoint by construction and checked
-by content. The only pair that may share images is (client private, probe train): the linear probe of the
-self-supervised literature is trained with labels on the very images the encoder was trained on.
+Every image of an experiment has a role. Roles are disjoint by construction, and their contents are compared as a check.
+Only client private and probe train may share images, since the linear probe in the self-supervised literature is
+trained, with labels, on the images on which the encoder was trained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mocosfl_priv.runtime.seeding import generator
 
 
 class Role(StrEnum):
-    """Who an image belongs to."""
+    """Who may use an image, and for what."""
 
     CLIENT_PRIVATE = "client_private"
     DEFENDER_TARGET = "defender_target"
@@ -43,7 +43,10 @@ MAY_OVERLAP = {frozenset({Role.CLIENT_PRIVATE, Role.PROBE_TRAIN})}
 
 @dataclass(frozen=True)
 class RoleRecord:
-    """What a result keeps of a role: its size, and SHA-256 hashes of its indices, its pixels, its labels and groups."""
+    """What a result records of a role: its size, its data set, and SHA-256 hashes of its images.
+
+    index_sha256: of the indices in the data set. content_sha256: of the pixels. label_sha256: of labels and groups.
+    """
 
     images: int
     source: str
@@ -57,11 +60,11 @@ class DataRoles:
     """All images of an experiment, by role.
 
     sets: the images of each role.
-    records: what a result keeps of them.
-    training_size: images in the whole target training set, the base of every target fraction.
-    duplicates_dropped: images left out of the target data because the same pixels stood there before; test
-        images win over training images.
-    reading: for people, a line each: what was read of target and source data, and what of it is left out or missing.
+    records: what a result records of each role.
+    training_size: number of images in the whole target training set, of which target fractions are fractions.
+    duplicates_dropped: number of images left out of the target data because another one has the same pixels; of a
+        training image and an equal test image, the test image is kept.
+    reading: lines of text for the user: what was read as target and source data, and what is left out or missing.
     """
 
     sets: Mapping[Role, ImageSet]
@@ -72,21 +75,27 @@ class DataRoles:
 
     @property
     def labelled(self) -> bool:
-        """Whether labels tell anything apart; without that, no accuracy means anything."""
+        """Whether there is more than one class; otherwise accuracy has no meaning."""
         return len(self.sets[Role.PROBE_TRAIN].labels.unique()) > 1
 
     def __getitem__(self, role: Role) -> ImageSet:
         return self.sets[role]
 
     def defender_target(self, fraction: float) -> ImageSet:
-        """The first `fraction` of the target training set's size; larger fractions contain smaller ones."""
+        """Return the defender's target images for a fraction of the target training set.
+
+        A larger fraction contains the images of a smaller one. `fraction` must not exceed the one given to
+        :func:`assign_roles`.
+        """
         return self.sets[Role.DEFENDER_TARGET].select(torch.arange(_share(fraction, self.training_size)))
 
 
 def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRoles:
     """Load target and source data and give every image its role.
 
-    Raises ConfigurationError where the wishes do not fit the data, or where roles that must be disjoint meet.
+    largest_target_fraction: of the target training set, for the defender.
+    Raises ConfigurationError when the data has too few images for the configured roles, or when roles that must be
+    disjoint share an image.
     """
     rng = generator(config.role_seed, "roles")
     train = load_split(config.dataset, "train", config.image_size, config.path)
@@ -114,15 +123,18 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
     if sum(wanted.values()) >= n:
         parts = ", ".join(f"{role} {count}" for role, count in wanted.items())
         raise ConfigurationError(
-            f"data: the roles {parts} overlap: together they ask for {sum(wanted.values())} of {n} training images "
-            "and leave none private; lower validation_fraction, auxiliary_target_fraction or target_fractions"
+            f"data: the roles {parts} together ask for {sum(wanted.values())} of {n} training images and leave none "
+            "for the clients; lower validation_fraction, auxiliary_target_fraction or target_fractions"
         )
     from_train, private = _deal_groups(train, wanted, rng)
     if len(private) == 0:
-        raise ConfigurationError("data: no private training image is left; the training set has too few groups")
+        raise ConfigurationError(
+            "data: no training image is left for the clients; the training set has too few groups of images that share "
+            "no pixels"
+        )
     if config.victims >= len(test):
         raise ConfigurationError(
-            f"data.victims: {config.victims} victims leave no probe test image; there are {len(test)} test images"
+            f"data.victims: {config.victims} victims leave no image to test probes; there are {len(test)} test images"
         )
     test_order = torch.randperm(len(test), generator=rng)
     from_source, defender_source = _deal_groups(
@@ -150,19 +162,19 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
 
 
 def _remarks(train: ImageSet, dropped: int, contradicting: int) -> list[str]:
-    """What a reader should know beside the counts."""
+    """Lines of text for the user: dropped duplicates, images with several labels, missing labels."""
     remarks = []
     if dropped:
-        remarks.append(f"duplicates: {dropped} images are left out because the same pixels stand there already")
+        remarks.append(f"duplicates: {dropped} images are left out because another image has the same pixels")
     if contradicting:
-        remarks.append(f"duplicates: {contradicting} pictures stand under two labels; the first one counts")
+        remarks.append(f"duplicates: {contradicting} pictures occur under more than one label; the first one is kept")
     if len(train.labels.unique()) < 2:
         remarks.append("no labels: utility not measurable (all images are of one class)")
     return remarks
 
 
 def _under_two_labels(*sets: ImageSet) -> int:
-    """How many pictures of `sets` stand under more than one label."""
+    """Number of distinct pictures in `sets` that occur under more than one label."""
     labels: dict[bytes, set[int]] = {}
     for images in sets:
         for digest, label in zip(images.digests(), images.labels.tolist(), strict=True):
@@ -171,7 +183,10 @@ def _under_two_labels(*sets: ImageSet) -> int:
 
 
 def check_disjoint(digests: Mapping[Role, np.ndarray]) -> None:
-    """Raise ConfigurationError that names every pair of roles that share an image and must not."""
+    """Raise ConfigurationError, which names the pairs, if roles share an image that must be disjoint.
+
+    digests: the hashes of each role's images, as :meth:`ImageSet.digests` returns them.
+    """
     problems = []
     for first, second in combinations(digests, 2):
         if frozenset({first, second}) in MAY_OVERLAP:
@@ -189,9 +204,9 @@ def _share(fraction: float, n: int) -> int:
 
 
 def _without_duplicates(images: ImageSet, seen: set[bytes], require_classes: bool = False) -> ImageSet:
-    """Drop images whose pixels are in `seen`; add the others to it.
+    """Drop images whose hash is in `seen`, and add the hashes of the others to it.
 
-    require_classes: raise ConfigurationError where that leaves a class without any image.
+    require_classes: raise ConfigurationError if a class loses all its images.
     """
     kept = []
     for index, digest in enumerate(images.digests()):
@@ -201,8 +216,8 @@ def _without_duplicates(images: ImageSet, seen: set[bytes], require_classes: boo
     lost = set(images.labels.tolist()) - set(images.labels[kept].tolist())
     if lost and require_classes:
         raise ConfigurationError(
-            f"{images.name}: every image of {', '.join(images.class_names[label] for label in sorted(lost))} stands "
-            "under another class or in the test split, too: a folder was linked or copied twice"
+            f"{images.name}: every image of {', '.join(images.class_names[label] for label in sorted(lost))} occurs "
+            "under another class or in the test split, too; was a folder linked or copied twice?"
         )
     return images if len(kept) == len(images) else images.select(torch.tensor(kept, dtype=torch.long))
 
@@ -210,10 +225,11 @@ def _without_duplicates(images: ImageSet, seen: set[bytes], require_classes: boo
 def _deal_groups(
     images: ImageSet, wanted: Mapping[Role, int], rng: torch.Generator
 ) -> tuple[dict[Role, Tensor], Tensor]:
-    """Give each role groups, always of the class it has least of, at random within a class; the rest comes second.
+    """Deal groups of images to the roles in `wanted`; return each role's indices, and the indices of all other groups.
 
-    No group is shared. A role takes from one group at most its share of a class, so that a small role still sees
-    every class it has images for; what is left of the group belongs to nobody, since it shares pixels with the role.
+    Each role takes random groups, always of the class of which it has the fewest images. From a group it takes at most
+    as many images as it needs per class, so that even a small role has images of every class. The remaining images of
+    that group are not used, since they share pixels with those taken.
     """
     names, inverse = torch.unique(images.groups, return_inverse=True)
     shuffled = torch.randperm(len(names), generator=rng)
@@ -237,7 +253,7 @@ def _deal_groups(
             taken.append(members[queues[label].pop()][: min(most, missing)])
             given[label] += len(taken[-1])
             missing -= len(taken[-1])
-        # one image of each group in turn, so that the first images of a role are as varied as it is
+        # take one image of each group in turn, so that the first images of a role come from many groups and classes
         turns = [int(image) for images_in_turn in zip_longest(*taken) for image in images_in_turn if image is not None]
         dealt[role] = torch.tensor(turns, dtype=torch.long)
     rest = [members[group] for queue in queues.values() for group in queue]

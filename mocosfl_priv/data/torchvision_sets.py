@@ -25,9 +25,10 @@ DEFAULT_ROOT = Path("~/.cache/mocosfl-priv/data")
 
 
 def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
-    """Read one split; torchvision verifies the files' checksums.
+    """Read one split of the data set `name`, with images resized to `image_size` pixels a side.
 
-    Raises ConfigurationError with the remedy when the files are not there.
+    torchvision verifies the files' checksums. Raises ConfigurationError, which says how to get the files, when they are
+    missing or damaged.
     """
     root = (root or DEFAULT_ROOT).expanduser()
     try:
@@ -36,7 +37,7 @@ def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
         remedy = DOWNLOADS[name].replace("ROOT", repr(str(root)))
         raise ConfigurationError(
             f"{name}: no usable files in {root}. On a machine with internet access run: "
-            f'python -c "import torchvision; {remedy}" and copy the folder here, or set data.path to where it lies'
+            f'python -c "import torchvision; {remedy}" and copy the folder to this machine; data.path names its place'
         ) from error
     images = np.asarray(data.data)
     if images.shape[1] == 3:  # SVHN and STL-10 keep channels first

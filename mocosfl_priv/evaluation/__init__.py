@@ -1,1 +1,1 @@
-"""Utility, image metrics, floors and statistics."""
+"""Utility, image metrics, recognition, floors, statistics and reliability flags."""

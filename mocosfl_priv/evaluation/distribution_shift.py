@@ -1,7 +1,7 @@
-"""Whether a set of images looks as if drawn from a distribution: colour and contrast, by permutation tests.
+"""Permutation tests of whether two sets of images have the same mean colours and contrast.
 
-Un-normalising with the wrong constants, or twice, leaves every metric plausible and none comparable; the mean colours
-and the contrast of the images show it.
+They detect, for example, images that were un-normalised with wrong constants, or twice. Metrics of such images look
+plausible but cannot be compared with others.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LARGEST_SAMPLE = 2000
+LARGEST_SAMPLE = 2000  # groups of a set that take part in a test
 PERMUTATIONS = 2000
 SIGNIFICANCE = 0.001
-SMALLEST_SHIFT = 0.3  # in deviations of the target's images
+SMALLEST_SHIFT = 0.3  # in standard deviations of the statistic over the target's images
 STATISTICS = ("red", "green", "blue", "contrast")
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Per image the mean of each colour and the contrast, float (n, 4); groups (n,): images that share pixels."""
+    """Statistics of n images.
+
+    values: float (n, 4), the mean of each colour and the contrast. groups: (n,); images of a group share pixels.
+    """
 
     values: np.ndarray
     groups: np.ndarray
@@ -27,7 +30,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True)
 class Shift:
-    """How a statistic differs: means over victims and target, `effect` in the target's deviations, and the p-value."""
+    """The difference of a statistic between victims and target data.
+
+    victims, target: means over the images. effect: their difference, in standard deviations over the target's images.
+    """
 
     statistic: str
     victims: float
@@ -37,23 +43,24 @@ class Shift:
 
     @property
     def matters(self) -> bool:
-        """Whether it is neither chance nor too small to care about."""
+        """Whether the difference is significant (`SIGNIFICANCE`) and large enough (`SMALLEST_SHIFT`)."""
         return self.p_value <= SIGNIFICANCE and abs(self.effect) >= SMALLEST_SHIFT
 
 
 def image_statistics(images: np.ndarray, groups: np.ndarray) -> ImageStatistics:
-    """Mean of each colour and contrast (the deviation over pixels, averaged over colours), in [0, 1].
+    """Compute the mean of each colour and the contrast of images, in [0, 1].
 
-    images: uint8 (n, 3, h, w); groups: (n,).
+    Contrast is the standard deviation over pixels, averaged over colours. images: uint8 (n, 3, h, w). groups: (n,).
     """
     pixels = images.reshape(len(images), 3, -1).astype(np.float32) / 255
     return ImageStatistics(np.column_stack([pixels.mean(2), pixels.std(2).mean(1)]), groups)
 
 
 def distribution_shifts(victims: ImageStatistics, target: ImageStatistics) -> list[Shift]:
-    """How the victims' statistics differ from the target's: two-sample permutation tests of the mean, per statistic.
+    """Compare each statistic's mean between victims and target by a two-sample permutation test.
 
-    Images of a group share pixels and count as one observation, their mean. Of large sets a fixed sample is taken.
+    A group of images that share pixels counts as one observation, the mean of its images. Of sets with more than
+    `LARGEST_SAMPLE` groups, a fixed sample is taken.
     """
     rng = np.random.default_rng(0)
     first, second = _group_means(victims, rng), _group_means(target, rng)
@@ -73,7 +80,7 @@ def distribution_shifts(victims: ImageStatistics, target: ImageStatistics) -> li
 
 
 def _group_means(statistics: ImageStatistics, rng: np.random.Generator) -> np.ndarray:
-    """The mean statistics of at most `LARGEST_SAMPLE` groups, (groups, 4)."""
+    """Mean statistics of each group, (groups, 4), for at most `LARGEST_SAMPLE` groups."""
     _, member = np.unique(statistics.groups, return_inverse=True)
     sums = np.zeros((member.max() + 1, len(STATISTICS)))
     np.add.at(sums, member, statistics.values)

@@ -1,8 +1,8 @@
-"""The no-information floor: how well one can guess victims without looking at their smashed data.
+"""The floor: the error of guessing victims without looking at their smashed data.
 
-Two predictors ignore z: one constant colour, and the mean image of the target distribution. Both are estimated on
-the clients' private images, never on the victims, and the better of the two is the floor. It is the null that every
-reconstruction error is read against: leak ratio R = 1 - MSE / MSE_floor.
+There are two guesses: a constant colour, and the mean image of the target distribution. Both are estimated on the
+clients' private images, never on the victims, and the better one is the floor. Every reconstruction error is compared
+with it by the leak ratio R = 1 - MSE / MSE_floor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mocosfl_priv.evaluation.image_metrics import mse
 
 
 def constant_colour(images: Tensor) -> Tensor:
-    """The image (3, h, w) that shows the mean colour of images (n, 3, h, w) everywhere."""
+    """Return the image (3, h, w) that is filled with the mean colour of images (n, 3, h, w)."""
     return images.mean((0, 2, 3)).view(3, 1, 1).expand(images.shape[1:]).contiguous()
 
 
@@ -38,7 +38,10 @@ def mean_image(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Floor:
-    """The better blind guess and its error: `image` (3, h, w) in [0, 1], `mse` (n,) per victim."""
+    """The better of the two blind guesses and its error.
+
+    kind: "constant colour" or "mean image". image: (3, h, w) in [0, 1]. mse: (n,), per victim.
+    """
 
     kind: str
     image: Tensor
@@ -46,10 +49,10 @@ class Floor:
 
 
 def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
-    """The floor for `victims` from images of the same distribution; both float (n, 3, h, w) in [0, 1].
+    """Compute the floor for `victims` from `known` images of the same distribution; both float (n, 3, h, w) in [0, 1].
 
-    Which of the two guesses is better is decided on `known` as well: each is estimated on the even images and
-    compared on the odd ones. The guess itself then uses them all.
+    The better guess is also chosen on `known`: each is estimated on every other image and compared on the rest. The
+    chosen guess is then estimated on all of `known`.
     """
     estimate, compare = known[::2], known[1::2] if len(known) > 1 else known
     guesses = {"constant colour": constant_colour, "mean image": mean_image}
@@ -59,14 +62,14 @@ def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
 
 
 def hindsight_floor(victims: Tensor) -> Tensor:
-    """Errors (n,) of the one guess that is best for these very victims (n, 3, h, w), their own mean image.
+    """Return the errors (n,) of the single guess that is best for exactly these victims (n, 3, h, w): their mean image.
 
-    No guess of independent images that ignores the smashed data has a smaller mean error in the long run, whatever it
-    knows of their distribution; so promises about any attacker start from it, and not from what one guess reached.
+    For independent images, no guess that ignores the smashed data has a smaller expected mean error, whatever it knows
+    of their distribution. Bounds that must hold for any attacker are therefore computed from this floor.
     """
     return mse(mean_image(victims).expand_as(victims), victims)
 
 
 def leak_ratio(error: np.ndarray | Tensor, floor: np.ndarray | Tensor) -> float:
-    """R = 1 - mean error / mean floor over the same victims; 1 is perfect reconstruction, <= 0 is no leak."""
+    """Return R = 1 - mean error / mean floor over the same victims; 1 is a perfect reconstruction, <= 0 is no leak."""
     return 1.0 - float(torch.as_tensor(error).mean()) / float(torch.as_tensor(floor).mean())

@@ -1,7 +1,7 @@
 """Image metrics, one value per image. Images are float (n, c, h, w) in [0, 1]; out-of-range values are clamped.
 
-SSIM exists in two conventions that differ much on small images: `ssim` uses windows that lie inside the image, as
-scikit-image does; `ssim_zeropad` pads with zeros, as the MocoSFL and ResSFL code does.
+There are two conventions for SSIM, which differ much on small images: `ssim` uses windows inside the image, as
+scikit-image does; `ssim_zeropad` pads images with zeros, as the code of MocoSFL and ResSFL does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PSNR_CAP = 100.0  # dB; exact matches would be infinite
+PSNR_CAP = 100.0  # dB; the PSNR of equal images would be infinite
 WINDOW = 11
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # K1, K2 squared, for a data range of 1
@@ -32,26 +32,26 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """10 log10(1 / MSE) in dB, at most `PSNR_CAP`: (n,). Its mean is not the PSNR of the mean MSE."""
+    """Return 10 log10(1 / MSE) in dB, at most `PSNR_CAP`: (n,). Its mean is not the PSNR of the mean MSE."""
     return (-10 * torch.log10(mse(a, b).clamp(min=10 ** (-PSNR_CAP / 10)))).clamp(max=PSNR_CAP)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al., 2004) over windows inside the image: (n,), differentiable.
+    """Return the structural similarity (Wang et al., 2004) over windows inside the image: (n,), differentiable.
 
     Equals skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1, channel_axis=...). Images must be at least 11 pixels a side.
+    data_range=1, channel_axis=...). Raises ValueError for images with fewer than 11 pixels a side.
     """
     return _ssim(a, b, padding=0)
 
 
 def ssim_zeropad(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM with zero padding, the convention of published split-learning results: (n,), differentiable."""
+    """Return SSIM with zero padding, the convention of published split-learning results: (n,), differentiable."""
     return _ssim(a, b, padding=WINDOW // 2)
 
 
 def _window_matrix(size: int, padding: int, like: Tensor) -> Tensor:
-    """The (outputs, size) matrix that applies the Gaussian window along one side; outside the image is zero."""
+    """The (outputs, size) matrix that applies the Gaussian window along one side; pixels outside the image are zero."""
     offsets = torch.arange(WINDOW, device=like.device, dtype=like.dtype) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     window = window / window.sum()
@@ -66,8 +66,8 @@ def _ssim(a: Tensor, b: Tensor, padding: int) -> Tensor:
     if not padding and min(a.shape[-2:]) < WINDOW:
         raise ValueError(f"ssim needs images of at least {WINDOW} pixels a side, got {tuple(a.shape[-2:])}")
     a, b = a.clamp(0, 1), b.clamp(0, 1)
-    # Five local means per channel. The separable window is applied as two matrix products: a banded matrix from the
-    # left filters columns, its transpose from the right filters rows; far faster than a convolution, and exact.
+    # Five local means per channel. The window is separable, so it is applied as two products with banded matrices, one
+    # for columns and one for rows. This is exact, and much faster than a convolution.
     stacked = torch.stack([a, b, a * a, b * b, a * b])
     rows, columns = (_window_matrix(size, padding, a) for size in a.shape[-2:])
     filtered = rows @ stacked @ columns.T

@@ -1,4 +1,4 @@
-"""The weighted kNN monitor (Wu et al., CVPR 2018), as self-supervised papers use it."""
+"""The weighted kNN classifier (Wu et al., CVPR 2018) that self-supervised papers use to monitor training."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ QUERY_CHUNK = 512
 def weighted_knn(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, *, classes: int, neighbours: int = 200, temperature: float = 0.1
 ) -> Tensor:
-    """Predict each query's class by its nearest bank features, weighted by exp(cosine similarity / temperature).
+    """Predict each query's class by a vote of its nearest bank features.
 
-    bank: float (n, d); bank_labels: int64 (n,); queries: float (m, d). Features need not have unit length. At most
-    n neighbours are used. Returns int64 (m,).
+    A neighbour's vote has the weight exp(cosine similarity / temperature).
+
+    bank: float (n, d). bank_labels: int64 (n,), below `classes`. queries: float (m, d). Features need not have unit
+    length. At most n neighbours are used. Returns int64 (m,).
     """
     bank = F.normalize(bank, dim=1)
     neighbours = min(neighbours, len(bank))
     predictions = []
     for chunk in F.normalize(queries, dim=1).split(QUERY_CHUNK):
         similarity, index = (chunk @ bank.T).topk(neighbours, dim=1)
-        # weights relative to the nearest neighbour: the ranking of classes is unchanged and nothing overflows
+        # relative to the nearest neighbour, so that nothing overflows; the ranking of classes is the same
         weights = torch.exp((similarity - similarity[:, :1]) / temperature)
         votes = torch.zeros(len(chunk), classes, device=bank.device, dtype=weights.dtype)
         votes.scatter_add_(1, bank_labels[index], weights)

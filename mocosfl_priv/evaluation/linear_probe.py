@@ -15,7 +15,11 @@ MAXIMUM_ITERATIONS = 300
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """correct: bool (m,) per test image; penalty: the inverse L2 strength chosen on the selection data."""
+    """The result of a linear probe.
+
+    correct: bool (m,), per test image. penalty: the chosen inverse L2 strength (scikit-learn's C).
+    selection_accuracy: the accuracy on the selection data, in [0, 1], by which it was chosen.
+    """
 
     correct: np.ndarray
     penalty: float
@@ -28,12 +32,13 @@ def linear_probe(
     test: tuple[Tensor, Tensor],
     penalties: Sequence[float],
 ) -> ProbeResult:
-    """Fit a probe per penalty on `train`, keep the best on `selection`, score it once on `test`.
+    """Fit a probe on `train` for each penalty, choose the best on `selection`, and score it on `test`.
 
-    Each argument is (features float (n, d), labels int64 (n,)). Features are standardised by the training mean and
-    deviation. Test data plays no part in any choice, unless a caller passes it as `selection`, too.
+    train, selection, test: (features float (n, d), labels int64 (n,)). Features are standardised by the training mean
+        and standard deviation. Test data affects no choice, unless a caller passes it as `selection` too.
+    penalties: inverse L2 strengths (scikit-learn's C).
     """
-    # scikit-learn takes seconds to import, and `validate` and `ls` have no use for it
+    # imported here, since scikit-learn takes seconds to import and the commands `validate` and `ls` do not need it
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -42,14 +47,14 @@ def linear_probe(
     (train_x, train_y), (select_x, select_y), (test_x, test_y) = (
         (features.double().cpu().numpy(), labels.cpu().numpy()) for features, labels in (train, selection, test)
     )
-    if len(np.unique(train_y)) < 2:  # nothing to separate: every probe predicts the one class there is
+    if len(np.unique(train_y)) < 2:  # logistic regression needs two classes; with one, that one is predicted
         return ProbeResult(test_y == train_y[0], float(penalties[0]), float(np.mean(select_y == train_y[0])))
     best, best_accuracy, best_penalty = None, -1.0, 0.0
     for penalty in penalties:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=MAXIMUM_ITERATIONS))
-        # One BLAS thread: at these sizes several spend their time waiting for each other (measured: ten times slower).
+        # One BLAS thread: at these sizes several threads were measured to be ten times slower.
         with threadpool_limits(1), warnings.catch_warnings():
-            # an unfinished fit still is a probe; selection decides whether it is the best one
+            # a fit that has not converged is still a valid probe, which may or may not be selected
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(train_x, train_y)
         accuracy = float(model.score(select_x, select_y))

@@ -1,4 +1,4 @@
-"""Many comparisons at once: what may be claimed of all of them together."""
+"""Corrections for many comparisons at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given (Holm, Scandinavian Journal of Statistics 1979).
+    """Return adjusted p-values, in the order given (Holm, Scandinavian Journal of Statistics 1979).
 
-    Claiming only the differences whose adjusted p-value is at most alpha makes any false claim with probability alpha
-    or less, however many comparisons there are and however they depend on each other.
+    If only differences with an adjusted p-value of at most alpha are claimed, the probability of one or more false
+    claims is at most alpha, however many comparisons there are and however they depend on each other.
     """
     if not p_values:
         return []
@@ -24,17 +24,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def family_wise_statement(found: int, of: int, confidence: float) -> str:
-    """What `found` differences in a family of `of` comparisons say together, in words."""
+    """Say in words what `found` differences in a family of `of` comparisons mean; `confidence` is in (0, 1)."""
     if of == 0:
         return "Nothing was compared."
     rate = f"{100 * (1 - confidence):.2g} %"
     comparisons = f"{of} comparison{'s' if of > 1 else ''}"
     if found == 0:
         return (
-            f"Of {comparisons} none shows a difference. That is no proof of equality: it says that these seeds and "
-            "images do not tell the systems apart."
+            f"Of {comparisons} none shows a difference. That is no proof of equality; the systems may differ by less "
+            "than these seeds and images can show."
         )
     return (
-        f"Of {comparisons} {found} show{'s' if found == 1 else ''} a difference: the probability that any of these "
-        f"claims is false is at most {rate} over all together (Holm)."
+        f"Of {comparisons} {found} show{'s' if found == 1 else ''} a difference. The probability that one or more "
+        f"of these claims are false is at most {rate} (Holm)."
     )

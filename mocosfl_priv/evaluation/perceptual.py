@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al., CVPR 2018), where the weights of its backbone are at hand.
+"""LPIPS (Zhang et al., CVPR 2018), if the weights of its backbone are on this machine.
 
-The `lpips` package ships its linear layers, not the torchvision backbone below them. Without those weights a
-"perceptual" distance would come from a random network, so the metric is then absent, and one line says how to get it.
+The `lpips` package contains its linear layers, but not the weights of the torchvision backbone below them. Without
+these, distances would come from a random network; so LPIPS is then not measured, and a message says how to get them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-MINIMUM_SIZE = 64  # smaller images are enlarged: AlexNet's pooling leaves nothing of 32 pixels
+MINIMUM_SIZE = 64  # smaller images are enlarged, since AlexNet's pooling reduces maps of 32-pixel images to nothing
 BATCH = 64
 
 WEIGHT_FILES = {
@@ -26,24 +26,24 @@ WEIGHT_FILES = {
 
 @dataclass(frozen=True)
 class Lpips:
-    """A loaded metric. `description` names the network and the resizing, for the result."""
+    """A loaded LPIPS metric. description: its network and resizing, for the result's record."""
 
     network: nn.Module
     description: str
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance per image, (n,), of images (n, 3, h, w) in [0, 1]."""
+        """Return the distance per image, (n,), of images (n, 3, h, w) in [0, 1], without gradient."""
         return torch.cat([self.distance(x, y) for x, y in zip(a.split(BATCH), b.split(BATCH), strict=True)])
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """The same, differentiable and in one batch: as a loss."""
+        """Return the same distances, computed in one batch and differentiable, for use in a loss."""
         distance: Tensor = self.network(_prepare(a), _prepare(b)).flatten()
         return distance
 
 
 def _prepare(images: Tensor) -> Tensor:
-    """[0, 1] to the [-1, 1] that lpips expects, enlarged to `MINIMUM_SIZE` where needed."""
+    """Scale images from [0, 1] to [-1, 1], as lpips expects, and enlarge small ones to `MINIMUM_SIZE`."""
     images = images.clamp(0, 1) * 2 - 1
     if min(images.shape[-2:]) < MINIMUM_SIZE:
         images = nn.functional.interpolate(images, size=(MINIMUM_SIZE, MINIMUM_SIZE), mode="bilinear")
@@ -51,7 +51,7 @@ def _prepare(images: Tensor) -> Tensor:
 
 
 def weights_path(network: str) -> Path:
-    """Where torchvision caches the backbone's weights."""
+    """Return the path at which torchvision caches the backbone's weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHT_FILES[network][1]
 
 
@@ -89,16 +89,16 @@ def load_lpips(network: str) -> tuple[Lpips | None, str]:
 
 
 def build_lpips(network: str, backbone: dict[str, Tensor]) -> Lpips:
-    """Assemble the metric from a torchvision state dict of the backbone's convolutions."""
-    import lpips  # brings torchvision, which takes seconds to import
+    """Build the metric with the backbone weights in `backbone`, a state dict of torchvision's model."""
+    import lpips  # imports torchvision, which takes seconds
 
-    # pnet_rand only keeps lpips from downloading: every backbone weight is replaced below, or an error is raised
+    # pnet_rand keeps lpips from downloading weights; all of its random weights are replaced below
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
         metric = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     parameters = {name.removeprefix("features."): value for name, value in backbone.items() if "features." in name}
     for name, parameter in metric.net.named_parameters():
-        index = name.split(".", 1)[1]  # slices are called slice1.0.weight: the second number is torchvision's index
+        index = name.split(".", 1)[1]  # of slice1.0.weight, 0.weight is torchvision's name
         parameter.data.copy_(parameters[index])
     metric.eval().requires_grad_(False)
     return Lpips(metric, f"lpips {network} v0.1, images enlarged to at least {MINIMUM_SIZE} pixels")

@@ -1,14 +1,14 @@
-"""Recognition: whether a reconstruction still tells *what* and *which* a victim is, to a network that nobody attacked.
+"""Recognition: whether a reconstruction shows what the victim is, and which image it is.
 
-A small classifier of the evaluator's own, trained with labels on the training split and never on victims or probe
-test images, judges reconstructions in two ways:
+A small classifier, which is independent of the attacked system, judges reconstructions. It is trained on the labelled
+training split, never on victims or probe test images. A reconstruction is
 
-- recognised: it names the victim's class from the reconstruction (top-1);
-- reidentified: among at least `CANDIDATES` images, the victim itself is strictly the nearest to the reconstruction, by
-  cosine similarity of the classifier's penultimate features (rank-1).
+- recognised if the classifier predicts the victim's class from it (top-1);
+- reidentified if, among at least `CANDIDATES` images, the victim itself is strictly the nearest to it, by cosine
+  similarity of the classifier's penultimate features (rank-1).
 
-Each stands beside its chance level, what an image that tells nothing would score, and its ceiling, what the victims'
-own images score. Candidates of one photograph may overlap; to tell them apart is then part of the task.
+Both shares are reported with a chance level, the share for images without information, and a ceiling, the share for the
+victims' own images. Candidates cut from the same photograph may overlap, which makes re-identification harder.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mocosfl_priv.runtime.seeding import generator, global_seed
 
 CANDIDATES = 1000
 WIDTH = 16
-LARGEST_SIDE = 64  # larger images are judged at this size: the cost would grow with their area
+LARGEST_SIDE = 64  # pixels; larger images are reduced to this size to limit the cost
 BATCH = 64
 BATCH_FOR_INFERENCE = 256
 PEAK_LEARNING_RATE = 0.2
 MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 0.9, 5e-4, 0.1
-SHIFT_SHARE = 8  # images are moved by up to an eighth of their side
-STRONGEST_NOISE = 0.1
-MILD_NOISE = 0.02  # deviation of the noise on the victims that the re-identification ceiling is measured with
+SHIFT_SHARE = 8  # images are shifted by up to an eighth of their side
+STRONGEST_NOISE = 0.1  # largest standard deviation of the noise on training images
+MILD_NOISE = 0.02  # standard deviation of the noise on the victims for the ceiling of re-identification
 
 
 class Classifier(nn.Module):
@@ -43,21 +43,21 @@ class Classifier(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         widths = (WIDTH, 2 * WIDTH, 4 * WIDTH, 4 * WIDTH)
-        layers: list[nn.Module] = [nn.BatchNorm2d(3, affine=False)]  # images in [0, 1] to zero mean, unit deviation
+        layers: list[nn.Module] = [nn.BatchNorm2d(3, affine=False)]  # normalises images in [0, 1]
         for stage, (before, channels) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
             layers.append(nn.Conv2d(before, channels, 3, padding=1, bias=False))
             if stage < len(widths) - 1:
-                layers.append(nn.MaxPool2d(2))  # before the norm: a quarter of its work, and the same maxima
+                layers.append(nn.MaxPool2d(2))  # before the norm, which then has only a quarter of the values
             layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (n, classes) of images float (n, 3, h, w) in [0, 1]."""
+        """Return class scores (n, classes) of images float (n, 3, h, w) in [0, 1]."""
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features (n, d) of images float (n, 3, h, w) in [0, 1]."""
+        """Return penultimate features (n, d) of images float (n, 3, h, w) in [0, 1]."""
         if max(images.shape[-2:]) > LARGEST_SIDE:
             images = F.interpolate(images, size=(LARGEST_SIDE, LARGEST_SIDE), mode="area")
         return self.body(images.contiguous(memory_format=torch.channels_last))
@@ -66,10 +66,10 @@ class Classifier(nn.Module):
 def train_classifier(
     images: Tensor, labels: Tensor, classes: int, *, epochs: int, device: torch.device, seed: int
 ) -> Classifier:
-    """A classifier trained on uint8 images (n, 3, h, w), n >= 2, with labels int64 (n,).
+    """Train a classifier on uint8 images (n, 3, h, w), n >= 2, with labels int64 (n,), by one-cycle SGD.
 
-    One-cycle SGD; images are mirrored, moved, and some of them blurred or noisy as reconstructions are, so that
-    these alone do not hide a class. Equal seeds give equal classifiers on a CPU.
+    Training images are mirrored and shifted, and some are blurred or noisy, so that the blur and noise of
+    reconstructions alone do not prevent recognition. On a CPU, equal seeds give equal classifiers.
     """
     rng = generator(seed, "recognition batches")
     with global_seed(seed, "recognition classifier"):
@@ -84,7 +84,7 @@ def train_classifier(
     network.train()
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=rng)
-        for chosen in order[: steps * batch].view(steps, batch).to(device):  # BatchNorm dislikes a last, small batch
+        for chosen in order[: steps * batch].view(steps, batch).to(device):  # without the last, small batch
             shown = _degrade(_flip_and_shift(to_unit_range(images[chosen]), rng), rng)
             loss = F.cross_entropy(network(shown), labels[chosen], label_smoothing=LABEL_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
@@ -95,7 +95,7 @@ def train_classifier(
 
 
 def _flip_and_shift(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Mirror each image with probability one half and move it; edges are reflected."""
+    """Mirror each image with probability 0.5 and shift it; edges are reflected."""
     n, _, height, width = images.shape
     reach = min(height, width) // SHIFT_SHARE
     flips = (torch.rand(n, generator=rng) < 0.5).to(images.device)
@@ -108,7 +108,7 @@ def _flip_and_shift(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _degrade(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Halve the resolution of every other image, by chance, and add noise of up to `STRONGEST_NOISE`."""
+    """Halve each image's resolution with probability 0.5, and add noise of random strength, up to `STRONGEST_NOISE`."""
     n = len(images)
     coarse = F.interpolate(F.avg_pool2d(images, 2), size=images.shape[-2:], mode="bilinear")
     blurred = (torch.rand(n, 1, 1, 1, generator=rng) < 0.5).to(images.device)
@@ -119,15 +119,17 @@ def _degrade(images: Tensor, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class RecognitionJudge:
-    """The classifier with the labels of the victims and the features of the candidates; see :func:`build_judge`.
+    """The classifier, the victims' labels and the candidates' features; made by :func:`build_judge`.
 
-    labels: int64 (n,). candidates: float (m, d) of unit length, the first n of them the victims'; None where there
-    are fewer than `CANDIDATES`, and re-identification is then NaN.
-    recognition_chance: the share of the most frequent class among the victims: the best answer that ignores the
-    images. recognition_ceiling: top-1 accuracy on the victims' own images.
-    reidentification_chance: 1 / m. reidentification_ceiling: rank-1 for the victims' own images under noise of
-    deviation `MILD_NOISE`; without it they would be found by definition.
-    note: one line about both, for the result.
+    labels: int64 (n,), of the victims.
+    candidates: features float (m, d), of unit length; the first n are those of the victims. None if there are fewer
+        than `CANDIDATES`; re-identification is then NaN.
+    recognition_chance: share of the most frequent class among the victims, which is the best guess without the images.
+    recognition_ceiling: top-1 accuracy on the victims' own images.
+    reidentification_chance: 1 / m.
+    reidentification_ceiling: rank-1 accuracy on the victims' own images with noise of standard deviation `MILD_NOISE`;
+        without noise it would be 1 by definition.
+    note: a line about these levels, for the result.
     """
 
     classifier: Classifier
@@ -140,7 +142,10 @@ class RecognitionJudge:
     note: str
 
     def __call__(self, reconstruction: Tensor) -> dict[str, Tensor]:
-        """`recognised` and `reidentified`, float (n,) of zeros and ones (or NaN), of images (n, 3, h, w) in [0, 1]."""
+        """Judge reconstructions, float (n, 3, h, w) in [0, 1], in the order of the victims.
+
+        Returns `recognised` and `reidentified`, float (n,) of zeros and ones, or NaN where not measured.
+        """
         scores, features = _look(self.classifier, reconstruction)
         recognised = (scores.argmax(1) == self.labels).float()
         if self.candidates is None:
@@ -149,14 +154,14 @@ class RecognitionJudge:
 
     @property
     def levels(self) -> dict[str, float]:
-        """The chance levels and ceilings, by the names of their columns."""
+        """The chance levels and ceilings, by column name."""
         return {name: getattr(self, name) for name in RECOGNITION_LEVELS}
 
 
 def nearest_is_own(queries: Tensor, candidates: Tensor) -> Tensor:
-    """Whether query i (n, d) is strictly more similar to candidate i than to any other candidate (m, d): bool (n,).
+    """Whether query i of (n, d) is strictly more similar to candidate i than to all other candidates (m, d): bool (n,).
 
-    A tie is no re-identification: images without any structure share one feature.
+    A tie counts as a failure, since images without any structure all have the same features.
     """
     similarity = queries @ candidates.T
     own = similarity.diagonal().clone()
@@ -173,10 +178,10 @@ def build_judge(
     device: torch.device,
     seed: int,
 ) -> RecognitionJudge:
-    """Train the classifier on `training` and set up both judgements of `victims`.
+    """Train the classifier on `training` and prepare the judgement of reconstructions of `victims`.
 
-    bystanders: target images that nobody attacks, in order of preference (probe test first); as many as are needed
-    for `CANDIDATES` candidates in all are drawn from them.
+    bystanders: target images that are not attacked, in order of preference (probe test first). As many are drawn as are
+        needed for `CANDIDATES` candidates, victims included.
     """
     classifier = train_classifier(
         torch.cat([images.images for images in training]),
@@ -188,7 +193,7 @@ def build_judge(
     )
     rng = generator(seed, "recognition candidates")
     drawn: list[Tensor] = [victims.images]
-    for images in bystanders:  # an order by class would fill the candidates with one class
+    for images in bystanders:  # drawn at random, since images may be ordered by class
         missing = max(0, CANDIDATES - sum(map(len, drawn)))
         drawn.append(images.images[torch.randperm(len(images), generator=rng)[:missing]])
     candidates = torch.cat(drawn)
@@ -215,7 +220,7 @@ def build_judge(
 
 @torch.no_grad()
 def _look(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (n, classes) and features of unit length (n, d) of images in [0, 1], on the CPU."""
+    """Compute scores (n, classes) and features of unit length (n, d) of images in [0, 1]; both on the CPU."""
     device = classifier.head.weight.device
     features = torch.cat([classifier.features(batch.to(device)) for batch in images.split(BATCH_FOR_INFERENCE)])
     return classifier.head(features).cpu(), F.normalize(features, dim=1).cpu()

@@ -1,4 +1,4 @@
-"""Score reconstructions against the true victims, image by image."""
+"""Scores of reconstructions, compared with the victims image by image."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ JUDGED = ("recognised", "reidentified")
 def score(
     reconstruction: Tensor, victims: Tensor, floor: Floor, lpips: Lpips | None, recognition: RecognitionJudge | None
 ) -> dict[str, Tensor]:
-    """Every metric of every image: name to (n,). Both arguments float (n, 3, h, w) in [0, 1].
+    """Compute all metrics per image, as float (n,) by name.
 
-    `ssim` needs at least 11 pixels a side, `lpips` its weights, and recognition its judge; they are NaN where they
-    cannot be measured.
+    reconstruction, victims: float (n, 3, h, w) in [0, 1].
+    A metric is NaN where it cannot be measured: `ssim` for images with fewer than 11 pixels a side, `lpips` without
+    its weights, `recognised` and `reidentified` without a judge.
     """
     absent = torch.full((len(victims),), float("nan"))
     judged = recognition(reconstruction) if recognition is not None else dict.fromkeys(JUDGED, absent)

@@ -1,9 +1,10 @@
-"""Flags on numbers that cannot be trusted, in the manner of AutoAttack's (Croce and Hein, ICML 2020).
+"""Flags for numbers that cannot be trusted, similar to those of AutoAttack (Croce and Hein, ICML 2020).
 
-A defense looks good when an attack is bad. Each flag is a sign of a bad attack or of a missing control, found in the
-results alone: what was run, and the errors per image. A difference counts where the interval of the paired difference
-(hierarchical bootstrap over seeds, then images) excludes zero and the leak ratio changes by `SMALLEST_EFFECT` or more.
-A measured error below the one that a defense promises of any attacker is more than a sign: it ends the run as an error.
+A defense looks good when an attack is bad. Each flag is a sign of a bad attack or of a missing control, and is computed
+from the results alone: what was run, and the errors per image. Two attacks differ if the interval of their difference,
+paired by seed and image (see :mod:`mocosfl_priv.evaluation.statistics`), excludes zero, and their leak ratios differ by
+`SMALLEST_EFFECT` or more. If an error is below the bound that a defense guarantees for any attacker, the run ends with
+an error.
 """
 
 from __future__ import annotations
@@ -48,22 +49,23 @@ FLAGS = (
     "loss-fell-without-learning",
     NO_LABELS,
 )
-PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # what an attack is compared within
+PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # attacks are compared where these keys are equal
 ENOUGH_SEEDS = 3
 LARGEST_SIGNATURE = 0.5  # nats: a key of the same client counts for e^.5 = 1.6 keys of another (docs/LEARNING.md)
-FEWEST_VALIDATIONS = 6  # below which a training is too short to say that it has stopped learning
-FALLING_LOSS = 0.05  # share of the loss by which it falls from the first to the last third of a training
-RISING_KNN = 0.01  # by which validation kNN rises meanwhile, where something is learned
+FEWEST_VALIDATIONS = 6  # with fewer, a training is too short to judge whether it has stopped learning
+FALLING_LOSS = 0.05  # the loss has fallen if it falls by this fraction from the first to the last third of a training
+RISING_KNN = 0.01  # kNN accuracy has risen if it rises by this much from the first to the last third
 WHITE_BOX = "client_weights"
-DECODER = "architecture"  # the parameter that holds a decoder of the grammar
-DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # an attack's own share of its data
+DECODER = "architecture"  # name of the attack parameter that describes a decoder
+DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # how much of its data an attack uses
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A sign that a number cannot be trusted: one of `FLAGS`, what it is about, and a sentence with the numbers.
+    """A sign that a number cannot be trusted.
 
-    The other fields are keys of a result's rows; None stands for every value.
+    name: one of `FLAGS`. sentence: what was found, with the numbers. The other fields are keys of the result's rows
+    that the flag is about; None stands for every value.
     """
 
     name: str
@@ -82,10 +84,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class AttackFacts:
-    """What is known of an attack before it runs.
+    """What is known about an attack before it runs.
 
-    kind: its class. parameters: all of them, defaults included. capabilities: those it was granted. blind: it does not
-    use the smashed data. auxiliary_target, auxiliary_source: its own images of the target distribution and of others.
+    kind: name of its class. parameters: all parameters, defaults included. capabilities: those it was granted.
+    blind: whether it ignores the smashed data.
+    auxiliary_target, auxiliary_source: number of its auxiliary images from the target and from the source data.
     """
 
     label: str
@@ -99,11 +102,12 @@ class AttackFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run beside its rows.
+    """What is known about a run besides its rows.
 
-    undefended, randomised: labels of the defenses that do nothing, and of those that draw at random.
-    messages_per_victim: how often an attacker sees each victim sent.
-    victims: statistics of each set of victims by name; target: of the distribution they stand for.
+    undefended, randomised: labels of the defenses that do nothing, and of those that use randomness.
+    messages_per_victim: how many messages of each victim an attacker sees.
+    adaptive: whether the attacker knows the defense.
+    victims, target: statistics of each set of victims, by name, and of the data that the victims should represent.
     samples, confidence: of the bootstrap.
     """
 
@@ -121,13 +125,14 @@ class RunFacts:
 def reliability_flags(
     cells: pd.DataFrame, per_image: pd.DataFrame, facts: RunFacts, training: pd.DataFrame | None = None
 ) -> list[Flag]:
-    """Every flag of a run, in the order of `FLAGS`.
+    """Return all flags of a run, in the order of `FLAGS`.
 
-    cells: one row per cell with `CELL_KEYS`, mse, attack_out_of_time and, where an attack failed, NaN as its mse and
-    the cause in `failure`; `guarantee` is what was promised. per_image: `CELL_KEYS`, image, group, mse, mse_floor,
-    mse_bound (NaN where nothing was promised); nothing of failed attacks is used. training: a row per validation with
-    `SYSTEM_KEYS`, step, loss, validation_knn and client_signature (NaN where it is not measured); None for an audit,
-    which trains nothing.
+    cells: one row per cell (attack, system and seed), with the columns `CELL_KEYS`, mse, attack_out_of_time, and
+        `guarantee`, the text of a defense's guarantee. If the attack failed, mse is NaN and `failure` is the cause.
+    per_image: one row per cell and image, with `CELL_KEYS`, image, group, mse, mse_floor and mse_bound (the guaranteed
+        lower bound of the error, NaN if there is none). Rows of failed attacks are not used.
+    training: one row per validation, with `SYSTEM_KEYS`, step, loss, validation_knn and client_signature (NaN where not
+        measured). None for an audit, which trains nothing.
     """
     failed = {tuple(row) for row in cells.loc[cells["mse"].isna(), [*PLACE, "attack"]].itertuples(index=False)}
     places: dict[tuple[Any, ...], _Place] = {}
@@ -158,7 +163,10 @@ def reliability_flags(
 
 @dataclass(frozen=True)
 class _Place:
-    """A system, over all seeds, before one set of victims: `key` says which; rows per attack, ordered by image."""
+    """All attacks on one system and one set of victims, over all seeds.
+
+    key: the values of `PLACE`. attacks: per-image rows of each attack that did not fail, ordered by seed and image.
+    """
 
     key: Mapping[str, Any]
     attacks: Mapping[str, pd.DataFrame]
@@ -188,7 +196,7 @@ class _Place:
         )  # fmt: skip
 
     def loss(self, worse: AttackFacts, better: AttackFacts) -> Interval | None:
-        """By how much R falls from `better` to `worse`, paired by seed and image; None if that is not significant."""
+        """By how much R of `better` exceeds R of `worse`, paired by seed and image; None if it is not significant."""
         ours, theirs = self.attacks[worse.label], self.attacks[better.label]
         seeds = set(ours["seed"]) & set(theirs["seed"])
         if not seeds:
@@ -215,7 +223,7 @@ def _failed(cells: pd.DataFrame) -> Iterator[Flag]:
 
 
 def _bound_violated(place: _Place, cells: pd.DataFrame) -> Iterator[Flag]:
-    """An attack that does what a defense says none can: the promise is false, or what leads to it is."""
+    """Flag attacks whose error is below the bound that a defense guarantees: the guarantee is then wrong."""
     for label, rows in place.attacks.items():
         if rows["mse_bound"].isna().any():
             continue
@@ -228,28 +236,33 @@ def _bound_violated(place: _Place, cells: pd.DataFrame) -> Iterator[Flag]:
             claim = cells.loc[mine, "guarantee"].iloc[0]
             sentence = (
                 f"the guarantee does not hold: attack {label} has MSE {rows['mse'].mean():.4f}, below the "
-                f"{rows['mse_bound'].mean():.4f} that is claimed of any attacker ({claim}; difference {_shown(above)})."
+                f"{rows['mse_bound'].mean():.4f} that is claimed for any attacker ({claim}; "
+                f"difference {_shown(above)})."
             )
             yield Flag(BOUND_VIOLATED, f"{place.title}: {sentence}", **place.key, attack=label)
 
 
 def _without_control(places: Sequence[_Place]) -> Iterator[Flag]:
-    """The attack-strength certificate: what the same attack does where nothing protects."""
+    """Flag attacks on a defended system that were not run on an undefended one, which would show their strength."""
     for place in places:
         controls = [other for other in places if other.undefended and _same_cut(other, place)]
         missing = [a for a in place.informed if not any(a.label in control.attacks for control in controls)]
         if place.undefended or not missing:
             continue
         if len(missing) == len(place.informed):
-            sentence = "no attack has an undefended control at this cut: whether they are strong enough is not shown."
+            sentence = "no attack was run on an undefended system with this cut, so it is not shown that any is strong."
             yield place.flag("no-undefended-control", sentence)
         else:
             for attack in missing:
-                sentence = f"attack {attack.label} has no undefended control at this cut: its strength is not shown."
+                sentence = (
+                    f"attack {attack.label} was not run on an undefended system with this cut, so it is not shown that "
+                    "it is strong."
+                )
                 yield place.flag("no-undefended-control", sentence, attack)
 
 
 def _at_floor(places: Sequence[_Place]) -> Iterator[Flag]:
+    """Flag undefended systems from which no attack reconstructs more than a blind guess."""
     for place in places:
         if not place.undefended or not place.informed:
             continue
@@ -258,15 +271,19 @@ def _at_floor(places: Sequence[_Place]) -> Iterator[Flag]:
             continue
         best = max(leaks, key=lambda label: leaks[label].value)
         sentence = (
-            f"{place.title}: the attacks stay at the floor without any defense (best: {best}, "
-            f"R {_shown(leaks[best])}), so they prove nothing about a defense at this cut."
+            f"{place.title}: even without a defense, no attack is better than the floor (best: {best}, "
+            f"R {_shown(leaks[best])}), so these attacks prove nothing about a defense at this cut."
         )
         about = {key: value for key, value in place.key.items() if key not in ("defense", "target_fraction")}
         yield Flag("attack-at-floor-on-undefended", sentence, **about)
 
 
 def _black_box_beats_white_box(place: _Place) -> Iterator[Flag]:
-    """Who has the weights could run the black-box attack, too; if that is better, the white-box attack is at fault."""
+    """Flag white-box attacks that are worse than a black-box attack.
+
+    An attacker with the weights could run the black-box attack too, so the white-box attack is not as good as it could
+    be.
+    """
     white = [attack for attack in place.informed if WHITE_BOX in attack.capabilities]
     black = [attack for attack in place.informed if WHITE_BOX not in attack.capabilities]
     if not white or not black:
@@ -275,8 +292,8 @@ def _black_box_beats_white_box(place: _Place) -> Iterator[Flag]:
     loss = place.loss(best_white, best_black)
     if loss is not None:
         sentence = (
-            f"{best_black.label}, without the client's weights, has MSE {place.error(best_black):.4f}, the best attack "
-            f"that holds them, {best_white.label}, only {place.error(best_white):.4f} (R lower by {_shown(loss)})."
+            f"{best_black.label}, without the client's weights, has MSE {place.error(best_black):.4f}; the best attack "
+            f"with them, {best_white.label}, is worse: {place.error(best_white):.4f} (R lower by {_shown(loss)})."
         )
         yield place.flag("black-box-beats-white-box", sentence, best_white)
 
@@ -291,8 +308,8 @@ def _more_data_worse(place: _Place) -> Iterator[Flag]:
         loss = place.loss(more, less)
         if loss is not None:
             sentence = (
-                f"{more.label}, with more data, has MSE {place.error(more):.4f}, "
-                f"{less.label}, with less, {place.error(less):.4f} (R lower by {_shown(loss)})."
+                f"{more.label}, with more data, has MSE {place.error(more):.4f}, which is worse than "
+                f"{less.label} with less data: {place.error(less):.4f} (R lower by {_shown(loss)})."
             )
             yield place.flag("more-data-worse", sentence, more)
 
@@ -306,30 +323,30 @@ def _larger_decoder_worse(place: _Place) -> Iterator[Flag]:
         loss = place.loss(larger, smaller)
         if loss is not None:
             sentence = (
-                f"{larger.label}, a {larger.parameters[DECODER]}, has MSE {place.error(larger):.4f}, the smaller "
-                f"{smaller.parameters[DECODER]} of {smaller.label} {place.error(smaller):.4f} "
-                f"(R lower by {_shown(loss)})."
+                f"{larger.label}, with the decoder {larger.parameters[DECODER]}, has MSE {place.error(larger):.4f}, "
+                f"which is worse than {smaller.label} with the smaller decoder {smaller.parameters[DECODER]}: "
+                f"{place.error(smaller):.4f} (R lower by {_shown(loss)})."
             )
             yield place.flag("larger-decoder-worse", sentence, larger)
 
 
 def _alike(first: AttackFacts, second: AttackFacts, but_for: Sequence[str]) -> bool:
-    """Whether two attacks are of one class and have the same other parameters and capabilities."""
+    """Whether two attacks have the same class and capabilities, and the same parameters except those in `but_for`."""
     others = [{name: value for name, value in a.parameters.items() if name not in but_for} for a in (first, second)]
     return first.kind == second.kind and first.capabilities == second.capabilities and others[0] == others[1]
 
 
 def _data(attack: AttackFacts) -> tuple[float, ...]:
-    """What an attack has to learn from; one has more than another if no entry is smaller and one is larger."""
+    """Amounts of data of an attack; it has more than another if no entry is smaller and at least one is larger."""
     own = (attack.parameters.get(name) for name in DATA_PARAMETERS)
     return (attack.auxiliary_target, attack.auxiliary_source, *(np.inf if share is None else share for share in own))
 
 
 def _is_larger(first: object, second: object) -> bool:
-    """Whether the first decoder has no fewer blocks and channels than the second, of its kind, and more of one."""
+    """Whether two decoders have the same kind, and the first has more blocks or channels and not fewer of either."""
     try:
         (kind, *size), (other_kind, *other_size) = check_grammar(str(first)), check_grammar(str(second))
-    except ConfigurationError:  # another kind of architecture, without an order
+    except ConfigurationError:  # not a decoder of the grammar, so sizes cannot be compared
         return False
     no_smaller = all(mine >= other for mine, other in zip(size, other_size, strict=True))
     return kind == other_kind and size != other_size and no_smaller
@@ -342,7 +359,7 @@ def _victims_off_distribution(facts: RunFacts) -> Iterator[Flag]:
             shown = ", ".join(
                 f"{s.statistic} {s.victims:.3f} instead of {s.target:.3f} ({s.effect:+.1f} deviations)" for s in shifts
             )
-            sentence = f"The {name} victims are not of the target distribution: their mean {shown}."
+            sentence = f"The {name} victims do not look like the target data; their means: {shown}."
             yield Flag("victims-off-distribution", sentence, victims=name if len(facts.victims) > 1 else None)
 
 
@@ -350,13 +367,14 @@ def _about_defenses(cells: pd.DataFrame, facts: RunFacts) -> Iterator[Flag]:
     for defense in cells["defense"].unique():
         if defense in facts.randomised and facts.messages_per_victim == 1:
             sentence = (
-                f"{defense} draws at random, but each victim was seen once: who sees one sent repeatedly "
-                "may average the randomness away."
+                f"{defense} is randomised, but the attacker saw each victim only once. An attacker that sees several "
+                "messages of the same image may average the randomness away."
             )
             yield Flag("randomised-evaluated-once", sentence, defense=str(defense))
         if defense not in facts.undefended and not facts.adaptive:
             sentence = (
-                f"{defense}: the attacker was not adaptive, it did not know the defense. Its numbers are optimistic."
+                f"{defense}: the attacker was not adaptive, that is, it did not know the defense. The leakage may be "
+                "underestimated."
             )
             yield Flag("not-adaptive", sentence, defense=str(defense))
 
@@ -364,7 +382,7 @@ def _about_defenses(cells: pd.DataFrame, facts: RunFacts) -> Iterator[Flag]:
 def _out_of_time(cells: pd.DataFrame) -> Iterator[Flag]:
     for key, rows in _by_attack(cells[cells["attack_out_of_time"].astype(bool)]):
         sentence = (
-            f"{_title(key)}: attack {key['attack']} ran out of its time limit with {_seeds(rows)}: with more time it "
+            f"{_title(key)}: attack {key['attack']} ran out of its time limit with {_seeds(rows)}. With more time it "
             "may reconstruct more."
         )
         yield Flag("out-of-time", sentence, **key)
@@ -373,7 +391,7 @@ def _out_of_time(cells: pd.DataFrame) -> Iterator[Flag]:
 def _few_seeds(cells: pd.DataFrame) -> Iterator[Flag]:
     seeds = cells["seed"].nunique()
     if seeds < ENOUGH_SEEDS:
-        covered = "and training only poorly" if seeds > 1 else "but not the variation of training"
+        covered = "and the variation of training only roughly" if seeds > 1 else "but not the variation of training"
         sentence = (
             f"{seeds} training seed{'s' if seeds > 1 else ''}: intervals cover the choice of images {covered}. "
             f"A published number needs at least {ENOUGH_SEEDS}."
@@ -382,7 +400,10 @@ def _few_seeds(cells: pd.DataFrame) -> Iterator[Flag]:
 
 
 def _about_trainings(training: pd.DataFrame | None) -> Iterator[Flag]:
-    """Systems that learned to tell clients apart, or nothing, so that neither accuracy nor leaks mean much."""
+    """Flag systems that learned to tell clients apart, or whose loss fell without learning.
+
+    Neither accuracy nor leakage of such a system means much.
+    """
     if training is None or training.empty:
         return
     for key, rows in training.groupby(SYSTEM_KEYS, sort=False):
@@ -392,22 +413,22 @@ def _about_trainings(training: pd.DataFrame | None) -> Iterator[Flag]:
         signature = rows["client_signature"].max() if "client_signature" in rows else np.nan
         if signature > LARGEST_SIGNATURE:
             sentence = (
-                f"{title}: the server can tell clients apart: a key of the query's own client outscores another "
-                f"client's key of the same image by {signature:.2f} nats. That lowers the loss without learning."
+                f"{title}: the server can tell clients apart: keys of a query's own client score {signature:.2f} nats "
+                "higher than other clients' keys of the same images. That lowers the loss without learning from images."
             )
             yield Flag("clients-told-apart", sentence, **place)
         if "validation_knn" not in rows or (stalled := _fall_without_learning(rows)) is None:
             continue
         fall, rise = stalled
         sentence = (
-            f"{title}: from the first to the last third of the training its loss fell by {100 * fall:.0f} % while "
-            f"validation kNN changed by {100 * rise:+.1f} points: what lowers the loss is not learned for images."
+            f"{title}: from the first to the last third of the training the loss fell by {100 * fall:.0f} %, while "
+            f"validation kNN changed by {100 * rise:+.1f} points: the loss fell without learning from images."
         )
         yield Flag("loss-fell-without-learning", sentence, **place)
 
 
 def _fall_without_learning(rows: pd.DataFrame) -> tuple[float, float] | None:
-    """The fall of the loss, as a share, and the rise of kNN, where the one is large and the other is not."""
+    """Fall of the loss, as a fraction, and rise of kNN accuracy, if the loss falls and kNN does not rise; else None."""
     scored = rows.dropna(subset=["loss", "validation_knn"]).sort_values("step")
     if len(scored) < FEWEST_VALIDATIONS:
         return None
@@ -419,7 +440,7 @@ def _fall_without_learning(rows: pd.DataFrame) -> tuple[float, float] | None:
 
 
 def _by_attack(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Cells by place and attack: the keys, and the rows of all seeds."""
+    """Group cells by place and attack: yield the keys, and the rows of all seeds."""
     names = [*PLACE, "attack"]
     for key, rows in cells.groupby(names, sort=False):
         yield dict(zip(names, key, strict=True)), rows

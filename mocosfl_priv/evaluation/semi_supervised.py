@@ -1,7 +1,8 @@
-"""Semi-supervised evaluation: a small head on frozen features, trained with few of the labels.
+"""Semi-supervised evaluation: a small head on frozen features, trained with a fraction of the labels.
 
-Protocol of MocoSFL's research code (Li et al., ICLR 2023): Linear-BatchNorm-ReLU-Linear with 512 hidden units, Adam,
-100 epochs, batches of 128. That code keeps the epoch that is best on the test set; here a selection set decides.
+The protocol is that of MocoSFL's research code (Li et al., ICLR 2023): Linear-BatchNorm-ReLU-Linear with 512 hidden
+units, Adam, 100 epochs, batches of 128. That code keeps the epoch with the best test accuracy; here the epoch is chosen
+on a separate selection set.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ DECAY = 0.1
 
 @dataclass(frozen=True)
 class SemiSupervisedResult:
-    """correct: bool (m,) per test image; labels: how many were used; epoch: the chosen one, from 1."""
+    """The result of a semi-supervised head.
+
+    correct: bool (m,), per test image. labels: the number of labels used. epoch: the chosen epoch, from 1; 0 if the
+    labels were of one class only, so that nothing was trained.
+    """
 
     correct: np.ndarray
     labels: int
@@ -35,10 +40,10 @@ class SemiSupervisedResult:
 
 
 def label_subset(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Indices of the labels that may be used: int64, ascending, class-balanced, at least one of every class.
+    """Choose the labels that may be used: class-balanced indices, int64, ascending, at least one of every class.
 
-    labels: int64 (n,); fraction: in (0, 1], of n, rounded. The same for all systems of a seed, so that they can be
-    compared in pairs, and a smaller fraction's labels are among a larger one's.
+    labels: int64 (n,). fraction: in (0, 1], of n, rounded. The choice depends on `seed` only, so that systems with the
+    same seed can be compared in pairs. The choice for a smaller fraction is contained in that for a larger one.
     """
     labels = labels.cpu()
     count = max(len(labels.unique()), round(fraction * len(labels)))
@@ -54,16 +59,16 @@ def semi_supervised(
     fraction: float,
     seed: int,
 ) -> SemiSupervisedResult:
-    """Train a head with `fraction` of the labels of `train`, keep the best epoch on `selection`, score it on `test`.
+    """Train a head with `fraction` of the labels of `train`, choose the best epoch on `selection`, score it on `test`.
 
-    The first three arguments are (features float (n, d), labels int64 (n,)), labels below `classes`; features of all
-    three on one device, where the head is trained, too. The earliest epoch wins a tie. Test data plays no part in any
-    choice, unless a caller passes it as `selection`, too.
+    train, selection, test: (features float (n, d), labels int64 (n,)), labels below `classes`. The head is trained on
+        the features' device, which must be the same for all three. Among equally good epochs the earliest is chosen.
+        Test data affects no choice, unless a caller passes it as `selection` too.
     """
     subset = label_subset(train[1], fraction, seed)
     inputs = train[0][subset.to(train[0].device)].float()
     targets = train[1].cpu()[subset]
-    if len(targets.unique()) < 2:  # nothing to separate, and BatchNorm cannot train on a single image
+    if len(targets.unique()) < 2:  # there is nothing to learn, and BatchNorm cannot train on a single image
         return SemiSupervisedResult((test[1].cpu() == targets[0]).numpy(), len(targets), 0)
     targets, wanted = targets.to(inputs.device), selection[1].to(inputs.device)
     with global_seed(seed, "semi-supervised head"):
@@ -78,7 +83,7 @@ def semi_supervised(
     best, best_correct, best_epoch = head, -1, 0
     for epoch in range(1, EPOCHS + 1):
         head.train()
-        # batches of nearly equal size: a last batch of one image would be an error in BatchNorm
+        # batches of nearly equal size, since BatchNorm cannot train on a last batch of one image
         for batch in torch.randperm(len(targets), generator=rng).to(inputs.device).tensor_split(batches):
             optimizer.zero_grad()
             loss = cross_entropy(head(inputs[batch]), targets[batch])

@@ -1,4 +1,7 @@
-"""Shares of runs and of images, and quantiles over images: where a mean would hide who fares worst."""
+"""Confidence intervals of shares of runs or images, and of quantiles over images.
+
+Unlike a mean, they show how much the most affected images leak.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from mocosfl_priv.evaluation.statistics import Interval, mean_interval
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of how many, with the interval of Clopper and Pearson (Biometrika 1934); all of [0, 1] of none."""
+    """The share `count` of `of`, with its interval [low, high] by Clopper and Pearson (Biometrika 1934).
+
+    If `of` is 0, the interval is [0, 1].
+    """
 
     count: int
     of: int
@@ -22,7 +28,10 @@ class Rate:
 
     @classmethod
     def of_runs(cls, count: int, of: int, confidence: float = 0.95) -> Rate:
-        """Exact, so wide where runs are few: 0 of 3 may still be 7 in 10."""
+        """Make the rate of `count` among `of` runs.
+
+        The interval is exact, and therefore wide if there are few runs: for 0 of 3 runs it reaches to 0.71.
+        """
         return cls(count, of, *_clopper_pearson(count, of, confidence))
 
     def __str__(self) -> str:
@@ -34,10 +43,14 @@ class Rate:
 def share_interval(
     hits: Sequence[np.ndarray], *, groups: np.ndarray | None = None, samples: int, confidence: float
 ) -> Interval:
-    """Interval of the share of images that are hits; each array is (images,) of truth values, one per training seed.
+    """Return the interval of the share of images that are hits.
 
-    That of Clopper and Pearson for as many independent images as would vary like these do over seeds and groups (Korn
-    and Graubard, Survey Methodology 1998): it stays within [0, 1], and of no hit at all it does not say "never".
+    The interval is that of Clopper and Pearson for an effective number of independent images, chosen to have the same
+    variance as these images over seeds and groups (Korn and Graubard, Survey Methodology 1998). It stays within [0, 1],
+    and its upper end is above 0 even if there is no hit.
+
+    hits: bool (images,), one array per training seed. groups: (images,); images of a group are not independent.
+    samples: of the bootstrap. confidence: in (0, 1).
     """
     plain = mean_interval(hits, groups=groups, samples=samples, confidence=confidence)
     independent = _independent_images(plain, len(np.unique(groups)) if groups is not None else len(hits[0]), confidence)
@@ -53,10 +66,13 @@ def quantile_interval(
     samples: int,
     confidence: float,
 ) -> Interval:
-    """Interval of the quantile at `level` over images and seeds; each array is (images,), one per training seed.
+    """Return the interval of the quantile at `level`, in [0, 1], over images and seeds.
 
-    The interval of the share of images below the quantile, read off the same images (Woodruff, JASA 1952). Where they
-    are too few to bound the quantile, it ends at the largest or smallest of them.
+    The ends of the interval of the share of images below the quantile are turned into quantiles of the same images
+    (Woodruff, JASA 1952). If there are too few images to bound the quantile, the interval ends at the smallest or
+    largest value.
+
+    per_seed: (images,), one array per training seed. Other arguments: see :func:`share_interval`.
     """
     values = np.concatenate([np.asarray(of_seed, dtype=np.float64) for of_seed in per_seed])
     estimate = float(np.quantile(values, level))
@@ -68,7 +84,7 @@ def quantile_interval(
 
 
 def _independent_images(share: Interval, groups: int, confidence: float) -> float:
-    """How many independent images give a share as uncertain as this; as many as groups where nothing varies."""
+    """The number of independent images whose share would be as uncertain; the number of groups if nothing varies."""
     reach = (share.high - share.low) / 2
     variance = share.value * (1 - share.value)
     if variance == 0 or reach == 0:
@@ -77,7 +93,7 @@ def _independent_images(share: Interval, groups: int, confidence: float) -> floa
 
 
 def _clopper_pearson(count: float, of: float, confidence: float) -> tuple[float, float]:
-    """The exact interval of a share; of a whole number of trials, or of as many as they are worth."""
+    """The exact interval of a share; `count` and `of` need not be whole numbers."""
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, count, of - count + 1)) if count > 0 else 0.0
     high = float(beta.ppf(1 - tail, count + 1, of - count)) if count < of else 1.0

@@ -1,9 +1,9 @@
-"""Intervals for values that vary over training seeds and over images.
+"""Confidence intervals for values that vary over training seeds and over images.
 
-Seeds are few and images many, so the two are treated differently. Images are resampled (bootstrap); the variance over
-seeds, which three runs cannot be resampled for, enters with Student's t. Seeds and images are crossed: every seed meets
-the same victims, so what an image adds is not averaged away by more seeds. `benchmarks.calibration` measures how often
-the intervals miss.
+There are few seeds and many images, so the two are treated differently. Images are resampled (bootstrap). Three seeds
+are too few to resample, so the variance over seeds enters through Student's t. Seeds and images are crossed: every seed
+has the same victims, so more seeds do not average away the variance that comes from the choice of images.
+`benchmarks.calibration` measures how often the intervals miss the true value.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from scipy.stats import t as student
 
-SMALLEST_EFFECT = 0.01  # difference of two leak ratios below which none is claimed
-# Between the critical value of the seeds and that of the images, by the seeds' share of the variance to this power.
-# Cochran and Cox interpolate with power 1, which is too wide for three seeds; `benchmarks.calibration` measures this.
+SMALLEST_EFFECT = 0.01  # smaller differences of two leak ratios are not claimed
+# The critical value of an interval lies between those for the number of seeds and for the number of images. The weight
+# of the former is the seeds' share of the variance to this power. Cochran and Cox use the power 1, which makes
+# intervals too wide for three seeds; `benchmarks.calibration` measures this.
 INTERPOLATION = 1.5
 SMALLEST_P = 1e-12
-SMALLEST_LEAK = 0.02  # what may pass for a leak ratio of zero
+SMALLEST_LEAK = 0.02  # leak ratios below this are treated as zero
 Finding = Literal["leaks", "blind", "undecided"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval and the number of seeds it rests on."""
+    """An estimate `value` with its confidence interval [low, high] and the number of training seeds behind it."""
 
     value: float
     low: float
@@ -42,10 +43,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """An estimate with the variances of which its interval and its p-value are made.
+    """An estimate with the variances from which its interval and its p-value are computed.
 
-    seed_variance: of the mean over seeds; NaN with one seed, whose interval covers the choice of images only.
-    below, above: variance that the choice of images adds, from the estimate downwards and upwards.
+    seeds, groups: the numbers of training seeds and of groups of images.
+    seed_variance: of the mean over seeds; NaN with one seed, whose interval covers only the choice of images.
+    below, above: variance due to the choice of images, for the interval below and above the estimate.
     """
 
     value: float
@@ -56,15 +58,15 @@ class Spread:
     above: float
 
     def interval(self, confidence: float) -> Interval:
-        """The interval that covers the truth in a share `confidence` of repetitions."""
+        """Return the interval that contains the true value in a fraction `confidence`, in (0, 1), of repetitions."""
         low, high = (self._reach(images, confidence) for images in (self.below, self.above))
         return Interval(self.value, self.value - low, self.value + high, self.seeds)
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the true value is zero; at least `SMALLEST_P`.
+        """The two-sided p-value for the hypothesis that the true value is zero; at least `SMALLEST_P`.
 
-        It is one minus the confidence at which the interval begins to contain zero.
+        It is 1 - c, where c is the confidence from which on the interval contains zero.
         """
         images, distance = (self.below if self.value > 0 else self.above), abs(self.value)
 
@@ -78,7 +80,7 @@ class Spread:
         return float(brentq(surplus, SMALLEST_P, 1.0, xtol=1e-12))
 
     def _reach(self, images: float, confidence: float) -> float:
-        """How far the interval reaches to the side on which the choice of images adds the variance `images`."""
+        """Distance from the estimate to an end of the interval; `images` is the variance due to images on that side."""
         among_images = critical_value(confidence, max(1, self.groups - 1))
         if self.seeds == 1:
             return among_images * images**0.5
@@ -99,7 +101,7 @@ def hierarchical_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval over training seeds and images; see :func:`spread` for arguments."""
+    """Return the confidence interval over training seeds and images; see :func:`spread` for the arguments."""
     return spread(per_seed, statistic, groups=groups, samples=samples, confidence=confidence, seed=seed).interval(
         confidence
     )
@@ -114,15 +116,17 @@ def spread(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Spread:
-    """How much an estimate varies with training seeds and with images.
+    """Estimate a quantity, and how much the estimate varies with training seeds and with images.
 
-    per_seed: one array per training seed, (images, values) each, rows in the same image order.
-    statistic: maps means over images, shape (..., values), to the quantity of interest, shape (...). The mean over
-        images and seeds is taken first, so that a ratio is a ratio of means.
-    groups: (images,) which images belong together, such as overlapping patches of one place: they are drawn
-        together, since they are not independent. Every image is its own group if left out.
-    confidence: at which the bootstrap's quantiles are read; they are those of few images, widened for their number
-        (Hesterberg, The American Statistician 2015).
+    per_seed: one array per training seed, (images, values) each, with images in the same order.
+    statistic: maps means over images, shape (..., values), to the quantity of interest, shape (...). It is applied to
+        the mean over images and seeds, so that a ratio is a ratio of means.
+    groups: (images,), the group of each image. Images of a group, such as overlapping patches, are not independent, so
+        they are resampled together. If left out, every image is its own group.
+    samples: number of bootstrap samples.
+    confidence: in (0, 1), determines the bootstrap quantiles from which variances are computed. The quantiles are
+        widened to correct for small numbers of groups (Hesterberg, The American Statistician 2015).
+    seed: of the bootstrap.
     """
     data = np.stack([np.asarray(values, dtype=np.float64) for values in per_seed])
     seeds, images, values = data.shape
@@ -142,7 +146,7 @@ def spread(
 
 @lru_cache(maxsize=4096)
 def critical_value(confidence: float, degrees: int) -> float:
-    """How many standard errors a two-sided interval of Student's t reaches."""
+    """Return the two-sided critical value of Student's t: half the width of an interval, in standard errors."""
     return float(student.ppf((1 + confidence) / 2, degrees))
 
 
@@ -155,9 +159,10 @@ def _image_variances(
     confidence: float,
     seed: int,
 ) -> tuple[float, float]:
-    """Variance by resampling groups, below and above `value`: squared distance of a quantile in critical values.
+    """Variance due to the choice of groups, below and above `value`, by resampling groups.
 
-    sums: (groups, values) sum over the images of each group, mean over seeds. sizes: (groups,) images in each.
+    It is the squared distance from `value` to a bootstrap quantile, in units of the critical value.
+    sums: (groups, values), the sum over each group's images, averaged over seeds. sizes: (groups,), images per group.
     """
     count = len(sizes)
     if count == 1:
@@ -174,7 +179,10 @@ def _image_variances(
 
 @lru_cache(maxsize=4)
 def _drawn_groups(count: int, samples: int, seed: int) -> np.ndarray:
-    """How often each group is drawn, float32 (samples, count); the same for all estimates over as many groups."""
+    """How often each of `count` groups is drawn in each bootstrap sample, float32 (samples, count).
+
+    Estimates with equally many groups use the same draws.
+    """
     rng = np.random.default_rng(seed)
     drawn = np.empty((samples, count), dtype=np.float32)
     for row in drawn:
@@ -183,11 +191,12 @@ def _drawn_groups(count: int, samples: int, seed: int) -> np.ndarray:
 
 
 def _own_share(sums: np.ndarray, sizes: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Share of the variance between images, in [0, 1], that is the images' own and not a seed's whim with each.
+    """Share of the variance between groups, in [0, 1], that is the same for all seeds.
 
-    The latter stands in the variance between seeds already. From the mean squares of a two-way table without
-    repetitions, of what leaving out a group changes (jackknife).
-    sums: (seeds, groups, values); sizes: (groups,).
+    The rest is interaction between seeds and images, which the variance between seeds includes already. The share is
+    computed from the mean squares of a two-way table (seeds by groups, without repetitions) of jackknife influences,
+    that is, of how the estimate changes when a group is left out.
+    sums: (seeds, groups, values). sizes: (groups,).
     """
     seeds, count, _ = sums.shape
     if count == 1:
@@ -204,7 +213,7 @@ def _own_share(sums: np.ndarray, sizes: np.ndarray, statistic: Callable[[np.ndar
 def mean_interval(
     per_seed: Sequence[np.ndarray], *, groups: np.ndarray | None = None, samples: int, confidence: float
 ) -> Interval:
-    """Interval of a mean; each array is (images,)."""
+    """Return the interval of a mean. per_seed: (images,), one array per training seed; see also :func:`spread`."""
     columns = [np.asarray(values, dtype=np.float64)[:, None] for values in per_seed]
     return hierarchical_bootstrap(
         columns, lambda means: means[..., 0], groups=groups, samples=samples, confidence=confidence
@@ -219,9 +228,10 @@ def leak_ratio_interval(
     samples: int,
     confidence: float,
 ) -> Interval:
-    """Interval of R = 1 - mean error / mean floor, resampling error and floor of an image together.
+    """Return the interval of the leak ratio R = 1 - mean error / mean floor.
 
-    It ends at 1: with few seeds Student's t reaches beyond what R can be.
+    Error and floor of an image are resampled together. The upper end is at most 1, which R cannot exceed.
+    errors, floors: (images,), one array per training seed. Other arguments: see :func:`spread`.
     """
     pairs = [np.column_stack([error, floor]) for error, floor in zip(errors, floors, strict=True)]
     found = hierarchical_bootstrap(
@@ -239,9 +249,10 @@ def leak_difference_spread(
     samples: int,
     confidence: float,
 ) -> Spread:
-    """R of the first minus R of the others, where both face the same images and so the same floors.
+    """Estimate the difference of two leak ratios, R of `errors` minus R of `other_errors`, paired by image and seed.
 
-    Keeps together what belongs to an image and a seed, so that the difference is paired by both.
+    Both refer to the same images and seeds, and therefore have the same floors. Arguments as of
+    :func:`leak_ratio_interval`.
     """
     pairs = [
         np.column_stack([other - error, floor])
@@ -261,17 +272,17 @@ def leak_difference_interval(
     samples: int,
     confidence: float,
 ) -> Interval:
-    """Interval of :func:`leak_difference_spread`."""
+    """Return the interval of the difference that :func:`leak_difference_spread` estimates."""
     return leak_difference_spread(
         errors, other_errors, floors, groups=groups, samples=samples, confidence=confidence
     ).interval(confidence)
 
 
 def leak_finding(leak_ratios: Sequence[Interval]) -> Finding:
-    """What the leak ratios of several single attacks on one system show.
+    """Say what the leak ratios of several single attacks on one system show.
 
-    "blind" where all stay below `SMALLEST_LEAK`, "leaks" where one is shown to be above zero; else the seeds and images
-    are too few to tell.
+    "blind" if all intervals end below `SMALLEST_LEAK`; otherwise "leaks" if at least one interval is above zero;
+    otherwise "undecided", since there are too few seeds or images to tell.
     """
     if all(leak.high < SMALLEST_LEAK for leak in leak_ratios):
         return "blind"

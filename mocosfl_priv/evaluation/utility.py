@@ -1,7 +1,7 @@
-"""Utility of a split model: kNN monitor, linear probe and semi-supervised head, beside the floors to clear.
+"""Utility of a split model: kNN, linear probe and semi-supervised heads, with kNN on raw pixels as a floor.
 
-Features are computed once per split, from un-augmented images, through client, defense, codec and trunk: what a
-user of the defended system would get.
+Features are computed once per split, from images without augmentation, through client, defense, codec and trunk, as in
+the defended system in use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LabelledFeatures = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ProbeData:
-    """The three probe roles."""
+    """The images of the three probe roles: for training, selection and test of probes."""
 
     train: ImageSet
     validation: ImageSet
@@ -48,7 +48,10 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class Utility:
-    """Per-image correctness on the probe test role, bool (m,) each; `semi_supervised` by label fraction."""
+    """Whether each image of the probe test role was classified correctly.
+
+    knn, linear: bool (m,). linear_penalty: the chosen inverse L2 strength. semi_supervised: results by label fraction.
+    """
 
     knn: np.ndarray
     linear: np.ndarray
@@ -57,7 +60,7 @@ class Utility:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]."""
+    """Convert uint8 images to float32 in [0, 1]."""
     return images.float() / 255
 
 
@@ -70,10 +73,10 @@ def features(
     rng: torch.Generator,
     codec: Codec = "fp32",
 ) -> Tensor:
-    """Trunk features of uint8 images (n, 3, h, w): float32 (n, feature_dim), on the run's device.
+    """Compute the trunk's features of uint8 images (n, 3, h, w): float32 (n, feature_dim), on the run's device.
 
-    The server computes them from what `codec` leaves of the messages. A randomised defense is drawn once per image, as
-    it would be for a message. Layers that behave differently in training (a user's Dropout) behave as in use.
+    The defense `hooks` is applied to the smashed data, with fresh randomness for each image, and messages are rounded
+    as `codec` does. The networks run in evaluation mode, which matters for a user's Dropout.
     """
     out = []
     networks = (model.client, model.trunk)
@@ -101,9 +104,9 @@ def selection_knn(
     on: Literal["validation", "test"] = "validation",
     codec: Codec = "fp32",
 ) -> float:
-    """KNN accuracy against the probe train role: what checkpoints are selected by.
+    """Return the kNN accuracy, in [0, 1], by which checkpoints are selected; neighbours are of the probe train role.
 
-    It is measured on the validation role; on the test role only to repeat a published protocol.
+    on: the role whose images are classified; "test" only repeats a published protocol, which selects on test images.
     """
     chosen = data.validation if on == "validation" else data.test
     rng = generator(seed, "monitor", device=compute.device)
@@ -125,9 +128,9 @@ def probe_features(
     rng: torch.Generator,
     codec: Codec = "fp32",
 ) -> tuple[LabelledFeatures, LabelledFeatures, LabelledFeatures]:
-    """What a probe is trained, selected and scored on: (features float32 (n, d), labels int64 (n,)) three times.
+    """Return the data for training, selecting and testing probes, each as (features float32 (n, d), labels int64 (n,)).
 
-    Probes are selected on the validation role; on the test role only where the configuration asks to repeat a
+    Probes are selected on the validation role, or on the test role with `probe_selection: test`, which repeats a
     published protocol that does so.
     """
     train, validation, test = (
@@ -146,7 +149,7 @@ def measure_utility(
     seed: int,
     codec: Codec = "fp32",
 ) -> Utility:
-    """KNN, linear probe and semi-supervised heads on the probe test role, all from the same features."""
+    """Measure kNN, linear probe and semi-supervised heads on the probe test role, all on the same features."""
     rng = generator(seed, "probe", device=compute.device)
     train, selection, test = probe_features(model, data, hooks, config, compute, rng, codec)
     predicted = weighted_knn(
@@ -165,9 +168,10 @@ RAW_PIXEL_NEIGHBOURS = (1, 5, 20, 200)
 
 
 def raw_pixel_knn(data: ProbeData, config: EvaluationConfig) -> np.ndarray:
-    """Utility floor: the same weighted kNN on centred pixels, with the number of neighbours chosen on validation.
+    """Measure the floor of utility: weighted kNN on centred pixels, with the number of neighbours chosen on validation.
 
-    Returns per-image correctness on the probe test role. An encoder that does not beat it has learned nothing useful.
+    Returns whether each image of the probe test role was classified correctly, bool (m,). An encoder that is not better
+    has learned nothing useful.
     """
     mean = to_unit_range(data.train.images).mean(0)
     train, validation, test = (

@@ -1,1 +1,1 @@
-"""Backbones split at a cut layer, bottlenecks, and inversion decoders."""
+"""Backbones as lists of units, models split at a cut layer, bottlenecks and projectors."""

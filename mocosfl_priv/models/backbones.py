@@ -1,4 +1,4 @@
-"""The backbones by name: each a list of units, and a model can be cut after any of them."""
+"""The backbones by name. A backbone is a list of units, and a model can be cut after any of them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mocosfl_priv.runtime.imports import one_line
 
 
 class Backbone(Protocol):
-    """A family member: how many units it has, and how they are built."""
+    """A built-in backbone, such as ResNet-18: how many units it has, and how they are built."""
 
     @property
     def units(self) -> int:
-        """Places to cut: the model can be cut after unit 1 to this."""
+        """Number of units; the model can be cut after each of them."""
 
     @property
     def summary(self) -> str:
-        """A few words for ``ls models``."""
+        """A short description, shown by ``ls models``."""
 
     def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:
-        """Freshly initialised units in order, from images (n, 3, h, w) to a map; each maps 4-d to 4-d tensors.
+        """Build freshly initialised units in order; each maps (n, c, h, w) to (n, c', h', w'), the first one images.
 
-        width: channels of the first unit, which scale all others; the backbone's own if None.
-        layers: which norms and convolutions to build it from.
+        width: channels of the first unit, which scale those of all others; the backbone's default if None.
+        layers: the norms and convolutions to use.
         """
 
 
@@ -43,28 +43,29 @@ BACKBONES: dict[str, Backbone] = {**RESNETS, **VGGS, **MOBILENETS, **TRANSFORMER
 
 
 def find_backbone(name: str) -> Backbone:
-    """The backbone called `name`; raises ConfigurationError with a suggestion."""
+    """Return the built-in backbone `name`; raises ConfigurationError, with a suggestion, for an unknown name."""
     if name not in BACKBONES:
         raise unknown_name("model", name, BACKBONES)
     return BACKBONES[name]
 
 
 def build_units(model: ModelConfig, image_size: int) -> list[nn.Module]:
-    """The units of `model`'s backbone, fit for micro-batches of one image and for stacking per client.
+    """Build the units of `model`'s backbone and check that they can be trained on micro-batches of one image.
 
-    Raises ConfigurationError with the reason where they are not, and where an option cannot be obeyed.
+    With `mend_norms`, norms that prevent it are replaced first. Raises ConfigurationError, with the reason, if the
+    units cannot be trained so, or if there are no shortcuts that `client_residuals: false` could remove.
     """
     if not is_own(model.backbone):
         layers = LayerOptions(model.norm, model.weight_standardisation)
         units = find_backbone(model.backbone).build(model.width, image_size, layers)
         if not model.client_residuals and not _has_shortcuts(units):
-            raise ConfigurationError(f"model.client_residuals: {model.backbone} has no shortcuts to take away")
+            raise ConfigurationError(f"model.client_residuals: {model.backbone} has no shortcuts to remove")
         return _trainable(units, model, f"model.norm: {model.norm}")
     units = build_own_units(model.backbone, model.width, image_size)
     if not model.client_residuals and not _has_shortcuts(units):
         raise ConfigurationError(
-            f"model.client_residuals: {model.backbone} has no shortcut that can be taken away; leave its shortcuts out "
-            "yourself, or build them on mocosfl_priv.models.layers.Residual"
+            f"model.client_residuals: {model.backbone} has no shortcut that can be removed; leave its shortcuts out "
+            "yourself, or derive its blocks from mocosfl_priv.models.layers.Residual"
         )
     return _trainable(units, model, f"model.backbone: {model.backbone}")
 
@@ -74,7 +75,10 @@ def _has_shortcuts(units: list[nn.Module]) -> bool:
 
 
 def _trainable(units: list[nn.Module], model: ModelConfig, who: str) -> list[nn.Module]:
-    """`units` if nothing stands in the way of their training, mended ones where that is asked for."""
+    """Return `units` if they can be trained on single images; otherwise mended ones, if `model.mend_norms` is set.
+
+    Raises ConfigurationError, which begins with `who`, if neither is possible.
+    """
     problems = micro_batch.explain(nn.Sequential(*units))
     if not problems:
         return units
@@ -91,10 +95,10 @@ def _trainable(units: list[nn.Module], model: ModelConfig, who: str) -> list[nn.
 
 @torch.no_grad()
 def unit_shapes(units: Sequence[nn.Module], image_size: int, backbone: str) -> list[tuple[int, int, int]]:
-    """Shape (c, h, w) of every unit's output for one image, found by running it.
+    """Return the output shape (c, h, w) of every unit, found by running all of them on one image.
 
-    Raises ConfigurationError that names the unit, counted from 1 as cut layers are, which cannot take its input or
-    gives no 4-d tensor.
+    Raises ConfigurationError, which names the unit (from 1, like cut layers), if a unit fails on its input or does not
+    return a 4-d tensor for one image.
     """
     shapes = []
     x = torch.zeros(1, 3, image_size, image_size)
@@ -104,12 +108,13 @@ def unit_shapes(units: Sequence[nn.Module], image_size: int, backbone: str) -> l
             result = unit(x)
         except Exception as error:  # a user's unit can fail in any way
             raise ConfigurationError(
-                f"{who} cannot take {tuple(x.shape)}, at data.image_size {image_size}: {one_line(error)}"
+                f"{who} cannot process an input of shape {tuple(x.shape)}, at data.image_size {image_size}: "
+                f"{one_line(error)}"
             ) from error
         if not isinstance(result, Tensor) or result.dim() != 4 or len(result) != 1:
             raise ConfigurationError(
-                f"{who} maps {tuple(x.shape)} to {_described(result)}; to be cut anywhere, every unit maps "
-                "(n, channels, h, w) to (n, channels, h, w)"
+                f"{who} maps {tuple(x.shape)} to {_described(result)}; since a model can be cut after any unit, every "
+                "unit must map (n, channels, h, w) to (n, channels, h, w)"
             )
         x = result
         shapes.append((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))

@@ -1,4 +1,7 @@
-"""The bottleneck at the cut (ResSFL, Li et al., CVPR 2022): few channels travel, the server expands them again."""
+"""The bottleneck at the cut (ResSFL, Li et al., CVPR 2022).
+
+The client reduces smashed data to few channels before sending it, and the server expands it again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from mocosfl_priv.config import Bottleneck
 
 
 class CompressingConv2d(nn.Conv2d):
-    """One bottleneck convolution with its ReLU; a plain convolution with bias, as published (`cut.weight`)."""
+    """A convolution with bias, optionally followed by ReLU.
+
+    It is a subclass of the convolution, so that its weight is called `cut.weight`, as in the published models.
+    """
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, relu: bool) -> None:
         super().__init__(in_channels, channels, kernel, stride, kernel // 2)
@@ -20,7 +26,11 @@ class CompressingConv2d(nn.Conv2d):
 
 
 def compress(bottleneck: Bottleneck, channels: int) -> nn.Module:
-    """The client's end: one convolution per halving, at least one, all to the bottleneck's channels."""
+    """Build the client's part: as many convolutions of stride 2 as the bottleneck's stride is a power of two.
+
+    At stride 1, it is a single convolution of stride 1. All have the bottleneck's number of output channels.
+    channels: of the input.
+    """
     halvings = bottleneck.stride.bit_length() - 1
     layers = [
         CompressingConv2d(
@@ -36,7 +46,7 @@ def compress(bottleneck: Bottleneck, channels: int) -> nn.Module:
 
 
 def expand(bottleneck: Bottleneck, channels: int) -> nn.Module:
-    """The server's mirror image: transposed convolutions back to the cut's channels and size."""
+    """Build the server's part: transposed convolutions that restore the original number of channels and map size."""
     halvings = bottleneck.stride.bit_length() - 1
     layers: list[nn.Module] = []
     steps = max(1, halvings)

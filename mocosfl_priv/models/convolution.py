@@ -1,6 +1,6 @@
-"""Weight standardisation and convolution, written for what a training step spends its time on.
+"""Weight standardisation and convolution, optimised for training many clients and on CPUs.
 
-Both equal their textbook form; `docs/PERFORMANCE.md` has the measurements behind every choice.
+Both compute the textbook function; the kernels were chosen by the measurements in `docs/PERFORMANCE.md`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 STANDARDISATION_EPSILON = 1e-5
-SMALL_SIDE = 4  # output pixels; up to here bfloat16 is faster as a matrix product, float32 with contiguous maps
-MATMUL_SMALLEST_CHANNELS = 128
-CHANNELS_LAST_SMALLEST_WIDTH = 64
+# Output height and width, in pixels, up to which on CPUs a bfloat16 convolution is faster as a matrix product, and a
+# float32 convolution is faster with contiguous maps than with channels-last ones.
+SMALL_SIDE = 4
+MATMUL_SMALLEST_CHANNELS = 128  # with fewer channels the matrix product is not faster
+CHANNELS_LAST_SMALLEST_WIDTH = 64  # with fewer channels channels-last maps are slower than contiguous ones
 
 CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d,
                 torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}  # fmt: skip
@@ -27,7 +29,9 @@ _longest_patch = ContextVar("longest_patch", default=0.0)
 
 
 def standardise(weight: Tensor) -> Tensor:
-    """Filters (out, in, kh, kw) with zero mean and unit (unbiased) deviation each (Qiao et al., 2019)."""
+    """Standardise filters (out, in, kh, kw) to mean 0 and standard deviation 1, with Bessel's correction
+    (Qiao et al., 2019).
+    """
     flat = weight.flatten(1)
     centred = flat - flat.mean(1, keepdim=True)
     # A norm over contiguous rows is an order of magnitude faster than torch.std over three dimensions.
@@ -36,16 +40,19 @@ def standardise(weight: Tensor) -> Tensor:
 
 
 def zeroed(convolution: nn.Conv2d) -> nn.Conv2d:
-    """The same one, with nothing in it: its branch is silent until training gives it something to say."""
+    """Set all weights of `convolution` to zero, in place, and return it.
+
+    A residual branch that ends in it initially outputs zero.
+    """
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)
     return convolution
 
 
 def in_fast_layout(maps: Tensor, network: nn.Module) -> Tensor:
-    """The same values in the memory layout in which `network` convolves them fastest; maps (n, c, h, w).
+    """Return `maps` (n, c, h, w) in the memory layout in which the convolutions of `network` are fastest.
 
-    On a CPU, networks whose convolutions all have many channels gain from channels-last maps; narrow ones lose.
+    On a CPU, channels-last maps are faster if all convolutions have many output channels, otherwise slower.
     """
     if maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype == torch.float64:
         return maps
@@ -56,10 +63,10 @@ def in_fast_layout(maps: Tensor, network: nn.Module) -> Tensor:
 
 @contextmanager
 def matrix_products(longest_patch: float) -> Iterator[None]:
-    """Compute convolutions over patches of at most so many numbers as products with unfolded patches.
+    """In this context, compute convolutions whose patches have at most `longest_patch` numbers as matrix products.
 
-    For many clients with filters of their own: a batched product has no per-group overhead, but unfolding costs
-    memory in proportion to the patch.
+    A patch is what a filter is applied to; it has in * kh * kw numbers. This is faster for many clients with their own
+    filters: a batched product has no overhead per group, but unfolding takes memory in proportion to the patch.
     """
     token = _longest_patch.set(longest_patch)
     try:
@@ -69,7 +76,7 @@ def matrix_products(longest_patch: float) -> Iterator[None]:
 
 
 class AutocastConvolutions(TorchFunctionMode):
-    """Apply autocast to convolutions under `vmap`, where torch leaves them alone (and mixed types then fail)."""
+    """Apply autocast to convolutions under `vmap`. Torch itself does not, and convolutions of mixed dtypes fail."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -77,7 +84,7 @@ class AutocastConvolutions(TorchFunctionMode):
         self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Cast what goes into a convolution; everything else passes."""
+        """Cast the arguments of convolutions; call all other functions unchanged."""
         kwargs = kwargs or {}
         if self._dtype is not None and func in CONVOLUTIONS:
             args = [self._cast(value) for value in args]
@@ -90,9 +97,9 @@ class AutocastConvolutions(TorchFunctionMode):
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
-    """A two-dimensional convolution without bias; x (n, in, h, w), weight (out, in / groups, k, k)."""
+    """Compute a two-dimensional convolution without bias; x (n, in, h, w), weight (out, in / groups, k, k)."""
     if _matmul_is_faster(x, weight, stride, padding, groups):
-        with torch.autocast(x.device.type, enabled=False):  # the cast is done here, once
+        with torch.autocast(x.device.type, enabled=False):  # the tensors are cast here, once
             y: Tensor = MatmulConvolution.apply(x.bfloat16(), weight.bfloat16(), stride, padding)
         return y
     if weight.shape[1] * weight.shape[2] * weight.shape[3] <= _longest_patch.get() and groups == 1:
@@ -123,7 +130,7 @@ def _matmul_is_faster(x: Tensor, weight: Tensor, stride: int, padding: int, grou
 
 
 class MatmulConvolution(torch.autograd.Function):
-    """A convolution as one matrix product over unfolded patches, for maps of a few pixels and many channels."""
+    """Convolution as one matrix product over unfolded patches; faster for maps of few pixels and many channels."""
 
     generate_vmap_rule = True
 
@@ -136,13 +143,13 @@ class MatmulConvolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:  # noqa: ARG004
-        """Keep the input; its patches are cheaper to unfold again than to hold."""
+        """Save the input, not its patches: unfolding them again is cheaper than storing them."""
         x, weight, ctx.stride, ctx.padding = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Two more matrix products, and the patches' gradient added up where patches overlap."""
+        """Compute both gradients as matrix products, and add up the patches' gradients where patches overlap."""
         x, weight = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
         out, channels, kernel, _ = weight.shape
@@ -159,7 +166,7 @@ class MatmulConvolution(torch.autograd.Function):
 
 
 def _patches(x: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
-    """Patches (n * h * w, kernel * kernel * channels) of x, and the output's height and width."""
+    """Unfold x to patches (n * h * w, kernel * kernel * channels); also return the output's height h and width w."""
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
     windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
     return windows.flatten(3).flatten(0, 2), windows.shape[1], windows.shape[2]

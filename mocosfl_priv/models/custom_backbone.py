@@ -1,4 +1,7 @@
-"""A user's own backbone: a function(width, image_size) that returns a list of torch modules to cut between."""
+"""A user's own backbone: a function (width, image_size) that returns a list of torch modules, the units.
+
+The model can be cut after any unit.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from mocosfl_priv.runtime.imports import code_sha256, import_place, one_line
 
 
 def is_own(backbone: str) -> bool:
-    """Whether `backbone` is a reference to code, ``package.module:function`` or ``file.py:function``."""
+    """Whether `backbone` refers to a user's code, as ``package.module:function`` or ``file.py:function``."""
     return ":" in backbone
 
 
 def load_function(reference: str) -> Callable[[int | None, int], Any]:
-    """The function behind `reference`; raises ConfigurationError."""
+    """Import the function that `reference` names; raises ConfigurationError when that fails."""
     place, name = reference.rsplit(":", 1)
     module = import_place(place, reference)
     function = getattr(module, name, None)
@@ -44,7 +47,7 @@ def backbone_code(backbone: str) -> str:
 
 
 def build_own_units(reference: str, width: int | None, image_size: int) -> list[nn.Module]:
-    """Call the user's function and check that a list of modules comes back; raises ConfigurationError."""
+    """Call the user's function; raises ConfigurationError if it fails or does not return a list of torch modules."""
     function = load_function(reference)
     try:
         units = function(width, image_size)
@@ -69,9 +72,10 @@ def _described(units: object) -> str:
 
 
 def check_stackable(units: Sequence[nn.Module], image_size: int, reference: str) -> None:
-    """Run client units as training does: two clients' parameters stacked, one vectorised pass with its gradient.
+    """Check that the client's units can be trained for several clients at once.
 
-    Raises ConfigurationError that names the unit with which it is impossible.
+    Run them as training does: stack the parameters of two clients, and make one vectorised forward and backward pass.
+    Raises ConfigurationError, which names the unit, if that fails or a parameter gets no gradient.
     """
     x = torch.zeros(2, 1, 3, image_size, image_size)
     for number, unit in enumerate(units, start=1):

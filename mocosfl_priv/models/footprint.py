@@ -1,4 +1,4 @@
-"""What a client computes and keeps, counted on its network: the analytic part of its cost."""
+"""Analytic cost of a client: floating-point operations and memory, computed from its network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mocosfl_priv.models.split import count_parameters
 
-COPIES = 4  # of the parameters: online and momentum model, optimiser, gradient
+COPIES = 4  # of the parameters: online model, momentum model, optimiser's momentum, gradient
 
 
 def training_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Floating-point operations of a forward and a backward pass of one image, by torch's counter."""
+    """Return the floating-point operations of a forward and a backward pass of one image, by torch's counter.
+
+    input_shape: without the batch axis.
+    """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
         parameters = list(module.parameters())
@@ -23,9 +26,10 @@ def training_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def tensor_bytes(module: nn.Module, input_shape: Sequence[int], frozen: bool) -> int:
-    """Bytes of tensors that one image needs, by what autograd keeps: parameters, their copies, and activations.
+    """Return the bytes of all tensors that a client needs to process one image; input_shape is without the batch axis.
 
-    Frozen: one copy of the parameters and the two largest neighbouring maps, of which nothing is kept.
+    Trained: the parameters and their copies, the activations that autograd keeps, and the smashed data.
+    Frozen: the parameters, and the two largest activations, since at most two need to exist at a time.
     """
     parameters = 4 * count_parameters(module)
     image = torch.zeros(1, *input_shape, device=next((p.device for p in module.parameters()), None))
@@ -46,10 +50,12 @@ def tensor_bytes(module: nn.Module, input_shape: Sequence[int], frozen: bool) ->
 
 
 def participation_flops(forward: int, training: int, *, rows: int, frozen: bool) -> int:
-    """Of a client that sends so many queries, and as many keys: all forward, queries backward unless it is frozen.
+    """Return the floating-point operations of a client that sends `rows` queries and `rows` keys.
 
-    forward, training: of one image, forward; forward and backward. A device computes the forward pass of its queries a
-    second time with their gradient, since it keeps none of it.
+    A trained client also makes a backward pass for its queries. Before that it repeats their forward pass, since a
+    device does not keep activations between sending the queries and receiving the gradient.
+
+    forward: operations of a forward pass of one image. training: of a forward and a backward pass.
     """
     if frozen:
         return 2 * rows * forward

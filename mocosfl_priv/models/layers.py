@@ -1,4 +1,4 @@
-"""Layers every backbone is made of. By default no BatchNorm anywhere: a micro-batch of one image must train."""
+"""Layers that all backbones share. None uses BatchNorm by default, since a micro-batch may be a single image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ CHANNELS_PER_GROUP = 4
 
 
 class WeightStandardisedConv2d(nn.Conv2d):
-    """A convolution without bias whose filters have zero mean and unit (unbiased) deviation (Qiao et al., 2019)."""
+    """A convolution without bias whose filters are standardised to mean 0 and standard deviation 1, with Bessel's
+    correction (weight standardisation, Qiao et al., 2019).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, standardise(self.weight), self.stride[0], int(self.padding[0]), self.groups)
@@ -25,9 +27,9 @@ class WeightStandardisedConv2d(nn.Conv2d):
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """Which norms and convolutions a backbone is built from; the defaults are the paper's.
+    """The norms and convolutions that a backbone is built from; the defaults are those of the MocoSFL paper.
 
-    norm: group (four channels a group), layer (one group), instance (one channel a group) or batch.
+    norm: group (GroupNorm with four channels per group), layer (one group), instance (one channel per group) or batch.
     weight_standardisation: whether convolutions standardise their filters.
     """
 
@@ -35,12 +37,12 @@ class LayerOptions:
     weight_standardisation: bool = True
 
     def conv(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-        """A convolution without bias that keeps the size up to its stride."""
+        """Build a convolution without bias, padded so that only the stride changes height and width."""
         kind = WeightStandardisedConv2d if self.weight_standardisation else nn.Conv2d
         return kind(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
 
     def normalisation(self, channels: int) -> nn.Module:
-        """The norm over `channels`, a multiple of four."""
+        """Build the norm for `channels` channels, a multiple of four."""
         if self.norm == "batch":
             return nn.BatchNorm2d(channels)
         groups = {"group": channels // CHANNELS_PER_GROUP, "layer": 1, "instance": channels}[self.norm]
@@ -48,19 +50,19 @@ class LayerOptions:
 
 
 class Residual(nn.Module):
-    """A unit or block whose branches run beside a shortcut, which :func:`drop_shortcuts` can take away."""
+    """Base class of blocks with a shortcut, which :func:`drop_shortcuts` can remove."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shortcut: nn.Module | None = None
 
     def join(self, branch: Tensor, x: Tensor) -> Tensor:
-        """`branch` plus the shortcut of `x`, where there is one."""
+        """Return `branch` plus the shortcut of `x`; only `branch` if the block has no shortcut."""
         return branch if self.shortcut is None else branch + self.shortcut(x)
 
 
 def drop_shortcuts(units: Sequence[nn.Module]) -> None:
-    """Take the shortcut of every residual block in `units` away, in place."""
+    """Remove the shortcut of every residual block in `units`, in place."""
     for unit in units:
         for module in unit.modules():
             if isinstance(module, Residual):
@@ -68,7 +70,10 @@ def drop_shortcuts(units: Sequence[nn.Module]) -> None:
 
 
 class Normalise(nn.Module):
-    """Images in [0, 1] to zero mean and unit deviation per colour; part of the client, without parameters."""
+    """Normalise images (n, 3, h, w) in [0, 1] with a mean and a standard deviation per colour; has no parameters.
+
+    It is the first layer of the client, so everything outside the client works on images in [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
@@ -83,7 +88,7 @@ class Normalise(nn.Module):
 
 
 class GlobalAveragePool(nn.Module):
-    """(n, c, h, w) to (n, c)."""
+    """Average over all pixels: (n, c, h, w) to (n, c)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1).flatten(1)

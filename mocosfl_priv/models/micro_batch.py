@@ -1,7 +1,8 @@
-"""What keeps a network from being trained image by image and client by client, and a cure for its norms.
+"""Check whether a network can be trained on micro-batches of one image, and replace norms that prevent it.
 
 Works on any ``nn.Module``. A micro-batch may be a single image, and the clients' parameters are stacked and run through
-``torch.func.vmap``, so a client may neither mix the images of a batch nor keep statistics of them.
+``torch.func.vmap``. A client's network must therefore neither mix the images of a batch nor keep statistics of
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from mocosfl_priv.models.layers import CHANNELS_PER_GROUP
 
 
 def explain(module: nn.Module) -> list[str]:
-    """One line per submodule of `module` that stands in the way: its dotted name and why; empty if none does."""
+    """List the submodules of `module` that prevent such training, one line each: dotted name, class and reason.
+
+    Empty if the whole module can be trained.
+    """
     lines = []
     owners: dict[int, str] = {}
     seen: set[nn.Module] = set()
@@ -32,8 +36,9 @@ def explain(module: nn.Module) -> list[str]:
 
 
 def _reason(module: nn.Module) -> str:
+    """Why `module` cannot be trained on single images; empty if it can. Ignores its submodules."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-        return "has no parameters before its first batch, so there is nothing to stack for the clients"
+        return "has no parameters before its first batch, so there are none to stack for the clients"
     if isinstance(module, _BatchNorm):
         statistics = " and keeps running statistics" if module.track_running_stats else ""
         return f"mixes the images of a batch{statistics}"
@@ -43,24 +48,31 @@ def _reason(module: nn.Module) -> str:
 
 
 def _shares(name: str, module: nn.Module, owners: dict[int, str]) -> str:
-    """Why `module` is refused if one of its own parameters belongs to an earlier module; notes the owners."""
+    """Why `module` is refused if it shares a parameter with an earlier module; empty if it does not.
+
+    owners: the name of the first module that has each parameter, by the parameter's id; extended here.
+    """
     for parameter_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
         owner = owners.setdefault(id(parameter), name)
         if owner != name:
-            return f"shares its {parameter_name} with {owner}, which a cut or the stacking of clients would separate"
+            return (
+                f"shares its {parameter_name} with {owner}; parameters cannot be shared between modules, since the "
+                "model is cut between units and clients' parameters are stacked by name"
+            )
     return ""
 
 
 def mend(module: nn.Module) -> nn.Module:
-    """A copy of `module` in which norms with batch statistics are GroupNorms over the same channels.
+    """Return a copy of `module` in which norms with batch or running statistics are replaced by GroupNorms.
 
-    Each BatchNorm gets four channels a group, or the divisor of its channels nearest to four; an InstanceNorm with
-    running statistics gets one. Affine parameters, epsilon, device and dtype are kept, running statistics are lost.
+    A BatchNorm becomes a GroupNorm with four channels per group, or with the divisor of its number of channels that is
+    nearest to four; an InstanceNorm with running statistics becomes one with one channel per group. Affine parameters,
+    epsilon, device and dtype are kept, running statistics are dropped. Other problems are left as they are.
     """
     mended: dict[nn.Module, nn.Module] = {}
-    # torch copies parameters of lazy modules, but not their buffers
+    # deepcopy fails on uninitialised buffers of lazy modules, so they are replaced by new ones
     lazy_buffers: dict[int, Any] = {id(b): UninitializedBuffer() for b in module.buffers() if is_lazy(b)}
-    root = nn.Sequential(copy.deepcopy(module, lazy_buffers))  # so that the module itself can be replaced, too
+    root = nn.Sequential(copy.deepcopy(module, lazy_buffers))  # a parent, so that `module` itself can be replaced too
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm | _InstanceNorm) and _mendable(child):
@@ -85,6 +97,9 @@ def _as_group_norm(norm: _BatchNorm | _InstanceNorm) -> nn.GroupNorm:
 
 
 def _channels_per_group(channels: int) -> int:
-    """The divisor nearest to four; of two, the larger: a group of one is a constant wherever the map has one pixel."""
+    """The divisor of `channels` nearest to four; of two equally near, the larger.
+
+    A group of one channel is best avoided: where a map has one pixel, its normalised value is a constant.
+    """
     divisors = [d for d in range(1, channels + 1) if channels % d == 0]
     return min(divisors, key=lambda d: (abs(d - CHANNELS_PER_GROUP), -d))

@@ -1,8 +1,8 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) as a list of units to cut between.
+"""MobileNetV2 (Sandler et al., CVPR 2018) as a list of units; the model can be cut after any of them.
 
-Unit 1 is the stem, every further unit one group of inverted residual blocks, the last one the final 1x1 convolution:
-cut 2 sends 16x32x32 for images of 32 pixels. Shortcuts join equal shapes only and carry no layer of their own, as in
-the paper.
+Unit 1 is the stem, each following unit is a group of inverted residual blocks, and the last unit is the final 1x1
+convolution. For images of 32 pixels, a cut after unit 2 gives smashed data of shape 16x32x32. As in the paper, only
+blocks whose input and output have the same shape have a shortcut, and it is the identity.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mocosfl_priv.models.layers import LayerOptions, Residual
 
 
 class Group(NamedTuple):
-    """One row of the paper's table 2: expansion, channels, number of blocks, stride of the first."""
+    """A row of the paper's table 2: expansion factor, output channels, number of blocks, stride of the first block."""
 
     expansion: int
     channels: int
@@ -36,7 +36,7 @@ GROUPS = (
 )
 STEM_CHANNELS = 32
 LAST_CHANNELS = 1280
-SMALL_IMAGES = 48  # below, the stem and the second group keep the size
+SMALL_IMAGES = 48  # for images with fewer pixels a side, the stem and the second group have stride 1
 
 
 class ConvUnit(nn.Module):
@@ -54,7 +54,7 @@ class ConvUnit(nn.Module):
 
 
 class InvertedResidual(Residual):
-    """Expand 1x1, depthwise 3x3, project 1x1; with a shortcut where input and output have one shape."""
+    """1x1 expansion, 3x3 depthwise, 1x1 projection; with a shortcut if input and output have equal shapes."""
 
     def __init__(self, in_channels: int, channels: int, expansion: int, stride: int, layers: LayerOptions) -> None:
         super().__init__()
@@ -72,17 +72,20 @@ class InvertedResidual(Residual):
 
 @dataclass(frozen=True)
 class MobileNetV2:
-    """The stem, the groups of the table, and the last convolution."""
+    """The backbone: stem, groups of inverted residual blocks (`GROUPS`), and the last convolution."""
 
     summary: str
 
     @property
     def units(self) -> int:
-        """Stem, groups, last convolution."""
+        """Number of units."""
         return len(GROUPS) + 2
 
     def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:
-        """The units in order; `width` replaces the stem's channels and scales all others, to multiples of four."""
+        """Build the units in order.
+
+        width: channels of the stem, 32 if None; all other channels are scaled in proportion, to multiples of four.
+        """
         small = image_size < SMALL_IMAGES
         stem_channels = width or STEM_CHANNELS
 

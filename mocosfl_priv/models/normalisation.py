@@ -1,7 +1,8 @@
-"""GroupNorm for channels-last maps, where torch's own kernel is many times slower than on contiguous ones.
+"""GroupNorm that is fast on channels-last maps, and GroupNorm for many clients at once.
 
-oneDNN convolves channels-last maps up to three times faster than contiguous ones; a normalisation that keeps the
-layout is what makes that usable. Sums over pixels are products with a row of ones, which run at matrix speed.
+On CPUs, convolutions of channels-last maps are up to three times faster than of contiguous maps, but torch's own
+GroupNorm is many times slower on them. Sums over pixels are computed here as products with a vector of ones, since
+matrix products are fast.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _stacked = ContextVar("stacked", default=False)
-PARTIAL_SUM = 32  # pixels summed in the input's own precision before float32 takes over
+PARTIAL_SUM = 32  # so many pixels at a time are summed in the input's precision; their sums are added in float32
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm (Wu and He, 2018) that is fast in either memory layout; x (n, c, h, w)."""
+    """GroupNorm (Wu and He, 2018) of maps (n, c, h, w), fast in both memory layouts and under `vmap`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if _stacked.get():
@@ -34,7 +35,7 @@ class GroupNorm(nn.GroupNorm):
 
 @contextmanager
 def stacked_parameters() -> Iterator[None]:
-    """Within this context networks run under `vmap`, every entry with its own parameters."""
+    """Enter this context to run networks under `vmap` with stacked parameters; `GroupNorm` then uses a fused kernel."""
     token = _stacked.set(True)
     try:
         yield
@@ -43,27 +44,27 @@ def stacked_parameters() -> Iterator[None]:
 
 
 class StackedGroupNorm(torch.autograd.Function):
-    """GroupNorm under `vmap`: P x b images with P sets of parameters as one image with P * b * c channels.
+    """GroupNorm under `vmap`, for P clients with b images each and their own parameters, as one fused kernel.
 
-    That is one fused kernel, where `vmap` alone would normalise, multiply and add in separate passes. Autograd
-    records the kernel itself, below `vmap`.
+    All images are treated as a single image with P * b * c channels. Without this, `vmap` would normalise, multiply and
+    add in separate passes. The backward pass is that of the fused kernel.
     """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
-        """The plain function; x (b, c, h, w), weight, bias (c,)."""
+        """Apply GroupNorm without `vmap`; x (b, c, h, w), weight and bias (c,)."""
         return F.group_norm(x, groups, weight, bias, epsilon)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep."""
+        """Save nothing: autograd differentiates the fused kernel itself."""
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor, groups: int,
         epsilon: float,
     ) -> tuple[Tensor, int]:  # fmt: skip
-        """The same for a stack of clients."""
+        """Apply GroupNorm to a stack of clients: x (P, b, c, h, w), weight and bias (P, c), up to the stacked axis."""
         stack = info.batch_size
         x, weight, bias = (
             value.expand(stack, *value.shape) if place is None else value.movedim(place, 0)
@@ -78,11 +79,11 @@ class StackedGroupNorm(torch.autograd.Function):
 
 
 class ChannelsLastGroupNorm(torch.autograd.Function):
-    """The same function with statistics in float32 and a backward pass of its own."""
+    """GroupNorm of channels-last maps, with statistics in float32 and a backward pass that keeps the layout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
-        """The input x (n, c, h, w) has channels last in memory; weight, bias (c,)."""
+        """Apply GroupNorm to x (n, c, h, w), channels last in memory; weight and bias (c,)."""
         n, channels, height, width = x.shape
         rows = _rows(x)
         count = height * width * channels // groups
@@ -91,8 +92,9 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
             ctx.save_for_backward(rows, weight, _per_channel(mean, channels), _per_channel(spread, channels))
             ctx.groups = groups
             return y
-        # The difference of two large squares would lose the variance, so centred values are squared. The mean may be
-        # rough and is rounded for it; `rest` is what it left, measured on the centred values.
+        # In bfloat16, computing the variance as mean of squares minus square of mean would lose its digits. So the
+        # values are centred first, with a mean that is rounded to bfloat16. `rest` is the mean of the centred values,
+        # that is, the rounding error; the variance is corrected by it.
         rest = _per_channel(_per_group(_pixel_sum(rows), groups).div_(count), channels)
         centred = rows - rest.to(x.dtype).unsqueeze(1)
         rest = _per_channel(_per_group(_pixel_sum(centred), groups).div_(count), channels)
@@ -100,7 +102,7 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
         deviation_inverse = (square - rest * rest).clamp_(min=0).add_(epsilon).rsqrt_()
         scale = deviation_inverse * weight
         shift = bias - rest * scale
-        # written into a tensor of its own, not returned as a view, so that a following ReLU may work in place
+        # written into a new tensor, not returned as a view, so that a following ReLU can work in place
         y = torch.empty((n, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last, device=x.device)
         torch.addcmul(shift.to(x.dtype).unsqueeze(1), centred, scale.to(x.dtype).unsqueeze(1), out=_rows(y))
         ctx.save_for_backward(centred, weight, rest, deviation_inverse)
@@ -109,7 +111,7 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """The textbook derivative, as one affine map of gradient and input per channel."""
+        """Compute the standard gradient of GroupNorm, as an affine function of gradient and input per channel."""
         centred, weight, centre, spread = ctx.saved_tensors
         groups = ctx.groups
         n, channels, height, width = gradients[0].shape
@@ -135,12 +137,12 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(n, c, h, w) as (n, pixels, c); a view where channels are last."""
+    """Reshape (n, c, h, w) to (n, pixels, c); a view if x is channels-last in memory."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _pixel_sum(rows: Tensor) -> Tensor:
-    """(n, pixels, c) to (n, c), at least float32."""
+    """Sum (n, pixels, c) over pixels to (n, c), in float32 or float64."""
     n, pixels, channels = rows.shape
     part = PARTIAL_SUM if pixels % PARTIAL_SUM == 0 else pixels
     blocks = rows.reshape(n * pixels // part, part, channels)
@@ -150,8 +152,10 @@ def _pixel_sum(rows: Tensor) -> Tensor:
 
 
 def _per_group(per_channel: Tensor, groups: int) -> Tensor:
+    """Sum (n, c) over the channels of each group to (n, groups)."""
     return per_channel.unflatten(1, (groups, -1)).sum(2)
 
 
 def _per_channel(per_group: Tensor, channels: int) -> Tensor:
+    """Repeat each group's value (n, groups) for all its channels: (n, channels)."""
     return per_group.repeat_interleave(channels // per_group.shape[1], dim=1)

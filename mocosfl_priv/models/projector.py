@@ -1,7 +1,7 @@
-"""Projectors: from pooled features to the embeddings that the contrastive loss compares.
+"""Projectors: the heads that map pooled features to the embeddings that the contrastive loss compares.
 
-MoCo v2's two-layer head and its relatives (Chen et al., 2020). None has a BatchNorm; the published code has one in its
-large head, which would make an embedding depend on the other images of the batch.
+They are MoCo v2's two-layer head (Chen et al., 2020) and variants of it. None has a BatchNorm. MocoSFL's published code
+has one in its large head, but that makes an embedding depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import nn
 from mocosfl_priv.config import ModelConfig
 
 HEADS: dict[str, tuple[int | None, int]] = {"v1": (None, 1024), "v2": (1024, 1024), "large_v2": (4096, 2048)}
-"""Hidden (None: no hidden layer) and output size of each head."""
+"""Hidden size (None: no hidden layer) and output size of each head."""
 
 
 def build_projector(model: ModelConfig, features: int) -> nn.Sequential:
-    """The head of `model`, from (n, features) to (n, out)."""
+    """Build the head that `model` names, which maps (n, features) to (n, projector_out)."""
     hidden, out = HEADS[model.head]
     out = model.projector_out or out
     if hidden is None:

@@ -1,7 +1,7 @@
-"""ResNets as a list of units to cut between: the stem is unit 1, every residual block one more.
+"""ResNets as a list of units: unit 1 is the stem, and each residual block is one more unit.
 
-Submodules are called as in the published client models (``0.conv1``, ``0.bn1``, ``1.conv2``, ...), whatever norm stands
-in a ``bn``.
+Submodules have the names that they have in the published client models (``0.conv1``, ``0.bn1``, ``1.conv2``, ...);
+those called ``bn`` may be another norm than BatchNorm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from mocosfl_priv.models.layers import LayerOptions, Residual
 
 
 class Stem(nn.Module):
-    """Convolution, norm, ReLU. 3x3 stride 1 below 48 pixels, 3x3 stride 2 below 128, else 7x7 stride 2; no pooling."""
+    """Convolution, norm, ReLU, without pooling.
+
+    The convolution is 3x3 with stride 1 for images below 48 pixels, 3x3 with stride 2 below 128, else 7x7 stride 2.
+    """
 
     def __init__(self, width: int, image_size: int, layers: LayerOptions) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class Stem(nn.Module):
 
 
 def _projection(in_channels: int, channels: int, stride: int, layers: LayerOptions) -> nn.Module:
-    """The shortcut: the input itself where the shapes agree, else a 1x1 convolution with a norm."""
+    """The shortcut: the identity if input and output have equal shapes, else a 1x1 convolution with a norm."""
     if stride == 1 and in_channels == channels:
         return nn.Identity()
     return nn.Sequential(layers.conv(in_channels, channels, 1, stride), layers.normalisation(channels))
@@ -54,9 +57,9 @@ class BasicBlock(Residual):
 
 
 class BottleneckBlock(Residual):
-    """1x1, 3x3 and 1x1 convolutions to four times the channels, and a shortcut (He et al., 2016).
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al., 2016); the output has 4 * `channels` channels.
 
-    The 3x3 convolution carries the stride, as is usual since ("ResNet v1.5").
+    The stride is in the 3x3 convolution ("ResNet v1.5"), as in most implementations since.
     """
 
     expansion = 4
@@ -80,7 +83,11 @@ class BottleneckBlock(Residual):
 
 @dataclass(frozen=True)
 class ResNet:
-    """Blocks per stage and the stem's channels; each later stage doubles channels and halves the size."""
+    """The backbone: a stem and stages of residual blocks.
+
+    blocks: number per stage. width: channels of the stem and the first stage; each later stage doubles the channels and
+    halves the map size. block: the kind of block, for which `expansion` multiplies the output channels.
+    """
 
     blocks: Sequence[int]
     width: int
@@ -89,11 +96,11 @@ class ResNet:
 
     @property
     def units(self) -> int:
-        """Units of the backbone: the stem and every block."""
+        """Number of units: the stem and the blocks."""
         return 1 + sum(self.blocks)
 
     def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:
-        """The units in order; `width` replaces the stem's channels."""
+        """Build the units in order; `width` replaces the stem's channels and scales all others."""
         stem_channels = width or self.width
         units: list[nn.Module] = [Stem(stem_channels, image_size, layers)]
         in_channels = stem_channels
@@ -106,8 +113,8 @@ class ResNet:
 
 
 RESNETS = {
-    "resnet8": ResNet((1, 1, 1), 16, "narrow, three blocks: demos and tests"),
-    "resnet10": ResNet((1, 1, 1, 1), 16, "narrow, four blocks: demos and tests"),
+    "resnet8": ResNet((1, 1, 1), 16, "narrow, three blocks; for demos and tests"),
+    "resnet10": ResNet((1, 1, 1, 1), 16, "narrow, four blocks; for demos and tests"),
     "resnet18": ResNet((2, 2, 2, 2), 64, "the paper's backbone"),
     "resnet34": ResNet((3, 4, 6, 3), 64, "deeper, basic blocks"),
     "resnet50": ResNet((3, 4, 6, 3), 64, "deeper, bottleneck blocks", BottleneckBlock),

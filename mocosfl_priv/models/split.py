@@ -1,4 +1,4 @@
-"""A backbone cut in two: the client's units and bottleneck, the server's trunk and projector."""
+"""Split models: a backbone cut into the client's part and the server's part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mocosfl_priv.models.projector import build_projector
 
 @dataclass
 class SplitModel:
-    """Client and server side of one model.
+    """The client's and the server's part of a model.
 
     Args:
         client: images (n, 3, h, w) in [0, 1] to smashed data (n, *smashed_shape).
@@ -55,19 +55,20 @@ class SplitModel:
         return self
 
     def named_state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers of all three parts, by ``part.name``; not copies."""
+        """Return parameters and persistent buffers of all three parts as ``<part>.<name>``; they are not copied."""
         parts = {"client": self.client, "trunk": self.trunk, "projector": self.projector}
         return {f"{part}.{name}": value for part, m in parts.items() for name, value in m.state_dict().items()}
 
     def copy(self) -> SplitModel:
-        """An independent deep copy."""
+        """Return an independent deep copy."""
         return copy.deepcopy(self)
 
 
 def validate_cut(model: ModelConfig, cut_layer: int, where: str = "cut_layers") -> None:
-    """Raise ConfigurationError unless `model`'s backbone exists and can be cut after unit `cut_layer`.
+    """Raise ConfigurationError unless `model`'s backbone exists and can be cut after unit `cut_layer` (from 1).
 
-    The units of a user's own backbone are not known before it is built, so only :func:`build_split_model` counts them.
+    For a user's own backbone only its existence is checked, since the number of its units is not known before
+    :func:`build_split_model` builds it. where: the configuration key that the message names.
     """
     if is_own(model.backbone):
         load_function(model.backbone)
@@ -86,11 +87,14 @@ def _require_unit(backbone: str, units: int, cut_layer: int, where: str) -> None
 def build_split_model(
     model: ModelConfig, cut_layer: int, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> SplitModel:
-    """Build and cut a freshly initialised model; initialisation draws from torch's global generator.
+    """Build a freshly initialised model, cut after unit `cut_layer` (from 1).
 
-    Cut after its last unit, the server keeps the pool and the projector only.
-    mean, std: colour statistics that the client normalises with, for images in [0, 1].
-    Raises ConfigurationError where backbone, cut, image size or bottleneck do not fit together.
+    The server gets the remaining units, global average pooling, and the projector; with a cut after the last unit,
+    only the latter two. Initialisation draws from torch's global generator.
+
+    image_size: height and width in pixels.
+    mean, std: colour mean and standard deviation, for images in [0, 1], with which the client normalises.
+    Raises ConfigurationError when backbone, cut, image size and bottleneck do not fit together.
     """
     units = build_units(model, image_size)
     _require_unit(model.backbone, len(units), cut_layer, "cut_layers")
@@ -108,7 +112,8 @@ def build_split_model(
         channels, *size = shapes[cut_layer - 1]
         if any(side % bottleneck.stride for side in size):
             raise ConfigurationError(
-                f"model.bottleneck: {model.bottleneck} does not fit: its stride does not divide {size[0]}x{size[1]}"
+                f"model.bottleneck: {model.bottleneck} is impossible at cut layer {cut_layer}: its stride "
+                f"{bottleneck.stride} does not divide the map size {size[0]}x{size[1]}"
             )
         client["cut"] = compress(bottleneck, channels)
         trunk["uncut"] = expand(bottleneck, channels)
@@ -119,12 +124,15 @@ def build_split_model(
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable numbers in `module`."""
+    """Return the number of parameters in `module`, counted as single numbers."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def forward_flops(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Floating-point operations of one forward pass of one image, by torch's counter (a multiply-add is two)."""
+    """Return the floating-point operations of a forward pass of one input, by torch's counter (a multiply-add is two).
+
+    input_shape: without the batch axis.
+    """
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

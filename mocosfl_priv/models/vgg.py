@@ -1,8 +1,9 @@
-"""VGG (Simonyan and Zisserman, 2015) with a norm after every convolution, as a list of units to cut between.
+"""VGG (Simonyan and Zisserman, 2015) with a norm after every convolution, as a list of units.
 
-A unit is an entry of the layer list, and max-pools count: cut 2 of VGG-13 sends the 64x32x32 output of two
-convolutions, cut 3 the pooled 64x16x16. The layer list is the same at every image size, without a strided stem: larger
-images give larger maps. What follows the last pool is the global average pool, not VGG's three linear layers.
+The model can be cut after any unit. Each convolution (with norm and ReLU) and each max-pool is a unit: for images of 32
+pixels, a cut of VGG-13 after unit 2 gives smashed data of shape 64x32x32, a cut after unit 3 64x16x16. The units are
+the same at every image size, so larger images give larger maps. The last pool is followed by global average pooling, in
+place of VGG's three linear layers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class ConvUnit(nn.Module):
 
 @dataclass(frozen=True)
 class VGG:
-    """Convolutions per stage; a stage ends in a 2x2 max-pool and the next has twice the channels, up to eightfold."""
+    """The backbone: stages of convolutions, each followed by a 2x2 max-pool.
+
+    convolutions: number per stage. width: channels of the first stage; every stage has twice the channels of the
+    previous one, up to eight times `width`.
+    """
 
     convolutions: Sequence[int]
     summary: str
@@ -38,11 +43,11 @@ class VGG:
 
     @property
     def units(self) -> int:
-        """Entries of the layer list: convolutions and pools."""
+        """Number of units: convolutions and max-pools."""
         return sum(self.convolutions) + len(self.convolutions)
 
     def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:  # noqa: ARG002
-        """The units in order; `width` replaces the first stage's channels and scales all others."""
+        """Build the units in order; `width` replaces the first stage's channels and scales all others."""
         units: list[nn.Module] = []
         in_channels = 3
         for stage, count in enumerate(self.convolutions):

@@ -1,8 +1,8 @@
 """A small vision transformer (Dosovitskiy et al., ICLR 2021; DeiT-Ti of Touvron et al., 2021) as a list of units.
 
-Unit 1 is the patch embedding, every transformer block one more. Tokens travel between units as an image-like map
-(n, width, h, w), so that bottlenecks, decoders and attacks work on them as on any other smashed data. There is no class
-token: the global average pool reads the tokens, which the last unit has normalised. Norms are LayerNorms per token.
+Unit 1 is the patch embedding, and each transformer block is one more unit. Between units, tokens are arranged as a map
+(n, channels, h, w), so that bottlenecks, decoders and attacks can treat them like any other smashed data. There is no
+class token; the last unit normalises the tokens, and the server averages them. Norms are LayerNorms per token.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ POSITION_BASE = 10_000
 
 
 def patch_size(image_size: int) -> int:
-    """4 below 48 pixels, 8 below 128, else 16."""
+    """Side of a patch in pixels: 4 for images below 48 pixels, 8 below 128, otherwise 16."""
     return 4 if image_size < 48 else 8 if image_size < 128 else 16
 
 
 def sine_cosine_positions(channels: int, side: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine position embedding, (channels, side, side); as in MoCo v3 (Chen et al., 2021).
+    """Return a fixed sine-cosine position embedding, (channels, side, side), as in MoCo v3 (Chen et al., 2021).
 
-    A quarter of the channels each: sine and cosine of the row, sine and cosine of the column.
+    A quarter of the channels each holds the sine and the cosine of the row and of the column.
     """
     quarter = channels // 4
     frequencies = POSITION_BASE ** -(torch.arange(quarter) / quarter)
@@ -41,7 +41,7 @@ def sine_cosine_positions(channels: int, side: int) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution over patches that do not overlap, plus the positions."""
+    """A convolution over patches that do not overlap, plus the position embedding."""
 
     positions: Tensor
 
@@ -78,13 +78,13 @@ class SelfAttention(nn.Module):
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(tokens).chunk(3, 2)
         )
-        # written out: torch's fused attention has no batching rule and would run the bank's clients one by one
+        # written out, since torch's fused attention has no batching rule: vmap would run the clients one by one
         scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
         return self.out((scores.softmax(3) @ value).transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(Residual):
-    """Self-attention and a two-layer perceptron, each after a norm and beside a shortcut, on a map (n, c, h, w)."""
+    """Self-attention and a two-layer perceptron, each with a norm before it and a shortcut, on a map (n, c, h, w)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class TransformerBlock(Residual):
 
 @dataclass(frozen=True)
 class VisionTransformer:
-    """Channels of a token and number of blocks; one attention head per 64 channels."""
+    """The backbone: `blocks` transformer blocks on tokens of `width` channels, one attention head per 64 channels."""
 
     width: int
     blocks: int
@@ -111,19 +111,19 @@ class VisionTransformer:
 
     @property
     def units(self) -> int:
-        """The patch embedding and every block."""
+        """Number of units: the patch embedding and the blocks."""
         return 1 + self.blocks
 
     def build(self, width: int | None, image_size: int, layers: LayerOptions) -> list[nn.Module]:  # noqa: ARG002
-        """The units in order; `width` replaces the channels of a token.
+        """Build the units in order. `width` replaces the channels of a token; `layers` has no effect.
 
-        Raises ConfigurationError where patches do not tile the image.
+        Raises ConfigurationError when the image size is not a multiple of the patch size.
         """
         patch = patch_size(image_size)
         if image_size % patch:
             raise ConfigurationError(
                 f"data.image_size: patches of {patch} pixels do not tile images of {image_size}; "
-                f"take a multiple of {patch}"
+                f"choose a multiple of {patch}"
             )
         channels = width or self.width
         units: list[nn.Module] = [PatchEmbedding(channels, image_size)]
@@ -138,7 +138,7 @@ def _heads(channels: int) -> int:
 
 
 def _linear(in_features: int, out_features: int) -> nn.Linear:
-    """A linear layer, initialised as ViTs are: narrow weights, no bias."""
+    """A linear layer initialised as usual in ViTs: weights from a normal of deviation 0.02, zero bias."""
     layer = nn.Linear(in_features, out_features)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
@@ -146,7 +146,7 @@ def _linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def _over_tokens(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply `module`, from tokens (n, t, c) to tokens, to a map (n, c, h, w)."""
+    """Apply `module`, which maps tokens (n, t, c) to tokens, to a map (n, c, h, w)."""
     return module(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
 

@@ -1,1 +1,1 @@
-"""The public MocoSFL release: its clients, where they lie in a folder, and what was measured of them."""
+"""The public MocoSFL release: loading its clients, finding them in a folder, and reading its logs."""

@@ -1,9 +1,10 @@
-"""The checkpoints of the public MocoSFL release in a folder, and the images its attacks were scored on.
+"""Discovery of the public MocoSFL release's checkpoints in a folder, and of the images its attacks were scored on.
 
-Two layouts are known, at any depth. The release's own is a folder per training, with ``checkpoint_c_best.tar`` and logs
-in it, named like ``mocosflV2_ResNet18_cifar10_cut2_bnlC4S2_..._ressfl_2.0_SSIM0.6_data_proportion_0.01_aux_cifar100``.
-The other is a file per checkpoint, perhaps beside a README that tells what was logged, named like
-``resnet18_cifar10_C4S2_cut2_alpha2.0_ssim0.6_target0.01_cifar100.tar``.
+Two layouts are recognised, at any depth. In the release's own layout, each training has a folder with
+``checkpoint_c_best.tar`` and logs, which is named like
+``mocosflV2_ResNet18_cifar10_cut2_bnlC4S2_..._ressfl_2.0_SSIM0.6_data_proportion_0.01_aux_cifar100``. In the other
+layout, each checkpoint is a file like ``resnet18_cifar10_C4S2_cut2_alpha2.0_ssim0.6_target0.01_cifar100.tar``, and a
+README beside it may list the logged values.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ PARTS = {
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A published client that can be loaded, what its name says of its training, and what was logged of it.
+    """A published client that can be loaded, how it was trained according to its name, and what was logged of it.
 
-    `name` is unique among the checkpoints of a folder. `cut_layer` is read from the weights. `bottleneck` (``C4S2``,
-    ``none``), `alpha` and `ssim_threshold` (of TAResSFL's expert), `target_fraction` in [0, 1] and `source` (the data
-    set that the expert used besides) are None where the name does not say. `notes` tell what a reader should know about
-    the logs.
+    name: unique among the checkpoints of a folder.
+    cut_layer: inferred from the weights.
+    bottleneck (``C4S2``, ``none``), alpha and ssim_threshold (of TAResSFL's expert), target_fraction (in [0, 1]) and
+        source (the expert's source data set): None where the name does not say.
+    logged: values from the release's logs. notes: remarks for the user about these logs.
     """
 
     name: str
@@ -60,10 +62,10 @@ class PublishedCheckpoint:
 
 
 def find_published(folder: Path | str) -> list[PublishedCheckpoint]:
-    """Every checkpoint below `folder`, by name.
+    """Find all checkpoints below `folder`, sorted by name.
 
-    Raises ConfigurationError when there is no such folder, no checkpoint in it, or one that cannot be loaded or is not
-    what its name says.
+    Raises ConfigurationError if the folder does not exist or holds no checkpoint, or if a checkpoint cannot be loaded
+    or contradicts its name.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -83,7 +85,10 @@ def find_published(folder: Path | str) -> list[PublishedCheckpoint]:
 
 
 def _is_client(path: Path) -> bool:
-    """Neither the server's half (``checkpoint_s_best.tar``) nor a client that was not kept (``checkpoint_c_9.tar``)."""
+    """Whether `path` is a final client, not a server (``checkpoint_s_best.tar``) or an earlier client.
+
+    An earlier client is called, for example, ``checkpoint_c_9.tar``.
+    """
     return path.name == RELEASED_CLIENT or not path.name.startswith("checkpoint_")
 
 
@@ -92,7 +97,7 @@ def _own_name(path: Path) -> str:
 
 
 def _name_below(path: Path, root: Path) -> str:
-    """A name for one of several that are called alike: its place, which only one can have."""
+    """A unique name for a checkpoint whose own name is not unique: its path, from the name of `root` on."""
     place = root.resolve().name / path.relative_to(root)
     return (place.parent if path.name == RELEASED_CLIENT else place).as_posix()
 
@@ -109,7 +114,7 @@ def _describe(path: Path, name: str, table: Mapping[str, LoggedValues]) -> Publi
     else:
         found = find_in_table(table, path.name)
         logged = found or LoggedValues()
-        notes = [] if found is not None else ["nothing beside this file tells what was logged"]
+        notes = [] if found is not None else ["there are no logged values for this file"]
     return PublishedCheckpoint(
         name=name,
         path=path,
@@ -125,22 +130,28 @@ def _describe(path: Path, name: str, table: Mapping[str, LoggedValues]) -> Publi
 
 
 def _require_bottleneck(client: nn.Module, named: str, path: Path) -> None:
-    """Weights tell a bottleneck's channels and kernel, but not its stride and its ReLU: those are as published."""
+    """Raise ConfigurationError unless the weights have the bottleneck `named`.
+
+    Channels and kernel are compared. Stride and ReLU cannot be inferred from weights, so only the published ones are
+    accepted.
+    """
     try:
         wanted = parse_bottleneck(named)
     except ValueError as error:
         raise ConfigurationError(f"{path}: {error}") from error
     if wanted is not None and (wanted.stride != STRIDE or not wanted.relu):
-        raise ConfigurationError(f"{path}: bottleneck {named} cannot be rebuilt: only stride {STRIDE} with ReLU can")
+        raise ConfigurationError(
+            f"{path}: bottleneck {named} cannot be rebuilt; only stride {STRIDE} with ReLU is supported"
+        )
     cut = dict(client.named_children()).get("cut")
     found = tuple(cut.weight.shape[::3]) if isinstance(cut, nn.Conv2d) else None
     if found != ((wanted.channels, wanted.kernel) if wanted is not None else None):
         have = f"K{found[1]}C{found[0]}" if found is not None else "no bottleneck"
-        raise ConfigurationError(f"{path}: named after bottleneck {named}, but its weights hold {have}")
+        raise ConfigurationError(f"{path}: the name says bottleneck {named}, but the weights have {have}")
 
 
 def _parts(name: str) -> dict[str, str | None]:
-    """What a checkpoint's name says: parts between underscores, each as written in either layout."""
+    """Parse a checkpoint's name in either layout; its parts are separated by underscores. None for a missing part."""
     found = {part: re.search(rf"(?:^|_){pattern}(?=_|$)", name) for part, pattern in PARTS.items()}
     return {part: match[1] if match is not None else None for part, match in found.items()}
 
@@ -150,19 +161,19 @@ def _float(text: str | None) -> float | None:
 
 
 def load_attack_images(folder: Path | str) -> Tensor | None:
-    """The 128 images that the logged attacks were scored on, float (128, 3, 32, 32) in [0, 1]; None if there are none.
+    """Load the 128 images on which the logged attacks were scored: float (128, 3, 32, 32) in [0, 1]; None if missing.
 
-    They are augmented CIFAR-10 training images, looked for below `folder` and, since the release keeps them in
-    ``saved_tensors`` beside the folder of its experts, in that of the two folders above.
+    They are augmented CIFAR-10 training images. They are looked for below `folder`, and in the folder ``saved_tensors``
+    of the two folders above it, where the release keeps them.
 
-    Their contrast is four fifths of CIFAR's (0.82, 0.82, 0.77 by channel). They were saved normalised with CIFAR-10's
-    own deviation (0.247, 0.243, 0.261), but the release's clients normalise with `CIFAR_STD`, and its attack
-    un-normalises with `CIFAR_STD` what it compares reconstructions with. So do we, since the logged values were
-    measured that way; the client's own normalisation then gives back exactly the saved numbers. A blind guess is
-    better on such pale images than on real ones, and what is found on them does not hold for others. The release
-    compared after a detour through JPEG files; we do not.
+    The images were saved normalised with CIFAR-10's own standard deviation (0.247, 0.243, 0.261). But the release's
+    clients normalise with `CIFAR_STD`, and its attack un-normalises the images with `CIFAR_STD` before comparing
+    reconstructions with them. This function does the same, since the logged values were measured that way; after the
+    client's normalisation, the images are exactly the saved ones. As a result, their contrast is only 0.82, 0.82 and
+    0.77 (by channel) of CIFAR-10's. A blind guess is therefore better on them than on real images, and results on them
+    do not hold for other images. Unlike the release, this package does not convert images to JPEG before comparing.
 
-    Raises ConfigurationError for a file that holds something else.
+    Raises ConfigurationError for a file with other content.
     """
     root = Path(folder)
     places = [path for name in ATTACK_IMAGES for path in sorted(root.rglob(name))]
@@ -174,6 +185,6 @@ def load_attack_images(folder: Path | str) -> Tensor | None:
         what = tuple(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
         raise ConfigurationError(f"{places[0]}: not the release's attack images of shape {ATTACK_IMAGES_SHAPE}: {what}")
     if not bool(stored.isfinite().all()):
-        raise ConfigurationError(f"{places[0]}: attack images that are not finite")
+        raise ConfigurationError(f"{places[0]}: the attack images have values that are not finite")
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR_MEAN, CIFAR_STD))
     return (stored.float() * deviation + mean).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Client models of the public MocoSFL release (Li et al., ICLR 2023): to attack a published defense again."""
+"""Loader of the client models in the public MocoSFL release (Li et al., ICLR 2023), so that they can be attacked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ CIFAR_STD = (0.2023, 0.1994, 0.2010)
 IMAGE_SIZE = 32
 STEM_CHANNELS = 64
 WRAPPERS = ("state_dict", "model_state_dict", "model", "client", "net", "network", "weights")
-# what DataParallel, torch.compile, MoCo and a user's own module put before every name; of MoCo's two the query encoder
+# prefixes that DataParallel, torch.compile, MoCo and users' own modules put before every parameter name; of MoCo's two
+# encoders, the query encoder is read
 PREFIXES = (
     "module.",
     "_orig_mod.",
@@ -35,20 +36,22 @@ PREFIXES = (
     "model.",
     "net.",
 )
-DEEPEST_WRAPPER = 3
-PARTIAL_PREFIX = "encoder_q."  # which has others beside it that are no part of the client
-STRIDE = 2  # of every published bottleneck (C4S2); a state dict does not tell it
+DEEPEST_WRAPPER = 3  # most nested wrappers
+PARTIAL_PREFIX = "encoder_q."  # parameters without this prefix are not part of the client and are dropped
+STRIDE = 2  # of every published bottleneck (C4S2); it cannot be inferred from a state dict
 
 
 def load_published_client(path: Path | str, cut_layer: int | None = None) -> nn.Module:
-    """The ResNet-18 client in the release's file `path`, for images (n, 3, 32, 32) in [0, 1].
+    """Load the ResNet-18 client in the release's file `path`, for images (n, 3, 32, 32) in [0, 1].
 
-    What trainings put around a state dict is taken off: a wrapper such as ``{"state_dict": ...}``, prefixes such as
-    ``module.``, half or double precision. Its first layer normalises as the release did. Cut layer and bottleneck are
-    inferred from the names and shapes of the parameters; `cut_layer` only states which is expected. Smashed data is
-    (n, 4, 16, 16) with the published C4S2, and the cut's own (n, 64, 32, 32) without.
+    Wrappers such as ``{"state_dict": ...}`` and prefixes such as ``module.`` are removed, and weights are converted to
+    float32. The client's first layer normalises as the release did. Cut layer and bottleneck are inferred from names
+    and shapes of the parameters. Smashed data is (n, 4, 16, 16) with the published bottleneck C4S2; without one, it has
+    the shape at the cut, for example (n, 64, 32, 32).
 
-    Raises ConfigurationError for a file that is not such a client, or whose weights are not finite.
+    cut_layer: the expected cut layer, if known.
+    Raises ConfigurationError for a file that is not such a client, is cut elsewhere than after unit `cut_layer`, or has
+    weights that are not finite.
     """
     state = _with_named_bottleneck(_read(Path(path)))
     found = max(_unit_numbers(state), default=-1) + 1
@@ -56,8 +59,8 @@ def load_published_client(path: Path | str, cut_layer: int | None = None) -> nn.
     if not 1 <= found <= len(units):
         first = next(iter(state), "nothing")
         raise ConfigurationError(
-            f"{path}: not a published client: no parameter of a unit from 0 to {len(units) - 1}; names begin like "
-            f"{first!r}, and should like '0.conv.weight': take off what stands before the number"
+            f"{path}: not a published client: no parameter belongs to a unit from 0 to {len(units) - 1}. Names must "
+            f"begin with the unit's number, like '0.conv1.weight', but are like {first!r}; remove what stands before it"
         )
     if cut_layer not in (None, found):
         raise ConfigurationError(f"{path}: the client is cut after unit {found}, not after unit {cut_layer}")
@@ -74,7 +77,7 @@ def load_published_client(path: Path | str, cut_layer: int | None = None) -> nn.
 
 
 def reinitialised(client: nn.Module, seed: int) -> nn.Module:
-    """A client of the same layers with freshly drawn weights."""
+    """Return a copy of `client` with newly initialised weights."""
     fresh = copy.deepcopy(client)
     with global_seed(seed, "initialisation"):
         for module in fresh.modules():
@@ -89,25 +92,26 @@ def _unit_numbers(state: Mapping[str, Tensor]) -> set[int]:
 
 
 def _with_named_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the bottleneck called ``cut``: the files number it like one more unit (``2.weight``)."""
+    """Rename the bottleneck to ``cut``; in the release's files it has the next unit's number (``2.weight``)."""
     last = max(_unit_numbers(state), default=-1)
     return {f"cut.{name.split('.')[1]}" if name in (f"{last}.weight", f"{last}.bias") else name: value
             for name, value in state.items()}  # fmt: skip
 
 
 def read_weights_only(path: Path) -> object:
-    """What torch saved in `path`, on the CPU: tensors and plain containers of them, never an unpickled object.
+    """Load what torch saved in `path`, onto the CPU: tensors and plain containers of tensors.
 
-    Raises ConfigurationError for a file that is missing or anything else.
+    Other objects are never unpickled, since that could run code. Raises ConfigurationError for a file that is missing
+    or holds anything else.
     """
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    except Exception as error:  # a file that is something else fails in any way
+    except Exception as error:  # torch raises many kinds of errors for other files
         raise ConfigurationError(
-            f"{path}: not a torch file with weights only ({type(error).__name__}); a whole pickled model is never run: "
-            "save its state dict, torch.save(model.state_dict(), file)"
+            f"{path}: not a torch file with weights only ({type(error).__name__}). Pickled models are not loaded, as "
+            "that could run code; save the state dict instead: torch.save(model.state_dict(), file)"
         ) from error
 
 
@@ -119,7 +123,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ConfigurationError(f"{path}: not a plain state dict, but a {type(state).__name__} of something else")
+        raise ConfigurationError(f"{path}: not a plain state dict of tensors, but a {type(state).__name__}")
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_quantized:
             raise ConfigurationError(f"{path}: {name} is quantised or sparse: save it as plain float32")
@@ -136,7 +140,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with names that begin with a unit's number, where only known prefixes stand before them."""
+    """Remove known prefixes from parameter names, so that the names begin with the unit's number."""
     found = dict(state)
     while True:
         for prefix in PREFIXES:

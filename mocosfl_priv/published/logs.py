@@ -1,9 +1,9 @@
-"""What the public MocoSFL release wrote down about a checkpoint: the outcome of its attack, its accuracy.
+"""Values that the public MocoSFL release logged for a checkpoint: the result of its attack, and its accuracy.
 
-Beside every checkpoint of the release lie ``MIA.log``, which every run of its attack appends to, and ``output.log``,
-which every training appends to. Where checkpoints were copied into one folder, a table in ``README.md`` may take their
-place.
-Logs are evidence, not input: what cannot be read is None with a note, never an error.
+The folder of each checkpoint of the release also holds ``MIA.log``, to which every run of the attack appends, and
+``output.log``, to which every training appends. If checkpoints were copied into a single folder, a table in
+``README.md`` may hold these values instead. Values that cannot be read are None, with a note; this is never an error,
+since nothing depends on them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SHORTENED = ("...", "…")
 
 @dataclass(frozen=True)
 class LoggedValues:
-    """What the authors measured; None where they did not, or where nobody can tell any more.
+    """What the release's authors measured; None where a value was not measured or cannot be read.
 
-    mse, ssim (zero-padded), psnr (dB, mean over images): their attack on their 128 fixed images. The accuracies are
-    shares in [0, 1] of CIFAR-10's test images.
+    mse, ssim (zero-padded), psnr (dB, mean over images): of their attack on their 128 fixed images.
+    knn_accuracy, linear_accuracy: in [0, 1], on CIFAR-10's test images.
     """
 
     mse: float | None = None
@@ -39,14 +39,14 @@ class LoggedValues:
 
 
 def read_logs(folder: Path) -> tuple[LoggedValues, list[str]]:
-    """What ``MIA.log`` and ``output.log`` in `folder` say, and notes on what they do not."""
+    """Read ``MIA.log`` and ``output.log`` in `folder`; also return notes on what is missing or ambiguous."""
     notes: list[str] = []
     values = LoggedValues()
     attack_log = _text(folder / "MIA.log", notes)
     if attack_log is not None:
         values = replace(values, **_last_attack(attack_log, notes))
     elif not notes:
-        notes.append("MIA.log is not there: the release never attacked this checkpoint, or its log was not kept")
+        notes.append("MIA.log is missing: this checkpoint was not attacked for the release, or its log was not kept")
     training_log = _text(folder / "output.log", notes)
     if training_log is not None:
         values = replace(values, **_accuracies(training_log))
@@ -54,7 +54,7 @@ def read_logs(folder: Path) -> tuple[LoggedValues, list[str]]:
 
 
 def _last_attack(text: str, notes: list[str]) -> dict[str, float]:
-    """MSE, SSIM and PSNR of the last attack that ran to its end: the log is appended to, and attempts break off."""
+    """MSE, SSIM and PSNR of the last finished attack in a log, which may hold several, some of them unfinished."""
     finished: list[dict[str, float]] = []
     started, current = 0, dict[str, float]()
     for line in text.splitlines():
@@ -68,18 +68,18 @@ def _last_attack(text: str, notes: list[str]) -> dict[str, float]:
                 finished.append(current)
                 current = {}
     if not finished:
-        notes.append("MIA.log holds no attack that ran to its end")
+        notes.append("MIA.log holds no finished attack")
         return {}
     if len(finished) > 1:
         spread = ", ".join(f"{attack['mse']:.4f}" for attack in finished)
-        notes.append(f"MIA.log holds {len(finished)} finished attacks (MSE {spread}): the last one is taken")
+        notes.append(f"MIA.log holds {len(finished)} finished attacks (MSE {spread}); the last one is used")
     if started > len(finished):
-        notes.append(f"MIA.log holds {started - len(finished)} attacks that broke off")
+        notes.append(f"MIA.log holds {started - len(finished)} unfinished attacks")
     return finished[-1]
 
 
 def _accuracies(text: str) -> dict[str, float]:
-    """The final accuracies of the last training: an earlier one's belong to a client that was overwritten."""
+    """The final accuracies of the last training in a log; the clients of earlier ones were overwritten."""
     found: dict[str, float] = {}
     for line in text.splitlines():
         if TRAINING_STARTS.search(line) is not None:
@@ -92,10 +92,10 @@ def _accuracies(text: str) -> dict[str, float]:
 
 
 def read_table(folder: Path) -> Mapping[str, LoggedValues]:
-    """The tables in ``README.md`` of `folder`, by what they call a file: its name, or its end after an ellipsis.
+    """Read the tables in ``README.md`` of `folder`; the keys are the first column: a file name, or its end after "...".
 
-    A column is taken for what its heading names, several values for several names: ``attack MSE / SSIM / PSNR`` over
-    ``.0386 / .4539 / 14.88``. Accuracies are in percent. An entry that is no number is None.
+    Columns are recognised by their headings. A column may hold several values, like ``.0386 / .4539 / 14.88`` under
+    ``attack MSE / SSIM / PSNR``. Accuracies are in percent. An entry that is not a number becomes None.
     """
     text = _text(folder / "README.md", [])
     tables: dict[str, LoggedValues] = {}
@@ -113,7 +113,7 @@ def read_table(folder: Path) -> Mapping[str, LoggedValues]:
 
 
 def find_in_table(table: Mapping[str, LoggedValues], file: str) -> LoggedValues | None:
-    """The row of `table` that is about `file`, if exactly one is."""
+    """Return the row of `table` for the file name `file`; None if there is none, or more than one."""
     rows = [values for name, values in table.items() if name and (file == name or file.endswith(_end_of(name)))]
     return rows[0] if len(rows) == 1 else None
 
@@ -155,4 +155,4 @@ def _number(text: str) -> float | None:
 
 
 def _share(percent: float) -> float:
-    return round(percent / 100, 6)  # 66.08 / 100 is not 0.6608
+    return round(percent / 100, 6)  # rounded, since 66.08 / 100 is not exactly 0.6608

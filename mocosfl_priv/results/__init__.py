@@ -1,4 +1,4 @@
-"""What a run leaves behind: the one thing that reports read."""
+"""Results of runs: their tables and how they are stored. Reports read nothing else."""
 
 from mocosfl_priv.results.record import (
     ANALYTIC_COSTS,

@@ -1,4 +1,4 @@
-"""Many run directories as tables for SQL: what has been measured so far, wherever it lies."""
+"""SQL queries over the results of many run directories."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OVERVIEW = """
 
 
 def query(folder: Path, sql: str = OVERVIEW) -> pd.DataFrame:
-    """The answer of DuckDB to `sql` about all run directories below `folder`, the variants of sweeps included.
+    """Run the query `sql` with DuckDB on all run directories below `folder`, including the variants of sweeps.
 
-    Tables: ``cells``, the rows of every results.csv, and ``per_image``; both with a column ``run``, the directory
-    relative to `folder`. Files are only read. Raises ConfigurationError for a folder without runs, and for SQL that
-    DuckDB does not understand.
+    There are two tables: ``cells``, the rows of every results.csv, and ``per_image``, those of every
+    per_image.parquet. Both have a column ``run``, the directory relative to `folder`. No files are changed. Raises
+    ConfigurationError for a folder without runs, and for SQL that DuckDB cannot execute.
     """
     found = (path.parent for path in folder.rglob("run.json") if (path.parent / FILES["cells"]).is_file())
-    # what a process that died was writing lies under a hidden name
+    # hidden folders hold unfinished results of processes that were killed
     runs = sorted(run for run in found if not any(part.startswith(".") for part in run.relative_to(folder).parts))
     if not runs:
         raise ConfigurationError(f"there is no run directory below {folder}")
@@ -36,7 +36,7 @@ def query(folder: Path, sql: str = OVERVIEW) -> pd.DataFrame:
             for table, file in FILES.items():
                 frames = [_read(run / file).assign(run=_name(run, folder)) for run in runs if (run / file).is_file()]
                 database.register(table, pd.concat(frames, ignore_index=True))
-            # nothing else on this machine is within reach of what somebody pasted
+            # a pasted query must not read or write other files on this machine
             database.execute("set enable_external_access = false")
             return database.execute(sql).df()
     except duckdb.Error as error:

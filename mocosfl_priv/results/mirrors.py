@@ -1,7 +1,7 @@
-"""A finished run in other people's browsers of experiments: TensorBoard and MLflow.
+"""Export of finished runs to TensorBoard and MLflow, to view them beside other experiments.
 
-Copies for looking at beside others; the run directory stays what reports read. Optional:
-``pip install mocosfl-priv[tensorboard]`` or ``[mlflow]``.
+Reports read only the run directory, never these copies. Optional: ``pip install mocosfl-priv[tensorboard]`` or
+``[mlflow]``.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from mocosfl_priv.results.record import CELL_KEYS, SYSTEM_KEYS, RunRecord
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MLFLOW_RETRIES = "1"  # of a request; by default MLflow asks a server that is not there for minutes
-MLFLOW_BATCH = 100  # values that a server takes at once
+MLFLOW_RETRIES = "1"  # of a request; by default, MLflow retries for minutes if a server does not answer
+MLFLOW_BATCH = 100  # most values that a server accepts in one request
 
 
 class Mirror(Protocol):
-    """Somewhere else where a run is shown."""
+    """An experiment tracker to which a run can be exported."""
 
     def show(self, record: RunRecord, folder: Path) -> None:
-        """Copy `record`, which was read from `folder`; RunFailedError where it cannot be written."""
+        """Export `record`, which was read from `folder`; raises RunFailedError if it cannot be written."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A trained system and how its loss and validation went.
+    """The course of training of one system.
 
-    keys: `SYSTEM_KEYS`. points: columns step, and one per quantity; no rows for a system that was not trained here.
+    keys: values of `SYSTEM_KEYS`. points: one row per validation, with the columns step, loss and validation_knn; no
+    rows for a system that was not trained in this run.
     """
 
     keys: dict[str, Any]
     points: pd.DataFrame
 
     def values(self) -> Iterator[tuple[str, int, float]]:
-        """Quantity, step and value of every number."""
+        """Yield name, step and value of every finite number."""
         for _, point in self.points.iterrows():
             for name in ("loss", "validation_knn"):
                 if math.isfinite(point[name]):
@@ -55,19 +56,22 @@ class Curve:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of results.csv: what it is of, `CELL_KEYS` without what is missing, and its finite numbers."""
+    """A row of results.csv.
+
+    keys: values of `CELL_KEYS`, without missing ones. metrics: its finite numbers, by column.
+    """
 
     keys: dict[str, Any]
     metrics: dict[str, float]
 
     @property
     def system(self) -> dict[str, Any]:
-        """The keys of its system."""
+        """The keys of the system that the row is about."""
         return {key: value for key, value in self.keys.items() if key in SYSTEM_KEYS}
 
 
 def outcomes(record: RunRecord) -> list[Outcome]:
-    """All rows of `record`, in its order."""
+    """Return all rows of `record`, in the same order."""
     numbers = [c for c in record.cells.select_dtypes(["number", "bool"]) if c not in CELL_KEYS]
     return [
         Outcome(
@@ -79,7 +83,7 @@ def outcomes(record: RunRecord) -> list[Outcome]:
 
 
 def curves(record: RunRecord) -> list[Curve]:
-    """All systems of `record`, in its order."""
+    """Return the courses of training of all systems of `record`, in the same order."""
     systems = record.cells[SYSTEM_KEYS].drop_duplicates().to_dict("records")
     return [Curve(_present(keys), record.training[_rows_of(record.training, keys)]) for keys in systems]
 
@@ -89,26 +93,27 @@ def _rows_of(table: pd.DataFrame, keys: Mapping[Any, Any]) -> pd.Series:
 
 
 def _present(keys: Mapping[Any, Any]) -> dict[str, Any]:
-    """Without NaN: a published client has no target fraction."""
+    """Drop keys whose value is NaN; for example, a published client has no target fraction."""
     return {str(key): value for key, value in keys.items() if not pd.isna(value)}
 
 
 def name_of(keys: Mapping[str, Any]) -> str:
-    """A name that is also one of a folder: ``none_cut_layer1_target_fraction0_seed0``."""
+    """Return a name that can serve as a folder name, for example ``none_cut_layer1_target_fraction0_seed0``."""
     parts = [value if isinstance(value, str) else f"{key}{value:g}" for key, value in keys.items()]
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in "_".join(parts))
 
 
 class TensorBoard:
-    """Event files below `logs`, in a folder named after the run; refused where there is one.
+    """Export to TensorBoard event files in a new folder below `logs`, named after the run.
 
-    A folder per system has the scalars of its training, one per cell in it the row as hyperparameters and metrics, and
-    that of the run the figures. Raises ConfigurationError where TensorBoard is not installed.
+    The folder holds the report's figures and a folder per system with the scalars of its training. Within the latter,
+    there is a folder per cell, with the row of results.csv as hyperparameters and metrics. Raises ConfigurationError if
+    TensorBoard is not installed, or if the run's folder exists.
     """
 
     def __init__(self, logs: Path) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter  # seconds
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
         except ImportError as missing:
             raise ConfigurationError("--tensorboard needs TensorBoard: install mocosfl-priv[tensorboard]") from missing
         self._open = SummaryWriter
@@ -119,7 +124,7 @@ class TensorBoard:
         place = self._logs / folder.resolve().name
         if place.exists():
             raise ConfigurationError(
-                f"{place} exists: what is written twice is shown twice; remove it or choose another"
+                f"{place} exists, and TensorBoard would show both runs in it; remove it or choose another folder"
             )
         try:
             place.mkdir(parents=True)
@@ -143,18 +148,19 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run on the tracking server `uri`, in the experiment of the configuration's name.
+    """Export to the MLflow tracking server `uri`, as a run in the experiment named in the configuration.
 
-    Its parameters are the configuration, its artefacts report and figures. In it a run per system has the curves of
-    training, and in that one per attack the row. Raises ConfigurationError where MLflow is not installed.
+    The run's parameters are the configuration, and its artefacts are report and figures. Nested in it is a run per
+    system, with the curves of its training, and nested in that is a run per attack, with the row of results.csv. Raises
+    ConfigurationError if MLflow is not installed or does not accept `uri`.
     """
 
     def __init__(self, uri: str) -> None:
-        # Read when mlflow is imported, or asks: nobody is told that this ran, and who is not there is found out soon.
+        # MLflow reads these when it is imported: send no telemetry, and fail soon if the server does not answer.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
         try:
-            from mlflow import MlflowClient  # seconds
+            from mlflow import MlflowClient  # takes seconds to import
             from mlflow.exceptions import MlflowException
         except ImportError as missing:
             raise ConfigurationError("--mlflow needs MLflow: install mocosfl-priv[mlflow]") from missing
@@ -166,7 +172,7 @@ class MLflow:
             raise ConfigurationError(f"--mlflow {uri}: {error}") from error
 
     def show(self, record: RunRecord, folder: Path) -> None:
-        """See :class:`Mirror`; what was written before a failure stays, marked as failed."""
+        """See :class:`Mirror`. After a failure, the runs written so far remain on the server, marked as failed."""
         config = record.info["config"]
         started: list[str] = []
         try:
@@ -199,13 +205,13 @@ class MLflow:
         try:
             for identity in reversed(started):
                 self._client.set_terminated(identity, "FAILED")
-        except self._failures:  # who is gone is not told
+        except self._failures:  # the server is not reachable
             return
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of MLflow's; `started` lists all that were begun."""
+    """A run in MLflow. started: the identities of all runs started so far, extended here."""
 
     client: MlflowClient
     experiment: str
@@ -216,18 +222,18 @@ class _Run:
     def start(
         cls, client: MlflowClient, experiment: str, name: str, started: list[str], parent: str | None = None
     ) -> _Run:
-        """Begin one, within `parent` where there is one."""
+        """Start a run, nested in the run `parent` if that is given."""
         tags = {} if parent is None else {"mlflow.parentRunId": parent}
         identity = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         started.append(identity)
         return cls(client, experiment, identity, started)
 
     def inner(self, name: str) -> _Run:
-        """One within this."""
+        """Start a run nested in this one."""
         return self.start(self.client, self.experiment, name, self.started, self.id)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
-        """What it was run with, as text."""
+        """Log parameters, as text."""
         from mlflow.entities import Param
 
         every = [Param(key, str(value)) for key, value in values.items()]
@@ -235,7 +241,7 @@ class _Run:
             self.client.log_batch(self.id, params=every[first : first + MLFLOW_BATCH])
 
     def metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
-        """Name, step and value of each."""
+        """Log metrics, given as name, step and value."""
         from mlflow.entities import Metric
 
         now = round(1000 * time.time())
@@ -245,12 +251,12 @@ class _Run:
 
 
 def _rest(outcome: Outcome) -> dict[str, Any]:
-    """What tells a cell from the others of its system."""
+    """The keys that distinguish a cell from others of the same system."""
     return {key: value for key, value in outcome.keys.items() if key not in SYSTEM_KEYS}
 
 
 def flattened(document: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a configuration by their dotted paths, lists as they are."""
+    """Return the values of a configuration by dotted path; lists are kept as values."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
         flat |= flattened(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
@@ -258,5 +264,5 @@ def flattened(document: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def figures(folder: Path) -> list[Path]:
-    """The figures of a run directory as PNG; none where no report was made."""
+    """Return the PNG figures in a run directory; empty if no report was written."""
     return sorted((folder / "figures").glob("*.png"))

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its tables, the columns of each, and the keys that name a row."""
+"""The record of a finished run: its tables, their columns, and the keys that identify a row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 SCHEMA_VERSION = 4
-LONGEST_NAME = 160  # bytes of a file name that we make; a file system takes 255, and staging adds to it
-UNDEFENDED = "defenses.none:NoDefense"  # the class behind the control, as run.json names it
+LONGEST_NAME = 160  # bytes of a file name; file systems allow 255, and temporary names are longer
+UNDEFENDED = "defenses.none:NoDefense"  # the class of the undefended control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 TEST_VICTIMS = "test"  # the victims that the data roles name
 RELEASE, ROLES = "release", "roles"  # origins of victims: the public release, or the data roles of the run
@@ -26,7 +26,7 @@ COSTS = [
     "paper_megabytes_per_client",
     "training_seconds",
 ]
-ANALYTIC_COSTS = ["participation_flops", "client_tensor_bytes"]  # of an average client, in run.json
+ANALYTIC_COSTS = ["participation_flops", "client_tensor_bytes"]  # averages over clients, in run.json
 ATTACK_COSTS = [
     "attack_seconds",
     "attack_peak_megabytes",
@@ -63,12 +63,12 @@ COLUMNS = [
 
 
 def semi_column(fraction: float) -> str:
-    """The name of the semi-supervised results with this fraction of the labels, in (0, 1]: ``semi_10`` for 0.1."""
-    return f"semi_{100 * fraction:.12g}"  # 0.07 is semi_7, whatever the last bits of the product say
+    """Return the name of the semi-supervised results for a fraction of the labels in (0, 1]: ``semi_10`` for 0.1."""
+    return f"semi_{100 * fraction:.12g}"  # twelve digits, so that 0.07 gives semi_7 despite rounding errors
 
 
 def cell_columns(label_fractions: Sequence[float]) -> list[str]:
-    """The columns of results.csv: `COLUMNS` with one accuracy per label fraction after the linear probe's."""
+    """Return the columns of results.csv: `COLUMNS`, with an accuracy per label fraction after the linear probe's."""
     place = COLUMNS.index("linear_accuracy") + 1
     return [*COLUMNS[:place], *(f"{semi_column(f)}_accuracy" for f in label_fractions), *COLUMNS[place:]]
 
@@ -98,21 +98,25 @@ DETECTION_COLUMNS = [
 
 @dataclass
 class RunRecord:
-    """A finished run in memory.
+    """A finished run in memory. Tables are listed with their columns.
 
-    cells: one row per cell, :func:`cell_columns`; `flags` names the flags that concern it, joined by semicolons.
-        `guarantee` is what the defense promises of any attacker that saw as many messages as this one, empty if
-        nothing; `mse_bound` the mean MSE that follows.
-    per_image: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound (terms of the mean; NaN if nothing is promised).
-    probe: `SYSTEM_KEYS`, image, group, knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels,
-        linear_untrained (booleans; NaN where there are no labels).
-    training: `SYSTEM_KEYS`, step, epoch, loss, validation_knn, and client_signature (nats) where clients can differ.
-    leakage: `LEAKAGE_COLUMNS`.
-    detections: `DETECTION_COLUMNS`, one row per training of a system whose defense detects; `hijacked_by` is the attack
-        that chose the gradients, empty for none, `failure` why that attack stopped doing so, empty if it did not.
-    images: the victims (:func:`victims_key`) and an array per cell that did not fail (:func:`image_key`);
-        uint8 (n, 3, h, w).
-    checkpoints: file name to named arrays. info: everything else, as JSON.
+    cells: one row per cell, :func:`cell_columns`. `flags` names the reliability flags about the cell, joined by
+        semicolons. `guarantee` is the defense's guarantee against any attacker that saw as many messages as this one,
+        as text, empty if there is none; `mse_bound` is the lower bound of the mean MSE that follows from it.
+    per_image: one row per cell and victim: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound. The mean of the
+        latter over images is the cell's bound; NaN without a guarantee.
+    probe: one row per system and probe test image: `SYSTEM_KEYS`, image, group, and whether the image was classified
+        correctly: knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels, linear_untrained (booleans;
+        NaN if there are no labels).
+    training: one row per validation: `SYSTEM_KEYS`, step, epoch, loss, validation_knn, and client_signature (nats)
+        where clients can differ.
+    leakage: attacks on the model during training, `LEAKAGE_COLUMNS`.
+    detections: one row per training of a system whose defense is a detector, `DETECTION_COLUMNS`. `hijacked_by` is the
+        attack that chose the gradients, empty if there was none; `failure` is why that attack stopped, if it did.
+    images: the victims (:func:`victims_key`), and the reconstructions of each cell that did not fail
+        (:func:`image_key`); uint8 (n, 3, h, w).
+    info: everything else, as JSON; the content of run.json. config_yaml: the complete configuration.
+    checkpoints: arrays by name, for each file name.
     """
 
     cells: pd.DataFrame
@@ -128,30 +132,30 @@ class RunRecord:
 
 
 def image_key(cell: dict[str, Any]) -> str:
-    """The name under which a cell's reconstructions are stored."""
+    """Return the name under which a cell's reconstructions are stored."""
     return "/".join(f"{key}={cell[key]}" for key in CELL_KEYS)
 
 
 def victims_key(name: str) -> str:
-    """The name under which the true images of a set of victims are stored."""
+    """Return the name under which the original images of a set of victims are stored."""
     return f"victims={name}"
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as it lies on the disk. labels: where it stands on every axis of its sweep; empty without axes."""
+    """A run that was read from disk. labels: its value on each axis of its sweep; empty if there are no axes."""
 
     labels: dict[str, str]
     record: RunRecord
 
 
 def variant_name(labels: dict[str, str]) -> str:
-    """What a variant of a sweep, and its run directory, is called; the end of a long name is a digest of all of it."""
+    """Return the name of a variant of a sweep and of its run directory; see :func:`short_name` for long names."""
     return short_name("_".join(f"{axis}={label}" for axis, label in labels.items()))
 
 
 def short_name(name: str, most: int = LONGEST_NAME) -> str:
-    """`name` if it has at most `most` bytes, else its beginning and a digest; as distinct as `name` is."""
+    """Return `name` if it has at most `most` bytes, else its beginning followed by a digest of the whole name."""
     if len(name.encode()) <= most:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]

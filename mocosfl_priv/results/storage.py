@@ -1,20 +1,20 @@
-"""What a run leaves behind, and how it is stored: the one thing that reports read.
+"""Storage of results on disk. Reports read nothing else.
 
 A run directory holds
     results.csv           one row per (defense, attack, cut_layer, target_fraction, seed, victims)
     per_image.parquet     the metrics of every victim, same keys
-    probe.parquet         correctness of every probe test image, per trained system
+    probe.parquet         whether probes classified each probe test image correctly, per trained system
     training.csv          loss and validation score over training
-    leakage.csv           what the curve's attacks got from the model while it trained; empty without a curve
-    detections.csv        what detectors found out about their server, per trained system; empty without a detector
+    leakage.csv           results of attacks on the model during training; empty without the setting `leakage`
+    detections.csv        findings of detectors about their server, per trained system; empty without a detector
     run.json              configuration, data-role hashes, versions, seeds, floors, plugin code hashes
-    config.yaml           the configuration with every default written out; runs again as it is
+    config.yaml           the configuration with every default written out; can be run again
     images.safetensors    victims and reconstructions, uint8
     checkpoints/          client, trunk and projector of every trained system, safetensors
-It appears as a whole or not at all.
+It is written under a temporary name and then renamed, so that it is always complete.
 
-The folder of a sweep holds a run directory for every variant in ``runs/``, and ``results.csv`` with the rows of all and
-a column for every axis.
+The folder of a sweep holds a run directory for every variant in ``runs/``, and a ``results.csv`` with the rows of all
+variants and a column for every axis.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results.record import CELL_KEYS, SCHEMA_VERSION, RunRecord, StoredRun, variant_name
 from mocosfl_priv.runtime.files import Lock, flush
 
-SPARE_BYTES = 64 * 2**20  # that a disk must have left beyond what a run is known to write
+SPARE_BYTES = 64 * 2**20  # free space that is required in addition to what a run will write
 RECORD_FILES = (
     "run.json",
     "results.csv",
@@ -64,7 +64,10 @@ def write_record(record: RunRecord, folder: Path) -> None:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run directory, without its checkpoints; ConfigurationError if it is none or of another version."""
+    """Read a run directory, without its checkpoints.
+
+    Raises ConfigurationError if `folder` is not a run directory, is damaged, or has another schema version.
+    """
     for name in RECORD_FILES:
         if not (folder / name).is_file():
             raise ConfigurationError(f"{folder} is not a run directory: {name} is missing")
@@ -73,7 +76,7 @@ def read_record(folder: Path) -> RunRecord:
         if info.get("schema_version") != SCHEMA_VERSION:
             found = info.get("schema_version")
             raise ConfigurationError(
-                f"{folder}: written with result schema {found}, this version reads {SCHEMA_VERSION}"
+                f"{folder}: written with result schema {found}, but this version reads schema {SCHEMA_VERSION}"
             )
         return RunRecord(
             cells=read_table(folder / "results.csv"),
@@ -88,12 +91,15 @@ def read_record(folder: Path) -> RunRecord:
         )
     except ConfigurationError:
         raise
-    except Exception as error:  # damaged files fail in as many ways as there are readers
+    except Exception as error:  # each reader raises errors of its own for a damaged file
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def read_runs(folder: Path) -> list[StoredRun]:
-    """Read a run directory, or all variants of a sweep's folder, in the order of its table; ConfigurationError."""
+    """Read a run directory, or all variants in the folder of a sweep, in the order of its results.csv.
+
+    Raises ConfigurationError as :func:`read_record` does.
+    """
     if not _is_sweep(folder):
         return [StoredRun({}, read_record(folder))]
     columns = pd.read_csv(folder / "results.csv", nrows=0).columns.tolist()
@@ -101,7 +107,9 @@ def read_runs(folder: Path) -> list[StoredRun]:
     if not axes:  # a sweep of one experiment
         found = sorted(path.parent for path in (folder / "runs").glob("*/run.json"))
         if len(found) != 1:
-            raise ConfigurationError(f"{folder} is a sweep without axes, and holds {len(found)} runs: name one of them")
+            raise ConfigurationError(
+                f"{folder} is a sweep without axes, and holds {len(found)} runs: give the path of one of them"
+            )
         return [StoredRun({}, read_record(found[0]))]
     points = pd.read_csv(folder / "results.csv", usecols=axes, dtype=str, keep_default_na=False)[axes].drop_duplicates()
     variants: list[dict[str, str]] = [dict(zip(axes, point, strict=True)) for point in points.to_numpy()]
@@ -113,8 +121,9 @@ def _is_sweep(folder: Path) -> bool:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table as it was written: an empty field is a missing number, but no cause of failure, no flag, no
-    promise, no hijacker.
+    """Read a table of numbers and texts from CSV.
+
+    An empty field is NaN, except in the text columns (failure, flags, guarantee, hijacked_by), where it is "".
     """
     texts = ("failure", "flags", "guarantee", "hijacked_by")
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str))
@@ -122,7 +131,10 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise ConfigurationError that begins with `what` where the disk of `folder` has not `needed` bytes, and more."""
+    """Raise ConfigurationError unless the disk of `folder` has `needed` plus `SPARE_BYTES` bytes left.
+
+    what: the beginning of the message.
+    """
     left = shutil.disk_usage(folder).free
     if left < needed + SPARE_BYTES:
         wanted = (needed + SPARE_BYTES) / 2**20
@@ -136,11 +148,13 @@ def require_no_tilde(folder: Path, what: str) -> None:
 
 
 class Destination:
-    """A run directory to be: files are staged beside it and moved into place as a whole.
+    """A run directory to be written, as a context manager.
 
-    Opening it checks that the place can be written to and has room, before hours of computation, and holds it until
-    the end: a second run into the same folder is refused. Use as a context manager; a staging folder that was not
-    committed is removed.
+    Files are written to a staging folder beside it, which :meth:`commit` moves into place; without a commit it is
+    removed. Entering the context checks, before hours of computation, that the folder can be written to and has room,
+    and locks it, so that a second run into the same folder is refused. Raises ConfigurationError if a check fails.
+
+    overwrite: whether an existing run directory may be replaced.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
@@ -150,7 +164,7 @@ class Destination:
         self._overwrite = overwrite
         try:
             self._check()
-        except OSError as error:  # a name that no file system takes, a folder that may not be looked into
+        except OSError as error:  # for example an invalid name, or a folder without read permission
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         unique = uuid.uuid4().hex[:8]
         self._staging = self.folder.parent / f".{self.folder.name}.partial-{unique}"
@@ -164,7 +178,7 @@ class Destination:
         if not overwrite and self.folder.exists() and any(self.folder.iterdir()):
             raise ConfigurationError(f"--out {self.folder} is not empty; choose another folder or add --overwrite")
         if overwrite and self.folder.exists() and any(self.folder.iterdir()) and not self._is_run():
-            raise ConfigurationError(f"--out {self.folder} holds other files than a run; it is not overwritten")
+            raise ConfigurationError(f"--out {self.folder} holds files that are not a run's; it is not overwritten")
 
     def _is_run(self) -> bool:
         return (self.folder / "run.json").is_file()
@@ -197,7 +211,7 @@ class Destination:
             )
 
     def require_room(self, needed: int) -> None:
-        """Raise ConfigurationError where the disk has no room for `needed` bytes of results, and some to spare."""
+        """Raise ConfigurationError unless the disk has room for `needed` bytes of results, and `SPARE_BYTES` more."""
         require_room(self.folder.parent, needed, f"--out {self.folder}")
 
     def _open(self) -> None:
@@ -206,7 +220,7 @@ class Destination:
         except OSError as error:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         if self.folder.exists():
-            try:  # a mount point cannot be replaced; better to know now than after training
+            try:  # find out before training whether the folder can be replaced; a mount point cannot
                 self.folder.rename(self._retired)
                 self._retired.rename(self.folder)
             except OSError as error:
@@ -220,22 +234,25 @@ class Destination:
         self._held.close()
 
     def commit(self, write: Callable[[Path], object]) -> Path:
-        """Let `write` fill the staging folder, then put it in place. RunFailedError if that cannot be done."""
+        """Let `write` fill the staging folder, then move it into place; raises RunFailedError if that fails.
+
+        Returns the run directory, as it was given.
+        """
         try:
             write(self._staging)
             self._flush()
             self._replace()
         except RunFailedError:
             raise
-        except Exception as error:  # a full disk is an OSError to Python, but an error of their own to the writers
+        except Exception as error:  # libraries that write files raise errors of their own, for example on a full disk
             reason = getattr(error, "strerror", None) or error
             raise RunFailedError(
-                f"results could not be written to {self.folder}: {reason}; nothing was kept"
+                f"results could not be written to {self.folder}: {reason}; no results were kept"
             ) from error
         return self.shown
 
     def _flush(self) -> None:
-        """Have the files on the disk before they get their name; a delayed write error surfaces here."""
+        """Wait until all files are on the disk, before they are renamed; delayed write errors are raised here."""
         for path in self._staging.rglob("*"):
             if path.is_file():
                 flush(path)
@@ -245,13 +262,13 @@ class Destination:
             kept = self.folder.with_name(f"{self.folder.name}-{uuid.uuid4().hex[:8]}")
             self._staging.rename(kept)
             raise RunFailedError(
-                f"--out {self.folder} was filled by somebody else meanwhile; results are kept in {kept}"
+                f"--out {self.folder} was written to by another process; the results of this run are in {kept}"
             )
         if self.folder.exists():
             self.folder.rename(self._retired)
         try:
             self._staging.rename(self.folder)
-        except BaseException:  # an interruption, too, must not leave the old run under a hidden name
+        except BaseException:  # after any failure or interruption, give the old run its name back
             if self._retired.exists() and not self.folder.exists():
                 self._retired.rename(self.folder)
             raise
@@ -259,9 +276,9 @@ class Destination:
 
 
 def replace_files(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder beside `folder`, then move what it wrote into `folder`, file by file.
+    """Let `write` fill a temporary folder, then move its files into `folder` one by one.
 
-    Raises RunFailedError when it cannot be written; `folder` then holds what it held.
+    Raises RunFailedError if writing fails; `folder` is then unchanged.
     """
     staging = folder.parent / f".{folder.resolve().name}.partial-{uuid.uuid4().hex[:8]}"
     try:

@@ -1,1 +1,1 @@
-"""What every room stands on: device and threads, seeds, progress, memory, files, imports of a user's code."""
+"""Services that all other packages use: device and threads, seeds, progress, memory, files, imports of user code."""

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute, resolved once per run and recorded with it."""
+"""Device, precision and threads of a run; chosen once per run, and recorded in its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from mocosfl_priv.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Compute:
-    """A resolved :class:`ComputeConfig`."""
+    """A :class:`ComputeConfig` in which every "auto" is replaced by a choice for this machine.
+
+    bfloat16: whether network passes use bfloat16 autocast. rows_per_pass: most views that clients encode at a time.
+    client_kernel: how passes of many clients are computed, see :class:`mocosfl_priv.training.clients.ClientBank`.
+    """
 
     device: torch.device
     bfloat16: bool
@@ -29,13 +33,13 @@ class Compute:
 
     @classmethod
     def resolve(cls, config: ComputeConfig) -> Compute:
-        """Look at the machine; raises ConfigurationError for a device that is not there."""
+        """Choose for this machine, and set torch's number of threads; raises ConfigurationError for a missing GPU."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigurationError("compute.device: cuda was asked for, but torch sees no GPU")
         use_cuda = config.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if use_cuda else "cpu")
         bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _has_bfloat16(device))
-        if use_cuda:  # float32 means float32: torch's default for convolutions keeps ten bits of their inputs
+        if use_cuda:  # by default, torch rounds the inputs of float32 convolutions to ten mantissa bits (TF32)
             torch.backends.cudnn.allow_tf32 = False
         threads = config.threads or usable_cores()
         torch.set_num_threads(threads)
@@ -43,14 +47,14 @@ class Compute:
         return cls(device, bfloat16, threads, config.rows_per_pass, config.client_kernel)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision for network passes, where this run uses it."""
+        """Return a context for network passes: bfloat16 autocast if this run uses it, otherwise no change."""
         context: AbstractContextManager[None] = torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16
         )
         return context
 
     def describe(self) -> dict[str, str | int]:
-        """What a result records."""
+        """Return the settings that a result records."""
         return {
             "device": str(self.device),
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
@@ -61,15 +65,15 @@ class Compute:
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-HEAP_STEP = 64 << 20
+HEAP_STEP = 64 << 20  # bytes
 
 
 @cache
 def _keep_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks instead of returning each to the system.
+    """Make glibc keep large freed blocks of memory instead of returning them to the system.
 
-    A step allocates the same activations again and again; page faults for them cost a quarter of its time. Other C
-    libraries keep their own ways.
+    Every training step allocates the same activations again, and the resulting page faults took a quarter of its time.
+    Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -93,7 +97,7 @@ def _cpu_flags() -> set[str]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on; all of them where the system does not tell."""
+    """Return the number of cores on which this process may run; all cores if the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

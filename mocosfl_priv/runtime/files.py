@@ -1,4 +1,4 @@
-"""What must be sure of a file before it gets its name: that it is on the disk, and what it holds."""
+"""Checksums, flushing to disk, and locks between processes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ATTEMPTS = 100  # to make a file in a folder that others may remove
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of the file's content."""
+    """Return the SHA-256 of the file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """Have the file on the disk; a delayed write error surfaces here, as an OSError."""
+    """Wait until the file's content is on the disk; raises OSError for a write error that was delayed until now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,7 +36,7 @@ def remove_empty(folder: Path) -> None:
 
 
 class Lock:
-    """The right to work on something, held by one process as long as this is open, also through its death.
+    """A lock between processes, as a context manager; the system releases it even if the holder is killed.
 
     path: a file that is made for it, with the folders above it; in the end it is removed, and so are those folders
     that were made for it and are still empty. Use as a context manager; raises BlockingIOError with the holder's
@@ -64,13 +64,13 @@ class Lock:
                 holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
                 os.close(descriptor)
                 raise BlockingIOError(error.errno, f"process {holder}") from error
-            except OSError:  # a network's file system without locks
+            except OSError:  # a network file system without locks
                 os.close(descriptor)
                 self._unlink()
                 return self
             if self._is_there(descriptor):
                 break
-            os.close(descriptor)  # its holder removed the file between our two calls
+            os.close(descriptor)  # the previous holder removed the file after this process had opened it: try again
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor

@@ -1,4 +1,4 @@
-"""Code of a user's own, named in a configuration as ``package.module:name`` or ``path/to/file.py:name``."""
+"""Import of a user's own code, which a configuration names as ``package.module:name`` or ``path/to/file.py:name``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mocosfl_priv.errors import ConfigurationError, MocosflPrivError
 
 
 def import_place(place: str, reference: str) -> ModuleType:
-    """The module at `place`, the part of `reference` before its colon: a dotted name or the path of a ``.py`` file.
+    """Import the module at `place`, the part of `reference` before its colon: a dotted name or a ``.py`` file.
 
-    Paths are relative to the current folder. Raises ConfigurationError, in one line, whatever goes wrong.
+    Paths are relative to the current folder. Raises ConfigurationError, with a message of one line, on any failure.
     """
     return _import_file(Path(place)) if place.endswith(".py") else _import_module(place, reference)
 
 
 def own_package(name: str) -> ModuleSpec:
-    """Where this distribution's package `name` lies: ``attacks``, ``defenses`` or ``reports``. It is not imported.
+    """Find this distribution's package `name` (``attacks``, ``defenses`` or ``reports``) without importing it.
 
-    These names are common. Raises ConfigurationError where another package of that name comes first on the module
-    path, as a folder beside a user's script does: the built-ins would be lost without a word.
+    These names are common. Raises ConfigurationError if another package of that name comes first on the module path,
+    for example a folder beside the user's script, since the built-in plugins would otherwise silently be missing.
     """
     spec = importlib.util.find_spec(name)
     places = [Path(place).resolve() for place in (spec.submodule_search_locations if spec else None) or ()]
@@ -35,7 +35,7 @@ def own_package(name: str) -> ModuleSpec:
     if spec is not None and expected in places:
         return spec
     if spec is None:
-        raise ConfigurationError(f"the package {name!r} of mocosfl-priv is missing; it belongs into {expected.parent}")
+        raise ConfigurationError(f"the package {name!r} of mocosfl-priv is missing; it should be in {expected.parent}")
     found = places[0] if places else spec.origin
     raise ConfigurationError(
         f"another package {name!r}, {found}, hides the one of mocosfl-priv, {expected}: rename it, or move it out of "
@@ -44,12 +44,12 @@ def own_package(name: str) -> ModuleSpec:
 
 
 def cause(error: BaseException) -> str:
-    """What a row says of `error`: what this package says itself as it stands, anything else with its type."""
+    """Describe `error` in one line for a result: this package's own errors by their message, others with their type."""
     return " ".join(str(error).split()) if isinstance(error, MocosflPrivError) else one_line(error)
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of `error` without line breaks."""
+    """Return type and message of `error`, without line breaks."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -148,7 +148,7 @@ def _make_importable(file: Path) -> None:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a single file under a name of its own, once per path."""
+    """Import a file as a module with a unique name, only once per path."""
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
         raise ConfigurationError(f"file {path} does not exist (paths are relative to the current folder)")
@@ -159,7 +159,7 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and typing look the module up while it runs
+    sys.modules[name] = module  # dataclasses and typing look the module up while its code runs
     try:
         spec.loader.exec_module(module)
     except Exception as error:

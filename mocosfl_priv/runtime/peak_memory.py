@@ -1,4 +1,4 @@
-"""The peak of the memory that a block of code takes: resident on the host, allocated on a GPU."""
+"""Peak memory of a block of code: resident memory on the host, allocated memory on a GPU."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 
 MEBIBYTE = 2**20
-RESET_PEAK = "5"  # to /proc/self/clear_refs, see proc(5): the high-water mark becomes what is resident now
+RESET_PEAK = "5"  # written to /proc/self/clear_refs, resets the process's peak of resident memory, see proc(5)
 SAMPLE_SECONDS = 0.01
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
 class PeakMemory:
-    """Memory in MiB; filled when the block ends, NaN where the system does not tell.
+    """Memory in MiB, known when the block has ended; NaN where the system does not tell.
 
-    resident_before, resident_peak: of the whole process, when the block began and at its peak.
-    device_before, device_peak: what torch's tensors took on the GPU; 0 on a CPU.
+    resident_before, resident_peak: resident memory of the whole process, at the start of the block and at its peak.
+    device_before, device_peak: memory of torch's tensors on the GPU; 0 on a CPU.
     """
 
     resident_before: float = float("nan")
@@ -33,22 +33,22 @@ class PeakMemory:
 
     @property
     def resident_added(self) -> float:
-        """How far the block's peak rose above where it began."""
+        """By how many MiB the peak of the resident memory exceeded that at the start of the block."""
         return self.resident_peak - self.resident_before
 
     @property
     def device_added(self) -> float:
-        """The same on the GPU."""
+        """By how many MiB the peak of the GPU memory exceeded that at the start of the block."""
         return self.device_peak - self.device_before
 
 
 @contextmanager
 def peak_memory(device: torch.device | None = None) -> Iterator[PeakMemory]:
-    """Measure the peak memory of the block; not to be nested, since the kernel keeps one peak per process.
+    """Measure the peak memory of the block. Blocks must not be nested, since the kernel keeps one peak per process.
 
-    Freed memory that the C library holds back is given back first, or the block would be measured by what came
-    before it. Where the kernel lets nobody reset its peak, a thread samples the resident memory instead and can miss
-    peaks shorter than `SAMPLE_SECONDS`.
+    Freed memory that the C library has kept is returned to the system first; otherwise it would count for this block.
+    If the kernel's peak cannot be reset, a thread samples the resident memory instead, which can miss peaks shorter
+    than `SAMPLE_SECONDS`.
     """
     measured = PeakMemory()
     on_gpu = device is not None and device.type == "cuda"
@@ -76,7 +76,7 @@ def _return_freed_memory() -> None:
 
 
 def _reset_kernel_peak() -> bool:
-    """Whether the kernel's high-water mark of this process now starts anew."""
+    """Reset the kernel's peak of this process's resident memory; return whether that succeeded."""
     try:
         CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
     except OSError:  # not Linux, or a sandbox that forbids it
@@ -85,7 +85,7 @@ def _reset_kernel_peak() -> bool:
 
 
 def _resident(field: str) -> float:
-    """A memory field of /proc/self/status in MiB; NaN where there is none."""
+    """A memory field of /proc/self/status, in MiB; NaN if it does not exist."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -95,7 +95,7 @@ def _resident(field: str) -> float:
 
 
 class _Sampler(threading.Thread):
-    """Looks at the resident memory again and again, from its creation until :meth:`stop`."""
+    """A thread that samples the resident memory from its creation until :meth:`stop`."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -104,12 +104,12 @@ class _Sampler(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Keep the largest value seen."""
+        """Sample, and keep the largest value."""
         while not self._over.wait(SAMPLE_SECONDS):
             self._peak = max(self._peak, _resident("VmRSS"))
 
     def stop(self) -> float:
-        """The peak in MiB."""
+        """End the thread and return the peak in MiB."""
         self._over.set()
         self.join()
         return max(self._peak, _resident("VmRSS"))

@@ -1,4 +1,4 @@
-"""How a long computation tells how far it is. The core reports; the command line draws."""
+"""Progress reports of long computations: the core reports progress, and the command line displays it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a run that is planned before it starts.
+    """A part of a run, announced before the run starts.
 
-    kind: segments of one kind take about the same time. guess: how long, before anything was measured (seconds on
-    a slow machine); zero for what is so short that it tells nothing of how long others take.
+    kind: segments of the same kind take about the same time.
+    guess: estimated seconds on a slow machine, used until a segment has been measured; zero for segments too short to
+        predict from them how long others take.
     """
 
     title: str
@@ -20,38 +21,38 @@ class Segment:
 
 
 class Progress(Protocol):
-    """Receives the course of one run: planned segments, each with stages, each stage with a number of steps."""
+    """Receives the progress of one run, which consists of planned segments; a segment has stages, a stage has steps."""
 
     def plan(self, segments: list[Segment]) -> None:
-        """All segments that will follow."""
+        """Announce all segments of the run, in order."""
 
     def segment(self) -> None:
-        """The next planned segment starts."""
+        """Start the next planned segment."""
 
     def begin(self, stage: str, steps: int) -> None:
-        """A stage starts; it will take about `steps` steps."""
+        """Start a stage of about `steps` steps."""
 
     def advance(self, steps: int = 1) -> None:
-        """The current stage went on by `steps`."""
+        """Report that the current stage has advanced by `steps` steps."""
 
     def end(self) -> None:
-        """The current stage is over, whether or not all its steps were needed."""
+        """End the current stage, whether or not all its steps were needed."""
 
 
 class Silent:
-    """No display: tests and library use."""
+    """No-op progress, for tests and for use as a library."""
 
     def plan(self, segments: list[Segment]) -> None:
-        """Nothing to draw."""
+        """Do nothing."""
 
     def segment(self) -> None:
-        """Nothing to draw."""
+        """Do nothing."""
 
     def begin(self, stage: str, steps: int) -> None:
-        """Nothing to draw."""
+        """Do nothing."""
 
     def advance(self, steps: int = 1) -> None:
-        """Nothing to draw."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nothing to draw."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""One experiment seed, many independent streams.
+"""Independent random generators derived from the seed of an experiment.
 
-Every random choice draws from a generator named after its purpose, so that adding a draw in one place
-(say, a noisier defense) does not shift the draws of another (say, which images are victims).
+Every random choice uses a generator named after its purpose, so that an additional draw in one place (for example, in a
+defense) does not change the draws in another (for example, which images are victims).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator for one purpose, on `device`."""
+    """Return a new generator for one purpose, on `device`."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
 
 

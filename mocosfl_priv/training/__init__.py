@@ -1,1 +1,1 @@
-"""MocoSFL: clients, server, and the loop between them."""
+"""Training of MocoSFL: clients, server, the step that joins them, and the training loop."""

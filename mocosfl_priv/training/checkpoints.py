@@ -1,7 +1,8 @@
-"""Checkpoints of a running training: safetensors and JSON, complete or absent, continued exactly.
+"""Checkpoints of a running training, as safetensors and JSON, from which it resumes exactly.
 
-A checkpoint is a folder ``step_<n>`` with ``state.safetensors`` and ``state.json``. It is written beside its place,
-flushed, and renamed, so a process that dies at any moment leaves the one before. The two newest are kept.
+A checkpoint is a folder ``step_<n>`` with ``state.safetensors`` and ``state.json``. It is written to a temporary name,
+flushed to disk, and renamed, so that the previous checkpoint stays intact if the process dies. The two newest ones are
+kept.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from mocosfl_priv.runtime.files import checksum, flush
 
 FORMAT = 4
 KEPT = 2
-MOST_SAID, LONGEST_SAID = 4, 40  # differences that a message names, and characters of a value in it
+MOST_SAID, LONGEST_SAID = 4, 40  # most differences in an error message, and most characters of a value in it
 
 
 class DamagedCheckpointError(ConfigurationError):
-    """A checkpoint that cannot be read as it was written.
+    """A checkpoint is damaged.
 
-    place: its folder; without that, a training goes on from the checkpoint before it. None where more is damaged than
-    one checkpoint, so that the training can only begin anew.
+    place: the checkpoint's folder; if it is removed, training resumes from the previous checkpoint. None if more than
+        one checkpoint is affected, so that training can only start anew.
     """
 
     def __init__(self, message: str, place: Path | None = None) -> None:
@@ -43,8 +44,8 @@ class DamagedCheckpointError(ConfigurationError):
 class Checkpoints:
     """The checkpoints of one training in `folder`.
 
-    identity: what the training is (configuration, data, seed); a checkpoint of another one is refused.
-    document: the same in full, as JSON, to say what is different then; None where nobody knows.
+    identity: a digest of configuration, data and seed; a checkpoint with another identity is refused.
+    document: the values behind `identity`, as JSON, so that the error message can say which differ; None if not known.
     """
 
     folder: Path
@@ -52,11 +53,11 @@ class Checkpoints:
     document: Mapping[str, Any] | None = None
 
     def below(self, name: str) -> Checkpoints:
-        """The checkpoints of a part of the same training, such as a defense's expert."""
+        """Return the checkpoints of a part of the same training, such as a defense's expert, in a subfolder."""
         return Checkpoints(self.folder / name, f"{self.identity}/{name}", self.document)
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`; raises StorageError when it cannot be written."""
+        """Write the checkpoint of `step`; raises StorageError when that fails."""
         place = self.folder / f"step_{step:09d}"
         staging = self.folder / f".partial-{uuid.uuid4().hex[:8]}"
         try:
@@ -87,20 +88,25 @@ class Checkpoints:
             shutil.rmtree(staging, ignore_errors=True)
 
     def verify(self) -> None:
-        """Raise ConfigurationError if there is no place to write, or if the newest checkpoint cannot be gone on from:
-        of another training, or damaged (DamagedCheckpointError).
+        """Check that checkpoints can be written and that training can resume from the newest one.
+
+        Raises ConfigurationError if the folder cannot be created or written to, or if the newest checkpoint belongs to
+        another training; raises DamagedCheckpointError if that checkpoint is damaged.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"checkpoints: {self.folder} cannot be made: {error.strerror}") from error
+            raise ConfigurationError(f"checkpoints: {self.folder} cannot be created: {error.strerror}") from error
         if not os.access(self.folder, os.W_OK):
             raise ConfigurationError(f"checkpoints: {self.folder} is not writable")
         if steps := self._steps():
             self._document(steps[-1])
 
     def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """Step, tensors and facts of the newest checkpoint; None if there is none. Raises as :meth:`verify` does."""
+        """Read step, tensors and facts of the newest checkpoint; None if there is none.
+
+        Raises ConfigurationError or DamagedCheckpointError, as :meth:`verify` does.
+        """
         steps = self._steps()
         if not steps:
             return None
@@ -128,7 +134,7 @@ class Checkpoints:
                 f"{_difference(document.get('document'), self.document)}; choose another folder or remove it"
             )
         if not intact:
-            raise _damaged(place, ValueError("its checksum is another"))
+            raise _damaged(place, ValueError("its checksum does not match"))
         return document
 
     def _steps(self) -> list[Path]:
@@ -136,22 +142,24 @@ class Checkpoints:
 
 
 def _difference(there: object, here: Mapping[str, Any] | None) -> str:
-    """What is another in the document of a checkpoint, for people; empty where that is not known."""
+    """Say which values differ between the documents of a checkpoint and of this training; empty if not known."""
     if not isinstance(there, Mapping) or here is None:
         return ""
     kept, wanted = _flat(there), _flat(json.loads(json.dumps(here, default=str)))
     names = [name for name in sorted(kept.keys() | wanted.keys()) if kept.get(name) != wanted.get(name)]
     said = [
-        f"{name} is {_short(kept.get(name))} there and {_short(wanted.get(name))} here" for name in names[:MOST_SAID]
+        f"{name} is {_short(kept.get(name))} in the checkpoint and {_short(wanted.get(name))} here"
+        for name in names[:MOST_SAID]
     ]
     if len(names) > MOST_SAID:
         said.append(f"and {len(names) - MOST_SAID} more differ")
     if "training.epochs" in names:
-        said.append("learning rates fall until the last epoch, so a longer training is another one from its beginning")
+        said.append("learning rates depend on training.epochs from the start, so a longer training must begin anew")
     return ": " + "; ".join(said) if said else ""
 
 
 def _flat(node: object, path: str = "") -> dict[str, object]:
+    """Flatten nested mappings to one, with dotted names."""
     if not isinstance(node, Mapping):
         return {path: node}
     return {
@@ -167,4 +175,4 @@ def _short(value: object) -> str:
 
 
 def _damaged(place: Path, error: Exception) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"checkpoint {place} is damaged ({error}); remove it to go on without it", place)
+    return DamagedCheckpointError(f"checkpoint {place} is damaged ({error}); remove it to continue without it", place)

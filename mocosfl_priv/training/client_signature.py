@@ -1,7 +1,8 @@
-"""How well a server can tell clients apart by what they send of the same images.
+"""The client signature: how well a server can tell clients apart when all of them send the same images.
 
-A contrastive loss can be lowered without learning anything about images: where a query and its key carry a signature
-of their client, all negatives of other clients are told apart by it. docs/LEARNING.md has the measurements.
+A contrastive loss can fall without learning anything about images. If queries and keys carry a signature of their
+client, the server can use it to tell a query's own key from the keys of all other clients. docs/LEARNING.md has the
+measurements.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from mocosfl_priv.models.convolution import in_fast_layout
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.state import State, under, within
 
-COMPARED_CLIENTS = 8  # compared with each other
-COMPARED_IMAGES = 16  # sent through each of them
-FEWEST = 2  # clients, and images, below which there is nothing to compare
+COMPARED_CLIENTS = 8  # at most so many clients are compared with each other
+COMPARED_IMAGES = 16  # at most so many images are sent through each client
+FEWEST = 2  # a comparison needs at least so many clients, and so many images
 
 
 @dataclass(frozen=True)
 class ClientCopies:
-    """Models of several clients as they were just before they were averaged, and images of theirs.
+    """Models of c clients, copied just before they were averaged, and m images of their training data.
 
-    online, key: stacked parameters (c, *shape) by name. images: uint8 (m, 3, h, w).
+    online, key: the online and the momentum models, as stacked parameters (c, *shape) by name.
+    images: uint8 (m, 3, h, w).
     """
 
     online: State
@@ -35,12 +37,12 @@ class ClientCopies:
 
     @property
     def enough(self) -> bool:
-        """Whether there are two clients and two images to compare."""
+        """Whether there are at least `FEWEST` clients and `FEWEST` images."""
         clients = len(next(iter(self.online.values()))) if self.online else 0
         return clients >= FEWEST and len(self.images) >= FEWEST
 
     def state(self) -> State:
-        """Everything, by name, for a checkpoint."""
+        """Return all tensors by name, for a checkpoint."""
         return {
             **under("online", self.online),
             **under("key", self.key),
@@ -49,7 +51,7 @@ class ClientCopies:
 
     @classmethod
     def of_state(cls, state: State, device: torch.device) -> ClientCopies | None:
-        """Restore what :meth:`state` returned; None where `state` holds no copies."""
+        """Restore what :meth:`state` returned, with the models on `device`; None if `state` holds no copies."""
         if "images" not in state:
             return None
         online, key = (
@@ -62,18 +64,19 @@ class ClientCopies:
 def client_signature(
     copies: ClientCopies, client: nn.Module, online: nn.Module, key: nn.Module, temperature: float, compute: Compute
 ) -> float:
-    """By how many nats a key of the query's own client outscores another client's key of the same image.
+    """Measure by how many nats keys of a query's own client score higher than other clients' keys of the same images.
 
-    Each of c clients sends each of m images; q[a, i] is the embedding of image i as a query of client a, k[b, j] that
-    of image j as a key of client b. With i != j, the result is the mean of q[a, i] k[a, j] less the mean of
-    q[a, i] k[b, j] for a != b, divided by the temperature. It is 0 where clients cannot be told apart: the images are
-    the same for all, so nothing but the clients' own weights can raise it.
+    Each of c clients sends each of m images. Let q[a, i] be the unit embedding of image i as a query of client a, and
+    k[b, j] that of image j as a key of client b. Over all i != j, the result is the mean of q[a, i] · k[a, j] minus the
+    mean of q[a, i] · k[b, j] for a != b, divided by the temperature. It is 0 where clients cannot be told apart. Since
+    all clients send the same images, only differences between the clients' weights can raise it.
 
-    client: the module that `copies` are parameters of. online, key: the server's trunk and projector, and their
-    momentum model. Raises ValueError where there are fewer than two clients or images.
+    client: the module whose parameters `copies` holds.
+    online, key: the server's trunk and projector, and their momentum model.
+    Raises ValueError when there are fewer than two clients or images.
     """
     if not copies.enough:
-        raise ValueError(f"a signature is compared between at least {FEWEST} clients on {FEWEST} images")
+        raise ValueError(f"a client signature needs at least {FEWEST} clients and {FEWEST} images")
     images = copies.images.to(compute.device).float() / 255
     queries = _embed(copies.online, client, online, images, compute)
     keys = _embed(copies.key, client, key, images, compute)
@@ -85,7 +88,7 @@ def client_signature(
 
 
 def _embed(stacked: State, client: nn.Module, server: nn.Module, images: Tensor, compute: Compute) -> Tensor:
-    """Unit embeddings float32 (c, m, d) of the same images, sent by each of c clients."""
+    """Embed the same m images as sent by each of c clients: float32 (c, m, d), of unit length."""
     embeddings = []
     for index in range(len(next(iter(stacked.values())))):
         with compute.autocast():

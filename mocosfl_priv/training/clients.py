@@ -1,4 +1,4 @@
-"""The client side of a step, for many clients at once."""
+"""The clients' side of a training step, computed for many clients at once."""
 
 from __future__ import annotations
 
@@ -18,58 +18,64 @@ from mocosfl_priv.training.state import State, under, within
 
 Kernel = Literal["auto", "grouped", "matmul", "loop"]
 KERNELS: tuple[Kernel, ...] = ("auto", "grouped", "matmul", "loop")
-# Patches up to which a convolution is unfolded: of a 3x3 convolution over colours, the product is the faster kernel,
-# over 64 channels the grouped convolution is (docs/PERFORMANCE.md).
+# Largest patch (input channels x kernel height x kernel width) for which the convolutions of stacked clients are
+# computed as matrix products over unfolded patches; larger ones are computed as grouped convolutions. In "auto", the
+# product serves 3x3 convolutions over three colours, where it is faster; over 64 channels the grouped convolution is
+# faster (docs/PERFORMANCE.md).
 LONGEST_PATCH: dict[Kernel, float] = {"auto": 64, "grouped": 0, "matmul": float("inf"), "loop": 0}
 
 
 class Clients(Protocol):
     """N clients that can encode, learn from returned gradients, and be averaged.
 
-    Images and smashed data are (rows, ...), client by client in the order of `pool`; `rows` says how many of them
-    belong to each client.
+    pool: int64 (P,), the numbers of the clients that take part. rows: how many images each of them has, in that order.
+    Images are float (B, 3, h, w) in [0, 1] and smashed data (B, ...), where B is the sum of `rows`; both are grouped by
+    client, in the order of `pool`.
     """
 
     trainable: bool
     steps_taken: Tensor
 
     def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
-        """Online models; keeps the graph that a backward pass of the result will use."""
+        """Encode images with the clients' online models; the result can be differentiated."""
 
     def encode_keys(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
-        """Momentum models, without gradient."""
+        """Encode images with the clients' momentum models, without gradient."""
 
     def learn(self, pool: Tensor, rates: Tensor) -> None:
-        """One SGD step of these clients with the gradients that have arrived, at `rates` (P,); then their EMA."""
+        """Take one SGD step per client with the gradients from the backward pass; then update the momentum models.
+
+        rates: float64 (P,), the clients' learning rates.
+        """
 
     def end_step(self) -> None:
-        """All clients of this step have learned."""
+        """End a step; called after :meth:`learn` was called for all of the step's clients."""
 
     def average(self, pool: Tensor) -> None:
-        """FedAvg: the mean of the pool's models becomes everybody's."""
+        """FedAvg: set the models of all N clients to the mean of the pool's models."""
 
     def consensus(self, pool: Tensor) -> State:
-        """What :meth:`average` would hand out, without handing it out."""
+        """Return the mean of the pool's online models; changes no client."""
 
     def individual(self, client: int) -> State:
-        """A copy of one client's own model."""
+        """Return a copy of one client's online model."""
 
     def state(self) -> State:
-        """Everything but the configuration, by name."""
+        """Return all state except the configuration, as named tensors."""
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
 
 
 class ClientBank:
     """N trainable clients as stacked tensors: parameter ``name`` has shape (N, *shape).
 
-    The pool's clients run in one pass, each with its own parameters, optimiser momentum, momentum model and schedule
-    counter. Optimiser momentum stays with its client across synchronisations.
+    The pool's clients run in one pass, each with its own parameters, optimiser momentum, momentum model and count of
+    steps. FedAvg does not change the optimiser momentum.
 
-    kernel: how a pass over different clients is computed: one after the other (loop), as grouped convolutions, as
-    batched matrix products, or as either, by the length of a convolution's patch (auto). All give the same numbers up
-    to rounding; :func:`fastest_kernel` measures.
+    kernel: how the convolutions of different clients are computed: client by client (`loop`), as grouped convolutions
+    (`grouped`), as batched matrix products (`matmul`), or as one of the latter two by patch size (`auto`). All give the
+    same numbers up to rounding; :func:`fastest_kernel` finds the fastest.
     """
 
     trainable = True
@@ -102,7 +108,7 @@ class ClientBank:
         return self._encode({name: stacked[pool] for name, stacked in self.key.items()}, rows, images)
 
     def _encode(self, parameters: State, rows: Sequence[int], images: Tensor) -> Tensor:
-        """Clients with equally many images go together."""
+        """Encode with the given parameters (P, *shape), in one pass for all clients that have equally many images."""
         sizes = sorted(set(rows))
         if len(sizes) == 1:
             encoded = encode_stacked(self._module, parameters, images.unflatten(0, (len(rows), -1)), self.kernel)
@@ -138,19 +144,21 @@ class ClientBank:
         self._leaves = {}
 
     def _follow(self, pool: Tensor, online: State) -> None:
+        """Move the momentum models a step towards the online models."""
         for name, fast in online.items():
             self.key[name][pool] = self.key[name][pool].lerp_(fast, 1 - self._training.ema)
 
     def end_step(self) -> None:
-        """Each client has learned for itself."""
+        """Do nothing: :meth:`learn` has updated each client."""
 
     @torch.no_grad()
     def average(self, pool: Tensor) -> None:
         """See :class:`Clients`.
 
-        Momentum models are averaged too where the settings ask for it (MonAcoSFL). With `divergence_aware`, a client
-        of the pool keeps the share mu of its own model: mu is that value at its first synchronisation, and from then
-        on grows and falls with its distance from the mean (FedEMA, Zhuang et al., 2022), at most 1.
+        With `average_momentum_models`, momentum models are averaged too (MonAcoSFL). With `divergence_aware`, each
+        client of the pool keeps the share mu of its own model and takes 1 - mu of the mean. At the client's first
+        synchronisation mu is the value of `divergence_aware`; afterwards it is proportional to the L2 distance between
+        the client's parameters and the mean, at most 1 (FedEMA, Zhuang et al., 2022).
         """
         mean = self.consensus(pool)
         kept = self._kept_share(pool, mean)
@@ -166,7 +174,7 @@ class ClientBank:
                 stacked.copy_(stacked[self._averaged(pool)].mean(0, keepdim=True).expand_as(stacked))
 
     def _kept_share(self, pool: Tensor, mean: State) -> Tensor | None:
-        """Share mu of every client of the pool, float64 (P,); None without divergence awareness."""
+        """Share mu that each client of the pool keeps, float64 (P,); None if `divergence_aware` is not set."""
         first_share = self._training.divergence_aware
         if first_share is None:
             return None
@@ -180,7 +188,10 @@ class ClientBank:
         return (scale.nan_to_num(0.0) * divergence).clamp_(max=1.0)
 
     def _averaged(self, pool: Tensor) -> Tensor:
-        """Whose models the mean is taken of; the research code starts with client 0 whoever the pool's first is."""
+        """Clients over which the mean is taken, int64 (P,).
+
+        With `average_base: client_0`, as in the research code, client 0 stands in for the pool's first client.
+        """
         if self._training.average_base == "client_0":
             return torch.cat([torch.zeros_like(pool[:1]), pool[1:]])
         return pool
@@ -196,7 +207,10 @@ class ClientBank:
         return {name: stacked[client].clone() for name, stacked in self.online.items()}
 
     def copies(self, clients: Tensor) -> tuple[State, State]:
-        """Online and momentum models of `clients`, int64 (c,), as stacked parameters (c, *shape); copies."""
+        """Return copies of the online and of the momentum models of `clients`, int64 (c,).
+
+        Each is a dictionary of stacked parameters (c, *shape).
+        """
         online, key = ({name: stacked[clients] for name, stacked in bank.items()} for bank in (self.online, self.key))
         return online, key
 
@@ -220,9 +234,9 @@ class ClientBank:
 
 
 class EqualClients(ClientBank):
-    """N trainable clients that can never differ, computed as one; see :meth:`fits`.
+    """N trainable clients that are equal after every step, computed as one model; see :meth:`fits`.
 
-    What each client does is linear in its gradient, so the mean of N updates is the update with the mean gradient.
+    An SGD update is linear in the gradient, so the mean of N updates is the update with the mean gradient.
     """
 
     def __init__(self, client: nn.Module, clients: int, training: TrainingConfig) -> None:
@@ -233,7 +247,10 @@ class EqualClients(ClientBank):
 
     @staticmethod
     def fits(training: TrainingConfig, pool: int) -> bool:
-        """Everybody takes part and everything is averaged after every step, momentum models included."""
+        """Whether clients are equal after every step under `training`.
+
+        That requires that all take part in each step, and that online and momentum models are averaged after it.
+        """
         return (
             pool == training.clients
             and training.sync_period == 1
@@ -243,7 +260,7 @@ class EqualClients(ClientBank):
         )
 
     def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
-        """See :class:`Clients`; gradients of all parts of the batch gather in the same leaves."""
+        """See :class:`Clients`. All calls of a step use the same leaf tensors, in which gradients add up."""
         if not self._leaves:
             self._leaves = {name: stacked.clone().requires_grad_() for name, stacked in self.online.items()}
         return self._encode(self._leaves, [sum(rows)], images)
@@ -254,11 +271,11 @@ class EqualClients(ClientBank):
         return self._encode(self.key, [sum(rows)], images)
 
     def learn(self, pool: Tensor, rates: Tensor) -> None:
-        """The mean is taken when all parts are there."""
+        """Note the learning rate; :meth:`end_step` makes the update, when the gradients of all clients are there."""
         self._rate = rates[:1]
 
     def end_step(self) -> None:
-        """One update with the mean gradient."""
+        """Update the model with the mean of the clients' gradients."""
         for leaf in self._leaves.values():
             assert leaf.grad is not None, "end_step() before the gradient came back"
             leaf.grad.div_(self._clients)
@@ -267,7 +284,7 @@ class EqualClients(ClientBank):
         self.steps_taken = steps_taken + 1
 
     def average(self, pool: Tensor) -> None:
-        """Equal already."""
+        """Do nothing: the clients are equal."""
 
     def consensus(self, pool: Tensor) -> State:
         """See :class:`Clients`."""
@@ -296,13 +313,13 @@ class FrozenClients:
     encode_keys = encode_queries
 
     def learn(self, pool: Tensor, rates: Tensor) -> None:
-        """Frozen means frozen."""
+        """Do nothing: frozen clients do not learn."""
 
     def end_step(self) -> None:
-        """Frozen means frozen."""
+        """Do nothing: frozen clients do not learn."""
 
     def average(self, pool: Tensor) -> None:
-        """All clients are equal already."""
+        """Do nothing: all clients share one model."""
 
     def consensus(self, pool: Tensor) -> State:
         """See :class:`Clients`."""
@@ -313,16 +330,16 @@ class FrozenClients:
         return self.consensus(torch.empty(0))
 
     def state(self) -> State:
-        """The model all share."""
+        """Return the parameters of the shared model."""
         return self.consensus(torch.empty(0))
 
     def load_state(self, state: State) -> None:
         """See :class:`Clients`."""
-        self._module.load_state_dict(state, strict=False)  # buffers are constants of the architecture
+        self._module.load_state_dict(state, strict=False)  # not strict: `state` holds no buffers
 
 
 def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel: Kernel) -> Tensor:
-    """Run P versions of `module`: parameters (P, *shape) each, images (P, b, ...); returns (P, b, ...)."""
+    """Run `module` once per client: parameters (P, *shape) each, images (P, b, ...); returns (P, b, ...)."""
 
     def one_client(its_parameters: State, its_images: Tensor) -> Tensor:
         encoded: Tensor = functional_call(module, its_parameters, (its_images,))
@@ -332,7 +349,8 @@ def encode_stacked(module: nn.Module, parameters: State, images: Tensor, kernel:
     if kernel == "loop" or clients == 1:  # vectorising over one client costs more than it saves
         singles = [one_client({k: v[i] for k, v in parameters.items()}, images[i]) for i in range(clients)]
         return singles[0].unsqueeze(0) if clients == 1 else torch.stack(singles)
-    all_clients = vmap(one_client, randomness="different")  # a user's Dropout draws anew for every client
+    # "different": Dropout in a user's own backbone draws a mask of its own for every client
+    all_clients = vmap(one_client, randomness="different")
     with stacked_parameters(), matrix_products(LONGEST_PATCH[kernel]), AutocastConvolutions(images.device):
         return all_clients(parameters, images)
 
@@ -341,7 +359,10 @@ MEASURED_PASSES = 3
 
 
 def fastest_kernel(client: nn.Module, clients: int, rows: int, image_shape: Sequence[int], compute: Compute) -> Kernel:
-    """Time forward and backward passes of every kernel as `compute` runs them, and name the fastest."""
+    """Time a forward and backward pass of `clients` clients with `rows` images each, and return the fastest kernel.
+
+    image_shape: (channels, height, width). The pass runs on the device and at the precision of `compute`.
+    """
     parameters = {
         name: p.detach().unsqueeze(0).repeat(clients, *[1] * p.dim()).requires_grad_()
         for name, p in client.named_parameters()

@@ -1,6 +1,7 @@
-"""Where others touch a training step: a defense at the client, somebody who attends at the server.
+"""Hooks into a training step: one interface for a defense at the clients, one for observers at the server.
 
-:class:`mocosfl_priv.Defense` implements the client's side; `experiment.observers` attaches attacks to the server's.
+:class:`mocosfl_priv.Defense` implements :class:`ClientHooks`. `experiment.observers` connects attacks to
+:class:`ServerHooks`.
 """
 
 from __future__ import annotations
@@ -37,19 +38,22 @@ class ClientHooks(Protocol):
     """
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """A scalar, averaged over the batch, that is added to the clients' loss; None for none."""
+        """Return a loss to add to the clients' loss: a scalar, averaged over the batch; None for no extra loss.
+
+        images: float (n, 3, h, w) in [0, 1], the encoded views. smashed: their smashed data before :meth:`protect`.
+        """
 
     def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         """The smashed data on its way out, same shape; gradients flow back through it."""
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
-        """The server's gradient on its way in, same shape."""
+        """Return the gradient that the clients use in place of the server's, in the same shape."""
 
     def state(self) -> dict[str, Tensor]:
-        """What changes while training goes on, for a checkpoint."""
+        """Return everything that changes during training, for a checkpoint."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
 
 
 @runtime_checkable
@@ -63,10 +67,10 @@ class KeyHooks(Protocol):
 
 
 class NoHooks:
-    """A client that sends what it computes."""
+    """No-op client hooks: clients without a defense."""
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """No extra loss."""
+        """Add no loss."""
         return None
 
     def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
@@ -74,20 +78,20 @@ class NoHooks:
         return smashed
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
-        """Unchanged."""
+        """Return `gradient` unchanged."""
         return gradient
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing changes."""
+        """Return no tensors: there is no state."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing changes."""
+        """Do nothing: there is no state."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one pass of a training step brings to the server, after the clients' defense.
+    """What the server receives in one pass of a training step, after the clients' defense.
 
     Args:
         step: from 0.
@@ -107,40 +111,41 @@ class Message:
 
 
 class ServerHooks(Protocol):
-    """What somebody at the server sees and may change, in the order of a pass, and what a checkpoint keeps.
+    """What an observer or attacker at the server sees and may change in a training step, and its state for checkpoints.
 
-    Nothing here may draw from the training's generators, or change a message or the server's networks.
+    In each pass :meth:`received` is called first, then :meth:`returned`. An implementation must not draw from the
+    training's random generators, and must not change a message or the server's networks.
     """
 
     def received(self, message: Message) -> None:
-        """A message has arrived; the server has not scored it yet."""
+        """Receive `message`; called before the server computes its loss."""
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
-        """The gradient (n, *smashed_shape) on its way back for `message`; what is returned goes to the clients.
+        """Return the gradient that the clients get for `message`, in place of the server's `gradient`.
 
-        Not called for clients that take no gradient.
+        gradient: float (n, *smashed_shape), with respect to the queries. Not called where clients get no gradient.
         """
 
     def state(self) -> dict[str, Tensor]:
-        """What changes while training goes on, for checkpoints."""
+        """Return everything that changes during training, for a checkpoint."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
 
 
 class Unattended:
-    """A server at which nobody sits but the server."""
+    """No-op server hooks: a server without observers."""
 
     def received(self, message: Message) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
-        """Unchanged."""
+        """Return `gradient` unchanged."""
         return gradient
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing changes."""
+        """Return no tensors: there is no state."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing changes."""
+        """Do nothing: there is no state."""

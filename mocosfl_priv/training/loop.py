@@ -1,4 +1,4 @@
-"""The loop around the steps of a training: validation, checkpoints, and the best state so far."""
+"""The training loop: runs the steps, validates, writes checkpoints, and keeps the best state so far."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ from mocosfl_priv.training.participants import RemoteParticipants
 from mocosfl_priv.training.sampling import Batches
 from mocosfl_priv.training.state import State, counted, numbered, under, within
 
-LOSS_CHECK_EVERY = 10  # steps; reading the loss more often would stall an accelerator
+LOSS_CHECK_EVERY = 10  # steps; each reading of the loss makes the CPU wait for the accelerator
 
 
 @dataclass
 class TrainedModel:
-    """The outcome: the checkpoint with the best validation, and how training went.
+    """The result of a training: the state with the best validation score, and the course of the training.
 
-    history: one entry per validation: step, epoch, loss (mean since the last one), validation score, and
-        `client_signature` (nats, see :mod:`client_signature`) where simulated clients that can differ learn.
-    observations: what `observe` returned, in order. kernel: how client passes were computed.
-    replay_epochs: epochs in each state of loss-threshold replay, empty without it.
-    earlier_seconds: time spent by processes before this one, where a training was resumed.
+    selected_step: number of steps after which the returned state was reached; `steps`: all steps of the training.
+    kernel: see :attr:`MocoSFL.kernel`.
+    history: one entry per validation: `step`, `epoch`, `loss` (mean since the previous validation), `validation_knn`
+        (the score, if a `validate` function was given) and `client_signature` (nats; only for simulated clients that
+        are trained and can differ, see :mod:`mocosfl_priv.training.client_signature`).
+    observations: what `observe` returned, in order.
+    replay_epochs: number of epochs in each state (A, B, C) of loss-threshold replay; empty without replay.
+    earlier_seconds: time spent by earlier processes, if the training was resumed from a checkpoint.
     """
 
     model: SplitModel
@@ -68,18 +71,19 @@ def train_mocosfl(
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Train `model` (in place) on `batches` and return the validated best of its states.
+    """Train `model` in place for `steps` steps on `batches`; the returned model is in its best validated state.
 
-    hooks, server_hooks: the defense, and who attends at the server. Where `validate` chooses a state, theirs of that
-        moment comes back too.
-    frozen_client: clients only encode; nothing flows back to them and only the server learns.
+    hooks: the defense at the clients; no defense if None.
+    server_hooks: observers at the server, or an attack that changes gradients; none if None. When the best state is
+        restored, so are the states that `hooks` and `server_hooks` had at that step.
+    frozen_client: clients only encode; they receive no gradient, and only the server learns.
     learning_rate: replaces `training.learning_rate`.
-    remote: puts participants that are elsewhere before the simulated ones; without it all are simulated.
-    validate: scores a model, higher is better, on data that is neither test nor victims; called every
+    remote: makes the participants that take the place of the simulated clients, for example real devices.
+    validate: scores a model, higher is better, on data that is neither test data nor victims; called every
         `training.monitor_every` epochs and at the end. Without it the last state is returned.
-    observe: called with (model, step, epoch) every `observe_every` epochs, and at the end; must not change the model.
-    checkpoints: where the state is kept every `training.checkpoint_every` epochs and at the end, and from where a
-        training that was interrupted goes on, exactly as if it had not been.
+    observe: called with (model, step, epoch) every `observe_every` epochs and at the end; must not change the model.
+    checkpoints: where the state is saved every `training.checkpoint_every` epochs and at the end. If a checkpoint is
+        there, training resumes from the newest one, with the same result as without interruption.
     Raises RunFailedError when the loss is no longer finite.
     """
     progress = progress or Silent()
@@ -112,7 +116,7 @@ def _run_to_the_end(
     progress: Progress,
     started: float,
 ) -> None:
-    """From the newest checkpoint, or the start, to the last step."""
+    """Run all steps from the newest checkpoint, or from the start if there is none."""
     steps, training, outcome = run.steps, run.training, record.outcome
     if checkpoints is not None and (found := checkpoints.latest()) is not None:
         step, tensors, facts = found
@@ -122,7 +126,7 @@ def _run_to_the_end(
         progress.advance(step)
 
     def due(epochs: int) -> bool:
-        """Every so many epochs, rounded up to whole steps, and at the end."""
+        """Whether the current step ends a period of `epochs` epochs (rounded up to whole steps) or the training."""
         return run.step_count == steps or run.step_count % -(-epochs * steps // training.epochs) == 0
 
     while run.step_count < steps:
@@ -149,7 +153,7 @@ def _run_to_the_end(
 
 
 class _Record:
-    """Losses since the last validation, history, and the best state so far, that of the hooks included."""
+    """Losses since the last validation, history, and the best state so far of the model and of the hooks."""
 
     def __init__(self, outcome: TrainedModel, hooks: Sequence[ClientHooks | ServerHooks]) -> None:
         self.losses: list[Tensor] = []

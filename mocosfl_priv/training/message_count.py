@@ -1,4 +1,7 @@
-"""How many messages clients send: the one place that counts them, for training, devices and guarantees."""
+"""The number of messages that clients send.
+
+Training, devices and privacy guarantees all use these functions, so that their counts agree.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,29 @@ from mocosfl_priv.training.sampling import Batches
 
 
 def encodes_once(training: TrainingConfig, frozen_client: bool) -> bool:
-    """Whether a single encoding of each view serves as query and as key; else both models of a client encode it.
+    """Whether each view is encoded once, and the result serves as query and as key.
 
-    That is so one-sided, and for frozen clients, whose two models are one.
+    This holds with `paper_gradient: one_sided`, and for frozen clients, whose online and momentum models are the same.
+    Otherwise each view is encoded twice, by the online model and by the momentum model.
     """
     return training.paper_gradient == "one_sided" or frozen_client
 
 
 def rows_per_image(training: TrainingConfig, frozen_client: bool) -> int:
-    """Queries, and as many keys, that a client sends for an image of a step."""
+    """Number of queries that a client sends for each image of a step; it sends as many keys."""
     return 2 if training.symmetric and not encodes_once(training, frozen_client) else 1
 
 
 def messages_per_draw(training: TrainingConfig, frozen_client: bool) -> int:
-    """Messages that an image gives rise to each time that it is drawn for a step."""
+    """Number of messages (queries and keys) that a client sends each time an image is drawn for a step."""
     return 2 * rows_per_image(training, frozen_client)
 
 
 def most_draws(batches: Batches, images: int, steps: int) -> int:
-    """How often the most often drawn of `images` images is drawn in `steps` steps of `batches`.
+    """Return the largest number of times that any of `images` images is drawn in `steps` steps of `batches`.
 
-    batches: a source that was not used yet, whose "images" are their own indices. Where clients have unequal data, or
-    pools are drawn, some images come more often than once per epoch.
+    batches: an unused source that yields the images' indices, int64 (B,), in place of the images. Where clients have
+        unequal amounts of data, or pools are drawn at random, some images are drawn more than once per epoch.
     """
     drawn = torch.zeros(images, dtype=torch.long)
     for _ in range(steps):

@@ -1,6 +1,7 @@
-"""MocoSFL (Li et al., ICLR 2023): one step of all clients and of the server.
+"""The training engine of MocoSFL (Li et al., ICLR 2023): one step of all clients and of the server.
 
-One image goes data -> client -> defense -> message -> server trunk -> loss, and its gradient the same way back.
+Forward: images -> client layers -> defense -> message (smashed data) -> server trunk -> loss. The gradient returns
+along the same path.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ from mocosfl_priv.training.schedule import client_rates, server_rate
 from mocosfl_priv.training.server import MocoServer
 from mocosfl_priv.training.state import State, counted, numbered, under, within
 
-PARTICIPANTS = 2  # whose own copies a trained model keeps: a victim and one who may collude against it
+PARTICIPANTS = 2  # clients whose own parameters a trained model keeps: a victim, and a client that colludes against it
 
 
 @dataclass
 class Traffic:
-    """Payload bytes that the protocol moved, counted at the messages themselves, as their codec writes them."""
+    """Payload bytes sent so far, by kind and direction.
+
+    Smashed data and gradients are counted message by message as their codec encodes them, weights as float32.
+    """
 
     smashed_up: int = 0
     gradient_down: int = 0
@@ -47,12 +51,16 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """Everything, both ways."""
+        """Bytes of all kinds, in both directions."""
         return self.smashed_up + self.gradient_down + self.weights_up + self.weights_down
 
 
 class MocoSFL:
-    """A training in progress: clients, server, and everything that decides about the next step."""
+    """A training in progress: clients, server, and all state that determines the next step.
+
+    The arguments are those of :func:`mocosfl_priv.training.loop.train_mocosfl`. replay_folder: where replay stores
+    smashed data; a temporary folder if None.
+    """
 
     def __init__(
         self,
@@ -96,8 +104,9 @@ class MocoSFL:
         self._epoch_losses: list[Tensor] = []
         self._pool = torch.arange(batches.clients)
         self._unsynchronised = False  # whether a client has learned since the last synchronisation
-        self._before_averaging: tuple[State, ...] = ()  # own copies of the pool's first clients, as averaging met them
-        self._compared: ClientCopies | None = None  # what tells clients apart, as averaging met it
+        # both copied just before the last averaging, which makes clients equal
+        self._before_averaging: tuple[State, ...] = ()  # parameters of the pool's first clients
+        self._compared: ClientCopies | None = None  # what the client signature is computed from
         self._client_bytes = 4 * count_parameters(model.client)
 
     def _make_clients(self, frozen: bool, may_be_one: bool) -> Clients:
@@ -119,11 +128,14 @@ class MocoSFL:
 
     @property
     def kernel(self) -> str:
-        """How client passes are computed."""
+        """The kernel of the client bank, or "shared" where a single model stands for all clients."""
         return self.clients.kernel if type(self.clients) is ClientBank else "shared"
 
     def step(self) -> Tensor:
-        """One step of every client of the pool and of the server; returns the server's loss, detached."""
+        """Run one training step and return its loss, a detached scalar.
+
+        The pool's clients and the server take part; in state C of replay, only the server.
+        """
         replay = self.replay
         if replay is not None and replay.status == "C" and replay.available:
             loss = self._replayed_step(replay)
@@ -157,7 +169,10 @@ class MocoSFL:
         return 2 if self.training.symmetric else 1
 
     def _exchange(self, part: ClientBatch, batch_images: int, learning: bool, parts: list[State]) -> Tensor:
-        """Some clients' share of a step, from their images to their update; returns their share of the loss."""
+        """Run the step for the clients of `part`, from images to update, and return their share of the loss.
+
+        In state B of replay, what the clients sent is appended to `parts`.
+        """
         images = sum(part.sizes)
         sent = self.participants.send(part, self.step_count, learning)
         for rows in (sent.queries, sent.keys):
@@ -166,7 +181,7 @@ class MocoSFL:
         if self.training.symmetric and encodes_once(self.training, not self.clients.trainable):
             order = client_by_client(part.sizes, queries.device)
             queries, keys = torch.cat([queries, keys])[order], torch.cat([keys, queries])[order]
-            own = order < images  # the queries that a client's online model made
+            own = order < images  # rows that the clients' online models encoded; only these get a gradient
         owners = part.pool.repeat_interleave(self._views * torch.tensor(part.sizes))
         if self.replay is not None and self.replay.status == "B":
             scale = torch.tensor(1 / batch_images, dtype=torch.float64)
@@ -185,7 +200,7 @@ class MocoSFL:
         return loss
 
     def _replayed_step(self, replay: Replay) -> Tensor:
-        """The server learns from what was sent in an earlier epoch; no client takes part."""
+        """Train the server on smashed data stored in an earlier epoch; no client takes part."""
         if not self._replay_order:
             self._replay_order = replay.order(self._replay_rng)
         losses = []
@@ -208,7 +223,10 @@ class MocoSFL:
         return tuple(self.participants.individual(client) for client in self._pool[:PARTICIPANTS].tolist())
 
     def _copies_to_compare(self, images: Tensor) -> ClientCopies | None:
-        """Some clients' models and some images; None where clients are equal, or are not in this process."""
+        """Copy what the client signature is computed from: some clients' models and some of the step's images.
+
+        None where all clients share one model, run outside this process, or are too few to compare.
+        """
         if type(self.clients) is not ClientBank or not isinstance(self.participants, Simulated):
             return None
         online, key = self.clients.copies(self._pool[:COMPARED_CLIENTS])
@@ -216,8 +234,10 @@ class MocoSFL:
         return copies if copies.enough else None
 
     def client_signature(self) -> float | None:
-        """How well clients could be told apart when they were last averaged, in nats; None where they cannot differ,
-        are devices, or were not averaged yet.
+        """Measure the client signature, in nats, of the clients as they were just before the last averaging.
+
+        See :func:`mocosfl_priv.training.client_signature.client_signature`. None where all clients share one model, run
+        on devices, or have not been averaged yet.
         """
         if self._compared is None:
             return None
@@ -237,19 +257,20 @@ class MocoSFL:
             self._replay_order = []
 
     def assemble(self) -> SplitModel:
-        """The model as it stands: the server's trunk behind the mean of the clients that took part last.
+        """Return the current model: the server's trunk and projector, and the mean of the last pool as the client.
 
-        Where nothing was learned since that mean was handed out, the participants' copies are those from before.
+        Its `participants` are parameters of single clients. If a client has learned since the last averaging, or there
+        was none, these are the current ones; otherwise those from just before it, since averaging made clients equal.
         """
         if self.clients.trainable:
-            # parameters only: buffers are constants of the architecture
+            # not strict: the mean holds parameters only, since buffers are constants of the architecture
             self.model.client.load_state_dict(self.participants.consensus(self._pool), strict=False)
         apart = self._unsynchronised or not self._before_averaging
         self.model.participants = self._own_copies() if apart else self._before_averaging
         return self.model
 
     def state(self) -> tuple[State, dict[str, Any]]:
-        """Tensors and JSON facts from which :meth:`load_state` goes on exactly."""
+        """Return everything that :meth:`load_state` needs to continue exactly: tensors, and facts that fit JSON."""
         tensors = {
             **self.participants.state(),
             **under("server", self.server.state()),
@@ -261,7 +282,7 @@ class MocoSFL:
             **under("compared", self._compared.state() if self._compared else {}),
             "epoch_losses": torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0),
             "rng.replay": self._replay_rng.get_state(),
-            "rng.global": torch.get_rng_state(),  # a user's Dropout draws from it
+            "rng.global": torch.get_rng_state(),  # Dropout in a user's own backbone draws from it
         }
         facts = {
             "traffic": vars(self.traffic).copy(),
@@ -273,7 +294,7 @@ class MocoSFL:
         return tensors, facts
 
     def load_state(self, step: int, tensors: State, facts: dict[str, Any]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned after `step` steps."""
         self.step_count = step
         self.participants.load_state(tensors)
         self.server.load_state(within(tensors, "server"))
@@ -291,5 +312,5 @@ class MocoSFL:
         self._unsynchronised = facts["unsynchronised"]
         if self.replay is not None:
             self.replay.load_state(facts["replay"])
-        if type(self.clients) is ClientBank:  # what was measured once stays
+        if type(self.clients) is ClientBank:  # another kernel than before would round differently
             self.clients.kernel = facts["kernel"]

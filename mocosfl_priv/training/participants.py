@@ -1,7 +1,7 @@
-"""Those who take part in a step: they turn images into messages, and returned gradients into updates.
+"""Participants: the clients as the training engine uses them.
 
-The engine knows them by this interface only. Here they are simulated, in this process; `mocosfl_priv.deployment` has
-some that are devices of their own.
+They turn images into messages, and returned gradients into updates. The engine uses only the interface
+:class:`Participants`. :class:`Simulated` implements it in this process, `mocosfl_priv.deployment` for real devices.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from mocosfl_priv.training.state import State, under, within
 
 @dataclass(frozen=True)
 class Sent:
-    """What the clients of a pass sent, as it was received, client by client in the order of its pool.
+    """What the server received from the clients in one pass, grouped by client in the order of the pool.
 
-    queries, keys: float (rows, *smashed_shape), detached. Symmetric losses with two models per client need both views
-    of both: then each client's first views stand before its second ones in `queries`, and behind them in `keys`. Else
-    queries are of the first views, keys of the second.
+    queries, keys: float (rows, *smashed_shape), detached. Normally queries encode the first views and keys the second.
+        With a symmetric loss and both models of each client in use (see :mod:`mocosfl_priv.training.message_count`),
+        each view is encoded by both models: for each client, `queries` holds its first views and then its second ones,
+        `keys` its second views and then its first ones.
     """
 
     queries: Tensor
@@ -39,48 +40,54 @@ class Sent:
 
 
 class Participants(Protocol):
-    """The clients of a training as its engine meets them. A step is `present`; for every part of the batch `send` and,
-    where clients learn, `receive`; then `end_step`.
+    """The clients of a training, as its engine uses them.
+
+    In each step the engine calls :meth:`present`; then, for every part of the batch, :meth:`send` and, where clients
+    learn, :meth:`receive`; then, where clients learn, :meth:`end_step`.
     """
 
     def present(self, batch: ClientBatch, step: int, learning: bool) -> ClientBatch:
-        """What of `batch` can be had in `step`: all of it, or that of the clients that are there; never nothing."""
+        """Return the part of `batch` whose clients are available in `step`, never empty; all of it in a simulation."""
 
     def send(self, part: ClientBatch, step: int, learning: bool) -> Sent:
-        """Some clients' messages; `learning`: a gradient for the queries will be given to :meth:`receive`."""
+        """Encode the images of `part` and return the messages as the server receives them.
+
+        learning: whether a call of :meth:`receive` will follow, with the gradient for the queries.
+        """
 
     def receive(self, part: ClientBatch, gradient: Tensor, share: float, rates: Tensor) -> None:
-        """The gradient (rows, *smashed_shape) for the queries that :meth:`send` returned last; the clients learn by
-        what its codec leaves of it.
+        """Update the clients of `part` with the server's gradient, after rounding it as its codec does.
 
-        share: what part of the step's images these are. rates: float64 (P,), the clients' learning rates.
+        gradient: float (rows, *smashed_shape), for the queries that the last call of :meth:`send` returned.
+        share: the fraction of the step's images that are in `part`.
+        rates: float64 (P,), the clients' learning rates.
         """
 
     def end_step(self) -> None:
-        """All clients of this step have learned."""
+        """End a step; called after :meth:`receive` was called for all parts of the batch."""
 
     def average(self, pool: Tensor) -> None:
-        """FedAvg: the mean of the pool's models becomes everybody's."""
+        """FedAvg: set the models of all clients to the mean of the pool's models."""
 
     def consensus(self, pool: Tensor) -> State:
-        """What :meth:`average` would hand out, without handing it out."""
+        """Return the mean of the pool's online models; changes no client."""
 
     def individual(self, client: int) -> State:
-        """A copy of one client's own model."""
+        """Return a copy of one client's online model."""
 
     def finish(self) -> None:
-        """The training is over."""
+        """End the training; remote devices send a last report and disconnect."""
 
     def state(self) -> State:
-        """Everything but the configuration and the hooks' state, by name."""
+        """Return all state except the configuration and the hooks' state, as named tensors."""
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a returned gradient will be used with: views, what was made of them, and what was sent."""
+    """What the backward pass of a client needs: the views, their smashed data, and what was sent after the defense."""
 
     views: Tensor
     smashed: Tensor
@@ -88,7 +95,10 @@ class _Pass:
 
 
 class Simulated:
-    """Clients in this process: a bank, the augmentation in front of it, the defense behind it."""
+    """Clients simulated in this process: they augment images, encode them, and apply the defense.
+
+    views_rng: draws the augmentations. noise_rng: draws the defense's randomness.
+    """
 
     def __init__(
         self, clients: Clients, hooks: ClientHooks, training: TrainingConfig, compute: Compute,
@@ -104,11 +114,11 @@ class Simulated:
 
     @property
     def device(self) -> torch.device:
-        """Where messages are computed."""
+        """The device on which messages are computed."""
         return self._compute.device
 
     def present(self, batch: ClientBatch, step: int, learning: bool) -> ClientBatch:
-        """Everybody is always there."""
+        """Return `batch`: simulated clients are always available."""
         return batch
 
     def send(self, part: ClientBatch, step: int, learning: bool) -> Sent:
@@ -119,7 +129,7 @@ class Simulated:
         return self.send_views(part, first, second, step, learning)
 
     def send_views(self, part: ClientBatch, first: Tensor, second: Tensor, step: int, learning: bool) -> Sent:
-        """The same for given views, float (B, 3, h, w) in [0, 1], of the images of `part`."""
+        """Do the same as :meth:`send`, with given views of the images of `part`: float (B, 3, h, w) in [0, 1]."""
         if rows_per_image(self.training, not self.clients.trainable) == 2:
             order = client_by_client(part.sizes, first.device)
             rows = [2 * size for size in part.sizes]
@@ -148,7 +158,7 @@ class Simulated:
         returned = self.hooks.filter_gradient(received, self._noise_rng)
         outputs, gradients = [self._pass.sent], [returned]
         extra = self.hooks.client_loss(self._pass.views, self._pass.smashed)
-        if extra is not None:  # a mean over this part of the batch
+        if extra is not None:  # a mean over this part of the batch, so it is weighted by the part's share
             outputs.append(extra)
             gradients.append(torch.full_like(extra, share))
         torch.autograd.backward(outputs, gradients)
@@ -172,7 +182,7 @@ class Simulated:
         return self.clients.individual(client)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
     def state(self) -> State:
         """See :class:`Participants`."""
@@ -189,13 +199,15 @@ class Simulated:
         self._noise_rng.set_state(state["rng.noise"])
 
 
-RemoteParticipants = Callable[[SplitModel, Simulated], Participants]  # before the simulated ones of a training
+# makes the participants that a training uses, from its model and its simulated clients
+RemoteParticipants = Callable[[SplitModel, Simulated], Participants]
 
 
 def client_by_client(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """The order that puts each client's second views behind its first ones.
+    """Return the order that groups two views of B images by client: each client's first views, then its second ones.
 
-    Indices into cat([first, second]) of B images each; for cat([second, first]) the same order gives the other view.
+    sizes: the number of images of each client; B is their sum. The result, int64 (2 B,), indexes cat([first, second]);
+    applied to cat([second, first]), it gives the other view of each image.
     """
     images = sum(sizes)
     if len(set(sizes)) == 1:

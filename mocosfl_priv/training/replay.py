@@ -1,9 +1,13 @@
-"""Loss-threshold replay: the server goes on learning from stored smashed data while clients are silent.
+"""Loss-threshold replay: when the loss stops improving, the server learns from stored smashed data without clients.
 
-Found in MocoSFL's research code. An epoch has one of three states. **A**: everything as usual. **B**: clients send,
-but get no gradient back; what they send is stored. **C**: nobody sends; the server learns from what was stored, in
-another order. When an epoch improves the mean loss by less than the threshold, the next one is a state further (A to B
-to C); otherwise it is A again.
+This is a feature of MocoSFL's research code. Every epoch has one of three states:
+
+- **A**: normal training.
+- **B**: clients send smashed data, which is stored, but receive no gradient; only the server learns.
+- **C**: clients do not take part; the server learns from the stored smashed data, in random order.
+
+If the mean loss of an epoch is lower than that of the previous one by at least the threshold, the next epoch has state
+A. Otherwise it has the next state: B after A, C after B or C.
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ NEXT: dict[Status, Status] = {"A": "B", "B": "C", "C": "C"}
 
 
 class Replay:
-    """The state machine and the store.
+    """The state machine of replay, and the stored smashed data.
 
-    threshold: mean loss by which an epoch must improve to be followed by a full one. warmup: epochs that always are.
-    folder: where smashed data is kept, a temporary folder if None.
+    threshold: an epoch must lower the mean loss by at least this to be followed by state A.
+    warmup: number of first epochs that are always followed by state A.
+    folder: where smashed data is stored; a temporary folder if None.
     """
 
     def __init__(self, threshold: float, warmup: int, folder: Path | None) -> None:
@@ -45,7 +50,7 @@ class Replay:
         self._stored_steps = 0
 
     def end_epoch(self, epoch: int, loss: float) -> None:
-        """Decide how the next epoch runs; `epoch` counts from 1."""
+        """Choose the state of the next epoch; `epoch` (from 1) has ended with the mean loss `loss`."""
         self.epochs[self.status] += 1
         gain = max(self._last_loss - loss, 0.0)
         improves = epoch <= self._warmup or gain >= self._threshold
@@ -53,18 +58,21 @@ class Replay:
         self.status = "A" if improves else NEXT[self.status]
         if self.status == "B":
             self._stored_epoch, self._stored_steps = epoch + 1, 0
-            if self._temporary is not None:  # without checkpoints nobody can go back to what was stored before
+            if self._temporary is not None:  # without checkpoints, earlier epochs cannot be needed again
                 self.forget_old()
 
     def store(self, parts: list[dict[str, Tensor]]) -> None:
-        """Keep what the clients of one step sent, in the parts in which it was scored."""
+        """Write what the clients sent in one step, in the parts in which the server processed it.
+
+        Raises StorageError when that fails.
+        """
         folder = self._epoch_folder(self._stored_epoch)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{i}.{name}": value.contiguous() for i, part in enumerate(parts) for name, value in part.items()}
         try:
             save_file(tensors, folder / f"step_{self._stored_steps}.safetensors")
         except (OSError, SafetensorError) as error:
-            raise StorageError(f"smashed data to replay cannot be written to {folder}: {error}") from error
+            raise StorageError(f"smashed data for replay cannot be written to {folder}: {error}") from error
         self._stored_steps += 1
 
     @property
@@ -73,28 +81,28 @@ class Replay:
         return self._stored_steps > 0
 
     def order(self, generator: torch.Generator) -> list[int]:
-        """A new order of the stored steps."""
+        """Return the stored steps in a new random order."""
         return torch.randperm(self._stored_steps, generator=generator).tolist()
 
     def load(self, step: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-        """The parts of a stored step."""
+        """Read the parts of a stored step onto `device`; raises DamagedCheckpointError if the file is damaged."""
         place = self._epoch_folder(self._stored_epoch) / f"step_{step}.safetensors"
         try:
             tensors = load_file(place, device=str(device))
         except (OSError, SafetensorError) as error:
-            raise DamagedCheckpointError(f"{place}, stored to be replayed, is damaged ({error})") from error
+            raise DamagedCheckpointError(f"{place}, smashed data stored for replay, is damaged ({error})") from error
         parts = 1 + max(int(name.split(".", 1)[0]) for name in tensors)
         for part in range(parts):
             yield {name.split(".", 1)[1]: v for name, v in tensors.items() if int(name.split(".", 1)[0]) == part}
 
     def forget_old(self) -> None:
-        """Remove stored epochs that no later step can need; call it once a checkpoint is safe."""
+        """Remove all stored epochs but the newest; call it only after a checkpoint is written."""
         for folder in self._folder.glob("epoch_*"):
             if folder != self._epoch_folder(self._stored_epoch):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def state(self) -> dict[str, object]:
-        """For a checkpoint, as JSON; the stored tensors stay where they are."""
+        """Return the state for a checkpoint, as JSON; it does not include the stored tensors, which stay on disk."""
         return {
             "status": self.status,
             "epochs": dict(self.epochs),
@@ -104,7 +112,7 @@ class Replay:
         }
 
     def load_state(self, state: dict[str, object]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         self.status = state["status"]  # type: ignore[assignment]
         self.epochs = dict(state["epochs"])  # type: ignore[call-overload]
         last = state["last_loss"]

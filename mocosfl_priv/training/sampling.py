@@ -18,10 +18,13 @@ from mocosfl_priv.training.state import State
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """One step's images, client by client.
+    """The images of one step, grouped by client.
 
-    pool: int64 (P,), the clients; sizes: how many of `images` (B, 3, h, w) belong to each, in the same order.
-    pool_changes: the next step has another pool, so this one's models must be averaged now or are lost.
+    pool: int64 (P,), the numbers of the clients.
+    sizes: how many images each of them has, in the order of `pool`.
+    images: uint8 (B, 3, h, w), grouped by client in the same order; B is the sum of `sizes`.
+    pool_changes: whether the next step has another pool. What this pool learned must then be averaged now, since the
+        next averaging would overwrite it.
     """
 
     pool: Tensor
@@ -30,7 +33,7 @@ class ClientBatch:
     pool_changes: bool = False
 
     def chunks(self, most_images: int) -> Iterator[ClientBatch]:
-        """The same batch in parts of whole clients, each of at most `most_images` images or one client."""
+        """Split the batch between clients, into parts of at most `most_images` images or a single client."""
         first, begin, end = 0, 0, 0
         for position, size in enumerate(self.sizes):
             if end > begin and end + size - begin > most_images:
@@ -40,7 +43,7 @@ class ClientBatch:
         yield ClientBatch(self.pool[first:], self.sizes[first:], self.images[begin:end])
 
     def without(self, clients: Set[int]) -> ClientBatch:
-        """The same batch without these clients and their images."""
+        """Return the batch without these clients and their images."""
         if not clients:
             return self
         stays = torch.tensor([client not in clients for client in self.pool.tolist()])
@@ -50,24 +53,27 @@ class ClientBatch:
 
 
 class Batches(Protocol):
-    """An endless source of steps for a number of clients."""
+    """An endless source of batches, one per step.
+
+    clients: the number of all clients. images_per_epoch: the number of images of all clients.
+    """
 
     clients: int
     images_per_epoch: int
 
     def next(self) -> ClientBatch:
-        """The next step's images."""
+        """Return the images of the next step."""
 
     def state(self) -> State:
-        """Everything that decides about the steps to come."""
+        """Return everything that determines the following batches."""
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
 
 
 @dataclass(frozen=True)
 class PoolShape:
-    """How the server batch is made up: `pool` clients with `micro_batch` images each.
+    """The composition of the server batch: `pool` clients with `micro_batch` images each.
 
     Args:
         pool: clients that take part in a step.
@@ -88,7 +94,11 @@ class PoolShape:
 
     @classmethod
     def of(cls, training: TrainingConfig) -> PoolShape:
-        """The paper's rule: all clients below 200, else a random pool of server_batch; at least one image each."""
+        """Return the shape that `training` asks for.
+
+        Where `pool` is not set, the paper's rule holds: all clients take part if there are fewer than 200, otherwise a
+        random pool of `server_batch` clients. Where `micro_batch` is not set, it is server_batch // pool, at least 1.
+        """
         pool = training.pool or (training.clients if training.clients < 200 else training.server_batch)
         pool = min(pool, training.clients)
         micro_batch = training.micro_batch or max(1, training.server_batch // pool)
@@ -98,24 +108,24 @@ class PoolShape:
         return cls(pool, micro_batch, mixed.rich(training.clients), mixed.micro_batch, training.clients)
 
     def size_of(self, client: int) -> int:
-        """Images that `client` contributes to a step."""
+        """Number of images that `client` contributes to a step."""
         return self.rich_micro_batch if client < self.rich else self.micro_batch
 
     @property
     def images_per_client(self) -> float:
-        """Images of an average client in a step."""
+        """Number of images in a step of a client, averaged over all clients."""
         if self.rich == 0:
             return self.micro_batch
         return (self.rich * self.rich_micro_batch + (self.clients - self.rich) * self.micro_batch) / self.clients
 
     @property
     def images(self) -> int:
-        """Images of an average step."""
+        """Number of images in a step, averaged over pools and rounded."""
         return round(self.pool * self.images_per_client)
 
 
 def data_weights(training: TrainingConfig) -> list[float] | None:
-    """Each client's relative share of the data, or None where all are alike."""
+    """Return each client's share of the data (summing to 1), or None if all clients have equal shares."""
     mixed = training.heterogeneity
     if mixed is None:
         return None
@@ -125,25 +135,29 @@ def data_weights(training: TrainingConfig) -> list[float] | None:
 
 
 def seeded_partition(labels: Tensor, training: TrainingConfig, seed: int) -> list[Tensor]:
-    """Whose the private images are in a training with `seed`: the indices of every client, int64.
+    """Return the partition of the private images in a training with `seed`: each client's indices, int64.
 
-    labels: int64 (n,), the classes of the private images. Simulated clients and shards for real ones both ask here.
-    Raises ConfigurationError when there are too few images.
+    labels: int64 (n,), the classes of the private images. Simulated training and the export of shards to real devices
+    both use this function, so that they agree. Raises ConfigurationError when there are too few images.
     """
     return make_partition(labels, training, data_weights(training), generator(seed, "partition"))
 
 
 def total_steps(images_per_epoch: int, images_per_step: int, epochs: int) -> int:
-    """Steps in `epochs` passes over the data; at least one."""
+    """Return the number of whole steps in `epochs` passes over the data, at least one."""
     return max(1, images_per_epoch * epochs // images_per_step)
 
 
 class PooledClients:
-    """Every client walks through its own shuffled data, and starts again when it is through.
+    """Batches for clients that each pass through their own data in random order, and shuffle it anew for every pass.
 
-    A round is the time in which an average client sees its data once. Where fewer clients take part than there
-    are, each round draws a new random pool. drop_partial: what is left of a client's data when it no longer fills
-    a micro-batch is skipped (the research code); else the next pass follows without a gap.
+    A round is the number of steps in which an average client sees its data once. If the pool is smaller than the number
+    of clients, a new random pool is drawn every round.
+
+    images: (n, ...), of all clients. partition: the indices of each client's images, int64.
+    drop_partial: skip the last images of a client's pass if they do not fill a micro-batch, as in the research code;
+        otherwise the micro-batch is filled from the next pass.
+    Raises ConfigurationError when a client has no image.
     """
 
     def __init__(
@@ -159,7 +173,7 @@ class PooledClients:
         self._shape = shape
         self._generator = generator
         self._drop_partial = drop_partial
-        self._queues: list[list[int]] = [[] for _ in partition]  # plain lists: a hundred short slices a step
+        self._queues: list[list[int]] = [[] for _ in partition]  # lists, since slicing them is faster than tensors
         self._steps_per_round = max(1, int(self.images_per_epoch / self.clients / shape.images_per_client))
         self._step = 0
         self._pool = torch.arange(self.clients)
@@ -179,7 +193,7 @@ class PooledClients:
         part, size = self._partition[client], self._shape.size_of(client)
         while len(self._queues[client]) < size:
             fresh = part[torch.randperm(len(part), generator=self._generator)].tolist()
-            # a client with less data than a micro-batch must carry over, or it would never fill one
+            # a client with fewer images than a micro-batch always carries them over, or it would never fill one
             carried = self._queues[client] if not self._drop_partial or len(part) < size else []
             self._queues[client] = carried + fresh
         drawn = self._queues[client][:size]

@@ -1,4 +1,4 @@
-"""Learning rates over a training: cosine decay without warm-up, and the two forms the research code gives it."""
+"""Learning rate schedules: cosine decay without warm-up, and the two variants in MocoSFL's research code."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from mocosfl_priv.config import TrainingConfig
 
 
 def cosine(base: float, position: float, length: float) -> float:
-    """Cosine decay from `base` at position 0 to zero at `length`; periodic beyond, as torch's scheduler is."""
+    """Cosine decay from `base` at position 0 to zero at `length`; periodic beyond that, like torch's scheduler."""
     return 0.5 * base * (1 + math.cos(math.pi * position / length))
 
 
 def server_rate(training: TrainingConfig, base: float, step: int, steps: int) -> float:
-    """The server's rate in step `step` (from 0) of `steps`."""
+    """The server's learning rate in step `step` (from 0) of `steps`; `base` is the rate at the start."""
     if training.server_schedule == "per_epoch":
         return cosine(base, step * training.epochs // steps, training.epochs)
     return cosine(base, step, steps)
 
 
 def client_rates(training: TrainingConfig, base: float, step: int, steps: int, steps_taken: Tensor) -> Tensor:
-    """The rates of P clients: float64 (P,) on the CPU.
+    """The learning rates of P clients: float64 (P,) on the CPU.
 
-    steps_taken: int64 (P,), steps that each client took part in before. The oscillating schedule decays over as
-    many *steps* as the training has epochs, rises again, and so on: the research code's, kept for comparison.
+    base: the rate at the start, unless `training.client_learning_rate` replaces it.
+    steps_taken: int64 (P,), the number of steps in which each client has taken part so far. Only the oscillating
+        schedule uses it: it decays over as many *steps* as the training has epochs, rises again over as many, and so
+        on. The research code does this; it is kept for comparison.
     """
     base = base if training.client_learning_rate is None else training.client_learning_rate
     if training.client_schedule == "oscillating":

@@ -1,4 +1,4 @@
-"""The server side of a step: trunk, projector, feature memory and the contrastive loss (MoCo, He et al., 2020)."""
+"""The server's side of a step: trunk, projector, feature memory and the contrastive loss (MoCo, He et al., 2020)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from mocosfl_priv.training.state import State, load_optimiser_state, optimiser_s
 
 
 class FeatureMemory:
-    """Rings of the last keys; they start with random directions, as MoCo's does.
+    """The queue of recent keys, which are the negatives of the loss (MoCo's queue), as one or more ring buffers.
 
-    One ring for all clients (`rings` = 1), or one for each. keys: (rings, size, dim) of unit length.
+    rings: 1 for a memory that all clients share, else the number of clients, with a ring buffer for each.
+    keys: (rings, size, dim), of unit length; random directions at the start, as in MoCo.
     """
 
     def __init__(self, rings: int, size: int, dim: int, generator: torch.Generator) -> None:
         random = torch.randn(rings, size, dim, generator=generator, device=generator.device)
         self.keys = F.normalize(random, dim=2)
-        self._next = torch.zeros(rings, dtype=torch.long)  # on the CPU, so that places are known without a sync
+        self._next = torch.zeros(rings, dtype=torch.long)  # on the CPU, so that no slot needs a GPU synchronisation
 
     def of(self, owners: Tensor) -> Tensor:
-        """What queries of these clients are scored against: (size, dim) if shared, else (n, size, dim)."""
+        """Return the negatives for queries of the clients `owners`, int64 (n,): (size, dim) if shared by all clients,
+        else (n, size, dim).
+        """
         return self.keys[0] if len(self.keys) == 1 else self.keys[owners]
 
     def enqueue(self, keys: Tensor, owners: Tensor) -> None:
-        """Overwrite the oldest keys; keys (m, dim), owners (m,) on the CPU, a client's keys standing together.
+        """Overwrite the oldest keys with new ones; if there are more than fit into a ring, the last ones are kept.
 
-        Of more keys than fit into a ring, the last ones stay.
+        keys: (m, dim). owners: int64 (m,) on the CPU, the client of each key; keys of a client are contiguous.
         """
         rings, size = self.keys.shape[:2]
         owners = owners if rings > 1 else torch.zeros_like(owners)
@@ -45,11 +48,11 @@ class FeatureMemory:
         self._next[ring] = (self._next[ring] + count) % size
 
     def state(self) -> State:
-        """Keys and positions."""
+        """Return the keys and the next position in each ring."""
         return {"keys": self.keys, "next": self._next}
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         self.keys.copy_(state["keys"])
         self._next.copy_(state["next"])
 
@@ -82,11 +85,11 @@ def info_nce(queries: Tensor, keys: Tensor, memory: Tensor, temperature: float,
 
 
 class MocoServer:
-    """Online and momentum trunk, one optimiser, one feature memory.
+    """The server: online and momentum models (trunk and projector), optimiser, and feature memory.
 
-    A step is any number of :meth:`score` calls, one per part of the server batch, and then :meth:`learn`. A query is
-    scored against its own key and the memory only, and norms are per sample, so the parts add up to exactly the
-    step of the whole batch: memory does not grow with the number of clients.
+    A step consists of :meth:`score`, called once per part of the server batch, and then :meth:`learn`. Since a query is
+    compared only with its own key and the memory, and norms work per sample, the gradients of the parts add up to those
+    of the whole batch. Memory use therefore does not grow with the number of clients.
     """
 
     def __init__(
@@ -110,17 +113,17 @@ class MocoServer:
     def score(
         self, queries: Tensor, keys: Tensor, owners: Tensor, scale: float, want_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Add a part of the batch to the step's gradients.
+        """Compute the loss of a part of the batch and add its gradients to those of the step.
 
-        queries, keys: (m, *smashed_shape), keys[i] belonging to the other view of queries[i]'s image; owners: int64
-        (m,) on the CPU, the clients they come from. The loss is `scale` times the sum over the m queries.
-
-        Returns (loss, dL/dqueries or None if the clients do not want it).
+        queries, keys: (m, *smashed_shape); queries[i] and keys[i] encode two views of the same image.
+        owners: int64 (m,) on the CPU, the client of each row.
+        scale: the loss is `scale` times the sum over the m queries.
+        Returns the loss, a detached scalar, and its gradient with respect to `queries` (None without `want_gradient`).
         """
         if self._training.ema_update == "before_encoding" and not self._new_keys:
             self._update_key_model()
         received = in_fast_layout(queries.detach(), self.online).requires_grad_(want_gradient)
-        # Residual sums of a low-precision branch and a float32 shortcut would be float32 again.
+        # Cast the input as well: with a float32 shortcut, the sums of residual blocks would be float32 again.
         kind = torch.bfloat16 if self._compute.bfloat16 else received.dtype
         with self._compute.autocast():
             q = self.online(received.to(kind))
@@ -135,7 +138,7 @@ class MocoServer:
         return loss.detach(), received.grad
 
     def learn(self, learning_rate: float) -> None:
-        """End the step: optimiser, momentum model, feature memory."""
+        """End the step: update the online model, the momentum model and the feature memory."""
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         self._optimiser.step()
@@ -151,7 +154,7 @@ class MocoServer:
         torch._foreach_lerp_(list(self.key.parameters()), list(self.online.parameters()), 1 - self._training.ema)
 
     def state(self) -> State:
-        """Everything but the configuration, by name."""
+        """Return all state except the configuration, as named tensors."""
         return {
             **under("online", self.online.state_dict()),
             **under("key", self.key.state_dict()),
@@ -160,7 +163,7 @@ class MocoServer:
         }
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         self.online.load_state_dict(within(state, "online"))
         self.key.load_state_dict(within(state, "key"))
         self.memory.load_state(within(state, "memory"))

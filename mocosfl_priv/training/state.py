@@ -1,4 +1,4 @@
-"""The state of a training as named tensors, which checkpoints keep."""
+"""The state of a training as named tensors, for checkpoints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def within(state: State, prefix: str) -> State:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
-    """What `optimiser` has gathered (Adam's moments, SGD's momentum), as ``<index of the parameter>.<name>``.
+    """Return the optimiser's buffers (Adam's moments, SGD's momentum), as ``<index of the parameter>.<name>``.
 
     Rates and other settings are not state: the code that makes the optimiser sets them.
 
@@ -64,7 +64,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
         f"{index}.{name}": value
         for index, parameter in enumerate(_parameters(optimiser))
         for name, value in optimiser.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)  # SGD without momentum notes a None
+        if isinstance(value, Tensor)  # SGD without momentum stores None
     }
 
 
@@ -86,7 +86,7 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, state: State) -> None
     for key, value in state.items():
         index, name = key.split(".")
         parameter = parameters[int(index)]
-        # torch counts Adam's steps on the CPU
+        # torch keeps Adam's step counter on the CPU
         place = torch.device("cpu") if name == "step" else parameter.device
         optimiser.state[parameter][name] = value.detach().clone().to(place)
 
@@ -140,7 +140,7 @@ class Learner:
         self._optimiser.zero_grad(set_to_none=True)
 
     def state(self) -> State:
-        """Weights and what the optimiser has gathered."""
+        """Return the weights and the optimiser's buffers."""
         return {
             **under("network", self.network.state_dict()),
             **under("optimiser", optimiser_state(self._optimiser)),
@@ -157,14 +157,14 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def numbered(prefix: str, states: Sequence[State]) -> State:
-    """Several states as one; :func:`counted` takes them apart."""
+    """Join several states into one, with names ``<prefix>.<index>.<name>``; :func:`counted` separates them again."""
     return {
         name: value for index, state in enumerate(states) for name, value in under(f"{prefix}.{index}", state).items()
     }
 
 
 def counted(state: State, prefix: str, device: torch.device) -> tuple[State, ...]:
-    """What :func:`numbered` made one of, on `device`."""
+    """Return the states that :func:`numbered` joined under `prefix`, on `device`."""
     indices = sorted({int(name.split(".", 1)[0]) for name in within(state, prefix)})
     return tuple(
         {name: value.to(device) for name, value in within(state, f"{prefix}.{index}").items()} for index in indices

@@ -69,7 +69,7 @@ def test_validation_and_test_are_not_mixed_and_what_is_not_read_is_said(tmp_path
         ({"test": 3, "val": 2}, "has test/ but no train/"),
         ({"train": 3, "Training": 3, "test": 2}, "holds Training/, train/, which mean the same split"),
         ({"train": 3, "test": 2, "Test": 2}, "holds Test/, test/, which mean the same split"),
-        ({"a/train": 3, "a/test": 2, "b/train": 3, "b/test": 2}, "holds a/, b/, and the splits lie in there"),
+        ({"a/train": 3, "a/test": 2, "b/train": 3, "b/test": 2}, "holds a/, b/, which hold the splits"),
         ({"train/.": 3, "valid/.": 3, "plane/.": 3}, "splits without labels, or classes?"),
         ({"dataset": 3}, "holds one folder only, dataset/, and that holds cat/, dog/, owl/"),
     ],
@@ -120,19 +120,19 @@ def test_linked_folders_are_read_and_a_class_that_is_linked_twice_is_refused(tmp
     assert counts(both(root)[0])["dog"] == 50
     for split in ("train", "test"):
         (root / split / "fox").symlink_to(root / split / "owl")
-    with pytest.raises(ConfigurationError, match="every image of owl stands under another class"):
+    with pytest.raises(ConfigurationError, match="every image of owl occurs under another class"):
         Experiment.from_dict(case(f"imagefolder:{root}")).plan()
 
 
 def test_arrays_are_refused_with_a_hint(tmp_path: Path) -> None:
     array = tmp_path / "pathmnist.npz"
     np.savez(array, train_images=np.zeros((2, 8, 8), np.uint8))
-    assert "arrays and tensors are not read; write each picture to a file" in refusal(array)
+    assert "is a file of arrays, which is not read; write each picture to a file" in refusal(array)
     for split in ("train", "test"):
         (tmp_path / "npy" / split / "a").mkdir(parents=True)
         np.save(tmp_path / "npy" / split / "a" / "0.npy", np.zeros((8, 8, 3), np.uint8))
     assert "holds no images; skipped: 1 *.npy (arrays are not read" in refusal(tmp_path / "npy")
-    with pytest.raises(ConfigurationError, match=f"is a place on this disk: write imagefolder:{tmp_path}"):
+    with pytest.raises(ConfigurationError, match=f"is a path on this disk: write imagefolder:{tmp_path}"):
         Experiment.from_dict(case(str(tmp_path))).plan()
 
 
@@ -142,7 +142,7 @@ def test_one_name_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
     tree(tmp_path, {"test": 2}, ("a", taken_apart))
     assert [images.class_names for images in both(root)] == [("a", composed)] * 2
     tree(tmp_path, {"train": 3}, (taken_apart,))
-    assert "two class folders of one name" in refusal(root)
+    assert "two class folders with the same name" in refusal(root)
 
 
 def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:

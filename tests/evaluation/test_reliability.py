@@ -207,7 +207,7 @@ def test_a_measurement_below_a_promised_bound_is_flagged_first() -> None:
     assert (flag.name, flag.defense, flag.attack) == ("bound-violated", "bottleneck", "rmle")
     assert FLAGS.index(flag.name) == FLAGS.index("attack-failed") + 1
     assert "bottleneck (cut 1): the guarantee does not hold: attack rmle has MSE 0.0" in flag.sentence
-    assert "claimed of any attacker (a promise; difference -0.0" in flag.sentence
+    assert "claimed for any attacker (a promise; difference -0.0" in flag.sentence
     assert {flag.attack for flag in promised(0.9)} == {"rmle", "decoder"}
     assert promised(0.45) == []
 

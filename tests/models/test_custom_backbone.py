@@ -150,7 +150,7 @@ def test_batch_norm_is_refused_or_mended() -> None:
         ("deciding", r"unit 2 \(Deciding\) of .* cannot be run for several clients at once"),
         ("unused", r"unit 1 \(Unused\) .* does not use its parameter spare"),
         ("shared", "1: Conv2d shares its weight with 0"),
-        ("mismatched", r"unit 2 \(Conv2d\) of .* cannot take \(1, 4, 14, 14\)"),
+        ("mismatched", r"unit 2 \(Conv2d\) of .* cannot process an input of shape \(1, 4, 14, 14\)"),
         ("failing", "failed: RuntimeError: no such size"),
         ("empty", "must return a list of torch modules, not an empty list"),
         ("no_list", "must return a list of torch modules, not a ReLU"),
@@ -166,7 +166,7 @@ def test_what_cannot_work_is_explained_in_one_line(function: str, message: str) 
 def test_cuts_and_options_that_do_not_fit() -> None:
     with pytest.raises(ConfigurationError, match=r"cut layer 4 is impossible: .*:plain has 3 units"):
         build("plain", 4)
-    with pytest.raises(ConfigurationError, match="has no shortcut that can be taken away"):
+    with pytest.raises(ConfigurationError, match="has no shortcut that can be removed"):
         build("plain", client_residuals=False)
     images = torch.rand(2, 3, 16, 16)
     with_shortcuts, without = (build("residual", client_residuals=kept) for kept in (True, False))

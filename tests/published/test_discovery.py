@@ -72,10 +72,10 @@ def test_the_releases_own_layout(tmp_path: Path) -> None:
     ("mia", "mse", "note"),
     [
         (attack("0.0430", "0.41", "14.5") + attack("0.0410", "0.42", "14.7"), 0.0410, "2 finished attacks (MSE 0.0430"),
-        (attack("0.0410", "0.42", "14.7") + attack("0.0430", "0.41", ""), 0.0410, "1 attacks that broke off"),
-        (attack("0.0410", "nan", "14.7"), None, "no attack that ran to its end"),
-        (attack("1e", "0.4", "14.7"), None, "no attack that ran to its end"),
-        ("\x00\xff not a log", None, "no attack that ran to its end"),
+        (attack("0.0410", "0.42", "14.7") + attack("0.0430", "0.41", ""), 0.0410, "1 unfinished attacks"),
+        (attack("0.0410", "nan", "14.7"), None, "no finished attack"),
+        (attack("1e", "0.4", "14.7"), None, "no finished attack"),
+        ("\x00\xff not a log", None, "no finished attack"),
         (None, None, "never attacked this checkpoint"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_file_per_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "README.md").unlink()
     for found in find_published(tmp_path):
         assert set(asdict(found.logged).values()) == {None}
-        assert found.notes == ("nothing beside this file tells what was logged",)
+        assert found.notes == ("there are no logged values for this file",)
 
 
 def test_names_are_unique(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_names_are_unique(tmp_path: Path) -> None:
         (f"{FLAT}.tar".replace("cut2", "cut3"), "cut after unit 2, not after unit 3"),
         (f"{FLAT}.tar".replace("C4S2", "C4S4"), "bottleneck C4S4 cannot be rebuilt"),
         (f"{FLAT}.tar".replace("C4S2", "noReLUC4S2"), "bottleneck noReLUC4S2 cannot be rebuilt"),
-        (f"{FLAT}.tar".replace("C4S2", "C8S2"), "named after bottleneck C8S2, but its weights hold K3C4"),
-        (f"{FLAT}.tar".replace("C4S2", "bnlNone"), "named after bottleneck none, but its weights hold K3C4"),
+        (f"{FLAT}.tar".replace("C4S2", "C8S2"), "the name says bottleneck C8S2, but the weights have K3C4"),
+        (f"{FLAT}.tar".replace("C4S2", "bnlNone"), "the name says bottleneck none, but the weights have K3C4"),
     ],
 )
 def test_checkpoints_that_are_not_what_they_are_called(name: str, message: str, tmp_path: Path) -> None:
