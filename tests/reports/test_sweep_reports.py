@@ -242,7 +242,7 @@ def test_a_sweep_over_codecs_ends_with_one_report(tmp_path: Path, capsys: pytest
     out = tmp_path / "codecs"
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "sweep/codecs", "--out", str(out), "--set", "attacks=[floor, {name: decoder, steps: 20}]"])
-    assert not ended.value.code and f"report of all: {out / 'report.html'}" in capsys.readouterr().out
+    assert not ended.value.code and f"report of all variants: {out / 'report.html'}" in capsys.readouterr().out
     runs = read_runs(out)
     lines = {line.section.labels["codec"]: line for line in side_by_side(sections_of(runs)).lines}
     assert list(lines) == ["fp32", "fp16", "int8", "int8-both-ways"]
