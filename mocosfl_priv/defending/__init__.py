@@ -1,1 +1,1 @@
-"""What defenses share: noise, decoders to train against, and experts trained at the server."""
+"""Building blocks shared by defenses: noise, a simulated attacker to train against, and experts."""

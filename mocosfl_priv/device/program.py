@@ -202,7 +202,9 @@ def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
         "random_inputs": list, "own_loss": bool,
     }  # fmt: skip
     if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != wanted:
-        raise DeviceError(f"client program: the manifest must have exactly the keys {', '.join(wanted)}")
+        raise DeviceError(
+            f"client program: the manifest must have exactly the keys {', '.join(wanted)}, with values of their types"
+        )
     if manifest["format"] != FORMAT:
         raise DeviceError(f"client program: format {manifest['format']} is unknown; this device reads format {FORMAT}")
     names = manifest["parameters"]

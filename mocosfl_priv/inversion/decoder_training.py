@@ -1,7 +1,7 @@
-"""Training an inversion network z -> x on pairs of the attacker's own making (He et al., ACSAC 2019).
+"""Train an inversion network from smashed data to images, on pairs made from auxiliary data (He et al., ACSAC 2019).
 
-What attacks share that learn to invert: how smashed data is standardised, how auxiliary images are augmented and sent,
-the training loop with its schedule and its selection, and the guard against doing worse than a blind guess.
+Shared by all attacks that train one: standardisation of smashed data, augmentation and encoding of auxiliary images,
+the training loop with its schedule and model selection, and a fallback to the blind guess.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ STATISTICS_IMAGES = 1024
 SMALLEST_BATCH, LARGEST_BATCH, ENOUGH_BATCHES = 16, 32, 32
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
-# A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
+# Gradients are clipped to this norm: GroupNorm in a client amplifies an almost uniform image, and one such image in a
+# batch can ruin the training of a decoder without norms.
 LARGEST_GRADIENT = 0.2
-FARTHEST = 8.0  # deviations from a channel's mean
-POOL_BYTES = 512 << 20  # of encoded auxiliary images
+FARTHEST = 8.0  # standardised smashed data are clamped to this number of standard deviations
+POOL_BYTES = 512 << 20  # memory for encoded auxiliary images
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How an inversion network is trained.
 
-    steps: planned. learning_rate: peak of a one-cycle schedule, or the constant rate of Adam without `one_cycle`.
-    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS. flip, shift: augmentation
-    of auxiliary images, mirrored or not, moved by up to `shift` pixels. reuse: passes over the auxiliary images before
-    they are augmented and encoded afresh; the defense is drawn anew in every step whatever it says. validations: how
-    often, evenly, the state is compared with the best one so far.
+    steps: planned number of steps.
+    batch_size: images per step.
+    learning_rate: peak of the one-cycle schedule, or the constant rate of Adam without `one_cycle`.
+    ssim_weight, lpips_weight: loss = MSE + ssim_weight * (1 - SSIM) + lpips_weight * LPIPS.
+    flip, shift: augmentation of auxiliary images: random mirroring, and a shift by up to `shift` pixels.
+    reuse: passes over the auxiliary images before they are augmented and encoded again. The defense is applied with new
+        randomness in every step anyway.
+    validations: number of comparisons with the best state so far, evenly spaced.
     """
 
     steps: int
@@ -58,7 +62,7 @@ class Recipe:
     validations: int = 10
 
     def passing(self, epochs: int, images: int) -> Recipe:
-        """The same with so many steps as `epochs` passes over `images` take."""
+        """Return this recipe with the number of steps of `epochs` passes over `images` images."""
         return replace(self, steps=epochs * -(-images // self.batch_size))
 
 
@@ -75,23 +79,25 @@ class MessageEncoder:
 
     @classmethod
     def of(cls, view: AttackerView) -> MessageEncoder:
-        """At home with the client's weights, else by queries, whose answers are protected already."""
+        """Return the encoder that `view` allows: the client itself, or else queries, whose answers are protected."""
         if view.has(Capability.CLIENT_WEIGHTS):
             return cls(in_batches(view.client), view.protect)
         return cls(view.query, _identity)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The message of each image."""
+        """Return the message of each image (n, 3, h, w)."""
         return self.protect(self.encode(images))
 
 
 @dataclass
 class Inverter:
-    """A trained inversion network, and what its training found.
+    """A trained inversion network.
 
-    network: standardisation, then the decoder. error: MSE on the validation images at the step that was kept. blind:
-    whether the network is no better there than `guess`, the mean of the training images, which is then what it returns.
+    network: standardisation, then the decoder.
+    guess: the blind guess (3, h, w).
+    error: MSE on the validation images, at the step that was kept.
+    blind: whether the network is no better than `guess` on the validation images; then calls return `guess`.
     """
 
     network: nn.Module
@@ -101,14 +107,14 @@ class Inverter:
 
     @property
     def standardise(self) -> Standardise:
-        """The network's first layer, with the moments of the messages it was trained on."""
+        """The network's first layer, which standardises messages by the statistics of the training messages."""
         assert isinstance(self.network, nn.Sequential)
         first = self.network[0]
         assert isinstance(first, Standardise)
         return first
 
     def __call__(self, smashed: Tensor) -> Tensor:
-        """Images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
+        """Return images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
         if self.blind:
             return self.guess.expand(len(smashed), *self.guess.shape).clone()
         return decode(self.network, smashed)
@@ -128,15 +134,28 @@ def train_inverter(
     standardise: bool = True,
     lpips: Lpips | None = None,
 ) -> Inverter:
-    """Train `decoder` to invert `sender` on `train` images (n, 3, h, w); keep the best step on `validation` images.
+    """Train `decoder` to invert `sender` on `train` images; keep the best step on `validation` images.
 
-    A decoder with a linear path is given that path in closed form, and where MSE alone is learned, this beginning takes
-    part in the choice: so even a budget of no step has an answer.
+    The linear path of a decoder, if it has one, is initialised in closed form. If the loss is MSE alone, this initial
+    state takes part in the selection, so that there is a result even without a training step. The learning-rate
+    schedule follows `budget.spent`, so that it ends with the budget, which may be limited in steps, time or queries.
 
-    guess: the image (3, h, w) that stands for all victims where nothing better was learned; not made of `validation`.
+    Args:
+        decoder: The network to train.
+        sender: Makes messages from images.
+        train: Images (n, 3, h, w) in [0, 1].
+        validation: Images that are not trained on.
+        recipe: Settings of the training.
+        budget: Limits of the attack.
+        compute: Device and precision.
+        rng: Source of randomness.
+        guess: The blind guess (3, h, w), returned if nothing better was learned; not made from `validation`.
+        standardise: Whether to standardise messages.
+        lpips: The LPIPS metric, needed if `recipe.lpips_weight` is positive.
 
-    The schedule follows `budget.spent`, so that it ends with the budget, whatever limits it. Raises RunFailedError when
-    messages or the loss are not finite.
+    Raises:
+        RunFailedError: Messages or the loss are not finite.
+
     """
     known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
     messages = sender(known)
@@ -146,9 +165,9 @@ def train_inverter(
     if isinstance(decoder, SubPixelDecoder):
         messages = first(messages)
         if not bool(messages.isfinite().all()):
-            raise RunFailedError("an inversion network cannot begin: messages of auxiliary images are not finite")
+            raise RunFailedError("the inversion network cannot be trained: messages of auxiliary images are not finite")
         decoder.begin_linear(messages, known)
-        if not (recipe.ssim_weight or recipe.lpips_weight):  # else what is best by MSE is not what is looked for
+        if not (recipe.ssim_weight or recipe.lpips_weight):  # otherwise the best MSE is not the goal
             held_out.compare(network)
     del messages, known
     decay = 0.01 if recipe.one_cycle else 0.0
@@ -184,10 +203,10 @@ def train_inverter(
 
 
 def batch_size_for(images: int, budget: Budget) -> int:
-    """32; where the clock is what ends the training, 16 or more, so that few images still have 32 batches.
+    """Return the batch size for a number of images: 32, or between 16 and 32 for few images if time is limited.
 
-    In the same time more small steps learn more of few images than half as many large ones do; of as many steps, the
-    large ones learn more.
+    With few images and limited time, many small steps learn more than half as many large ones. With a limited number of
+    steps, large batches learn more.
     """
     if budget.seconds is None:
         return LARGEST_BATCH
@@ -195,19 +214,19 @@ def batch_size_for(images: int, budget: Budget) -> int:
 
 
 class HeldOut:
-    """The best state of a network so far, by its MSE on images that it does not learn from."""
+    """Keeps the best state of a network so far, by its MSE on images that it is not trained on."""
 
     def __init__(self, sender: MessageEncoder, images: Tensor, compute: Compute) -> None:
         self._sender = sender
         self._images = images
         self._compute = compute
-        self._encoded = sender.encode(images)  # once; the defense is drawn anew for every comparison, if made at home
+        self._encoded = sender.encode(images)  # once; `protect` applies the defense anew in every comparison
         self._error = math.inf
         self._state: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def compare(self, network: nn.Module) -> None:
-        """Keep the state that `network` is in if it is the best."""
+        """Keep the current state of `network` if it is the best so far."""
         self._messages = self._sender.protect(self._encoded)
         with self._compute.autocast():
             error = self._error_of(network)
@@ -215,7 +234,7 @@ class HeldOut:
             self._error, self._state = error, copy.deepcopy(network.state_dict())
 
     def restore_best(self, network: nn.Module) -> float:
-        """Put `network` into the best state; its error in full precision, as victims are decoded; infinite if none."""
+        """Restore the best state of `network`, and return its MSE in full precision; infinite if there is no state."""
         if self._state is None:
             return math.inf
         network.load_state_dict(self._state)
@@ -241,10 +260,10 @@ def _loss(
 
 
 class EncodedPool:
-    """Auxiliary images, augmented and encoded, in batches of random order.
+    """Batches of augmented and encoded auxiliary images, in random order.
 
-    Encoding costs as much as a step of a small decoder. So each augmented image is used `recipe.reuse` times before all
-    are augmented afresh, unless the smashed data of all would take more than `POOL_BYTES`.
+    Encoding costs as much as a step of a small decoder. Each augmented image is therefore used `recipe.reuse` times
+    before all are augmented again, unless the smashed data of all images take more than `POOL_BYTES`.
     """
 
     def __init__(
@@ -262,7 +281,7 @@ class EncodedPool:
         self._fresh_every = recipe.reuse if augments else None
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """A batch of images (b, 3, h, w) and their smashed data before the defense."""
+        """Return a batch of images (b, 3, h, w) and their smashed data before the defense."""
         if not len(self._order):
             self._order = torch.randperm(len(self._source), generator=self._rng)
             self._passes += 1
@@ -277,7 +296,7 @@ class EncodedPool:
         return images, encoded
 
     def _keep(self, chosen: Tensor, images: Tensor, encoded: Tensor) -> None:
-        """Remember a batch, in the pass in which it was made; the first one shows how much memory all will take."""
+        """Store an encoded batch for later passes, if the first batch shows that all fit into `POOL_BYTES`."""
         if self._keeps and not len(self._encoded):
             size = encoded.element_size() * (encoded[0].numel() + images[0].numel()) * len(self._source)
             self._keeps = size <= POOL_BYTES and self._fresh_every != 1
@@ -292,7 +311,7 @@ class EncodedPool:
 
 
 class Standardise(nn.Module):
-    """Zero mean and unit deviation per channel, by the statistics of smashed data (n, c, ...) seen once."""
+    """A layer that standardises each channel, with mean and deviation of the `smashed` data (n, c, ...) given once."""
 
     mean: Tensor
     std: Tensor
@@ -301,31 +320,31 @@ class Standardise(nn.Module):
         super().__init__()
         axes = [0, *range(2, smashed.dim())]
         self.register_buffer("mean", smashed.mean(axes, keepdim=True))
-        # dead channels stay zero instead of being blown up
+        # channels without variance stay zero instead of being amplified
         self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
 
     def forward(self, smashed: Tensor) -> Tensor:
-        """Standardised smashed data, same shape; what is too far out is cut off."""
+        """Return standardised smashed data of the same shape, clamped to `FARTHEST` deviations."""
         return ((smashed - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
 
     def restore(self, standardised: Tensor) -> Tensor:
-        """The inverse."""
+        """Return smashed data for standardised data, the inverse of :meth:`forward` (without the clamping)."""
         return standardised * self.std + self.mean
 
 
 def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator) -> tuple[AuxiliaryData, AuxiliaryData]:
-    """Auxiliary images to train on, and a `share` of them held out; see `AuxiliaryData.hold_out`.
+    """Split auxiliary data into training data and a held-out `share`; see `AuxiliaryData.hold_out`.
 
     Raises ConfigurationError for fewer than two images.
     """
     if len(auxiliary) < 2:
-        raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
+        raise ConfigurationError("at least two auxiliary images are needed: one for training, one for validation")
     held_out = auxiliary.hold_out(share, rng)
     return auxiliary.without(held_out), auxiliary.select(held_out)
 
 
 def blind_guess(view: AttackerView) -> Tensor:
-    """What somebody says who learned nothing, for every victim: the mean of the nearest auxiliary images, or grey."""
+    """Return the blind guess for every victim, (n, 3, h, w): the mean of the nearest auxiliary images, or grey."""
     guess = view.smashed.new_full(view.image_shape, 0.5)
     if view.has(Capability.AUXILIARY_DATA) and len(view.auxiliary):
         guess = mean_image(view.auxiliary.nearest_images)
@@ -333,7 +352,10 @@ def blind_guess(view: AttackerView) -> Tensor:
 
 
 def one_cycle(spent: float) -> float:
-    """Share of the peak rate after `spent` of the training, in [0, 1]: a linear warm-up, then a cosine to zero."""
+    """Return the share of the peak learning rate after the share `spent` of the training, both in [0, 1].
+
+    A linear warm-up, then a cosine to zero.
+    """
     if spent < WARM_UP:
         return 0.04 + 0.96 * spent / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP)))
@@ -341,7 +363,7 @@ def one_cycle(spent: float) -> float:
 
 @torch.no_grad()
 def decode(network: nn.Module, smashed: Tensor) -> Tensor:
-    """Images for `smashed`, in evaluation mode."""
+    """Return images (n, 3, h, w) in [0, 1] for `smashed`, with the network in evaluation mode."""
     was_training = network.training
     network.eval()
     decoded = torch.cat([network(_channels_last(batch)) for batch in smashed.split(BATCH_FOR_INFERENCE)])
@@ -350,7 +372,7 @@ def decode(network: nn.Module, smashed: Tensor) -> Tensor:
 
 
 def in_batches(client: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The client without gradient, a bounded number of images at a time."""
+    """Return a function that applies `client` without gradient, `BATCH_FOR_INFERENCE` images at a time."""
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks that judge maps: smashed data or images, with or without the labels that they came with."""
+"""Critics and discriminators of smashed data or images, with or without labels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SMALLEST_SIDE = 4
 
 
 def build_critic(shape: Sequence[int], width: int = 16, scores: int = 1) -> nn.Module:
-    """From maps (n, *shape) to a score (n, 1), higher for more real, or to several; no norms, as WGAN-GP asks for.
+    """Return a critic from maps (n, *shape) to scores (n, scores), higher for more real; without norms, as in WGAN-GP.
 
-    A convolution to `width` channels, then halvings to a side of at most four pixels, the channels doubling up to
-    four times the width.
+    A convolution to `width` channels, then strided convolutions down to at most four pixels per side, which double the
+    channels up to four times `width`, then a linear layer.
     """
     channels, side = shape[0], min(shape[1:])
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
@@ -27,22 +27,28 @@ def build_critic(shape: Sequence[int], width: int = 16, scores: int = 1) -> nn.M
 
 
 class Unlabelled(nn.Module):
-    """A network of maps alone."""
+    """Wraps a network of maps such that it can be called with labels, which it ignores."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, maps: Tensor, labels: Tensor | None) -> Tensor:  # noqa: ARG002 - the same call with or without
-        """Maps (n, c, h, w); labels are not looked at."""
+        """Apply the network to maps (n, c, h, w)."""
         judged: Tensor = self.network(maps)
         return judged
 
 
 class Labelled(nn.Module):
-    """A network of maps and their labels, which join them as one more channel (Mirza & Osindero, 2014; as in SDAR).
+    """A network of maps and labels; an embedding of the label is appended as a channel (Mirza & Osindero, 2014).
 
-    network: for maps with that channel. size: (h, w) of the maps.
+    As in the attack SDAR.
+
+    Args:
+        network: Takes maps with the additional channel.
+        classes: Number of classes.
+        size: (h, w) of the maps.
+
     """
 
     EMBEDDED = 50
@@ -56,7 +62,7 @@ class Labelled(nn.Module):
         )
 
     def forward(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """Maps (n, c, h, w), labels int64 (n,)."""
+        """Apply the network to maps (n, c, h, w) with labels int64 (n,)."""
         plane = self.embedding(labels).view(-1, 1, *self.size)
         judged: Tensor = self.network(torch.cat([maps, plane], dim=1))
         return judged

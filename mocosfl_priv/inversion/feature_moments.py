@@ -1,4 +1,4 @@
-"""How alike two collections of maps are in their first two moments: a distance that needs no critic to be trained."""
+"""A distance between two sets of feature maps by their first two moments, which needs no trained critic."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # places down and to the right whose channels are compared
-CELLS = 4  # per side of the grid on which means are compared
-PLACES = 30.0  # weight of that: means of places are small beside variances, but only they tell light from dark
-QUIET = 1e-3  # of the mean variance: less than this share is taken for this share
+OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # offsets (down, right) between positions whose channels are correlated
+CELLS = 4  # cells per side of the grid on which local means are compared
+PLACES = 30.0  # weight of the local means: they are small compared with variances, but only they show the sign
+QUIET = 1e-3  # lower limit for the variance of a channel, as a share of the mean variance
 
 
 def moments(maps: Tensor) -> Tensor:
-    """Means of every channel, overall and by place, and mean products of all pairs of channels at neighbouring places.
+    """Return means of all channels, overall and per grid cell, and mean products of channels at neighbouring positions.
 
-    maps: (n, c, h, w). Returns (1 + 2 k + 4 c, c): the means; those of the k cells of a grid, for either half of the
-    maps; then a (c, c) block for each of `OFFSETS`. Means of results are results for the maps together.
+    maps: (n, c, h, w). The result has shape (1 + 2 k + 4 c, c) for k grid cells: the overall means; the means per cell,
+    for each half of the maps; and a (c, c) block for each of `OFFSETS`. Results of several batches can be averaged.
     """
     count, channels, height, width = maps.shape
     parts = [maps.mean((0, 2, 3)).unsqueeze(0)]
@@ -32,12 +32,12 @@ def moments(maps: Tensor) -> Tensor:
 
 
 def moment_distance(some: Tensor, others: Tensor) -> Tensor:
-    """Squared distance between two results of :func:`moments`, per channel; a scalar.
+    """Return the squared distance per channel between two results of :func:`moments`, a scalar.
 
-    In units of the deviations of `others`, so that loud channels do not decide alone. Means say how loud channels are;
-    covariances, and those of neighbours, tell filters and their directions apart, but not a filter from its negative:
-    that only the means of places do, since photographs are lighter above. Those of a batch are mostly noise, so that
-    part is the product of what either half says, which is right on average, and can be below zero.
+    It is in units of the standard deviations of `others`, so that channels with large values do not dominate.
+    Covariances, also those of neighbouring positions, tell filters and their orientations apart, but not a filter from
+    its negative. Only the means per cell do that, since photographs are brighter at the top. In a batch these are
+    mostly noise, so their part is the product of the differences in both halves, which is unbiased and can be negative.
     """
     (mean, places, covariances), (wanted_mean, wanted_places, wanted) = _parted(some), _parted(others)
     variance = wanted[0].diagonal()
@@ -49,7 +49,7 @@ def moment_distance(some: Tensor, others: Tensor) -> Tensor:
 
 
 def _parted(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means (c,), means of places (2, k, c), covariances (o, c, c)."""
+    """Split a result of :func:`moments` into means (c,), means per cell (2, k, c) and covariances (offsets, c, c)."""
     mean, grid = found[0], 2 * CELLS**2
     products = found[1 + grid :].view(-1, len(mean), len(mean))
     return mean, found[1 : 1 + grid].view(2, -1, len(mean)), products - torch.outer(mean, mean)

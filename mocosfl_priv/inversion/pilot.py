@@ -1,4 +1,4 @@
-"""A small encoder of the attacker's own, for who does not know the client's layers."""
+"""A small encoder that replaces the client, for attackers who do not know its architecture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ WIDTH = 32
 
 
 def build_pilot(image_shape: Sequence[int], smashed_shape: Sequence[int]) -> nn.Module:
-    """From images (n, *image_shape) in [0, 1] to (n, *smashed_shape).
+    """Return a network from images (n, *image_shape) in [0, 1] to smashed data (n, *smashed_shape).
 
-    Convolutions that halve the maps until they have the size of smashed data; the last one is linear.
+    Strided convolutions halve the maps until they have the size of smashed data; the last convolution is linear.
     """
     layers: list[nn.Module] = [nn.Conv2d(image_shape[0], WIDTH, 3, padding=1), nn.LeakyReLU(0.2)]
     side = image_shape[1]

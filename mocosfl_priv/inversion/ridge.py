@@ -1,4 +1,4 @@
-"""Ridge regression in closed form: from tensors to tensors, for many more numbers than examples; as a convolution."""
+"""Ridge regression in closed form: in its dual for few examples of large tensors, and for convolution weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Ridge:
         self._gram = (self._examples @ self._examples.mT).double()
 
     def __call__(self, inputs: Tensor, strength: float) -> Tensor:
-        """Targets (m, ...) for inputs (m, ...).
+        """Return predictions (m, ...) for inputs (m, ...).
 
-        strength: of the penalty, positive, in units of the examples' mean squared distance from their mean; the
-        constant is not penalised.
+        strength: weight of the penalty, positive, in units of the examples' mean squared distance from their mean; the
+            intercept is not penalised.
         """
         penalty = strength * self._gram.diagonal().mean().clamp(min=1e-12)
         away = (self._targets - self._target_mean).flatten(1).double()

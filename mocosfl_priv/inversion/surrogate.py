@@ -1,9 +1,9 @@
-"""Inversion through a surrogate: a client like the one that made the messages, but not the same.
+"""Inversion through a surrogate: a client model that resembles, but is not, the client that made the messages.
 
-A decoder learns to invert the surrogate, whose messages the attacker can make for images it knows, and is then asked
-for messages of another client (He et al., ACSAC 2019, without queries; another participant's copy, Li et al., CVPR
-2022). What the two clients disagree about is error, so a surrogate is first fitted to what its messages must look like:
-the attacker has the victims' messages, if not their images.
+A decoder is trained to invert the surrogate, with which the attacker can encode known images. It is then applied to the
+messages of the real client (He et al., ACSAC 2019, without queries; another participant's copy of the client, Li et
+al., CVPR 2022). Differences between the two clients cause errors. The surrogate is therefore first fitted such that its
+messages resemble those of the victims, which the attacker has.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from mocosfl_priv.runtime.compute import Compute
 VALIDATION_SHARE = 0.1
 RESAMPLED = 20
 JUDGE_IMAGES = 1024
-JUDGE_SHARE = 0.1  # of a limited budget
-SCREENING_SHARE = 0.5  # of the iterations of a fit from several beginnings
-REFLECTION_SHARE = 0.25  # for the best and its reflections
-REFLECTING = 0.5  # of what each of these has, to become a reflection
-REFLECTED_IMAGES = 32  # of a step
-RISE, FIRST_RATE = 0.3, 0.04  # of a fit, and of its peak rate
+JUDGE_SHARE = 0.1  # share of a limited budget for undoing reflections of colours
+SCREENING_SHARE = 0.5  # share of a fit's iterations for comparing several initialisations
+REFLECTION_SHARE = 0.25  # share of a fit's iterations for comparing the best one with its reflections
+REFLECTING = 0.5  # share of a reflection's iterations for learning the reflection
+REFLECTED_IMAGES = 32  # images per step for learning a reflection
+RISE, FIRST_RATE = 0.3, 0.04  # warm-up as a share of a fit, and its first learning rate as a share of the peak
 Send = Callable[[Tensor], Tensor]
-Draw = Callable[[int], Tensor]  # about so many images, at random, alike on average to those behind the messages
-Loss = Callable[[nn.Module, Tensor], Tensor]  # of a client, for a batch of images
+Draw = Callable[[int], Tensor]  # draws about this many random images, distributed like those behind the messages
+Loss = Callable[[nn.Module, Tensor], Tensor]  # loss of a client for a batch of images
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class MomentFit:
 
 @dataclass(frozen=True)
 class FitTarget:
-    """What a surrogate's messages shall be like.
+    """What a surrogate is fitted to.
 
-    wanted: the moments of smashed data (n, c, h, w). draw: images to be sent; they need not be the victims', only alike
-    on average. protect: the defense. further_loss: added to the distance of the moments; see :func:`moment_distance`.
+    wanted: moments of the real smashed data, see :func:`moments`.
+    draw: draws images to encode, which must be distributed like those of the victims.
+    protect: the defense.
+    further_loss: added to the distance of the moments, see :func:`moment_distance`.
     """
 
     wanted: Tensor
@@ -72,20 +74,20 @@ class FitTarget:
     further_loss: Loss | None = None
 
     def loss(self, client: nn.Module, count: int) -> Tensor:
-        """How unlike the messages of `client` are, for `count` images."""
+        """Return the loss of `client`, a scalar, for about `count` drawn images."""
         images = self.draw(count)
         loss = moment_distance(moments(self.protect(client(images))), self.wanted)
         return loss if self.further_loss is None else loss + self.further_loss(client, images)
 
     @torch.no_grad()
     def distance(self, client: nn.Module) -> float:
-        """Distance of the moments alone, for as many images as it takes to compare clients."""
+        """Return the distance of the moments alone, for enough images to compare clients."""
         sent = self.protect(in_batches(client)(self.draw(STATISTICS_IMAGES)))
         return float(moment_distance(moments(sent), self.wanted))
 
 
 def fit_moments(client: nn.Module, likeness: FitTarget, fit: MomentFit, budget: Budget) -> None:
-    """Train `client` (in place) until its messages are like that. One without parameters is left as it is."""
+    """Train `client` in place such that its messages match `likeness`; a client without parameters is not changed."""
     _minimise(client, lambda client: likeness.loss(client, fit.batch_size), fit, budget)
 
 
@@ -105,20 +107,20 @@ def _minimise(client: nn.Module, loss_of: Callable[[nn.Module], Tensor], fit: Mo
 
 
 def _share_of_peak(spent: float) -> float:
-    """A cosine up from a twenty-fifth during the first three tenths, and one down to zero."""
+    """The learning rate as a share of its peak: a cosine from `FIRST_RATE` up to 1 until `RISE`, then one down to 0."""
     if spent < RISE:
         return FIRST_RATE + (1 - FIRST_RATE) * 0.5 * (1 - math.cos(math.pi * spent / RISE))
     return 0.5 * (1 + math.cos(math.pi * (spent - RISE) / (1 - RISE)))
 
 
 def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, budget: Budget) -> nn.Module:
-    """A client whose messages come to be like that, from several beginnings; see :func:`fit_moments`.
+    """Fit several initial clients as :func:`fit_moments` does, and return the best.
 
-    What is within the reach of one beginning can be far from the client that made the messages. Which beginning is good
-    shows early, so half of the iterations go to all of them alike. The moments of the client of images with reflected
-    colours (`colour_reflection`) are nearly the same, so one in two beginnings ends there: the best is compared with
-    its reflections. The best of these has the remaining iterations, and the further loss, to itself. A single client
-    has all of them.
+    A fit may end far from the real client, depending on its initialisation. Which initialisation is good shows early,
+    so half of the iterations are divided among all `clients`. A client for images with reflected colours
+    (`colour_reflection`) has nearly the same moments, and about every second fit ends at one, so the best is then
+    compared with its reflections. The best of these gets the remaining iterations, with `further_loss`. A single client
+    gets all iterations.
     """
     if len(clients) == 1 or not list(clients[0].parameters()):
         fit_moments(clients[0], likeness, fit, budget)
@@ -148,7 +150,7 @@ def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, 
 
 
 def _reflected(client: nn.Module, which: int, draw: Draw, fit: MomentFit, budget: Budget) -> nn.Module:
-    """A copy of `client` that learns to send for images what `client` sends for their reflection `which`."""
+    """A copy of `client`, trained to encode images as `client` encodes their reflection `which`."""
     reflections = Reflections(draw(STATISTICS_IMAGES))
 
     def unlike(reflected: nn.Module) -> Tensor:
@@ -163,7 +165,10 @@ def _reflected(client: nn.Module, which: int, draw: Draw, fit: MomentFit, budget
 
 
 def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
-    """`client` with the weights of its layers (not biases or norms) drawn anew from a normal of their deviation."""
+    """Replace the weights of `client` in place by normal random numbers of the same root mean square; returns it.
+
+    Biases and norms are not changed.
+    """
     with torch.no_grad():
         for parameter in client.parameters():
             if parameter.dim() > 1:
@@ -173,8 +178,10 @@ def redrawn(client: nn.Module, rng: torch.Generator) -> nn.Module:
 
 
 def moments_agree(surrogate: MessageEncoder, smashed: Tensor, images: Tensor, rng: torch.Generator) -> bool:
-    """Whether the moments of `smashed` are as near to those of the surrogate's messages for `images` as the moments
-    of equally many of its messages are, drawn `RESAMPLED` times: then nothing says that the clients differ.
+    """Whether `smashed` may come from the surrogate, by its moments.
+
+    Their distance to the moments of the surrogate's messages for `images` must not exceed the largest distance of
+    equally many of the surrogate's own messages, drawn `RESAMPLED` times.
     """
     chosen = torch.randperm(len(images), generator=rng)[:STATISTICS_IMAGES]
     own = surrogate(images[chosen.to(images.device)])
@@ -188,9 +195,11 @@ def moments_agree(surrogate: MessageEncoder, smashed: Tensor, images: Tensor, rn
 
 @dataclass(frozen=True)
 class MessageSample:
-    """What clients send, and images that are alike on average to those behind it; for who attended a training.
+    """Messages of clients, and images distributed like those behind them, for attackers who observed a training.
 
-    smashed: float (n, *smashed_shape). draw: images of the attacker's own. of_victims: whether it is the victims'.
+    smashed: float (n, *smashed_shape).
+    draw: draws images of the attacker.
+    of_victims: whether the messages are those of the victims.
     """
 
     smashed: Tensor
@@ -199,10 +208,10 @@ class MessageSample:
 
     @classmethod
     def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> MessageSample:
-        """The victims' messages, or where these are few (and training sent any) `recent` ones of training.
+        """Return the victims' messages or, if these are few and there are any, `recent` messages of the training.
 
-        view_of: what clients make of images in training, before they send them. Where these are augmented views,
-        colours are so mixed up that hardly anything tells them apart.
+        view_of: the augmentation of the clients in training. With augmented views, colours vary so much that messages
+            reveal little about them.
         """
         images = view.auxiliary.nearest_images
         few = len(view.smashed) < ENOUGH_IMAGES and len(recent) > 0
@@ -216,11 +225,13 @@ class MessageSample:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The attacker's images, float (n, 3, h, w) in [0, 1], shared out.
+    """The attacker's images, float (n, 3, h, w) in [0, 1], split by purpose.
 
-    train: to learn from. nearest: those of `train` that are distributed most like the victims' images, see
-    `AuxiliaryData.nearest`: what messages are like, on average, is seen on no others. validation: held out to choose
-    by, see `AuxiliaryData.hold_out`. mean: (3, h, w): the guess of an attacker that has learned nothing.
+    train: images to train on.
+    nearest: the images of `train` that are distributed most like the victims', see `AuxiliaryData.nearest`; statistics
+        of messages are compared on these only.
+    validation: images held out for model selection, see `AuxiliaryData.hold_out`.
+    mean: the blind guess (3, h, w), the mean of `nearest`.
     """
 
     train: Tensor
@@ -230,24 +241,25 @@ class KnownImages:
 
     @classmethod
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
-        """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
+        """Split `auxiliary`; raises ConfigurationError for fewer than two images."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
         few = int(auxiliary.of_target.sum()) < ENOUGH_IMAGES
         nearest = train.images if few else train.images[train.of_target]
         return cls(train.images, nearest, validation.images, mean_image(nearest))
 
     def draw(self, rng: torch.Generator) -> Draw:
-        """Draws from the nearest images, with replacement."""
+        """Return a function that draws from `nearest` with replacement."""
         images = self.nearest
         return lambda count: images[torch.randint(len(images), (count,), generator=rng).to(images.device)]
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """What came of one surrogate.
+    """The result of an inversion through one surrogate.
 
-    images: float (n, 3, h, w) in [0, 1]. explained: share of the variance of the victims' messages that the surrogate
-    reproduces from `images`. confidence: the same relative to its own messages for known images, in [0, 1].
+    images: reconstructions, float (n, 3, h, w) in [0, 1].
+    explained: share of the variance of the victims' messages that the surrogate reproduces from `images`.
+    confidence: `explained` relative to that for its own messages of known images, in [0, 1].
     """
 
     images: Tensor
@@ -269,11 +281,12 @@ def invert_through(
 ) -> Inversion:
     """Reconstruct the images behind `smashed` (n, *smashed_shape) with a decoder for the surrogate's messages.
 
-    They are drawn towards the mean of the known images as far as the surrogate, asked for messages of the
-    reconstructions, explains less of the victims' messages than of its own for images it knows: a decoder for a wrong
-    surrogate gives wrong images, not vague ones. Where the decoder learned nothing, that mean is returned.
+    A decoder for a wrong surrogate returns wrong images, not blurred ones. Reconstructions are therefore drawn towards
+    the mean of the known images by as much as the surrogate, applied to the reconstructions, explains less of the
+    victims' messages than of its own. If the decoder learned nothing, the mean is returned.
 
-    right_way_round: the surrogate cannot be that of reflected images; see `mocosfl_priv.inversion.colour_reflection`.
+    right_way_round: whether it is known that colours are not reflected, see
+        `mocosfl_priv.inversion.colour_reflection`.
     """
     decoder = build_decoder(architecture, smashed.shape[1:], known.mean.shape)
     learning = budget if right_way_round else budget.share(1 - JUDGE_SHARE)
@@ -286,7 +299,10 @@ def invert_through(
     answered = surrogate(known.validation)
     checked = inverter(answered)
     best, images = -float("inf"), checked[:0]
-    for messages in (smashed, own.restore(theirs(smashed))):  # as they came, and with the surrogate's own moments
+    for messages in (
+        smashed,
+        own.restore(theirs(smashed)),
+    ):  # unchanged, and with the mean and deviation of the surrogate's messages
         decoded = inverter(messages)
         share = explained(messages, surrogate(decoded))
         if share > best:

@@ -67,7 +67,7 @@ def altered(change: Any) -> bytes:
     ("change", "message"),
     [
         (lambda a, m: m.update(format=1), "format 1"),
-        (lambda a, m: m.update(own_loss=1), "nothing else"),
+        (lambda a, m: m.update(own_loss=1), "values of their types"),
         (lambda a, m: m.update(random_inputs=[["normal"]]), "a distribution and a shape"),
         (lambda a, m: m.update(random_inputs=[["cauchy", [1]]]), "normal or uniform"),
         (lambda a, m: m.update(random_inputs=[[["normal"], [1]]]), "normal or uniform"),
