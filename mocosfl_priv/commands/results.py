@@ -33,9 +33,7 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run directory or sweep to compare with.")],
     debug: DebugOption = False,
 ) -> None:
-    """Compare two runs, or two sweeps variant by variant. Runs with the same victims and seeds are compared in pairs;
-    otherwise the reason why they cannot be is printed.
-    """
+    """Compare two runs, or two sweeps variant by variant, paired by victim and seed where they have the same."""
     from mocosfl_priv.results import read_runs
     from mocosfl_priv.runtime.imports import own_package
 

@@ -35,7 +35,7 @@ LOG = logging.getLogger("mocosfl-priv-server")
 REGISTER_SECONDS = 30.0
 FAREWELL_SECONDS = 10.0  # time for devices to send a last report and disconnect after the end
 ENVELOPE_BYTES = 64 * 2**10  # largest size of a message without its tensors
-SILENT_BEATS = 4  # a device that is silent for so many heartbeat intervals is disconnected
+SILENT_BEATS = 4  # a device that is silent for this number of heartbeat intervals is disconnected
 
 COUNTED = (*(column.name for column in fields(Traffic)), "steps_missed", "images")  # columns of a ledger
 

@@ -222,7 +222,7 @@ class Rapl:
         self._total = 0
 
     def read(self) -> float:
-        """Return the joules since this meter was made; read it every minute, before a counter wraps around twice."""
+        """Return the joules since this meter was made. Read it before a counter wraps around twice (after minutes)."""
         now = [_whole(zone / "energy_uj") for zone in self._zones]
         for before, after, largest in zip(self._last, now, self._ranges, strict=True):
             self._total += after - before if after >= before else after - before + largest

@@ -104,10 +104,10 @@ class Shard:
 
     @classmethod
     def from_folder(cls, folder: Path, image_size: int) -> Shard:
-        """Read every image below `folder`, in the order of their paths, resized and centre-cropped to `image_size`.
+        """Read all images below `folder`, sorted by path, resized and centre-cropped to `image_size` pixels per side.
 
-        What was read, and what was left out, is logged. Raises DeviceError where there is no image, or one that cannot
-        be read; see :mod:`pictures`.
+        A summary of what was read and skipped is logged. Raises DeviceError if there are no images, or if one cannot be
+        read; see :mod:`pictures`.
         """
         if not folder.is_dir():
             raise DeviceError(f"there is no image folder {folder}")

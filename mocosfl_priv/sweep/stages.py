@@ -393,9 +393,9 @@ def expert_steps(plan: Plan, system: System) -> int:
 
 
 def resumed(train: Callable[[], Made], scratch: Path) -> Made:
-    """Return what `train` returns, and call it again without damaged checkpoints as long as it finds one.
+    """Return what `train` returns; if it finds a damaged checkpoint, delete that checkpoint and call it again.
 
-    `train` resumes from its checkpoints in `scratch`: from the newest that is intact, or from the beginning.
+    `train` resumes from its newest checkpoint in `scratch`, or starts from the beginning if there is none.
     """
     while True:
         try:
