@@ -33,14 +33,14 @@ CertsOption = Annotated[
 PlainOption = Annotated[bool, typer.Option("--plain", help="No encryption; only allowed on loopback addresses.")]
 CodecOption = Annotated[
     str | None,
-    typer.Option("--codec", metavar="fp32|fp16|int8", help="Encoding of smashed data. [default: training.codec]"),
+    typer.Option("--codec", metavar="fp32|fp16|int8", help="Encoding of smashed data. Default: training.codec."),
 ]
 GradientCodecOption = Annotated[
     str | None,
     typer.Option(
         "--gradient-codec",
         metavar="fp32|fp16|int8",
-        help="Encoding of gradients. [default: training.gradient_codec]",
+        help="Encoding of gradients. Default: training.gradient_codec.",
     ),
 ]
 DeadlineOption = Annotated[
@@ -85,9 +85,9 @@ def shard(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
     out: Annotated[Path, typer.Option(help="Folder for the shard files, one per client.")],
     client: Annotated[
-        int | None, typer.Option(help="Write only the shard of this client, counted from 0. [default: all]")
+        int | None, typer.Option(help="Write only the shard of this client, counted from 0. Default: all.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. [default: the first]")] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. Default: the first.")] = None,
     set_: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -116,11 +116,11 @@ def serve(
     device: Annotated[
         list[int] | None,
         typer.Option(
-            help="Index of a client that is a device; all others are simulated. Repeatable. [default: all are devices]"
+            help="Index of a client that is a device; all others are simulated. Repeatable. Default: all are devices."
         ),
     ] = None,
     least: Annotated[
-        int | None, typer.Option(help="Begin as soon as this many devices are connected. [default: all]")
+        int | None, typer.Option(help="Begin as soon as this many devices are connected. Default: all.")
     ] = None,
     deadline: DeadlineOption = 10.0,
     patience: PatienceOption = 600.0,
@@ -129,7 +129,7 @@ def serve(
     heartbeat: HeartbeatOption = 5.0,
     checkpoints: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder for the state of unfinished training. [default: beside --out]"),
+        typer.Option(metavar="FOLDER", help="Folder for the state of unfinished training. Default: beside --out."),
     ] = None,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
@@ -166,7 +166,7 @@ def client(
         ),
     ] = None,
     patience: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Give up after this long without a server. [default: never]")
+        float, typer.Option(metavar="SECONDS", help="Give up after this long without a server. Default: never.")
     ] = float("inf"),
     meter: Annotated[
         str | None,

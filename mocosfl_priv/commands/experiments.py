@@ -43,7 +43,7 @@ EngineOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Number of parallel tasks on this machine. [default: one per core, or per GPU]"),
+    typer.Option(min=1, help="Number of parallel tasks on this machine. Default: one per core, or per GPU."),
 ]
 
 
@@ -83,7 +83,7 @@ def try_(
     defense: Annotated[str, typer.Argument(metavar="FILE.py[:CLASS]|NAME", help="The defense to judge.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Run directory to write; an earlier trial there is replaced. [default: runs/try-NAME]"),
+        typer.Option(help="Run directory to write; an earlier trial there is replaced. Default: runs/try-NAME."),
     ] = None,
     set_: SetOption = None,
     debug: DebugOption = False,
