@@ -1,4 +1,4 @@
-"""The command line. Its commands lie in `mocosfl_priv.commands`; here they become one program.
+"""The command-line program `mocosfl-priv`, assembled from the commands in `mocosfl_priv.commands`.
 
 Exit codes: 0 success; 2 the request cannot be run as written; 3 a run failed; 130 interrupted.
 """
@@ -25,17 +25,22 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="How much does a split-learning system leak, and at what price is it defended?\n\n"
-    "Start with `mocosfl-priv demo`. Exit codes: 0 success, 2 unusable request, 3 failed run.",
+    help="Measure how much a split-learning system leaks, and what a defense costs.\n\n"
+    "Start with `mocosfl-priv demo`. Exit codes: 0 success, 2 invalid request, 3 failed run, 130 interrupted.",
 )
 for commands in (experiments, results, listing, devices):
     app.add_typer(commands.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point: run the command, and turn every error into one line and an exit code."""
-    # OpenMP threads that spin for long starve each other beside a busy neighbour; ones that sleep at once cost a
-    # quarter of the speed. Must be set before torch is imported.
+    """Entry point: run a command, report any error as one line on stderr, and exit with the documented code.
+
+    Args:
+        arguments: Command-line words without the program name; those of `sys.argv` by default.
+
+    """
+    # GCC's OpenMP threads busy-wait ("spin") for work. Spinning for long slows everything down when other processes use
+    # the cores; not spinning at all costs a quarter of the speed. Must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -44,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
-        kept = "what is complete is kept, --resume goes on" if words[:1] == ["sweep"] else "no result was written"
+        kept = (
+            "completed parts are stored; continue with --resume" if words[:1] == ["sweep"] else "no result was written"
+        )
         _fail(f"interrupted; {kept}", EXIT_INTERRUPTED)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
@@ -61,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; unlike KeyboardInterrupt it reaches :func:`main` through typer."""
+    """Ctrl-C or SIGTERM. Typer catches KeyboardInterrupt; this exception passes through it to :func:`main`."""
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class MocosflPrivError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
     exit_code = 3
 
@@ -29,16 +29,16 @@ class RunFailedError(MocosflPrivError):
 
 
 class StorageError(RunFailedError):
-    """The disk does not take what was computed: what would be computed next would be lost, too. Exit code 3."""
+    """Results cannot be written to or read from disk, so further computation would be lost. Exit code 3."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt `name`: the closest of `known`, or all of them when nothing is close."""
+    """Return a hint for a misspelt `name`: the closest of the `known` names, or all of them if none is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationError:
-    """The error for a `name` that is none of the `known` things of this `kind`."""
+    """Return the error for a `name` that is not among the `known` names of this `kind` (such as "attack")."""
     return ConfigurationError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")

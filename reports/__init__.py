@@ -17,15 +17,19 @@ __all__ = ["compare_runs", "export_tables", "write_report", "write_reports"]
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:
-    """Write the page that suits `record`, its summary and its figures into `folder`; returns the page's path.
+    """Write the report of a run into `folder`: the HTML page, its summary tables and figures.
 
-    RunFailedError when no attack succeeded.
+    Returns the page's path. A run that audits published clients gets the audit's page. Raises RunFailedError if no
+    attack succeeded.
     """
     return write_reports([StoredRun({}, record)], folder)
 
 
 def write_reports(runs: Sequence[StoredRun], folder: Path) -> Path:
-    """The same as one page for all variants of a sweep; `runs` may be a single run, which then stands alone."""
+    """Write one report of all variants of a sweep into `folder`, or of a single run; returns the page's path.
+
+    Raises RunFailedError if no attack succeeded.
+    """
     if "audit" in runs[0].record.info:
         return write_audit_report(runs[0].record, folder)
     sections = sections_of(runs)

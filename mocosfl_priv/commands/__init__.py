@@ -1,1 +1,1 @@
-"""The commands, by what they are about; `mocosfl_priv.cli` puts them together."""
+"""The commands of `mocosfl-priv`, grouped by topic; `mocosfl_priv.cli` assembles them."""

@@ -1,4 +1,4 @@
-"""Real clients: certs, shard, serve, client, loopback, cost."""
+"""Commands for clients that run on real devices: certs, shard, serve, client, loopback, cost."""
 
 from __future__ import annotations
 
@@ -25,58 +25,82 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 CertsOption = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="As `mocosfl-priv certs` made it: ca.pem and this end's own.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder with ca.pem and this side's certificate and key, from `mocosfl-priv certs`."
+    ),
 ]
-PlainOption = Annotated[bool, typer.Option("--plain", help="No encryption: loopback addresses only.")]
+PlainOption = Annotated[bool, typer.Option("--plain", help="No encryption; only allowed on loopback addresses.")]
 CodecOption = Annotated[
     str | None,
-    typer.Option("--codec", metavar="fp32|fp16|int8", help="How smashed data travel. [default: training.codec]"),
+    typer.Option("--codec", metavar="fp32|fp16|int8", help="Encoding of smashed data. Default: training.codec."),
 ]
 GradientCodecOption = Annotated[
     str | None,
-    typer.Option("--gradient-codec", metavar="fp32|fp16|int8", help="The same for gradients. [default: its own key]"),
+    typer.Option(
+        "--gradient-codec",
+        metavar="fp32|fp16|int8",
+        help="Encoding of gradients. Default: training.gradient_codec.",
+    ),
 ]
 DeadlineOption = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="A step goes on without devices that have not answered.")
+    float,
+    typer.Option(
+        min=0.1, metavar="SECONDS", help="A training step waits this long, then leaves out devices without an answer."
+    ),
 ]
 PatienceOption = Annotated[
-    float, typer.Option(min=1, metavar="SECONDS", help="The run fails after so long without any device.")
+    float, typer.Option(min=1, metavar="SECONDS", help="The run fails after this long without any device.")
+]
+HeartbeatOption = Annotated[
+    float,
+    typer.Option(
+        min=0.1, metavar="SECONDS", help="Interval of the devices' heartbeats; silent devices are disconnected."
+    ),
 ]
 
 
 @app.command()
 def certs(
-    out: Annotated[Path, typer.Option(help="Folder to write; devices are added where it has an authority.")],
-    devices: Annotated[int, typer.Option(min=1, help="How many devices: client-0000 and so on.")],
-    host: Annotated[list[str] | None, typer.Option(help="The server's names and addresses. Repeatable.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write. If it already holds an authority, certificates are added to it.")
+    ],
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices; they are named client-0000, client-0001...")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="A host name or address of the server, besides loopback. Repeatable.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Make a small certificate authority, and certificates for the server and each device."""
+    """Create a certificate authority, and certificates signed by it for the server and each device."""
     from mocosfl_priv.deployment.certificates import LOOPBACK, make_certificates, server_names
 
     made = make_certificates(out, devices, host or [])
     names = [name for name in server_names(out) if name not in LOOPBACK] or ["this machine only"]
-    print(f"{out}: the server's, for {', '.join(names)}; keep {out / 'ca.key'} to yourself")
-    print(f"{made[0]} to {made[-1]}: copy each to its device")
+    print(f"{out}: certificate of the server, for {', '.join(names)}; keep {out / 'ca.key'} secret")
+    print(f"{made[0]} to {made[-1]}: copy each folder to its device")
 
 
 @app.command()
 def shard(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
     out: Annotated[Path, typer.Option(help="Folder for the shard files, one per client.")],
-    client: Annotated[int | None, typer.Option(help="Only this client's, counted from 0.")] = None,
-    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. [default: its first]")] = None,
+    client: Annotated[
+        int | None, typer.Option(help="Write only the shard of this client, counted from 0. Default: all.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the configuration's seeds. Default: the first.")] = None,
     set_: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write the private images of each simulated client to a file for a device."""
+    """Write the private images of each client to a shard file, which a device can then train on."""
     from mocosfl_priv.data.roles import Role
     from mocosfl_priv.deployment.shards import write_shards
 
     experiment = experiment_of(config, set_, None, None)
     chosen = experiment.config.seeds[0] if seed is None else seed
     if chosen not in experiment.config.seeds:
-        raise ConfigurationError(f"--seed {chosen} is none of the configuration's: {list(experiment.config.seeds)}")
+        raise ConfigurationError(
+            f"--seed {chosen} is not among the seeds of the configuration: {list(experiment.config.seeds)}"
+        )
     private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
     for path, images in write_shards(private, experiment.config.training, chosen, out, client):
         print(f"{path}: {images} images")
@@ -86,31 +110,37 @@ def shard(
 def serve(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address that the server listens on.")],
     certs: CertsOption = None,
     plain: PlainOption = False,
     device: Annotated[
-        list[int] | None, typer.Option(help="This client is a device, others are simulated. Repeatable. [default: all]")
+        list[int] | None,
+        typer.Option(
+            help="Index of a client that is a device; all others are simulated. Repeatable. Default: all are devices."
+        ),
     ] = None,
-    least: Annotated[int | None, typer.Option(help="Begin when so many devices are there. [default: all]")] = None,
+    least: Annotated[
+        int | None, typer.Option(help="Begin as soon as this many devices are connected. Default: all.")
+    ] = None,
     deadline: DeadlineOption = 10.0,
     patience: PatienceOption = 600.0,
     codec: CodecOption = None,
     gradient_codec: GradientCodecOption = None,
-    heartbeat: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 5.0,
+    heartbeat: HeartbeatOption = 5.0,
     checkpoints: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the run's state is kept. [default: beside --out]")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder for the state of unfinished training. Default: beside --out."),
     ] = None,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run an experiment whose clients are devices. After an interruption the same command goes on."""
+    """Run an experiment with devices as clients. After an interruption, the same command resumes it."""
     from mocosfl_priv.deployment.server import checkpoints_beside
     from mocosfl_priv.deployment.server import serve as run_server
 
     if plain == (certs is not None):
-        raise ConfigurationError("serve: give the folder with the certificates (--certs), or --plain on loopback only")
+        raise ConfigurationError("serve: give either --certs FOLDER, or --plain (loopback addresses only)")
     _require_address(listen)  # before data is read
     options = _serve_options(listen, certs, deadline, patience, heartbeat, device, least)
     place = checkpoints or checkpoints_beside(out)
@@ -122,21 +152,29 @@ def serve(
 
 @app.command()
 def client(
-    server: Annotated[str, typer.Option(metavar="HOST:PORT")],
-    data: Annotated[Path, typer.Option(metavar="SHARD|FOLDER", help="This client's images.")],
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")],
+    data: Annotated[
+        Path, typer.Option(metavar="SHARD|FOLDER", help="This client's images: a shard file or an image folder.")
+    ],
     certs: CertsOption = None,
     plain: PlainOption = False,
-    name: Annotated[str, typer.Option(help="With --plain: which client this is, as in client-0003.")] = "",
-    image_size: Annotated[int | None, typer.Option(help="Of an image folder's images, as in the model.")] = None,
+    name: Annotated[str, typer.Option(help="With --plain: the name of this client, such as client-0003.")] = "",
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="With an image folder: pixels per side that its images are resized to, as the model expects."
+        ),
+    ] = None,
     patience: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Give up after so long without a server. [default: never]")
+        float, typer.Option(metavar="SECONDS", help="Give up after this long without a server. Default: never.")
     ] = float("inf"),
     meter: Annotated[
-        str | None, typer.Option(help="Of energy: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:...")
+        str | None,
+        typer.Option(help="Energy meter: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:..."),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Take part in a served run; devices have this without torch as `mocosfl-priv-client`."""
+    """Take part in a run of `mocosfl-priv serve`. Devices without torch use `mocosfl-priv-client` instead."""
     from mocosfl_priv.device.client import run
     from mocosfl_priv.device.errors import DeviceError
 
@@ -151,18 +189,20 @@ def client(
 def loopback(
     config: Annotated[str, typer.Argument(help="A YAML file, or a name from `mocosfl-priv ls configs`.")],
     out: Annotated[Path, typer.Option(help="Run directory to write.")],
-    clients: Annotated[int, typer.Option(min=1, help="Clients that are processes; all others are simulated.")] = 4,
+    clients: Annotated[
+        int, typer.Option(min=1, help="Number of clients that run as processes; all others are simulated.")
+    ] = 4,
     plain: PlainOption = False,
     deadline: DeadlineOption = 10.0,
     patience: PatienceOption = 120.0,
     codec: CodecOption = None,
     gradient_codec: GradientCodecOption = None,
-    heartbeat: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 1.0,
+    heartbeat: HeartbeatOption = 1.0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Server and devices as processes of this machine, with certificates and shards: ends with what each costs."""
+    """Run server and clients as processes on this machine, over TLS, and print what a client costs."""
     import tempfile
 
     from mocosfl_priv.deployment.loopback import run_loopback
@@ -182,7 +222,7 @@ def cost(
     folder: Annotated[Path, typer.Argument(help="The run directory of a served run.")],
     debug: DebugOption = False,
 ) -> None:
-    """Show what the devices of a run cost, each number with its method, and write it to cost.csv again."""
+    """Print what the devices of a run cost and how each number was found, and rewrite cost.csv."""
     from mocosfl_priv.results import read_record
 
     _report_cost(read_record(folder).info, folder)
@@ -216,7 +256,10 @@ def _serve_options(
 def device_experiment(
     config: str, overrides: Sequence[str] | None, codec: str | None, gradient_codec: str | None
 ) -> Experiment:
-    """The configuration says how messages travel, so that utility and attacks meet what devices send."""
+    """Load an experiment, with the codecs given as options written into its configuration.
+
+    Utility and attacks then use smashed data that went through the codec, as the devices send them.
+    """
     codecs = {"training.codec": codec, "training.gradient_codec": gradient_codec}
     chosen = [f"{key}={name}" for key, name in codecs.items() if name is not None]
     return experiment_of(config, [*(overrides or []), *chosen], None, None)
@@ -260,10 +303,12 @@ def _report_cost(info: Mapping[str, Any], folder: Path) -> None:
     from mocosfl_priv.results import replace_files
 
     if "devices" not in info:
-        raise ConfigurationError(f"{folder}: no device took part in this run; its results.csv has the analytic costs")
+        raise ConfigurationError(
+            f"{folder}: no device took part in this run; results.csv there holds the computed costs"
+        )
     replace_files(folder, lambda staging: write_costs(info["devices"], staging / "cost.csv"))
     lines = cost_table(info["devices"])
-    table = Table(title="costs of an average device, and the paper's accounting", title_justify="left")
+    table = Table(title="cost of an average device, and cost as the paper counts it", title_justify="left")
     for heading in ("of", "quantity", "value", "unit", "method"):
         table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=heading != "method")
     for _, line in lines[lines["client"].isin(CLIENT_OF_THE_TABLE)].iterrows():

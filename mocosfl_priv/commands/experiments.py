@@ -31,28 +31,33 @@ app = typer.Typer()
 
 CheckpointsOption = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Keep the state of trainings here; after an interruption, go on from it."),
+    typer.Option(
+        metavar="FOLDER", help="Save training checkpoints here; after an interruption, the same command resumes."
+    ),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on in --out: what is stored there is not computed again.")
+    bool, typer.Option("--resume", help="Continue the sweep in --out; stored parts are not computed again.")
 ]
 EngineOption = Annotated[
     str, typer.Option(metavar="local|ray", help="Processes on this machine, or the Ray cluster that RAY_ADDRESS names.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Tasks at once on this machine. [default: one per core, or per GPU]")
+    int | None,
+    typer.Option(min=1, help="Number of parallel tasks on this machine. Default: one per core, or per GPU."),
 ]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run directory; an earlier demo there is replaced.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run directory to write; an earlier demo there is replaced.")] = Path(
+        "runs/demo"
+    ),
     set_: SetOption = None,
     defense: DefenseOption = None,
     attack: AttackOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Train, attack, report: the whole path on embedded photographs, in minutes on two cores."""
+    """Train, attack and report on photographs that come with the package; takes minutes on two cores."""
     _run("demo", out, set_, defense, attack, overwrite=True)
 
 
@@ -98,14 +103,15 @@ def check(
 
 @app.command("try")
 def try_(
-    defense: Annotated[str, typer.Argument(metavar="FILE.py[:CLASS]|NAME", help="The defense on trial.")],
+    defense: Annotated[str, typer.Argument(metavar="FILE.py[:CLASS]|NAME", help="The defense to judge.")],
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; an earlier trial there is replaced. [default: runs/try-NAME]")
+        Path | None,
+        typer.Option(help="Run directory to write; an earlier trial there is replaced. Default: runs/try-NAME."),
     ] = None,
     set_: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Give a verdict on a defense, against none and TAResSFL at matched accuracy, in minutes on two cores."""
+    """Compare a defense with no defense and with TAResSFL at matched accuracy, and give a verdict; takes minutes."""
     experiment = _trial(defense, set_)
     _run_to(out or Path("runs") / f"try-{experiment.config.candidate}", experiment, overwrite=True)
 
@@ -122,14 +128,16 @@ def run(
     scale: ScaleOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run an experiment and write its results and report to a directory, as a whole or not at all."""
+    """Run an experiment and write its results and report to a directory, all of them or none."""
     _run(config, out, set_, defense, attack, overwrite, checkpoints, scale)
 
 
 @app.command()
 def sweep(
-    config: Annotated[str, typer.Argument(help="A YAML file, with axes or without, or a name from `ls configs`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the sweep: its store, and a run directory per variant.")],
+    config: Annotated[str, typer.Argument(help="A YAML file, with or without axes, or a name from `ls configs`.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: a store of computed parts, and a run directory per variant.")
+    ],
     resume: ResumeOption = False,
     engine: EngineOption = "local",
     workers: WorkersOption = None,
@@ -139,7 +147,7 @@ def sweep(
     attack: AttackOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run a grid in parallel that survives anything: what is complete is kept, and shared where cells need the same."""
+    """Run a grid of experiments in parallel. Parts that cells share are computed once; a sweep can be resumed."""
     from mocosfl_priv.api import Sweep
     from mocosfl_priv.commands.progress_bars import TerminalSweep
 
@@ -150,9 +158,9 @@ def sweep(
     for name, run in result.runs.items():
         print_table(run)
         print(f"\nrun: {out / 'runs' / name}\n")
-    print(f"table of all:  {out / 'results.csv'}")
+    print(f"table of all variants:  {out / 'results.csv'}")
     if planned.document.variants[0].labels and (result.cells["failure"] == "").any():
-        print(f"report of all: {result.report()}")
+        print(f"report of all variants: {result.report()}")
     result.require_success()
 
 
@@ -178,7 +186,9 @@ def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
     threads = compute.threads or 1
     if name == "ray":
         if workers is not None:
-            raise ConfigurationError("--workers counts processes of this machine; a Ray cluster knows its own room")
+            raise ConfigurationError(
+                "--workers counts processes on this machine; leave it out with --engine ray, which uses the cluster"
+            )
         from mocosfl_priv.sweep.ray_cluster import RayEngine
 
         return RayEngine(cpus=threads, gpus=1 if compute.device == "cuda" else 0)
@@ -188,14 +198,18 @@ def _engine(name: str, workers: int | None, compute: ComputeConfig) -> Engine:
 
 
 def _trial(reference: str, overrides: Sequence[str] | None) -> Experiment:
-    """The shipped trial with one more defense; ConfigurationError, before any data is read, if that is broken."""
+    """Return the shipped configuration `try` with the defense `reference` added as its candidate.
+
+    Raises ConfigurationError, before any data is read, if the defense cannot be loaded or fails a basic check.
+    """
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.config import PluginSpec, with_candidate
     from mocosfl_priv.plugins import DEFENSES, Defense
     from mocosfl_priv.plugins.defense_checks import require_protection
 
     spec = PluginSpec(name=reference)
-    if DEFENSES.load(reference).prepare is Defense.prepare:  # another one may take long: training will show its faults
+    # a defense with its own `prepare` may take long to prepare; its faults then show in training
+    if DEFENSES.load(reference).prepare is Defense.prepare:
         require_protection(lambda: DEFENSES.create(spec).plugin, reference)
     experiment = experiment_of("try", overrides, None, None)
     return Experiment(with_candidate(experiment.config, reference))
@@ -215,14 +229,14 @@ def _run(
 
 
 def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:
-    """Run, write, and print the table, and the verdict if there was a candidate."""
+    """Run an experiment, write its run directory, and print its table, and the verdict if it has a candidate."""
     from mocosfl_priv.api import run_planned
     from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.experiment.disk import result_bytes
     from mocosfl_priv.results import Destination
     from mocosfl_priv.runtime.imports import own_package
 
-    own_package("reports")  # better to know before the run than after it
+    own_package("reports")  # fail before the run, not after it, if the package cannot be used
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
         if checkpoints is not None:

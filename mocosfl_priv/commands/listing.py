@@ -1,4 +1,4 @@
-"""What there is: ls."""
+"""The command `ls`, which lists plugins, data sets, models, configurations and results."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def list_(
     ],
     folder: Annotated[Path, typer.Option("--in", help="Of results: all run directories below.")] = Path("runs"),
     sql: Annotated[
-        str | None, typer.Option(help="Of results: a query on the tables cells and per_image, for DuckDB.")
+        str | None, typer.Option(help="With results: a DuckDB query on the tables `cells` and `per_image`.")
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """List what can be named in a configuration, or what has been measured."""
+    """List the names that a configuration can use, or the results of earlier runs."""
     listings: dict[str, Callable[[], Listing]] = {
         "attacks": _list_attacks,
         "defenses": _list_defenses,
@@ -85,8 +85,8 @@ def _list_models() -> Listing:
     listed = [[name, f"1 to {backbone.units}", backbone.summary] for name, backbone in BACKBONES.items()]
     own = [
         "FILE.py:FUNCTION",
-        "1 to its units",
-        "your own list of torch modules",
+        "1 to its number of units",
+        "a function of your own that returns a list of torch modules",
     ]
     return ["name", "cut layers", "what it is"], [*listed, own]
 

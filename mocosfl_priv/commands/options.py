@@ -1,4 +1,4 @@
-"""Options that several commands have, and the experiment that they ask for."""
+"""Options shared by several commands, and how they make an experiment."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ AttackOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ScaleOption = Annotated[
     str | None,
-    typer.Option(metavar="tiny", help="Shrink the configuration to minutes on two cores; --set goes on top of it."),
+    typer.Option(metavar="tiny", help="Shrink the configuration to run in minutes on two cores; --set applies after."),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once done.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier run in --out, once the new one is complete.")
+]
 
 
 def experiment_of(
@@ -41,7 +43,19 @@ def experiment_of(
     attacks: Sequence[str] | None,
     scale: str | None = None,
 ) -> Experiment:
-    """The experiment of a file or a shipped configuration, with what the options add to it."""
+    """Load an experiment from a YAML file or a shipped configuration, and apply the command-line options.
+
+    Args:
+        config: A path, or a name from `mocosfl-priv ls configs`.
+        overrides: ``KEY.PATH=VALUE`` each, applied after `scale`.
+        defenses: Names to add to the configured defenses.
+        attacks: Names to add to the configured attacks.
+        scale: Name of a reduced scale (``tiny``), or None.
+
+    Raises:
+        ConfigurationError: There is no such configuration, or it is invalid.
+
+    """
     from mocosfl_priv.api import Experiment
     from mocosfl_priv.config import parse_config, read_document, with_added_plugins
     from mocosfl_priv.config.scale import scaled
@@ -52,9 +66,12 @@ def experiment_of(
 
 
 def config_path(config: str) -> Path:
-    """A file, or a shipped configuration by its name; ConfigurationError if there is neither."""
+    """Return the path of a configuration file, or of a shipped configuration by its name.
+
+    Raises ConfigurationError if `config` is neither.
+    """
     path = Path(config)
-    with suppress(OSError):  # a name that no file system takes
+    with suppress(OSError):  # such as a name that is too long for the file system
         if path.is_file():
             return path
         if path.is_dir() and config not in shipped_configs():
@@ -66,7 +83,7 @@ def config_path(config: str) -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Configurations by name: inside an installed package, or beside it in a checkout."""
+    """Return the paths of the shipped configurations by name: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}

@@ -1,4 +1,4 @@
-"""Live progress of a run in the terminal: stage, share done, time left."""
+"""Live progress of a run or sweep in the terminal: current stage, share done, estimated time left."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MINIMUM_SECONDS = 0.05
 
 
 class Expectations:
-    """How long a segment of a kind takes, from what such segments took so far.
+    """Estimates how long a segment takes, from the times of finished segments.
 
-    A segment starts with a guess in arbitrary units. Kinds that were seen count with their measured mean; the
-    guesses of the others are scaled by how the measured ones turned out.
+    Every segment has a guess in arbitrary units. If segments of the same kind have finished, the estimate is their
+    mean time; otherwise it is the guess, scaled by the ratio of measured to guessed time of all finished segments.
     """
 
     def __init__(self, segments: Iterable[Segment]) -> None:
@@ -28,11 +28,11 @@ class Expectations:
         self._guesses: dict[str, float] = {segment.kind: segment.guess for segment in segments}
 
     def finish(self, segment: Segment, seconds: float) -> None:
-        """`segment` took `seconds`."""
+        """Record that `segment` took `seconds`."""
         self._measured.setdefault(segment.kind, []).append(max(seconds, MINIMUM_SECONDS))
 
     def of(self, segment: Segment) -> float:
-        """Seconds that `segment` may take."""
+        """Return the expected duration of `segment` in seconds."""
         seen = self._measured.get(segment.kind)
         if seen:
             return sum(seen) / len(seen)
@@ -42,7 +42,7 @@ class Expectations:
 
 
 class TimeLeft:
-    """Estimates what is left of segments that follow each other."""
+    """Estimates the time left of segments that run one after the other."""
 
     def __init__(self, segments: list[Segment]) -> None:
         self._segments = segments
@@ -50,23 +50,23 @@ class TimeLeft:
         self._done = 0
 
     def finish(self, seconds: float) -> None:
-        """The current segment is over."""
+        """Record that the current segment is over and took `seconds`."""
         self._expected.finish(self._segments[self._done], seconds)
         self._done += 1
 
     def left(self, elapsed: float, share: float) -> float:
-        """Seconds left, when the current segment has run for `elapsed` and is done to `share` (0 to 1)."""
+        """Return the seconds left, given seconds `elapsed` in the current segment and its finished `share` (0 to 1)."""
         if self._done >= len(self._segments):
             return 0.0
         expected = self._expected.of(self._segments[self._done])
-        if share > 0.05:  # what is seen of this segment counts more and more
+        if share > 0.05:  # weigh the pace of this segment more as it progresses
             expected = (1 - share) * expected + share * elapsed / share
         remaining = max(expected - elapsed, 0.0) if share < 1 else 0.0
         return remaining + sum(self._expected.of(segment) for segment in self._segments[self._done + 1 :])
 
 
 class TerminalProgress:
-    """Draws two bars on a terminal; prints a line per segment where there is none. Use as a context manager."""
+    """Progress of a run: two bars on a terminal; otherwise a line per segment. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -142,9 +142,12 @@ class TerminalProgress:
 
 
 class TerminalSweep:
-    """Prints a line for every task of a sweep that ends, and where there is a terminal draws a bar below.
+    """Progress of a sweep: a line per finished task, and on a terminal a bar below. Use as a context manager.
 
-    slots: how many tasks run at once. Use as a context manager.
+    Args:
+        console: Where to print.
+        slots: Number of tasks that run at once.
+
     """
 
     def __init__(self, console: Console, slots: int) -> None:
@@ -214,7 +217,7 @@ class TerminalSweep:
         self._print(f"run directory {place} of {count}: {name}")
 
     def _left(self) -> str:
-        """Of what runs, the rest is left; what is open at the end does not fill all slots."""
+        """Time left: what remains of all open tasks, divided by the slots that they can fill."""
         now = time.monotonic()
         left = [
             max(0.0, self._expected.of(segment) - (now - self._running.get(key, now)))
@@ -227,6 +230,6 @@ class TerminalSweep:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds."""
+    """Format `seconds` as minutes and seconds, such as 3:07."""
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02d}"

@@ -1,4 +1,4 @@
-"""Reading what runs left: report, compare, export, mirror."""
+"""Commands that read stored results: report, compare, export, mirror."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run directory, or the folder of a sweep.")],
     debug: DebugOption = False,
 ) -> None:
-    """Write the report of a stored run again, or one report of all variants of a sweep."""
+    """Rewrite the report of a stored run, or write one report of all variants of a sweep."""
     from mocosfl_priv.api import report_stored
 
     print(report_stored(folder))
@@ -30,12 +30,10 @@ def report(
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory, or a sweep's folder.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run directory or sweep to compare with.")],
     debug: DebugOption = False,
 ) -> None:
-    """Compare two runs, or two sweeps variant by variant: paired where they attacked the same victims with the same
-    seeds, else saying why not.
-    """
+    """Compare two runs, or two sweeps variant by variant, paired by victim and seed where they have the same."""
     from mocosfl_priv.results import read_runs
     from mocosfl_priv.runtime.imports import own_package
 
@@ -60,13 +58,19 @@ def compare(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a sweep's folder.")],
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per cell.")] = None,
-    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="A row per victim and cell.")] = None,
-    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Tables as papers print them.")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="The same as Markdown.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A row per cell (system, attack and seed), as CSV.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A row per victim image and cell, as Parquet.")
+    ] = None,
+    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="The tables of the papers, as LaTeX.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The tables of the papers, as Markdown.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write a stored run's tables to files, those of the papers beside the published numbers."""
+    """Write the tables of a stored run to files; LaTeX and Markdown put the published numbers beside them."""
     from mocosfl_priv.results import read_runs
     from mocosfl_priv.runtime.imports import own_package
 
@@ -84,17 +88,18 @@ def export(
 def mirror(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     tensorboard: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write event files into a folder below, named after the run.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write TensorBoard event files into a subfolder named after the run."),
     ] = None,
-    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Log to this tracking server.")] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Log to this MLflow tracking server.")] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show a stored run in TensorBoard or MLflow, beside others."""
+    """Copy a stored run to TensorBoard or MLflow, to view it beside other runs."""
     from mocosfl_priv.results import read_record
     from mocosfl_priv.results.mirrors import Mirror, MLflow, TensorBoard
 
     if tensorboard is None and mlflow is None:
-        raise ConfigurationError("nowhere to show it: name a folder with --tensorboard, or a server with --mlflow")
+        raise ConfigurationError("no destination: give a folder with --tensorboard, or a server with --mlflow")
     record = read_record(folder)
     mirrors: dict[str, Mirror] = {}
     if tensorboard is not None:
@@ -103,4 +108,4 @@ def mirror(
         mirrors[mlflow] = MLflow(mlflow)
     for place, chosen in mirrors.items():
         chosen.show(record, folder)
-        print(f"{folder} is shown at {place}")
+        print(f"{folder} copied to {place}")

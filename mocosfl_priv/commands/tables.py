@@ -1,4 +1,4 @@
-"""What a terminal shows of a run."""
+"""What commands print about a run: data read, warnings, and the table of results."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ TEXTS = ("defense", "attack", "victims")
 
 
 def show_reading(console: Console, roles: DataRoles) -> None:
-    """Say what was read of the data, a line each, before anything is computed with it."""
+    """Print what was read of the data, one line per item, before anything is computed with it."""
     for line in roles.reading:
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_warnings(console: Console, warnings: Sequence[str]) -> None:
-    """Say what will make the results say less than they seem to, a line each."""
+    """Print the warnings about limits on what the results can show, one line each."""
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(result: RunResult) -> None:
-    """Print a row per cell."""
-    audit = "audit" in result.record.info  # of clients without a server, so without utility
+    """Print the results to stdout, a row per cell (system, attack and seed)."""
+    audit = "audit" in result.record.info  # audited clients come without a server, so their utility is not measured
     utility = [
         ("linear_accuracy", "linear", "{:.3f}"),
         ("linear_untrained", "untrained", "{:.3f}"),
@@ -52,7 +52,9 @@ def print_table(result: RunResult) -> None:
         *([] if audit else utility),
         ("attack_seconds", "attack s", "{:.1f}"),
     ]
-    table = Table(title="leak R: 1 is perfect reconstruction, 0 or less a blind guess", title_justify="left")
+    table = Table(
+        title="leak R: 1 is a perfect reconstruction, 0 or less is no better than a blind guess", title_justify="left"
+    )
     for name, heading, _ in columns:
         table.add_column(heading, justify="left" if name in TEXTS else "right", no_wrap=name != "defense")
     for _, row in result.table().iterrows():

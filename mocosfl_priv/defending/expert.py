@@ -1,4 +1,4 @@
-"""An expert: the model that a defender trains at the server, before there are clients, to hand out its client side."""
+"""The expert of attacker-aware defenses: a model trained at the server, whose client side initialises the clients."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
 
-# The expert is trained by one party, without validation: what concerns many clients, their data and their traffic, and
-# which checkpoint is kept, has no meaning for it.
+# Settings that do not apply to an expert, since it is trained by one party and without validation: those on clients,
+# their data and traffic, and on the choice of a checkpoint.
 MEANINGLESS = (
     "partition", "classes_per_client", "dirichlet_alpha", "micro_batch", "pool", "heterogeneity", "partial_batches",
     "client_learning_rate", "average_base", "average_momentum_models", "divergence_aware", "replay", "monitor_every",
@@ -40,23 +40,36 @@ MEANINGLESS = (
 class AttackerAware(ExpertDefense):
     """What ResSFL and TAResSFL share: an expert that is trained against a simulated attacker, and its transfer.
 
-    The expert learns MoCo's task with a penalty for what the attacker's decoders see (`SimulatedAttacker`). Clients
-    then start from its client side.
+    The expert is trained on MoCo's task with a penalty for what the attacker's decoders reconstruct
+    (`SimulatedAttacker`). Clients then start from its client side.
 
-    alpha, threshold: strength of the penalty, and the score below which it is content.
-    layer: the bottleneck.
-    decoder: the attacker, in the decoder grammar; several in a list, the strongest first: adaptive attackers are told
-        the first. objective: ssim as published, or mse+ssim (`simulated_attacker.score`).
-    refresh: every so many epochs of the pre-training the decoder that has learned for longest begins afresh; 0 for
-        never. A single decoder stays as it is, or the client would be alone for a while.
-    decoder_milestones, decoder_decay: shares of the pre-training after which the decoders' rate is multiplied.
-    epochs, batch_size, learning_rate: of the pre-training; an epoch is a pass over all its images.
-    transfer: clients keep the expert's client side as it is (frozen), or go on learning at a low rate (low_lr).
-    transfer_learning_rate, client_learning_rate: of server and clients after the transfer.
-    server_start: the server goes on from the expert's server side, or starts afresh.
-    expert: a client of the public MocoSFL release to use instead of pre-training one; `import_client` says which fit.
-        It keeps its own normalisation. The release's server side is not read: the server starts afresh. What target
-        data it has seen is the file's own matter: it is run once, whatever the target fractions.
+    Args:
+        alpha: Weight of the penalty.
+        threshold: Score of the decoders below which there is no penalty.
+        layer: The bottleneck.
+        decoder: Decoder of the simulated attacker, in the decoder grammar, or several in a list with the strongest
+            first. Adaptive attackers are told the first.
+        objective: Score of the decoders: ssim, as published, or mse+ssim (see `simulated_attacker.score`).
+        refresh: Number of epochs after which, again and again, the decoder that has learned longest is restarted; 0
+            for never. It needs several decoders, since the client would have no attacker for a while.
+        decoder_milestones: Shares of the pre-training after which the decoders' learning rate is multiplied by
+            `decoder_decay`.
+        decoder_decay: See `decoder_milestones`.
+        epochs: Epochs of the pre-training; an epoch is a pass over all its images.
+        batch_size: Batch size of the pre-training.
+        learning_rate: Learning rate of the pre-training.
+        transfer: Whether clients keep the expert's client side unchanged (frozen), or train it at a low rate (low_lr).
+        transfer_learning_rate: Learning rate of the server after the transfer.
+        client_learning_rate: Learning rate of the clients after the transfer.
+        server_start: Whether the server starts from the expert's server side, or with new weights.
+        expert: A client of the public MocoSFL release to use instead of training an expert (see `import_client` for
+            which fit). It keeps its own normalisation, and the server starts with new weights. The target data that it
+            was trained on is fixed by the file, so the defense is run once for all target fractions.
+
+    Raises:
+        ConfigurationError: A decoder or bottleneck is invalid, `refresh` is used with a single decoder, or the expert
+            cannot be read.
+
     """
 
     def __init__(
@@ -81,9 +94,9 @@ class AttackerAware(ExpertDefense):
         parse_bottleneck(layer)
         self.decoders = decoder_set(decoder)
         if refresh and all(len(decoders) < 2 for decoders in self.opponents):
-            raise ConfigurationError("refresh: a single decoder cannot begin afresh; name several")
+            raise ConfigurationError("refresh: a single decoder cannot be restarted; name several decoders")
         if expert is not None:
-            load_published_client(expert)  # what is missing or something else is refused at once
+            load_published_client(expert)  # raises now if the file is missing or not a published client
             self.uses_target_data = False
         self.alpha = alpha
         self.threshold = threshold
@@ -103,12 +116,12 @@ class AttackerAware(ExpertDefense):
 
     @property
     def opponents(self) -> list[list[str]]:
-        """The decoders of every attacker that is simulated."""
+        """The decoders of each simulated attacker."""
         return [self.decoders]
 
     @property
     def simulator(self) -> str:
-        """The first of the first attacker's decoders."""
+        """The first decoder of the first simulated attacker, which adaptive attackers are told."""
         return self.opponents[0][0]
 
     @property
@@ -125,9 +138,14 @@ class AttackerAware(ExpertDefense):
         check_decoders([decoder for decoders in self.opponents for decoder in decoders], context)
 
     def planned_steps(self, context: DefenderContext) -> int:
-        """The expert's. Raises ConfigurationError where it has no images, or where an imported one does not fit."""
+        """Return the number of training steps of the expert; 0 for an imported one.
+
+        Raises ConfigurationError if there are no images to train it on, or if an imported one does not fit.
+        """
         if self.expert is not None:
-            import_client(context.build_model(), self.expert)  # refused before anything is trained
+            import_client(
+                context.build_model(), self.expert
+            )  # raises now, before anything is trained, if it does not fit
             return 0
         images = len(context.source_images) + len(self.target_images(context))
         if images == 0:
@@ -135,7 +153,7 @@ class AttackerAware(ExpertDefense):
         return total_steps(images, self.batch_size, self.epochs)
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
-        """The expert, trained or imported, as it is handed out."""
+        """Train or import the expert, and return the model that clients and server start from."""
         if self.expert is not None:
             expert = TrainedExpert(context.build_model())
             import_client(expert.model, self.expert)
@@ -153,7 +171,7 @@ class AttackerAware(ExpertDefense):
         )
 
     def expert_document(self, context: DefenderContext) -> dict[str, Any] | None:
-        """See :class:`Defense`: nothing of the transfer."""
+        """See :class:`Defense`; settings of the transfer are left out."""
         if self.expert is not None:
             return None
         return {
@@ -170,7 +188,7 @@ class AttackerAware(ExpertDefense):
         }
 
     def train_expert(self, context: DefenderContext) -> TrainedExpert:
-        """The split model that an expert's training ends with, its server side included."""
+        """Train the expert; returns the whole split model. Raises RunFailedError if training diverges."""
         model, steps = context.build_model(), self.planned_steps(context)
         attacker = self.attacker(self.decoders, model, steps, self.epochs, self.batch_size, context)
         batches = HalfTargetBatches(
@@ -192,32 +210,32 @@ class AttackerAware(ExpertDefense):
         return TrainedExpert(model, trained.earlier_seconds)
 
     def _expert_settings(self, context: DefenderContext) -> TrainingConfig:
-        """The experiment's training settings for one client, those without meaning at their defaults."""
+        """The experiment's training settings for one client, with defaults for those in `MEANINGLESS`."""
         settings = context.training
         own = {
             "clients": 1,
             "server_batch": self.batch_size,
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
-            # the average of one client is itself, save that with 1 it may be computed by another kernel
+            # averaging one client has no effect, but a sync_period of 1 may select another kernel
             "sync_period": min(settings.sync_period, 2),
         }
         defaults = {name: type(settings).model_fields[name].default for name in MEANINGLESS}
         return settings.model_copy(update={**defaults, **own})
 
     def restore(self, context: DefenderContext) -> PreparedModel | None:  # noqa: ARG002
-        """See :class:`Defense`: nothing but the model is kept of the pre-training."""
+        """See :class:`Defense`; returns None, since of the pre-training only the model is kept."""
         return None
 
     def target_images(self, context: DefenderContext) -> Tensor:
-        """What the expert may see of the target data: nothing where the defense does without."""
+        """Return the target images that the expert may train on; none if the defense uses no target data."""
         return context.target_images if self.uses_target_data else context.target_images[:0]
 
     def attacker(
         self, decoders: Sequence[str], model: SplitModel, steps: int, epochs: int, batch_size: int,
         context: DefenderContext,
     ) -> SimulatedAttacker:  # fmt: skip
-        """An attacker as configured, of `decoders`, for a training of `model` in which it learns `steps` times."""
+        """Return a simulated attacker with `decoders` for a training of `model` over `steps` steps and `epochs`."""
         return SimulatedAttacker(
             decoders,
             model.smashed_shape,
@@ -259,10 +277,10 @@ def decoder_set(decoder: str | list[str]) -> list[str]:
 
 
 def import_client(model: SplitModel, path: Path) -> None:
-    """Give `model` the client of the public MocoSFL release in `path`; its server's half stays as it is.
+    """Replace the client of `model` by the one of the public MocoSFL release in `path`; the server side stays.
 
-    Raises ConfigurationError unless the model's own client computes the same with the same weights: it must be the
-    paper's ResNet-18 at 32 pixels, cut and compressed as the published one is, or begin like it.
+    Raises ConfigurationError unless the model's own client computes the same with these weights. It must be the paper's
+    ResNet-18 for 32 pixels, or a network that begins like it, with the cut layer and bottleneck of the published one.
     """
     client = load_published_client(path)
     own = copy.deepcopy(model.client)
@@ -280,13 +298,16 @@ def import_client(model: SplitModel, path: Path) -> None:
         cut = sum(unit.isdecimal() for unit, _ in client.named_children())
         raise ConfigurationError(
             f"{path}: this published client is a ResNet-18 for 32 pixels, cut after unit {cut}, with smashed data "
-            f"{tuple(client(torch.zeros(1, *model.image_shape)).shape[1:])}; the configured client is another network"
+            f"{tuple(client(torch.zeros(1, *model.image_shape)).shape[1:])}; the configured client does not match it"
         )
     model.client = client
 
 
 class HalfTargetBatches:
-    """Batches of one "client", half target images (over-sampled) and half source images; all source if no target."""
+    """Batches of an expert's training: half target images (over-sampled) and half source images.
+
+    If there are no target images or no source images, batches consist of the other kind.
+    """
 
     clients = 1
 
@@ -300,15 +321,15 @@ class HalfTargetBatches:
         self._rng = rng
 
     def next(self) -> ClientBatch:
-        """The next batch, drawn with replacement: a one-percent target share is repeated within a batch."""
+        """Return the next batch, drawn with replacement, so that few target images may be repeated within a batch."""
         chosen = [images[torch.randint(len(images), (count,), generator=self._rng)] for images, count in self._parts]
         images = torch.cat(chosen)
         return ClientBatch(torch.zeros(1, dtype=torch.long), (len(images),), images)
 
     def state(self) -> dict[str, Tensor]:
-        """The generator's state; nothing else decides about the next batch."""
+        """Return the state of the random generator, which alone determines the next batch."""
         return {"generator": self._rng.get_state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         self._rng.set_state(state["generator"])

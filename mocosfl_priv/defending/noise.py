@@ -1,12 +1,12 @@
-"""Noise on messages, and the clipping without which noise has no meaning relative to what it hides."""
+"""Noise on messages, and clipping, which bounds a message so that noise of a given scale can hide it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-SMALLEST = 1e-24  # below which a message counts as zero
-SMALLEST_DRAW = 2.0**-24  # of a uniform one in float32, but for zero
+SMALLEST = 1e-24  # messages of smaller size count as zero
+SMALLEST_DRAW = 2.0**-24  # resolution of uniform random numbers in float32
 
 
 def clip_rms(smashed: Tensor, bound: float) -> Tensor:
@@ -72,9 +72,11 @@ def laplace_like(smashed: Tensor, rng: torch.Generator) -> Tensor:
     """
     # by the inverse of the distribution function, four times as fast as torch's exponential draws
     centred = torch.rand(smashed.shape, generator=rng, device=smashed.device, dtype=smashed.dtype) - 0.5
-    return -centred.sign() * torch.log1p((-2 * centred.abs()).clamp(min=-1 + SMALLEST_DRAW))  # a draw may be 0
+    return -centred.sign() * torch.log1p(
+        (-2 * centred.abs()).clamp(min=-1 + SMALLEST_DRAW)
+    )  # clamped since a draw may be 0
 
 
 def _clipped(smashed: Tensor, size: Tensor, bound: float) -> Tensor:
-    # the size is clamped away from zero before roots and quotients, which have no gradient there
+    # callers clamp `size` away from zero, where roots and quotients have no gradient
     return smashed * (bound / size).clamp(max=1).view(-1, *[1] * (smashed.dim() - 1))

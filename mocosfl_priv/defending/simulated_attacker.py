@@ -1,4 +1,4 @@
-"""The attacker that a defense trains against: decoders that learn along, and what they cost a client (ResSFL, 2022)."""
+"""The attacker that a defense trains against: decoders that train together with the client (ResSFL, CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,32 @@ from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, u
 Objective = Literal["ssim", "mse+ssim"]
 
 DECODER_LEARNING_RATE = 1e-3
-SMALLEST_BATCH_FOR_BATCH_NORM = 20  # the published decoder turns to GroupNorm below
+SMALLEST_BATCH_FOR_BATCH_NORM = 20  # below, the published decoder uses GroupNorm
 DECODER_DECAY = 0.2
-DECODER_MILESTONES = (0.3, 0.6, 0.8)  # of the training: epochs 60, 120, 160 of 200
-SMALLEST_SPREAD = 1e-4  # of a batch's colours, lest uniform images divide by zero
+DECODER_MILESTONES = (0.3, 0.6, 0.8)  # shares of the training: epochs 60, 120, 160 of 200
+SMALLEST_SPREAD = 1e-4  # lower limit for the variance of a batch's colours, which uniform images would make zero
 
 
 class SimulatedAttacker(NoHooks):
-    """Decoders from smashed data to images, each trained by Adam for the best score, as a loss for the client.
+    """Decoders from smashed data to images, trained by Adam for the best score; their success is a loss for the client.
+
+    Args:
+        decoders: Architectures of one or several decoders, in the decoder grammar.
+        smashed_shape: (c, h, w) of smashed data.
+        image_shape: (3, h, w) of images.
+        alpha: Weight of the client's loss, alpha * max(0, score - threshold) for the strongest decoder.
+        threshold: Score below which the client has no loss.
+        steps: Number of calls of :meth:`learn` in the training.
+        batch_size: Images per call, which determines the decoders' norm layers.
+        compute: Device and precision.
+        seed: Seed of the decoders' weights.
+        objective: Definition of the score, see :func:`score`.
+        refresh: Number of steps after which, again and again, the decoder that has learned longest is restarted with
+            new weights and the full learning rate; 0 for never. Otherwise clients adapt to decoders whose rate has
+            decayed, while a real attacker starts after training. One decoder is restarted at a time, so that the
+            others keep up the pressure.
+        milestones: Shares of `steps` after which a decoder's learning rate is multiplied by `decay`.
+        decay: See `milestones`.
 
     The simulated attacker of Li et al., "ResSFL: A Resistance Transfer Framework for Defending Model Inversion Attack
     in Split Federated Learning", CVPR 2022. With `refresh`, decoders begin afresh one at a time, so that the others
@@ -87,16 +105,16 @@ class SimulatedAttacker(NoHooks):
         with global_seed(seed, "simulated attacker"):
             self.decoders = [self._built(blueprint) for blueprint in self._blueprints]
         self._optimisers = [_adam(decoder) for decoder in self.decoders]
-        self._ages = [0] * len(self.decoders)  # steps that each has learned
+        self._ages = [0] * len(self.decoders)  # number of steps that each decoder has learned
         self._steps_taken = 0
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
-        """The decoders learn, then the client pays."""
+        """Train the decoders for one step, then return :meth:`penalty`."""
         self.learn(images, smashed)
         return self.penalty(images, smashed)
 
     def learn(self, images: Tensor, smashed: Tensor) -> None:
-        """One Adam step of every decoder; nothing flows back to `smashed`."""
+        """Take one Adam step with every decoder; no gradient reaches `smashed`."""
         if self._refresh and self._steps_taken and self._steps_taken % self._refresh == 0:
             self._begin_afresh(self._ages.index(max(self._ages)))
         for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
@@ -110,25 +128,25 @@ class SimulatedAttacker(NoHooks):
         self._steps_taken += 1
 
     def penalty(self, images: Tensor, smashed: Tensor) -> Tensor:
-        """What the client pays for what the strongest decoder sees; a scalar whose gradient passes through that one.
+        """Return the client's loss, a scalar, for the decoder with the highest score on this batch.
 
-        It is the strongest on this batch that counts: an attacker takes his best decoder, and a mean would fall, and
-        its gradient end, whenever one of the others is weak or has just begun.
+        The maximum is used because an attacker uses the best decoder. A mean would drop, and lose its gradient,
+        whenever another decoder is weak or has just been restarted.
         """
         for decoder in self.decoders:
-            decoder.requires_grad_(False)  # the client's gradient passes through a decoder, not into it
+            decoder.requires_grad_(False)  # the client's gradient passes through decoders, but does not change them
         scores = [self.score(decoder, images, smashed) for decoder in self.decoders]
         strongest = scores[int(torch.stack(scores).argmax())] if len(scores) > 1 else scores[0]
         return self._alpha * (strongest - self._threshold).clamp(min=0)
 
     def score(self, decoder: nn.Module, images: Tensor, smashed: Tensor) -> Tensor:
-        """How much of `images` `decoder` finds in `smashed`: a scalar, see :func:`score`."""
+        """Return the score of `decoder` for reconstructing `images` from `smashed`, a scalar; see :func:`score`."""
         with self._compute.autocast():
             decoded = decoder(smashed)
         return score(decoded.float(), images, self._objective)
 
     def state(self) -> dict[str, Tensor]:
-        """Decoders, Adam's moments and ages; rates follow from these."""
+        """Return the decoders' weights, Adam's moments, and numbers of steps, from which learning rates follow."""
         state = {"steps": torch.tensor(self._steps_taken), "ages": torch.tensor(self._ages)}
         for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
             state |= under(f"decoder.{index}", decoder.state_dict())
@@ -136,7 +154,7 @@ class SimulatedAttacker(NoHooks):
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         self._steps_taken, self._ages = int(state["steps"]), state["ages"].tolist()
         for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
             decoder.load_state_dict(within(state, f"decoder.{index}"))
@@ -176,12 +194,12 @@ def check_decoders(decoders: Sequence[str], context: DefenderContext) -> None:
 
 
 def score(decoded: Tensor, images: Tensor, objective: Objective) -> Tensor:
-    """How good reconstructions of `images` are, over a batch: a scalar, at most 1, and 1 for perfect ones.
+    """Return the score of reconstructions over a batch: a scalar, 1 for perfect ones, and lower otherwise.
 
-    ssim: mean SSIM with zero padding, as published. mse+ssim: the mean of that and of 1 - MSE / spread, where spread is
-    the MSE of the batch's mean colour, so that this half is 0 for a guess that knows no more. SSIM alone hardly asks
-    for colour and brightness, by which images are found as well. `decoded` is not clamped for the MSE: what is out of
-    range keeps its gradient.
+    With objective ``ssim`` it is the mean SSIM with zero padding, as published. With ``mse+ssim`` it is the mean of
+    that and of 1 - MSE / spread, where spread is the MSE of guessing the batch's mean colour. SSIM alone is hardly
+    sensitive to colour and brightness, which also identify images. `decoded` is not clamped for the MSE, so that values
+    out of range have a gradient.
     """
     similarity = ssim_zeropad(decoded, images).mean()
     if objective == "ssim":

@@ -1,1 +1,1 @@
-"""Real clients: what a server makes for devices and knows about them."""
+"""Training with clients on real devices: the server side (export, communication, certificates, costs)."""

@@ -1,7 +1,7 @@
-"""A small certificate authority for the devices of one's own: one for the server, one for each device.
+"""A private certificate authority that issues a certificate for the server and one for each device.
 
-A device's certificate carries its name, and that name is who it is: the server asks for no password and believes no
-other claim. The authority's key can make new devices; it stays where the certificates were made.
+A device is identified by the name in its certificate alone; there are no passwords. With the authority's key new
+devices can be admitted, so it must stay on the machine that made the certificates.
 """
 
 from __future__ import annotations
@@ -25,18 +25,30 @@ from mocosfl_priv.errors import ConfigurationError
 
 SERVER, DEVICE, AUTHORITY = "server", "device", "ca"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-VALID_DAYS = 825  # beyond which some TLS libraries doubt a server's certificate
-CLOCK_SKEW = datetime.timedelta(days=1)  # a Raspberry Pi has no clock of its own before the network is there
+VALID_DAYS = 825  # some TLS libraries reject server certificates that are valid for longer
+CLOCK_SKEW = datetime.timedelta(days=1)  # the clock of a Raspberry Pi is wrong until it has a network connection
 
 
 def make_certificates(folder: Path, devices: int, hosts: Sequence[str]) -> list[Path]:
-    """Write an authority, a server's certificate for `hosts` and this machine, and one for each device.
+    """Write a certificate authority, a certificate for the server, and one for each device.
 
-    ``folder/ca.pem, ca.key, server.pem, server.key``, and per device a folder ``client-0000`` with ca.pem, device.pem
-    and device.key, which is all that a device needs. Returns the devices' folders. An authority that is there already
-    is used, so that devices can be added. Certificates that are there stay, save a server's without one of `hosts`:
-    that one is issued again, for its old names too, and devices need nothing new.
-    Raises ConfigurationError where the folder cannot be used, and for what is no host's name.
+    Writes ``ca.pem``, ``ca.key``, ``server.pem`` and ``server.key`` into `folder`, and per device a folder such as
+    ``client-0000`` with ``ca.pem``, ``device.pem`` and ``device.key``, which is all that a device needs.
+
+    An existing authority and existing certificates are kept, so that devices can be added. Only a server certificate
+    that lacks one of `hosts` is issued again, for its old and new names; devices need nothing new then.
+
+    Args:
+        folder: Where to write; made if needed.
+        devices: Number of devices.
+        hosts: Host names and IP addresses of the server, besides loopback.
+
+    Returns:
+        The folders of the devices.
+
+    Raises:
+        ConfigurationError: The folder cannot be used, or a host is neither a valid name nor an IP address.
+
     """
     try:
         for host in hosts:
@@ -64,9 +76,9 @@ def make_certificates(folder: Path, devices: int, hosts: Sequence[str]) -> list[
 
 
 def server_names(folder: Path) -> list[str]:
-    """The names and addresses that the server's certificate in `folder` holds; none where there is no certificate.
+    """Return the host names and addresses in the server's certificate in `folder`; none if there is no certificate.
 
-    Raises ConfigurationError for a file that is none.
+    Raises ConfigurationError if the file is not a certificate.
     """
     path = folder / f"{SERVER}.pem"
     if not path.exists():
@@ -76,14 +88,16 @@ def server_names(folder: Path) -> list[str]:
 
 
 def require_usable(folder: Path) -> None:
-    """Raise ConfigurationError unless the server's certificate in `folder` fits its key and authority, today."""
+    """Raise ConfigurationError unless the server's certificate in `folder` is valid now and fits key and authority."""
     certificate, authority = _read(folder / f"{SERVER}.pem"), _read(folder / f"{AUTHORITY}.pem")
     try:
         key = serialization.load_pem_private_key((folder / f"{SERVER}.key").read_bytes(), None)
         certificate.verify_directly_issued_by(authority)
     except (OSError, ValueError, TypeError, InvalidSignature) as error:
-        reason = "another authority made it" if isinstance(error, InvalidSignature) else error
-        raise ConfigurationError(f"certificates: the server's in {folder} cannot be used: {reason}") from error
+        reason = "it was issued by another authority" if isinstance(error, InvalidSignature) else error
+        raise ConfigurationError(
+            f"certificates: the server's certificate in {folder} cannot be used: {reason}"
+        ) from error
     if key.public_key() != certificate.public_key():
         raise ConfigurationError(f"certificates: {folder / f'{SERVER}.key'} is not the key of {SERVER}.pem")
     now = datetime.datetime.now(datetime.UTC)
@@ -111,7 +125,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"certificates: the authority in {folder} cannot be used: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigurationError(f"certificates: the authority in {folder} is none that this command made")
+            raise ConfigurationError(f"certificates: the authority in {folder} was not made by this command")
         return certificate, key
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("mocosfl-priv devices")
@@ -128,7 +142,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
 def _signed(
     authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey, name: str, hosts: Sequence[str] = ()
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A server's certificate where hosts are given, else a device's."""
+    """A new certificate and key: for the server if hosts are given, or else for a device."""
     key = ec.generate_private_key(ec.SECP256R1())
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
     builder = (
@@ -174,7 +188,7 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    """Certificate and key; the key for its owner only, from its first byte on."""
+    """Write certificate and key. The key file is created with permissions for its owner only."""
     block = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -1,6 +1,6 @@
-"""What a client costs: measured where somebody measured, counted where it can be counted, each with its method.
+"""The costs of clients on devices: measured, or computed where that is possible, each with its method.
 
-Every line says how it came about. The paper's own accounting (Li et al., ICLR 2023) stands beside, never in place.
+The paper's own accounting (Li et al., ICLR 2023) is listed in addition.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flop
 
 NOT_MEASURED = "not measured"
 COLUMNS = ["client", "quantity", "value", "unit", "method"]
-EVERYBODY, PAPER = "mean", "paper"  # in the column `client`: of the devices; the paper's accounting
-CLIENT_OF_THE_TABLE = (EVERYBODY, PAPER)  # what a terminal shows
+EVERYBODY, PAPER = "mean", "paper"  # values of the column `client`: mean over devices; the paper's accounting
+CLIENT_OF_THE_TABLE = (EVERYBODY, PAPER)  # lines that the terminal shows
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
 class ClientFigures:
-    """What can be counted of a client without running it on a device.
+    """The figures of a client that can be computed without running it on a device.
 
-    forward_flops, training_flops: of one image, forward; forward and backward. tensor_bytes: analytic memory of a
-    training step with one image, or of encoding it where the client is frozen. images, epochs: of an average client.
+    parameters: number of parameters.
+    smashed_elements: numbers in the smashed data of one image.
+    forward_flops: FLOPs of the forward pass of one image.
+    training_flops: FLOPs of the forward and backward pass of one image.
+    tensor_bytes: computed memory of a training step with one image; of encoding it, if the client is frozen.
+    rows_per_image: queries per image; there are as many keys.
+    frozen: whether the client only encodes.
+    images, epochs: images per epoch and epochs of an average client.
     """
 
     parameters: int
@@ -46,7 +52,7 @@ class ClientFigures:
 
     @classmethod
     def of(cls, model: SplitModel, *, rows_per_image: int, frozen: bool, images: int, epochs: int) -> ClientFigures:
-        """Count them on the server's copy of the client."""
+        """Compute the figures from the server's copy of the client."""
         client, shape = model.client, model.image_shape
         return cls(
             parameters=count_parameters(client),
@@ -61,7 +67,7 @@ class ClientFigures:
         )
 
     def flops(self, drawn: int) -> int:
-        """Of a client that has drawn so many images."""
+        """Return the FLOPs of a client that has drawn `drawn` images."""
         return participation_flops(
             self.forward_flops, self.training_flops, rows=self.rows_per_image * drawn, frozen=self.frozen
         )
@@ -70,7 +76,15 @@ class ClientFigures:
 def device_record(
     accounts: Mapping[int, Account], drawn: Sequence[int], figures: ClientFigures, terms: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a run records of its devices, for ``run.json``: from it :func:`cost_table` is made, at any time."""
+    """Return the record of a run's devices for ``run.json``, from which :func:`cost_table` can be made at any time.
+
+    Args:
+        accounts: Traffic, reports and latencies by client.
+        drawn: Number of images that each client has drawn.
+        figures: Computed figures of a client.
+        terms: Settings of the run, such as codecs and deadline.
+
+    """
     return {
         "terms": dict(terms),
         "figures": asdict(figures),
@@ -96,9 +110,9 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def cost_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """Lines of `COLUMNS`: every device's, their mean, and the paper's accounting. record: :func:`device_record`'s.
+    """Return the cost table: a line per device and quantity, their means, and the paper's accounting.
 
-    value: a number, or NaN where the method is "not measured".
+    record: from :func:`device_record`. In the column ``value``, NaN stands for "not measured".
     """
     figures = ClientFigures(**record["figures"])
     lines = [line for device in record["clients"] for line in _device_lines(device, figures)]
@@ -164,7 +178,7 @@ def _energy(report: Mapping[str, Any]) -> str:
 
 
 def _paper_lines(figures: ClientFigures) -> list[Line]:
-    """The paper's accounting for an average client of this run, and what its protocol moves by the same units."""
+    """The paper's accounting for an average client of this run."""
     paper = paper_traffic(
         figures.parameters,
         figures.smashed_elements,
@@ -181,7 +195,7 @@ def _paper_lines(figures: ClientFigures) -> list[Line]:
 
 
 def cost_lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of single devices as JSON, for reports; `value` is None where nothing was measured."""
+    """Return the lines of single devices for JSON, without means; ``value`` is None if it was not measured."""
     figures = ClientFigures(**record["figures"])
     lines = [line for device in record["clients"] for line in _device_lines(device, figures)]
     return [
@@ -191,5 +205,5 @@ def cost_lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_costs(record: Mapping[str, Any], path: Path) -> None:
-    """``cost.csv``."""
+    """Write the cost table of `record` as CSV to `path`."""
     cost_table(record).to_csv(path, index=False)

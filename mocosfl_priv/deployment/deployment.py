@@ -1,4 +1,4 @@
-"""The devices of one training: their program, where they are received, and the transport that leads there."""
+"""Set up a training with devices as clients: export their program, and open the server that they connect to."""
 
 from __future__ import annotations
 
@@ -20,28 +20,32 @@ from mocosfl_priv.training.sampling import PoolShape
 ON_RETURN = (
     "replace_keys",
     "filter_gradient",
-)  # hooks that watch what the server makes of other clients' messages, too
+)  # hooks on what the server sends back; a defense that uses them keeps state over all clients
 ON_WAY_OUT = ("protect", "client_loss")  # hooks that become part of a device's program
 
 
 class Transport(Protocol):
-    """What leads devices to a reception."""
+    """Accepts connections of devices and hands them to a :class:`Reception`."""
 
     def start(self) -> None:
-        """From here on devices are received."""
+        """Start to accept devices."""
 
     def stop(self) -> None:
-        """Let conversations end, and no new ones begin."""
+        """Accept no more devices, and let open connections end."""
 
 
 @dataclass
 class Deployment:
-    """Clients of a training that are devices; called by the engine, it makes participants of them.
+    """The configuration of clients on devices. The training engine calls it to get the participants of a training.
 
-    run: name of the run, the same after a restart. seed: of the training. remote: the clients that are devices.
-    open_transport: makes what leads devices to a reception.
-    least: devices that must be there before the first step; all by default.
-    trusting: devices are who they say they are, without certificates.
+    run: name of the run, the same after a restart.
+    seed: seed of the training.
+    remote: indices of the clients that are devices.
+    open_transport: makes the transport that hands devices to a reception.
+    patience: how long the server waits for devices.
+    heartbeat_seconds: interval of the devices' heartbeats.
+    least: devices that must be connected before the first step; all by default.
+    trusting: whether to believe the names that devices give without certificates.
     """
 
     run: str
@@ -58,7 +62,7 @@ class Deployment:
     _transport: Transport | None = field(default=None, init=False)
 
     def __call__(self, model: SplitModel, simulated: Simulated) -> RemoteClients:
-        """Export the program, and receive devices."""
+        """Export the client program, start to accept devices, and return the participants."""
         training = simulated.training
         trainable = simulated.clients.trainable
         terms = Terms(
@@ -82,33 +86,33 @@ class Deployment:
         return self.participants
 
     def close(self) -> None:
-        """End all conversations; devices that were not told that the training is over will try to come back."""
+        """End all connections. A device that was not told that the training is over will try to reconnect."""
         if self._transport is not None:
             self._transport.stop()
 
 
 def device_name(client: int) -> str:
-    """What the device of a client is called, in its certificate too."""
+    """Return the name of a client's device, which its certificate holds too, such as client-0003."""
     return f"client-{client:04d}"
 
 
 def require_runs_on_devices(defense: Defense, label: str) -> None:
-    """Raise ConfigurationError where `defense` cannot become part of a device's program, with the reason.
+    """Raise ConfigurationError with the reason if `defense` cannot become part of a device's program.
 
-    What it draws and computes for a message can be; what it learns from the messages of all clients cannot: a device
-    meets its own only. Whether it works on each image for itself is found by :func:`export_client`.
+    It can if it only draws random numbers and computes for one message. It cannot if it learns from the messages of all
+    clients, since a device has only its own. :func:`export_client` checks that it treats each image independently.
     """
     for part in [part.plugin for part in defense.parts] or [defense]:
         name = label if part is defense else f"{label} ({type(part).__name__})"
         if found := [hook for hook in ON_RETURN if _overrides(part, hook)]:
             raise ConfigurationError(
-                f"defense {name!r} does not run on devices: it works on what comes back ({', '.join(found)}), "
-                "with a memory that all clients share"
+                f"defense {name!r} does not run on devices: it handles what the server sends back "
+                f"({', '.join(found)}), with state that all clients share"
             )
         if _overrides(part, "state") and (found := [hook for hook in ON_WAY_OUT if _overrides(part, hook)]):
             raise ConfigurationError(
                 f"defense {name!r} does not run on devices: what it does at a client ({', '.join(found)}) is learned "
-                "from the messages of all clients, of which a device has its own only"
+                "from the messages of all clients, but a device has only its own"
             )
 
 

@@ -1,7 +1,7 @@
-"""A client as a program for devices: ONNX graphs of its forward pass and of its vector-Jacobian product.
+"""Export a client for devices: ONNX graphs of its forward pass and of its vector-Jacobian product.
 
-Both go through the defense, where one acts at the client: what it draws are inputs of the graphs, since a device draws
-for itself.
+A defense at the client is part of both graphs. Random numbers that it draws become inputs of the graphs, which the
+device draws itself.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.training.hooks import ClientHooks, MessageKind, NoHooks
 
-CHECK_TOLERANCE = 0.01  # relative: what a wrong rule exceeds by far, and rounding does not reach
+CHECK_TOLERANCE = 0.01  # relative error; a wrong translation exceeds it by far, and rounding stays below
 CHECKED_IMAGES = 5
 CHECK_SEED = 0
 CHECK_SHARE = 0.5
 
 
 def client_settings(training: TrainingConfig, trainable: bool) -> ClientSettings:
-    """What a device must know of `training`."""
+    """Return the settings of `training` that a device needs; trainable: whether clients learn."""
     return ClientSettings(
         trainable=trainable,
         momentum=training.momentum,
@@ -60,13 +60,21 @@ def export_client(
     settings: ClientSettings,
     hooks: ClientHooks | None = None,
 ) -> ClientProgram:
-    """The program with which a device computes what `client` computes, with its present parameters.
+    """Export `client` with its current parameters as a program for devices.
 
-    client: images (n, 3, h, w) in [0, 1] to smashed data; unchanged. Graphs take one image: no unit of a client mixes
-        images, so a batch is their concatenation and its gradient their sum, and one graph serves every micro-batch.
-    hooks: the defense, whose `protect` and `client_loss` become part of the program.
-    The program is run once beside client and defense, on random images and gradients, before it is handed out.
-    Raises ConfigurationError with the reason where they cannot be exported.
+    The graphs take a single image: no unit of a client mixes images, so a batch is processed image by image, and its
+    gradient is the sum over images. Before it is returned, the program is compared with `client` and the defense on
+    random images and gradients.
+
+    Args:
+        client: Maps images (n, 3, h, w) in [0, 1] to smashed data; not changed.
+        image_shape: (3, h, w).
+        settings: What the device needs to train the client.
+        hooks: The defense; its `protect` and `client_loss` become part of the program.
+
+    Raises:
+        ConfigurationError: Client or defense cannot be exported, with the reason.
+
     """
     client = copy.deepcopy(client).cpu().float()
     names = [name for name, _ in client.named_parameters()]
@@ -99,7 +107,9 @@ def export_client(
             maps = (image, gradient, *shares.values(), *values)
             vjp_graph, drawn_again = _record(backward, [IMAGE, GRADIENT, *shares, *taken], maps, given)
             if drawn_again != random_inputs:
-                raise NotTranslatableError("with a gradient the defense draws other random numbers than without")
+                raise NotTranslatableError(
+                    "the defense draws different random numbers in the backward pass than in the forward pass"
+                )
         program = ClientProgram(
             image_shape,
             _smashed_shape(sent),
@@ -111,7 +121,7 @@ def export_client(
             own_loss=loss is not None,
         )
         _check(program, defended, generator, np.random.default_rng)
-        if random_inputs:  # loud noise would hide what is wrong with the message
+        if random_inputs:  # once more without noise, because large noise would hide errors of the message
             _check(program, defended, generator, _Silence)
     except (ConfigurationError, DeviceError):
         raise
@@ -124,7 +134,10 @@ def export_client(
 
 @dataclass(frozen=True)
 class _Defended:
-    """A client with its defense, which draws from `rng`. learns: the defense may give it a loss of its own."""
+    """A client with its defense, which draws from `rng`.
+
+    learns: whether the client trains, so that the defense may add a loss.
+    """
 
     client: nn.Module
     hooks: ClientHooks
@@ -132,16 +145,16 @@ class _Defended:
     learns: bool
 
     def __call__(self, images: Tensor, parameters: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
-        """What is sent of `images` (n, 3, h, w), (n, *smashed_shape); and the client's own loss, None without one.
+        """Return the message (n, *smashed_shape) for `images` (n, 3, h, w), and the defense's loss or None.
 
-        parameters: in place of the client's.
+        parameters: used in place of the client's.
         """
         smashed = functional_call(self.client, parameters or {}, (images,))
         loss = self.hooks.client_loss(images, smashed) if self.learns else None
         return self.hooks.protect(smashed, self.rng, MessageKind.QUERY), loss
 
     def redrawn(self, images: Tensor, drawn: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The same where the defense draws `drawn`."""
+        """The same, with `drawn` as the random numbers of the defense."""
         with Redrawn(drawn):
             return self(images)
 
@@ -157,9 +170,9 @@ def _record(
     arguments: Sequence[Tensor],
     gives: Sequence[str],
 ) -> tuple[bytes, tuple[RandomInput, ...]]:
-    """`function` as a serialised ONNX model, and what it draws, which the model takes behind `takes`.
+    """Record `function` as a serialised ONNX model; also returns its random inputs, which follow `takes`.
 
-    `functionalize` turns what works in place into new tensors.
+    `functionalize` replaces in-place operations, which ONNX does not have.
     """
     graph = Graph()
     inputs = dict(zip(takes, arguments, strict=True))
@@ -173,17 +186,17 @@ def _record(
 
 
 class _Silence(np.random.Generator):
-    """Draws the middle of every distribution."""
+    """A generator without randomness: it returns the middle of every distribution."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(np.random.PCG64(seed))
 
     def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:  # noqa: ARG002
-        """Zeros."""
+        """Return zeros."""
         return np.zeros(size, dtype)
 
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:  # noqa: ARG002
-        """Halves."""
+        """Return 0.5 everywhere."""
         return np.full(size, 0.5, dtype)
 
 
@@ -193,9 +206,10 @@ def _check(
     generator: torch.Generator,
     make_rng: Callable[[int], np.random.Generator],
 ) -> None:
-    """Compare smashed data and gradients of a few random images with what torch computes, given the same draws.
+    """Compare smashed data and gradients of a few random images with what torch computes from equal random numbers.
 
-    Of the gradients most must agree: where a ReLU's input is nothing but rounding, both sides of it are right.
+    The median gradient error must be small. Single gradients may differ: if the input of a ReLU is zero up to rounding,
+    both of its gradients are correct.
     """
     images = torch.rand((CHECKED_IMAGES, *program.image_shape), generator=generator)
     device, rng = DeviceClient(program, make_rng(CHECK_SEED)), make_rng(CHECK_SEED)
@@ -206,7 +220,7 @@ def _check(
         sent.append(device.encode_queries(image.numpy()))
         wrong = _relative_error(sent[-1], expected.detach().numpy(), 0.0)
         if not wrong <= CHECK_TOLERANCE:
-            raise ConfigurationError(f"this client cannot be exported: smashed data comes out wrong by {wrong:.0%}")
+            raise ConfigurationError(f"this client cannot be exported: its smashed data are wrong by {wrong:.0%}")
         if loss is not None:
             losses.append(loss.detach())
         if program.settings.trainable:
@@ -216,7 +230,7 @@ def _check(
             errors.append(_gradient_error(found, defended.client, objective))
     if errors and not (error := sorted(errors)[len(errors) // 2])[0] <= CHECK_TOLERANCE:
         raise ConfigurationError(
-            f"this client cannot be exported: the gradient of {error[1]} comes out wrong by {error[0]:.0%}"
+            f"this client cannot be exported: the gradient of {error[1]} is wrong by {error[0]:.0%}"
         )
     _check_batch(np.concatenate(sent), defended, images, drawn, losses)
 
@@ -228,13 +242,13 @@ def _check_batch(
     drawn: Sequence[Sequence[Tensor]],
     losses: list[Tensor],
 ) -> None:
-    """Whether client and defense work on each image of a batch for itself, as graphs of one image do."""
+    """Check that client and defense treat each image of a batch independently, as graphs of one image do."""
     together, loss = defended.redrawn(images, [torch.cat(each) for each in zip(*drawn, strict=True)])
     wrong = _relative_error(found, together.detach().numpy(), 0.0)
     if not wrong <= CHECK_TOLERANCE:
         raise ConfigurationError(
-            f"this client cannot be exported: an image is sent otherwise beside others, by {wrong:.0%}, "
-            "and devices take images one by one"
+            f"this client cannot be exported: the message of an image depends on the other images of its batch (it "
+            f"changes by {wrong:.0%}), and devices process images one by one"
         )
     alone = torch.stack(losses).mean() if losses else None
     if (loss is None) != (alone is None) or (
@@ -243,17 +257,17 @@ def _check_batch(
         and not torch.isclose(loss.detach(), alone, rtol=CHECK_TOLERANCE, atol=CHECK_TOLERANCE)
     ):
         raise ConfigurationError(
-            "this client cannot be exported: the defense's loss is no mean over images, and devices take images one "
-            "by one"
+            "this client cannot be exported: the defense's loss is not a mean over images, and devices process images "
+            "one by one"
         )
 
 
 def _gradient_error(found: dict[str, np.ndarray], client: nn.Module, objective: Tensor) -> tuple[float, str]:
-    """The largest relative error of a parameter's gradient of `objective`, and whose it is."""
+    """The largest relative error among the parameters' gradients of `objective`, and the parameter's name."""
     named = dict(client.named_parameters())
     computed = torch.autograd.grad(objective, list(named.values()), materialize_grads=True)
     expected = {name: value.numpy() for name, value in zip(named, computed, strict=True)}
-    # a gradient may be nothing but rounding: that of a bias before a norm, say
+    # some gradients are zero up to rounding, such as that of a bias before a norm
     least = CHECK_TOLERANCE * max((float(np.linalg.norm(value)) for value in expected.values()), default=0.0)
     return max(
         ((_relative_error(found[name], value, least), name) for name, value in expected.items()), default=(0, "")

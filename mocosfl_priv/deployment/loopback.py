@@ -1,4 +1,4 @@
-"""Server and devices on one machine, each a process of its own, over real connections: ends with the cost table."""
+"""Run a server and devices as separate processes on one machine, over real network connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mocosfl_priv.runtime.progress import Progress
 from mocosfl_priv.runtime.seeding import derive_seed
 
 CLIENT_MODULE = "mocosfl_priv.device.client"
-LEAVE_SECONDS = 15.0  # for client processes to end by themselves after the server has finished
+LEAVE_SECONDS = 15.0  # time for client processes to end by themselves after the server has finished
 
 
 def run_loopback(
@@ -31,13 +31,24 @@ def run_loopback(
 ) -> RunRecord:
     """Run `plan` with its first `clients` clients as processes on this machine, and all others simulated.
 
-    folder: gets certificates, shards, checkpoints and logs. This process is the server.
-    Raises ConfigurationError where the plan cannot be run so, RunFailedError where a client failed.
+    This process is the server.
+
+    Args:
+        plan: The experiment.
+        options: The server's options; its address, certificates and devices are replaced.
+        clients: Number of clients that run as processes.
+        folder: Where certificates, shards, checkpoints and logs are written.
+        progress: Display of progress.
+
+    Raises:
+        ConfigurationError: The plan cannot be run with devices.
+        RunFailedError: A client process failed.
+
     """
     if not 1 <= clients <= plan.config.training.clients:
         raise ConfigurationError(
-            f"--clients {clients}: the configuration has {plan.config.training.clients} clients, of which at least one "
-            "and at most all can be processes"
+            f"--clients {clients}: the configuration has {plan.config.training.clients} clients; choose a number from "
+            f"1 to {plan.config.training.clients}"
         )
     options = replace(
         options,
@@ -51,7 +62,7 @@ def run_loopback(
         make_certificates(options.certs, clients, [])
     private, training, seed = plan.laboratory.roles[Role.CLIENT_PRIVATE], plan.config.training, plan.systems[0].seed
     shards = write_shards(private, training, seed, folder / "shards")[:clients]
-    noise = ["--noise-seed", str(derive_seed(seed, "noise"))]  # all on one machine: a run is to be repeatable
+    noise = ["--noise-seed", str(derive_seed(seed, "noise"))]  # makes the run repeatable
     processes = [
         start_client(options.listen, options.certs, shard, client, folder, noise)
         for client, (shard, _) in enumerate(shards)
@@ -70,7 +81,10 @@ def run_loopback(
 def start_client(
     server: str, certs: Path | None, shard: Path, client: int, logs: Path, arguments: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
-    """A client as on a device: a process that knows server, certificate and shard, and nothing else."""
+    """Start a client process as on a device: it is given the server's address, a certificate and a shard only.
+
+    The output goes to a log file in `logs`, named after the client. `certs` is None for plain text.
+    """
     name = device_name(client)
     identity = ["--plain", "--name", name] if certs is None else ["--certs", str(certs / name)]
     command = [sys.executable, "-m", CLIENT_MODULE, "--server", server, "--data", str(shard), *identity, *arguments]
@@ -86,14 +100,16 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
         try:
             code = process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            raise RunFailedError(f"{device_name(client)} did not leave after the end; see {folder}") from error
+            raise RunFailedError(
+                f"{device_name(client)} did not exit after the end of the run; see {folder}"
+            ) from error
         if code != 0:
             log = folder / f"{device_name(client)}.log"
             raise RunFailedError(f"{device_name(client)} ended with exit code {code}; see {log}")
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on just now."""
+    """Return a TCP port on loopback that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

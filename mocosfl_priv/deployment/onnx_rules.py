@@ -1,7 +1,7 @@
-"""How torch's operations are written in ONNX, and how backward passes without a rule are taken apart.
+"""Rules that translate PyTorch operations to ONNX, and decompositions of operations without a rule.
 
-A rule gets the graph, the operation's result (for its shape and type) and its arguments, and returns the name, or
-names, of what it computes. Shapes are fixed, so every change of shape alone is a Reshape.
+A rule gets the graph, the operation's result (for its shape and type) and its arguments, and returns the name or names
+of its results in the graph. Shapes are fixed, so every operation that only changes the shape is a Reshape.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _reduction(operator: str) -> Rule:
         dtype: Any = None,
     ) -> str:
         axes = list(dim) if dim else list(range(x.dim()))
-        if not axes:  # of a single number
+        if not axes:  # reduction of a scalar
             return g.operand(x, result.dtype)
         return g.node(operator, g.operand(x, result.dtype), g.integers(axes), keepdims=int(keepdim))
 
@@ -68,7 +68,7 @@ def _same(g: Graph, result: Tensor, x: Tensor, *_: Any, **__: Any) -> str:
 
 
 def _filled(g: Graph, result: Tensor, *_: Any, **__: Any) -> str:
-    """One number everywhere, whatever the argument's numbers are."""
+    """A tensor filled with one number; the values of the argument do not matter."""
     return g.node("Expand", g.operand(result.flatten()[:1].item(), result.dtype), g.integers(result.shape))
 
 
@@ -135,7 +135,7 @@ def _inverse_root(g: Graph, _: Tensor, x: Tensor) -> str:
 
 
 def _log_of_one_more(g: Graph, result: Tensor, x: Tensor) -> str:
-    """log(1 + x) = x log(u) / (u - 1) for u = 1 + x as rounded, which keeps the digits of a small x (Kahan)."""
+    """log(1 + x) as x log(u) / (u - 1) with u = 1 + x rounded, which is precise for small x (Kahan)."""
     number, one = g.name(x), g.operand(1.0, result.dtype)
     more = g.node("Add", one, number)
     rest = g.node("Sub", more, one)
@@ -195,7 +195,7 @@ def _max_pool(
     g: Graph, results: Sequence[Tensor], x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
     padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), ceil_mode: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Torch counts the places of the largest within a map, ONNX within all maps of the batch."""
+    """Max pooling with indices: PyTorch's are positions within one map, ONNX's within all maps of the batch."""
     maximum, place = g.nodes(
         "MaxPool", 2, g.name(x), kernel_shape=_pair(kernel), strides=_pair(stride or kernel),
         pads=_pair(padding) * 2, dilations=_pair(dilation), ceil_mode=int(ceil_mode),
@@ -278,11 +278,11 @@ def convolution_backward(
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of a convolution of one image, by one transposed and one plain convolution.
+    """Decompose the gradients of a convolution of one image into a transposed and a plain convolution.
 
-    That of the input is the transposed convolution of the output's with the same filters. That of a filter is the
-    input correlated with the output's gradient: input channels take the place of images, the output's gradient that
-    of filters, and stride and dilation change places.
+    The input's gradient is the transposed convolution of the output's gradient with the same filters. A filter's
+    gradient is the correlation of the input with the output's gradient: a convolution in which input channels act as
+    images, the output's gradient acts as filters, and stride and dilation are exchanged.
     """
     spatial = range(len(stride))
     none = [0] * len(stride)
@@ -298,12 +298,12 @@ def convolution_backward(
         of_x = aten.convolution(gradient, weight, None, stride, padding, dilation, True, rest, groups)
     if wanted[1]:
         if len(x) != 1:
-            raise NotTranslatableError("graphs are made for one image, and a convolution met several")
+            raise NotTranslatableError("graphs are made for one image, but a convolution got several")
         wide, narrow = (gradient, x) if transposed else (x, gradient)
         images = wide.reshape(groups, wide.shape[1] // groups, *wide.shape[2:]).transpose(0, 1)
         filters = narrow.transpose(0, 1)
         of_weight = aten.convolution(images, filters, None, dilation, padding, stride, False, none, groups)
-        for i in spatial:  # a stride that does not divide leaves rows that no filter reached
+        for i in spatial:  # drop positions beyond the filter, which exist if the stride does not divide the size
             of_weight = of_weight.narrow(2 + i, 0, weight.shape[2 + i])
         of_weight = of_weight.transpose(0, 1)
     if wanted[2]:
@@ -314,7 +314,7 @@ def convolution_backward(
 def variance_and_mean(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Both over the dimensions `dim`, or over all."""
+    """Return variance and mean over the dimensions `dim`, or over all."""
     dims = list(dim) if dim else list(range(x.dim()))
     count = math.prod(x.shape[d] for d in dims)
     centred = x - x.mean(dims, keepdim=True)
@@ -325,7 +325,7 @@ def variance_and_mean(
 def variance(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> Tensor:
-    """The variance alone."""
+    """Return the variance over the dimensions `dim`, or over all."""
     return variance_and_mean(x, dim, correction=correction, keepdim=keepdim)[0]
 
 
@@ -333,7 +333,7 @@ def group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, images: int, channels: int, pixels: int, groups: int,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The normalised maps, and mean and inverse deviation (images, groups), which the backward pass asks for."""
+    """Group norm: returns normalised maps, mean and inverse deviation (images, groups), as the backward pass needs."""
     normalised, mean, inverse = _normalise(x.reshape(images, groups, -1), [2], epsilon)
     y = _affine(normalised.reshape(x.shape), weight, bias, [1, channels] + [1] * (x.dim() - 2))
     return y, mean.squeeze(2), inverse.squeeze(2)
@@ -342,7 +342,7 @@ def group_norm(
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same over the last dimensions, which have `shape`."""
+    """Layer norm over the last dimensions, which have `shape`: returns the result, mean and inverse deviation."""
     dims = list(range(x.dim() - len(shape), x.dim()))
     normalised, mean, inverse = _normalise(x, dims, epsilon)
     return _affine(normalised, weight, bias, list(shape)), mean, inverse
@@ -362,7 +362,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[i
 def slice_backward(
     gradient: Tensor, sizes: Sequence[int], dim: int, start: int | None, end: int | None, step: int
 ) -> Tensor:
-    """The gradient where the slice was, among zeros."""
+    """Return zeros of `sizes` with the gradient in the place of the slice."""
     dim %= len(sizes)
     first = slice(start, end, step).indices(sizes[dim])[0]
     if step > 1:
@@ -372,13 +372,13 @@ def slice_backward(
 
 
 def select_backward(gradient: Tensor, sizes: Sequence[int], dim: int, index: int) -> Tensor:
-    """The same for a single place."""
+    """Return zeros of `sizes` with the gradient at `index` of dimension `dim`."""
     place = index % sizes[dim]
     return slice_backward(gradient.unsqueeze(dim), sizes, dim, place, place + 1, 1)
 
 
 def _padded(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """`x` with zeros before and behind it along `dim`."""
+    """Pad `x` with zeros before and after it along `dim`."""
     return aten.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [before, after])
 
 
@@ -386,7 +386,7 @@ def max_pool_backward(
     gradient: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], ceil_mode: bool, places: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Every number of the gradient goes back to where its maximum stood."""
+    """Return the gradient of max pooling: each value is added at the position of its maximum, `places`."""
     empty = torch.zeros_like(x).flatten(2)
     return empty.scatter_add(2, places.flatten(2), gradient.flatten(2)).view(x.shape)
 
@@ -395,7 +395,7 @@ def average_pool(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0, 0),
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """An average as a convolution of every channel with equal numbers."""
+    """Average pooling as a depthwise convolution with constant weights."""
     weight = _averaging(x, kernel, padding, ceil_mode, count_include_pad, divisor_override)
     return aten.convolution(x, weight, None, _pair(stride or kernel), _pair(padding), [1, 1], False, [0, 0], x.shape[1])
 
@@ -404,7 +404,7 @@ def average_pool_backward(
     gradient: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     ceil_mode: bool, count_include_pad: bool, divisor_override: int | None,
 ) -> Tensor:  # fmt: skip
-    """The gradient of that convolution with respect to its input."""
+    """Return the gradient of :func:`average_pool` with respect to its input."""
     weight = _averaging(x, kernel, padding, ceil_mode, count_include_pad, divisor_override)
     of_x, _, _ = convolution_backward(
         gradient, x, weight, None, _pair(stride or kernel), _pair(padding), [1, 1], False, [0, 0], x.shape[1],
@@ -418,7 +418,7 @@ def _averaging(
     x: Tensor, kernel: Sequence[int], padding: Sequence[int], ceil_mode: bool, count_pad: bool, divisor: int | None
 ) -> Tensor:
     if ceil_mode or (any(padding) and not count_pad):
-        raise NotTranslatableError("an average pool with ceil_mode, or that leaves its padding out, has no rule")
+        raise NotTranslatableError("there is no rule for average pooling with ceil_mode or count_include_pad=False")
     height, width = _pair(kernel)
     return torch.full((x.shape[1], 1, height, width), 1 / (divisor or height * width))
 

@@ -1,7 +1,8 @@
-"""Where devices arrive: conversations with them, each in a thread of its own, and what the engine asks of them.
+"""The server's side of the communication with devices: registration, requests, validation and accounting.
 
-Every message is judged here, in the thread of its conversation. The engine gets arrays of the shape that it asked for,
-or nothing; a conversation that brings anything else is ended with the reason, and the others do not notice.
+Each connection ("conversation") with a device runs in its own thread, which validates every message. The training
+engine gets arrays of the shape that it asked for, or nothing. A device that sends anything else is disconnected with
+the reason; other devices are not affected.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from mocosfl_priv.device.transport import ClosedError, Conversation, Dialogue, T
 
 LOG = logging.getLogger("mocosfl-priv-server")
 REGISTER_SECONDS = 30.0
-FAREWELL_SECONDS = 10.0  # in which devices report and leave after the end
-ENVELOPE_BYTES = 64 * 2**10  # of a message around its tensors, at most
-SILENT_BEATS = 4  # heartbeats that may be missed
+FAREWELL_SECONDS = 10.0  # time for devices to send a last report and disconnect after the end
+ENVELOPE_BYTES = 64 * 2**10  # largest size of a message without its tensors
+SILENT_BEATS = 4  # a device that is silent for this number of heartbeat intervals is disconnected
 
 COUNTED = (*(column.name for column in fields(Traffic)), "steps_missed", "images")  # columns of a ledger
 
@@ -43,9 +44,14 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Terms:
-    """What holds for all devices of a run.
+    """The settings that are the same for all devices of a run.
 
-    run: its name, the same after a restart of the server. seed: decides which images devices draw, and their views.
+    run: its name, the same after a restart of the server.
+    program: the client that devices run.
+    seed: decides which images devices draw, and how they are augmented.
+    activations, gradients: codecs of smashed data and gradients.
+    drop_partial: whether the rest of a pass over the images that no longer fills a batch is skipped.
+    heartbeat_seconds: interval of the devices' heartbeats.
     """
 
     run: str
@@ -59,9 +65,14 @@ class Terms:
 
 @dataclass
 class Request:
-    """Something that a device was asked for: smashed data of `shapes` "queries" and "keys", or weights by name.
+    """A request to a device, for smashed data ("queries" and "keys") or for weights.
 
-    answer: the arrays once they are there. seconds: how long they took. lost: they will not come.
+    shapes: expected shapes of the arrays by name.
+    kind: expected type of the answer.
+    asked_at: time of the request, of the monotonic clock.
+    answer: the arrays by name; None before they have arrived.
+    seconds: how long the answer took.
+    lost: whether it will never arrive.
     """
 
     number: int
@@ -76,10 +87,13 @@ class Request:
 
 @dataclass
 class Member:
-    """A device in conversation.
+    """A connected device.
 
-    serial: of the weights that it has. has_state: it kept momentum model and optimiser of its own since its last
-    conversation. asked: what it has not answered yet; it is asked for nothing else until it has.
+    images: number of images that it holds.
+    serial: serial number of the weights that it holds.
+    has_state: whether it holds its momentum model and optimiser state, from an earlier connection or handed out.
+    asked: the request that it has not answered yet; until then it gets no other.
+    gone: whether it has disconnected.
     """
 
     client: int
@@ -94,7 +108,13 @@ class Member:
 
 @dataclass
 class Account:
-    """What is known of one client over all its conversations. images: how many it had last; 0 before the first."""
+    """The record of one client over all its connections: traffic, last report, latencies and refusals.
+
+    conversations: number of connections.
+    refusals: number of refused messages by reason.
+    steps_missed: steps whose deadline it missed.
+    images: images that it held at its last connection; 0 before the first.
+    """
 
     name: str
     traffic: Traffic = field(default_factory=Traffic)
@@ -107,11 +127,15 @@ class Account:
 
 
 class Reception:
-    """Registers devices, hands the engine what they send, and keeps account.
+    """Registers devices, passes requests and answers between the engine and devices, and keeps accounts.
 
-    clients: the number of each device's client, by the name in its certificate. rows: the most that a device is asked
-        for; what is larger is refused before it is read. largest_frame: bytes of such a message.
-    trusting: names are not vouched for by certificates, so what a device says is believed; for a single machine only.
+    Args:
+        terms: Settings for all devices.
+        clients: Index of each device's client, by the name in its certificate.
+        rows: Largest number of queries in a request. Messages larger than `largest_frame` bytes, which follows from it,
+            are refused unread.
+        trusting: Whether to believe the names that devices give without certificates; for a single machine only.
+
     """
 
     def __init__(self, terms: Terms, clients: Mapping[str, int], rows: int, *, trusting: bool = False) -> None:
@@ -126,13 +150,15 @@ class Reception:
         self._numbers = 0
         self._finished = False
         parameters = 4 * sum(value.size for value in terms.program.parameters.values())
-        maps = 2 * rows * (4 + 4) * int(np.prod(terms.program.smashed_shape))  # numbers, and at most as many scales
+        maps = (
+            2 * rows * (4 + 4) * int(np.prod(terms.program.smashed_shape))
+        )  # 4 bytes a number, and at most as many scales of 4 bytes
         self.largest_frame = max(3 * parameters, maps) + ENVELOPE_BYTES
 
-    # In the threads of conversations.
+    # Methods that run in the threads of conversations.
 
     def attend(self, conversation: Conversation) -> None:
-        """Talk with a device until the conversation ends; nothing that it sends is raised."""
+        """Serve a device until its connection ends. Invalid messages end the connection and raise nothing."""
         dialogue = Dialogue(conversation, self.largest_frame)
         member: Member | None = None
         who = conversation.peer or "a device"
@@ -157,12 +183,15 @@ class Reception:
     def _admit(self, dialogue: Dialogue) -> Member:
         header, message = dialogue.first(REGISTER_SECONDS)
         if not isinstance(message, Register):
-            raise RefusedError(Reason.UNEXPECTED, f"a {type(message).__name__} before the registration")
+            raise RefusedError(Reason.UNEXPECTED, f"got a {type(message).__name__} before the registration")
         name = message.device if self._trusting else dialogue.conversation.peer
         if message.device not in ("", name) or name not in self._clients:
-            raise RefusedError(Reason.WRONG_IDENTITY, f"{message.device[:80]!r} is not this device, or not of this run")
+            raise RefusedError(
+                Reason.WRONG_IDENTITY,
+                f"the name {message.device[:80]!r} is not that of the certificate, or not a device of this run",
+            )
         if header.run not in ("", self.terms.run):
-            raise RefusedError(Reason.OTHER_RUN, f"run {header.run[:80]!r} where this is {self.terms.run!r}")
+            raise RefusedError(Reason.OTHER_RUN, f"got run {header.run[:80]!r}, but this is {self.terms.run!r}")
         client, session = self._clients[name], secrets.token_hex(8)
         holds_program = message.program_digest == self.terms.program.digest
         with self._changed:
@@ -188,12 +217,12 @@ class Reception:
             before, self.accounts[client].images = self.accounts[client].images, message.images
         if before and message.images != before:
             LOG.warning(
-                "%s came back with %d images, and had %d before: its folder or shard has changed, so what it draws "
-                "from here on is other images than without the interruption",
+                "%s reconnected with %d images, and had %d before: its folder or shard has changed, so from now on it "
+                "draws different images than without the interruption",
                 member.name, message.images, before,
             )  # fmt: skip
         if earlier is not None:
-            earlier.dialogue.close(Reason.REPLACED, "this device has opened another conversation")
+            earlier.dialogue.close(Reason.REPLACED, "this device has opened another connection")
         LOG.info("%s: client %d, %d images%s", member.name, client, member.images, ", resumed" if resumed else "")
         if finished:
             dialogue.send(Finish())
@@ -205,7 +234,7 @@ class Reception:
             return
         request = member.asked
         if request is None or not isinstance(message, request.kind) or message.request != request.number:
-            raise RefusedError(Reason.UNEXPECTED, f"a {type(message).__name__} that was not asked for")
+            raise RefusedError(Reason.UNEXPECTED, f"got a {type(message).__name__} that was not requested")
         if isinstance(message, Smashed):
             codec = self.terms.activations
             answer = {
@@ -236,15 +265,15 @@ class Reception:
                 counts = self.accounts[client].refusals
                 counts[reason.name.lower()] = counts.get(reason.name.lower(), 0) + 1
 
-    # In the engine's thread.
+    # Methods that run in the engine's thread.
 
     def idle(self) -> dict[int, Member]:
-        """The devices that can be asked for something now, by client."""
+        """Return the connected devices without an open request, by client."""
         with self._changed:
             return {client: member for client, member in self._members.items() if member.asked is None}
 
     def wait_for_idle(self, clients: Iterable[int], least: int, seconds: float) -> bool:
-        """Wait until `least` of these clients can be asked; False after `seconds`."""
+        """Wait until `least` of `clients` are connected without an open request; returns False after `seconds`."""
         wanted = set(clients)
 
         def enough() -> bool:
@@ -254,7 +283,7 @@ class Reception:
             return self._changed.wait_for(enough, seconds)
 
     def tell(self, member: Member, message: Message, seconds: float) -> bool:
-        """Send something that has no answer; False, and the end of the conversation, where it cannot be sent."""
+        """Send a message that has no answer. If it cannot be sent, disconnect the device and return False."""
         try:
             member.dialogue.send(message, seconds)
         except (ClosedError, TimeoutError) as error:
@@ -267,7 +296,16 @@ class Reception:
         self, member: Member, make: Callable[[int], Message], kind: type[Smashed] | type[Weights], shapes: Shapes,
         seconds: float,
     ) -> Request:  # fmt: skip
-        """Send the message that `make` makes of a request's number; the answer is waited for with :meth:`wait`."""
+        """Send a request, and return it without waiting for its answer (see :meth:`wait`).
+
+        Args:
+            member: The device.
+            make: Makes the message from the number of the request.
+            kind: Expected type of the answer.
+            shapes: Expected shapes of the arrays in the answer, by name.
+            seconds: Time limit for sending.
+
+        """
         with self._changed:
             self._numbers += 1
             request = Request(self._numbers, member, shapes, kind, time.monotonic(), lost=member.gone)
@@ -277,14 +315,14 @@ class Reception:
         return request
 
     def wait(self, requests: Sequence[Request], seconds: float) -> None:
-        """Until all are answered or lost, or `seconds` have passed; what comes later is thrown away."""
+        """Wait until all `requests` are answered or lost, or `seconds` have passed."""
         with self._changed:
             self._changed.wait_for(lambda: all(r.lost or r.answer is not None for r in requests), seconds)
 
     def ledger(self) -> np.ndarray:
-        """What each client has cost so far, int64 (clients, 8), for a checkpoint: traffic, steps missed, its images.
+        """Return the accounts of all clients for a checkpoint, int64 (clients, 8), with the columns `COUNTED`.
 
-        -1 where the wire's bytes are not known.
+        -1 stands for unknown numbers of bytes on the wire.
         """
         with self._changed:
             members = dict(self._members)
@@ -298,7 +336,10 @@ class Reception:
         return np.array(rows, np.int64)
 
     def load_ledger(self, ledger: np.ndarray) -> None:
-        """Count on from :meth:`ledger`, before any device is there; one of an older version has no images."""
+        """Restore the accounts that :meth:`ledger` returned, before any device connects.
+
+        A ledger of an older version lacks the column of images.
+        """
         for account, row in zip(self.accounts.values(), ledger.tolist(), strict=True):
             counts = dict(zip(COUNTED, row, strict=False))
             account.images = counts.pop("images", 0)
@@ -308,7 +349,7 @@ class Reception:
                 account.traffic.wire_sent = account.traffic.wire_received = None
 
     def finish(self) -> None:
-        """Tell everybody that the run is over, take their last reports, and end all conversations."""
+        """Tell all devices that the run is over, wait for their last reports, and end all connections."""
         with self._changed:
             self._finished = True
             members = list(self._members.values())

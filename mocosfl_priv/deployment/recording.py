@@ -1,9 +1,9 @@
-"""A function of tensors as an ONNX graph, found by running it once and translating every operation it reaches.
+"""Record a function of tensors as an ONNX graph, by running it once and translating every operation that it executes.
 
-Operations are seen below autograd (`TorchDispatchMode`), so that a backward pass is recorded like any other
-computation. Torch's own exporter has no rules for most operations of backward passes, and takes half a minute for a
-graph that is recorded here in less than one second. Shapes are those of the run. What has no rule here
-(`onnx_rules`) is taken apart by torch's table of decompositions.
+Operations are recorded below autograd (`TorchDispatchMode`), so that a backward pass is recorded like any other
+computation. PyTorch's own exporter has no rules for most operations of backward passes, and takes half a minute for a
+graph that is recorded here in less than a second. Shapes are fixed to those of the run. Operations without a rule
+(`onnx_rules`) are decomposed by PyTorch's table of decompositions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mocosfl_priv.device.program import RandomInput
 from mocosfl_priv.device.runtime import RANDOM
 
 OPSET = 18
-IR_VERSION = 9  # what ONNX 1.14 writes, so that devices need no newer runtime than the rules do
+IR_VERSION = 9  # that of ONNX 1.14, so that devices do not need a newer runtime than the rules require
 TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,
@@ -33,67 +33,67 @@ TYPES = {
     torch.bool: TensorProto.BOOL,
 }
 Rule = Callable[..., "str | Sequence[str]"]
-DRAWS: dict[Any, Literal["normal", "uniform"]] = {  # from a generator that the caller names, as defenses do
+DRAWS: dict[Any, Literal["normal", "uniform"]] = {  # drawn from an explicit generator, as defenses do
     torch.ops.aten.randn.generator: "normal",
     torch.ops.aten.rand.generator: "uniform",
 }
 
 
 class NotTranslatableError(Exception):
-    """The function does something that no graph can repeat; the message says what."""
+    """The function does something that cannot be expressed as a graph; the message says what."""
 
 
 class Graph:
-    """ONNX nodes in the order in which they are computed, and the names of tensors."""
+    """An ONNX graph under construction: its nodes in order of computation, and the names of tensors."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, np.ndarray] = {}
         self._names: dict[int, str] = {}
         self._computed: set[str] = set()
-        self._alive: list[Tensor] = []  # an id is a name only while its tensor lives
+        self._alive: list[Tensor] = []  # keeps tensors alive, since Python may reuse the id of a deleted object
         self._count = 0
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether `tensor` depends on the function's arguments; all others are constants."""
+        """Whether `tensor` depends on the function's arguments; tensors that do not are constants."""
         return self._names.get(id(tensor)) in self._computed
 
     def assign(self, tensor: Tensor, name: str) -> None:
-        """From here on `tensor` is called `name`."""
+        """Set the name of `tensor`, which depends on the function's arguments."""
         self._alive.append(tensor)
         self._names[id(tensor)] = name
         self._computed.add(name)
 
     def name(self, tensor: Tensor) -> str:
-        """What `tensor` is called; one that was not computed here becomes a constant."""
+        """Return the name of `tensor`; a tensor without a name is added as a constant."""
         if id(tensor) not in self._names:
             self._alive.append(tensor)
             self._names[id(tensor)] = self._constant(tensor.detach().contiguous().numpy().copy())
         return self._names[id(tensor)]
 
     def operand(self, value: Tensor | float, dtype: torch.dtype) -> str:
-        """The name of a tensor or number as `dtype`."""
+        """Return the name of a tensor or number, converted to `dtype` if needed."""
         if not isinstance(value, Tensor):
             return self._constant(torch.tensor(value, dtype=dtype).numpy())
         name = self.name(value)
         return name if value.dtype == dtype else self.node("Cast", name, to=TYPES[dtype])
 
     def integers(self, values: Sequence[int]) -> str:
-        """A constant int64 vector, as many operators take their sizes."""
+        """Return the name of a constant int64 vector, the form in which many operators take sizes."""
         return self._constant(np.array(values, np.int64))
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Apply an operator with one result, and return the result's name."""
+        """Add an operator with one result, and return the result's name."""
         return self.nodes(operator, 1, *inputs, **attributes)[0]
 
     def nodes(self, operator: str, results: int, *inputs: str, **attributes: Any) -> list[str]:
-        """The same for operators with several results."""
+        """Add an operator with several results, and return their names."""
         names = [self._fresh() for _ in range(results)]
         self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names
 
     def model(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> bytes:
-        """The serialised model of what `outputs` need; inputs and outputs have these names and shapes."""
+        """Return the serialised model that computes `outputs` from `inputs`, both by name, without unneeded nodes."""
         finals = [helper.make_node("Identity", [self.name(value)], [name]) for name, value in outputs.items()]
         needed = {name for node in finals for name in node.input}
         kept: list[onnx.NodeProto] = []
@@ -123,10 +123,12 @@ class Graph:
 
 
 class Recorder(TorchDispatchMode):
-    """Within this context every operation on known tensors is carried out, and written into `graph`.
+    """A context in which every operation on tensors of `graph` is executed and added to it.
 
-    What is drawn from a generator becomes an input of the graph, called ``random.0`` and so on in the order of draws.
-    random_inputs, drawn: what these inputs are, and their values in this run, by name.
+    Random numbers drawn from a generator become inputs of the graph, named ``random.0``, ``random.1``, ... in order.
+
+    random_inputs: distributions and shapes of these inputs.
+    drawn: their values in this run, by name.
     """
 
     def __init__(self, graph: Graph, rules: Mapping[Any, Rule], own_decompositions: Mapping[Any, Any]) -> None:
@@ -138,7 +140,7 @@ class Recorder(TorchDispatchMode):
         self._decompositions = own_decompositions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out one operation; raises NotTranslatableError for one that has no rule and no decomposition."""
+        """Execute and record one operation; raises NotTranslatableError if it has no rule and no decomposition."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
             return self._draw(func, args, kwargs)
@@ -153,19 +155,19 @@ class Recorder(TorchDispatchMode):
         if isinstance(names, str):
             self._graph.assign(result, names)
         else:
-            for tensor, name in zip(result, names, strict=False):  # results behind the last name are not used
+            for tensor, name in zip(result, names, strict=False):  # further results, without a name, are not used
                 self._graph.assign(tensor, name)
         return result
 
     def _draw(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         if func not in DRAWS:
             raise NotTranslatableError(
-                f"it draws random numbers ({func}), which only a defense may, by torch.rand and torch.randn with its "
-                "generator"
+                f"it draws random numbers ({func}); only a defense may, with torch.rand or torch.randn and the "
+                "generator that it is given"
             )
         drawn: Tensor = func(*args, **kwargs)
         if drawn.dtype != torch.float32:
-            raise NotTranslatableError(f"it draws {drawn.dtype} where a device computes in float32")
+            raise NotTranslatableError(f"it draws {drawn.dtype} numbers, but a device computes in float32")
         name = f"{RANDOM}{len(self.random_inputs)}"
         self.random_inputs.append(RandomInput(DRAWS[func], tuple(drawn.shape)))
         self.drawn[name] = drawn
@@ -173,7 +175,7 @@ class Recorder(TorchDispatchMode):
         return drawn
 
     def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """`func` through simpler operations: by our decompositions, its own definition, or torch's table."""
+        """Run `func` as simpler operations: by our decompositions, its own definition, or PyTorch's table."""
         for decomposition in (self._decompositions.get(func), func.decompose, decomposition_table.get(func)):
             if decomposition is None:
                 continue
@@ -185,18 +187,20 @@ class Recorder(TorchDispatchMode):
 
 
 class Redrawn(TorchDispatchMode):
-    """Within this context what is drawn from generators is given: `values`, in their order."""
+    """A context in which draws from generators return `values`, in order."""
 
     def __init__(self, values: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._values = list(values)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out one operation, or give what is drawn; raises NotTranslatableError where that does not fit."""
+        """Execute one operation, or return the next value; raises NotTranslatableError if its shape does not fit."""
         if func not in DRAWS:
             return func(*args, **(kwargs or {}))
         if not self._values or tuple(args[0]) != tuple(self._values[0].shape):
-            raise NotTranslatableError("what it draws for several images is not what it draws for each of them")
+            raise NotTranslatableError(
+                "the random numbers that it draws for a batch do not correspond to those for single images"
+            )
         return self._values.pop(0)
 
 

@@ -1,9 +1,9 @@
-"""Devices as participants of a training, beside simulated ones or alone.
+"""Devices as participants of a training, together with simulated clients or alone.
 
-The server keeps a row of the client bank for every device. Between two averages the device's own models are ahead of
-its row; they are fetched when somebody needs them: FedAvg, a validation, a checkpoint. What an average hands out is
-written into the rows, and a device gets its row before it is next asked for anything. So one rule serves devices that
-were there all the time, come back, or lost their memory.
+The server keeps a row of the client bank for every device, which holds the last known state of its models. Between two
+FedAvg rounds the models on the device are newer than its row; the server fetches them for FedAvg, a validation or a
+checkpoint. FedAvg writes its result into the rows, and a device is sent its row before its next request. The same rule
+covers devices that were always connected, that reconnect, and that lost their state.
 """
 
 from __future__ import annotations
@@ -32,18 +32,29 @@ ONLINE, KEY, VELOCITY = "online", "key", "velocity"
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds that a server waits: for the answers of a step's devices; and for any device at all."""
+    """How long a server waits, in seconds.
+
+    answers: for the answers of a step's devices.
+    anybody: for any device at all, before the run fails.
+    """
 
     answers: float = 10.0
     anybody: float = 600.0
 
 
 class RemoteClients:
-    """See :class:`mocosfl_priv.training.participants.Participants`. `remote`: the clients that are devices.
+    """The participants of a training with devices; see :class:`mocosfl_priv.training.participants.Participants`.
 
-    A step waits for its devices until the deadline, and goes on with those that answered: the batch is theirs, and the
-    loss is the mean over their images. A device that is late is asked again when its answer has come. `least` devices
-    are waited for before the first step.
+    A step waits for its devices until the deadline, and continues with those that answered: the loss is the mean over
+    their images. A device that is late gets its next request when it has answered.
+
+    Args:
+        simulated: All clients, of which those in `remote` are not simulated.
+        reception: The connections to the devices.
+        remote: Indices of the clients that are devices.
+        least: Devices that must be connected before the first step.
+        patience: How long to wait.
+
     """
 
     def __init__(
@@ -57,10 +68,10 @@ class RemoteClients:
         self._training = simulated.training
         self._rows_per_image = rows_per_image(self._training, not self.trainable)
         self._smashed_shape = reception.terms.program.smashed_shape
-        self._drawn = torch.zeros(len(simulated.clients.steps_taken), dtype=torch.long)  # images, for each client
+        self._drawn = torch.zeros(len(simulated.clients.steps_taken), dtype=torch.long)  # number of images by client
         self._serials = dict.fromkeys(self._remote, 0)
         self._fresh: dict[int, set[str]] = {client: {ONLINE, KEY, VELOCITY} for client in self._remote}
-        self._rewritten: set[int] = set()  # clients whose row is no longer what the program holds
+        self._rewritten: set[int] = set()  # clients whose row differs from the initial parameters in the program
         self._answers: dict[int, Request] = {}
 
     @property
@@ -70,17 +81,20 @@ class RemoteClients:
 
     @property
     def rows_per_image(self) -> int:
-        """Queries, and as many keys, for an image."""
+        """Number of queries per image; there are as many keys."""
         return self._rows_per_image
 
     @property
     def drawn(self) -> list[int]:
-        """Images that each client has drawn; zeros for simulated ones."""
+        """Number of images that each client has drawn; 0 for simulated clients."""
         drawn: list[int] = self._drawn.tolist()
         return drawn
 
     def present(self, batch: ClientBatch, step: int, learning: bool) -> ClientBatch:  # noqa: ARG002
-        """Ask the devices of the pool for their messages; raises RunFailedError when nobody is there for long."""
+        """Request the messages of the pool's devices, and return the part of `batch` whose clients answered.
+
+        Raises RunFailedError if no client answers within `Patience.anybody`.
+        """
         wanted = {c: size for c, size in zip(batch.pool.tolist(), batch.sizes, strict=True) if c in self._remote}
         self._await_first()
         until = time.monotonic() + self._patience.anybody
@@ -94,14 +108,17 @@ class RemoteClients:
         for client in missing:
             self._reception.accounts[client].steps_missed += 1
         if missing:
-            LOG.warning("step %d goes on without %d of %d clients", step, len(missing), len(batch.pool))
+            LOG.warning("step %d continues without %d of %d clients", step, len(missing), len(batch.pool))
         return batch.without(missing)
 
     def _await_first(self) -> None:
-        """Before the first step of this process: a finished training that is resumed needs no device any more."""
+        """Wait for devices before the first step of this process.
+
+        This is not done earlier because a training that was finished before a restart needs no devices.
+        """
         if self._awaited and not self._reception.wait_for_idle(self._remote, self._awaited, self._patience.anybody):
             there = len(self._reception.idle())
-            raise RunFailedError(f"{there} of {self._awaited} devices came within {self._patience.anybody:g} s")
+            raise RunFailedError(f"{there} of {self._awaited} devices connected within {self._patience.anybody:g} s")
         self._awaited = 0
 
     def _draw(self, wanted: Mapping[int, int], step: int) -> dict[int, Request]:
@@ -170,11 +187,11 @@ class RemoteClients:
         self._simulated.end_step()
 
     def average(self, pool: Tensor) -> None:
-        """The mean of the pool's clients that are there; without any, everybody goes on as before."""
+        """FedAvg over the pool's clients that answer; if none does, all clients keep their models."""
         self._fetch(pool.tolist(), {ONLINE, KEY} if self._training.average_momentum_models else {ONLINE})
         there = self._known(pool)
         if len(there) == 0:
-            LOG.warning("no average: none of its clients is there")
+            LOG.warning("FedAvg skipped: none of its clients answered")
             return
         self._simulated.average(there)
         for client in self._remote:
@@ -191,35 +208,35 @@ class RemoteClients:
         return self._simulated.consensus(there if len(there) else pool)
 
     def individual(self, client: int) -> State:
-        """See :class:`Participants`; of a device that is away, its row."""
+        """See :class:`Participants`; for a device that does not answer, its row."""
         if self.trainable:
             self._fetch([client], {ONLINE})
         return self._simulated.individual(client)
 
     def finish(self) -> None:
-        """Devices report for the last time, and leave."""
+        """Tell the devices that the training is over, and collect their last reports."""
         self._reception.finish()
 
     def state(self) -> State:
-        """See :class:`Participants`; with the devices' models and optimisers as they are now."""
+        """See :class:`Participants`; models and optimiser states are fetched from the devices first."""
         if self.trainable:
             self._fetch(self._remote, {ONLINE, KEY, VELOCITY})
         ledger = torch.from_numpy(self._reception.ledger())
         return {**self._simulated.state(), "remote.drawn": self._drawn, "remote.ledger": ledger}
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken; devices get their state of that moment, whatever they did since."""
+        """Restore what :meth:`state` returned; devices are reset to their state in it when they connect."""
         self._simulated.load_state(state)
         self._drawn = state["remote.drawn"].clone()
         self._reception.load_ledger(state["remote.ledger"].numpy())
         self._rewritten = set(self._remote) if self.trainable else set()
 
     def _known(self, pool: Tensor) -> Tensor:
-        """Those of `pool` whose online model is in the bank as it is now."""
+        """The clients of `pool` whose row of the bank holds their current online model."""
         return pool[[client not in self._remote or ONLINE in self._fresh[client] for client in pool.tolist()]]
 
     def _fetch(self, clients: Iterable[int], kinds: set[str]) -> None:
-        """Bring these kinds of models of the devices among `clients` into the bank, of those that answer in time."""
+        """Fetch these kinds of models from the devices among `clients` into the bank, if they answer in time."""
         idle = self._reception.idle()
         requests: dict[int, Request] = {}
         for client in sorted(self._remote & set(clients)):
@@ -246,11 +263,11 @@ class RemoteClients:
                 self._rewritten.add(client)
 
     def _bring_up_to_date(self, member: Member) -> bool:
-        """Hand out the member's row where it is not what the member has; False where the member has left meanwhile."""
+        """Send a device its row if it differs from what the device holds; False if the device has disconnected."""
         client = member.client
         if member.has_state and member.serial == self._serials[client]:
             return True
-        if not member.has_state and client not in self._rewritten:  # it begins with the program's parameters
+        if not member.has_state and client not in self._rewritten:  # its row still holds the program's parameters
             member.has_state, member.serial = True, self._serials[client]
             self._fresh[client] = {ONLINE, KEY, VELOCITY}
             return True

@@ -1,4 +1,4 @@
-"""A run whose clients are devices: the same plan, engine, attacks and report as any run."""
+"""Run an experiment with devices as clients; plan, engine, attacks and report are those of any run."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ LOG = logging.getLogger("mocosfl-priv-server")
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How a server meets its devices.
+    """How the server communicates with its devices.
 
-    listen: HOST:PORT. certs: folder with ca.pem, server.pem and server.key; None for plain text on a loopback address.
-    devices: clients that are devices; all others are simulated. None for all.
+    listen: HOST:PORT.
+    certs: folder with ca.pem, server.pem and server.key; None for plain text on a loopback address.
+    devices: indices of the clients that are devices, all others are simulated; None for all.
+    patience: how long the server waits for devices.
+    heartbeat_seconds: interval of the devices' heartbeats.
+    least: devices that must be connected before the first step; all by default.
     """
 
     listen: str
@@ -44,10 +48,10 @@ class ServeOptions:
 
 
 def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progress | None = None) -> RunRecord:
-    """Run the one system of `plan` with devices as clients; its record has ``devices`` in its information.
+    """Run the one system of `plan` with devices as clients; the record's `info` has ``devices`` and ``device_costs``.
 
-    checkpoints: where the state is kept, and from where a server that was killed goes on.
-    Raises ConfigurationError where the plan cannot be run so.
+    checkpoints: folder of the training state; a server that is started again resumes from it.
+    Raises ConfigurationError if the plan cannot be run with devices.
     """
     require_servable(plan, options)
     (system,) = plan.systems
@@ -60,7 +64,7 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
             require_loopback(options.listen)
         else:
             require_usable(options.certs)
-        held = HeldPort(address, "--listen")  # what is trained before devices are received may take hours
+        held = HeldPort(address, "--listen")  # training before devices connect (an expert) may take hours
     except DeviceError as error:
         raise ConfigurationError(str(error)) from error
 
@@ -116,30 +120,30 @@ def require_servable(plan: Plan, options: ServeOptions) -> None:
     """Raise ConfigurationError unless `plan` is one honest training of a system that devices can take part in."""
     if len(plan.systems) != 1:
         raise ConfigurationError(
-            f"serve: devices train one system at a time, and this configuration has {len(plan.systems)}: give it one "
-            "seed, one cut layer, one defense and one target fraction"
+            f"serve: devices train one system, and this configuration has {len(plan.systems)}: reduce it to one seed, "
+            "one cut layer, one defense and one target fraction"
         )
     if len(plan.trainings) != 1:
         raise ConfigurationError(
-            "serve: an attack that changes the gradients needs a training of its own; leave it out"
+            "serve: an attack that changes the gradients needs a separate training, which serve does not run; remove it"
         )
     (system,) = plan.systems
     require_runs_on_devices(system.defense.plugin, system.defense.label)
     clients = plan.config.training.clients
     if options.devices is not None and not options.devices:
-        raise ConfigurationError("serve: no client is a device; `mocosfl-priv run` simulates all of them")
+        raise ConfigurationError("serve: no client is a device; use `mocosfl-priv run` to simulate all of them")
     for client in options.devices or ():
         if not 0 <= client < clients:
-            raise ConfigurationError(f"serve: there is no client {client} among {clients}")
+            raise ConfigurationError(f"serve: there is no client {client}; the {clients} clients are counted from 0")
     if options.least is not None and options.least < 1:
         raise ConfigurationError("serve: at least one device must be waited for")
     devices = clients if options.devices is None else len(set(options.devices))
     if options.least is not None and options.least > devices:
         raise ConfigurationError(f"serve: --least {options.least} waits for more devices than there are: {devices}")
     if plan.config.training.replay is not None:
-        raise ConfigurationError("serve: training.replay is for simulated clients only")
+        raise ConfigurationError("serve: training.replay works with simulated clients only")
 
 
 def checkpoints_beside(out: Path) -> Path:
-    """Where the state of a served run is kept by default: a folder beside its results."""
+    """Return the default folder for the state of a served run, beside its results in `out`."""
     return out.with_name(out.name + os.extsep + "checkpoints")

@@ -1,4 +1,4 @@
-"""The private images of simulated clients as files for devices."""
+"""Write the private images of each client to a shard file for its device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from mocosfl_priv.training.sampling import seeded_partition
 def write_shards(
     private: ImageSet, training: TrainingConfig, seed: int, folder: Path, client: int | None = None
 ) -> list[tuple[Path, int]]:
-    """Write every client's images, or one client's, to `folder`; returns the files and how many images each holds.
+    """Write the images of every client, or of one, to `folder`; returns the files and their numbers of images.
 
-    private: the images of the role client_private. The partition is that of a simulated training with `seed`, in its
-    order, and an image's id is its index among the private ones: what the server's sampler calls it.
-    Raises ConfigurationError for a client that does not exist, RunFailedError where a file cannot be written.
+    Images are partitioned as in a simulated training with `seed`, in the same order. The id of an image is its index in
+    `private`, as in the server's sampler.
+
+    Args:
+        private: The images of the role client_private.
+        training: Settings of the partition.
+        seed: Seed of the training.
+        folder: Where to write; made if needed.
+        client: Write the shard of this client only.
+
+    Raises:
+        ConfigurationError: `client` does not exist.
+        RunFailedError: A file cannot be written.
+
     """
     partition = seeded_partition(private.labels, training, seed)
     if client is not None and not 0 <= client < len(partition):
@@ -38,5 +49,5 @@ def write_shards(
 
 
 def shard_name(client: int) -> str:
-    """The file name of a client's shard."""
+    """Return the file name of a client's shard."""
     return f"client-{client:04}.shard"

@@ -1,1 +1,1 @@
-"""The device side: what a client costs. Nothing in this package imports torch."""
+"""A client on a real device: the program `mocosfl-priv-client` and all that it needs, without torch."""

@@ -1,4 +1,4 @@
-"""HOST:PORT as people write it: checked before anything else happens, and found through the system's resolver."""
+"""Parse, check and resolve network addresses of the form HOST:PORT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class Address(NamedTuple):
-    """A host, without the brackets of IPv6, and a port. host: empty for every interface of this machine."""
+    """A host (IPv6 without brackets) and a port. host: empty for all interfaces of this machine."""
 
     host: str
     port: int
@@ -28,9 +28,16 @@ class Address(NamedTuple):
 
 
 def parse(text: str, option: str, *, listening: bool = False) -> Address:
-    """The address that `text` says; DeviceError, in one line with the name of the `option`, where it says none.
+    """Parse an address HOST:PORT.
 
-    listening: the host may be left out, and the port be 0 for any free one.
+    Args:
+        text: The address; an IPv6 host is in brackets.
+        option: Name of the command-line option, for error messages.
+        listening: Whether the host may be left out, and the port may be 0 (any free port).
+
+    Raises:
+        DeviceError: `text` is not an address.
+
     """
     if "://" in text or "/" in text:
         raise DeviceError(f"{option} {text}: write HOST:PORT, without {text.partition('://')[0]}:// and without a path")
@@ -40,7 +47,7 @@ def parse(text: str, option: str, *, listening: bool = False) -> Address:
         raise DeviceError(f"{option} {text}: the port is missing: write HOST:PORT, as in pc.local:7443{inside}")
     if not (port.isascii() and port.isdecimal()) or not (0 if listening else 1) <= int(port) <= LARGEST_PORT:
         least = 0 if listening else 1
-        raise DeviceError(f"{option} {text}: a port is a number from {least} to {LARGEST_PORT}, and {port} is none")
+        raise DeviceError(f"{option} {text}: a port is a number from {least} to {LARGEST_PORT}, not {port}")
     if host or not listening:
         host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         require_host(host, f"{option} {text}")
@@ -57,19 +64,20 @@ def require_host(host: str, what: str) -> None:
             ascii_name = host.encode("idna").decode()
             raise DeviceError(f"{what}: names in certificates are ASCII: use {ascii_name}, or the IP address")
     if not HOST_NAME.fullmatch(host) or len(host) > LONGEST_HOST:
-        raise DeviceError(f"{what}: {host or 'nothing'} is neither a host's name nor an IP address")
+        raise DeviceError(f"{what}: {host or 'nothing'} is neither a host name nor an IP address")
 
 
 def resolve(address: Address) -> str:
-    """`address` as gRPC's target, with the addresses that this system's resolver finds; OSError where it finds none.
+    """Resolve `address` with the system's resolver, and return it as a target for gRPC.
 
-    gRPC's resolver asks DNS only; names such as ``pc.local`` are known to mDNS, which the system asks.
+    gRPC's own resolver uses DNS only; names such as ``pc.local`` need mDNS, which the system's resolver supports.
+    Raises OSError if the host is not found.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a name that IDNA cannot encode
-        raise OSError(f"{address.host} is no host's name") from error
-    family = found[0][0]  # the system puts first what it can reach
+        raise OSError(f"{address.host} is not a valid host name") from error
+    family = found[0][0]  # the system sorts addresses by preference, those that it can reach first
     if family == socket.AF_INET6:
         hosts = [socket.getnameinfo(place[4], socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0] for place in found
                  if place[0] == family]  # fmt: skip
@@ -79,9 +87,9 @@ def resolve(address: Address) -> str:
 
 
 class HeldPort:
-    """A port to listen on, tried and kept from others until :meth:`release`, right before the server takes it.
+    """Reserves a port for a server that starts later: no other process can take it before :meth:`release`.
 
-    Raises DeviceError where the port is taken, or the host is not this machine's.
+    Raises DeviceError if the port is in use, or the host is not an address of this machine.
     """
 
     def __init__(self, address: Address, option: str) -> None:
@@ -94,7 +102,7 @@ class HeldPort:
                 except OSError as error:
                     if error.errno not in NO_SUCH_ADDRESS:
                         raise
-                    missing = error  # a name may have an IPv6 address that this machine does not use
+                    missing = error  # the name may have another address that this machine does use
             if missing is not None and not self._sockets:
                 raise missing
         except OSError as error:
@@ -103,7 +111,7 @@ class HeldPort:
 
     @staticmethod
     def _places(address: Address) -> list[Any]:
-        if address.port == 0:  # any free one: there is nothing to hold
+        if address.port == 0:  # any free port: nothing to reserve
             return []
         return socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
@@ -115,14 +123,14 @@ class HeldPort:
                 held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier server may linger
             held.bind(place)
-            held.listen(1)  # a port that is bound only, another one may bind as well
+            held.listen(1)  # with SO_REUSEADDR, a port that is only bound can be bound by others too
         except OSError:
             held.close()
             raise
         return held
 
     def release(self) -> None:
-        """Let go of it; at the second time without effect."""
+        """Release the port; a second call has no effect."""
         for held in self._sockets:
             held.close()
         self._sockets.clear()

@@ -1,7 +1,7 @@
-"""MoCo v2 views (Chen et al., 2020) on a device, image by image: numpy alone.
+"""MoCo v2 augmentation (Chen et al., 2020) on a device, image by image, with NumPy only.
 
-The server side's `data.augmentation` in other words: the same operations, the same distributions of their draws, so
-that a real client's views are those of a simulated one. Images are float32 (3, h, w) in [0, 1] throughout.
+It has the same operations and distributions as `data.augmentation` of simulated clients. Images are float32 (3, h, w)
+in [0, 1] unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ GREY_WEIGHTS = np.array([0.2989, 0.587, 0.114], np.float32)
 
 
 def two_views(images: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two random views of every image: uint8 (n, 3, h, w) in, twice float32 (n, 3, h, w) in [0, 1] out."""
+    """Return two random views of every image, float32 (n, 3, h, w) in [0, 1] each; images: uint8 (n, 3, h, w)."""
     return moco_v2_views(images, rng), moco_v2_views(images, rng)
 
 
 def moco_v2_views(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One random view of every image; shapes as above."""
+    """Return a random view of every image, float32 (n, 3, h, w) in [0, 1]; images: uint8 (n, 3, h, w)."""
     views = np.empty(images.shape, np.float32)
     for view, image in zip(views, images, strict=True):
         view[:] = _view(image.astype(np.float32) / 255, rng)
@@ -50,7 +50,7 @@ def _view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """RandomResizedCrop's box: top, left, height, width."""
+    """Draw a box (top, left, height, width) as torchvision's RandomResizedCrop does."""
     for _ in range(CROP_ATTEMPTS):
         area = height * width * rng.uniform(*CROP_SCALE)
         ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
@@ -62,7 +62,7 @@ def sample_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 
 def resized_crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Cut the box out and resize it bilinearly to the image's own size; first along columns, then along rows."""
+    """Crop to the box (top, left, height, width) and resize bilinearly to the size of the image."""
     top, left, h, w = box
     cut = image[:, top : top + h, left : left + w]
     above, below, weight = _neighbours(image.shape[1], h)
@@ -72,7 +72,7 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarra
 
 
 def _neighbours(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Between which of `length` numbers each of `size` output pixels lies, and how near to the second."""
+    """For linear interpolation: the two input indices between which each output pixel lies, and the second's weight."""
     place = ((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(length / size) - np.float32(0.5)).clip(
         0, length - 1
     )
@@ -81,14 +81,14 @@ def _neighbours(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def sample_jitter(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """ColorJitter's draw: factors (4,) for brightness, contrast, saturation, hue, and their order (4,)."""
+    """Draw the factors (4,) for brightness, contrast, saturation and hue, and the order (4,) of these operations."""
     low = np.array([1 - BRIGHTNESS, 1 - CONTRAST, 1 - SATURATION, -HUE])
     high = np.array([1 + BRIGHTNESS, 1 + CONTRAST, 1 + SATURATION, HUE])
     return rng.uniform(low, high).astype(np.float32), rng.permutation(4)
 
 
 def color_jitter(image: np.ndarray, factors: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The four colour operations, in this order."""
+    """Change brightness, contrast, saturation and hue by `factors` (4,), in the given order (4,)."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for index in order:
         image = operations[int(index)](image, factors[index])
@@ -96,7 +96,7 @@ def color_jitter(image: np.ndarray, factors: np.ndarray, order: np.ndarray) -> n
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """Luma, (1, h, w)."""
+    """Return the luma of an image, (1, h, w)."""
     return np.tensordot(GREY_WEIGHTS, image, 1)[None]
 
 
@@ -116,7 +116,7 @@ def adjust_saturation(image: np.ndarray, factor: np.floating) -> np.ndarray:
 
 
 def adjust_hue(image: np.ndarray, factor: np.floating) -> np.ndarray:
-    """Turn the hue by `factor` of a full circle, through HSV."""
+    """Rotate the hue by `factor` of a full circle, in HSV."""
     red, green, blue = image
     value = image.max(0)
     chroma = value - image.min(0)
@@ -134,7 +134,7 @@ def adjust_hue(image: np.ndarray, factor: np.floating) -> np.ndarray:
 
 
 def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian of `sigma` pixels, cut off at `BLUR_RADIUS`; edges are reflected."""
+    """Blur with a Gaussian of `sigma` pixels, truncated at `BLUR_RADIUS`; edges are padded by reflection."""
     offsets = np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)

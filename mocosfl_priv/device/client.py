@@ -1,4 +1,4 @@
-"""The command on a device: ``mocosfl-priv-client --server HOST:PORT --certs DIR --data SHARD``.
+"""The command-line program on a device: ``mocosfl-priv-client --server HOST:PORT --certs FOLDER --data SHARD``.
 
 Exit codes: 0 the server has finished; 2 the request cannot be carried out as written; 130 interrupted.
 """
@@ -56,11 +56,28 @@ def run(
     idle: float = IDLE_SECONDS,
     noise_seed: int | None = None,
 ) -> None:
-    """The same with its options as arguments; raises DeviceError."""
+    """Take part in a training until the server has finished.
+
+    Args:
+        server: HOST:PORT of the server.
+        certs: Folder with ca.pem, device.pem and device.key; None with `plain`.
+        data: A shard file, or an image folder.
+        plain: Whether to connect without encryption, on a loopback address only.
+        name: With `plain`, the name of this client.
+        image_size: With an image folder, pixels per side of the model's images.
+        patience: Seconds without a server after which to give up.
+        meter: Name of the energy meter (see :func:`open_meter`); None for none.
+        idle: Seconds for which the meter first measures the idle device.
+        noise_seed: Seed of a defense's noise, for repeatable experiments.
+
+    Raises:
+        DeviceError: An option is invalid, data or certificates cannot be used, or the server refuses this device.
+
+    """
     if noise_seed is not None and noise_seed < 0:
         raise DeviceError(f"--noise-seed must be 0 or larger, not {noise_seed}")
     if plain == (certs is not None):
-        raise DeviceError("give the folder with the device's certificate (--certs), or --plain on this machine only")
+        raise DeviceError("give either --certs FOLDER with the device's certificate, or --plain (this machine only)")
     parse(server, "--server")
     if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
         raise DeviceError(f"--image-size must lie between 1 and {LARGEST_SIDE}, not {image_size}")
@@ -82,24 +99,27 @@ def run(
 
 
 def open_data(data: Path, image_size: int | None) -> Shard:
-    """A shard file; or a folder of images, which needs the size that the model takes."""
+    """Read a shard file, or a folder of images, which needs `image_size`; raises DeviceError if it cannot be read."""
     if not data.is_dir():
         return Shard.read(data)
     if image_size is None:
-        raise DeviceError(f"{data} is an image folder: say its images' size with --image-size")
+        raise DeviceError(f"{data} is an image folder: give the size of the model's images with --image-size")
     return Shard.from_folder(data, image_size)
 
 
 def _views(shard: Shard, program: ClientProgram, welcome: Welcome) -> Views:
     if shard.image_shape != program.image_shape:
-        raise DeviceError(f"images are {shard.image_shape}, and the server's model takes {program.image_shape}")
+        raise DeviceError(f"images have shape {shard.image_shape}, but the server's model takes {program.image_shape}")
     return ShardViews(shard, program.settings, welcome.seed, welcome.client, welcome.drop_partial)
 
 
 class Measure:
-    """What this process takes, from when it is made on, so after all imports; as a context it also reads a meter.
+    """Measures CPU time and memory of this process from now on; as a context manager it also reads an energy meter.
 
-    meter: see :func:`open_meter`; None for none. idle: seconds in which the meter's idle baseline is measured first.
+    Args:
+        meter: Name of the meter (see :func:`open_meter`); None for none.
+        idle: Seconds for which the meter first measures the idle device.
+
     """
 
     def __init__(self, meter: str | None = None, idle: float = IDLE_SECONDS) -> None:
@@ -118,7 +138,7 @@ class Measure:
             self._sampler.__exit__(*ended)
 
     def __call__(self) -> Report:
-        """Zeros where nothing was measured."""
+        """Return what was measured so far; zeros stand for quantities that are not measured."""
         usage = self._process.usage()
         energy = None if self._sampler is None else self._sampler.energy(self._idle_watts)
         measured = energy is not None and energy.joules is not None
@@ -137,27 +157,30 @@ class Measure:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mocosfl-priv-client", description="Take part in a training as a client.")
-    parser.add_argument("--server", required=True, metavar="HOST:PORT")
-    parser.add_argument("--data", required=True, type=Path, metavar="SHARD|FOLDER", help="this client's images")
-    parser.add_argument("--certs", type=Path, metavar="FOLDER", help="with ca.pem, device.pem and device.key")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="of an image folder's images, as in the model")
+    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="address of the server")
+    parser.add_argument("--data", required=True, type=Path, metavar="SHARD|FOLDER",
+                        help="this client's images: a shard file or an image folder")  # fmt: skip
+    parser.add_argument("--certs", type=Path, metavar="FOLDER",
+                        help="folder with ca.pem, device.pem and device.key")  # fmt: skip
+    parser.add_argument("--image-size", type=int, metavar="PIXELS",
+                        help="with an image folder: pixels per side of the model's images")  # fmt: skip
     parser.add_argument("--patience", type=float, default=float("inf"), metavar="SECONDS",
-                        help="give up after so long without a server [default: never]")  # fmt: skip
+                        help="give up after this long without a server [default: never]")  # fmt: skip
     parser.add_argument(
-        "--meter", help="of energy: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:... [default: none]"
+        "--meter", help="energy meter: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:... [default: none]"
     )
     parser.add_argument("--idle", type=float, default=IDLE_SECONDS, metavar="SECONDS",
-                        help="for which the meter first reads the idle device")  # fmt: skip
+                        help="how long the meter first measures the idle device [default: %(default)g]")  # fmt: skip
     parser.add_argument("--noise-seed", type=int, metavar="N",
-                        help="of a defense's noise, for repeatable experiments: who knows it can take the noise away "
-                             "[default: the operating system's]")  # fmt: skip
-    parser.add_argument("--plain", action="store_true", help="no encryption: loopback addresses only")
-    parser.add_argument("--name", default="", help="with --plain: which client this is, as in client-0003")
+                        help="seed of a defense's noise, for repeatable experiments; anyone who knows it can remove "
+                             "the noise [default: randomness of the operating system]")  # fmt: skip
+    parser.add_argument("--plain", action="store_true", help="no encryption; only allowed on loopback addresses")
+    parser.add_argument("--name", default="", help="with --plain: the name of this client, such as client-0003")
     parser.add_argument("--debug", action="store_true", help="log more")
     return parser
 
 
 if __name__ == "__main__":
-    # ONNX Runtime and numpy would start threads of their own that a small client only waits for
+    # threads of ONNX Runtime and NumPy slow a small client down
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())

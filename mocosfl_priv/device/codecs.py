@@ -1,7 +1,7 @@
-"""How smashed data and gradients are written as bytes: exactly, in half precision, or as eight-bit integers.
+"""Codecs of smashed data and gradients: exact, half precision, or 8-bit integers.
 
-Scales belong to an image, or to a channel of it, so that what is decoded for one image does not depend on its
-neighbours in a message.
+Each image, or each channel of an image, has its own scale, so that the decoded values of an image do not depend on the
+other images in a message.
 
 | codec | payload | scales | error of a number x |
 |---|---|---|---|
@@ -24,7 +24,8 @@ Codec = Literal["fp32", "fp16", "int8"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
 NUMBER_BYTES: dict[Codec, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 SCALE_BYTES = 4
-HALF_EXPONENT = 15  # half precision ends at 65504: an image's largest number is moved to 2^14 or more, below 2^15
+# Half precision ends at 65504, so an image is scaled such that its largest number lies in [2^14, 2^15).
+HALF_EXPONENT = 15
 LEVELS = 127
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 SMALLEST_SCALE_EXPONENT = -126
@@ -38,14 +39,14 @@ class Encoded(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of payload and scales together."""
         return len(self.payload) + len(self.scales)
 
 
 def encode(array: np.ndarray, codec: Codec) -> Encoded:
-    """Write a float32 array (n, c, h, w); raises DeviceError where it is anything else, or not finite."""
+    """Encode a float32 array (n, c, h, w); raises DeviceError for other types and shapes, and for NaN or infinity."""
     if array.dtype != np.float32 or array.ndim != 4:
-        raise DeviceError(f"{codec}: an array (n, c, h, w) of float32 is encoded, not {array.dtype} {array.shape}")
+        raise DeviceError(f"{codec}: expected a float32 array (n, c, h, w), not {array.dtype} {array.shape}")
     if not np.isfinite(array).all():
         raise DeviceError(f"{codec}: NaN or infinity cannot be sent")
     _require_codec(codec)
@@ -62,9 +63,9 @@ def encode(array: np.ndarray, codec: Codec) -> Encoded:
 
 
 def decode(payload: bytes, scales: bytes, shape: Sequence[int], codec: Codec) -> np.ndarray:
-    """The float32 array of `shape` (n, c, h, w) that :func:`encode` wrote, up to the codec's error.
+    """Decode what :func:`encode` returned for an array of `shape` (n, c, h, w), as float32.
 
-    Raises DeviceError unless both lengths are exactly right and every number that comes out is finite.
+    Raises DeviceError if a length is wrong, or a scale or decoded number is invalid.
     """
     _require_codec(codec)
     expected = sizes(shape, codec)
@@ -76,7 +77,7 @@ def decode(payload: bytes, scales: bytes, shape: Sequence[int], codec: Codec) ->
     kind = {"fp32": "<f4", "fp16": "<f2", "int8": "i1"}[codec]
     numbers = np.frombuffer(payload, kind).reshape(shape)
     if codec == "int8" and numbers.size and int(numbers.min()) < -LEVELS:
-        raise DeviceError(f"int8: levels reach from {-LEVELS} to {LEVELS}")
+        raise DeviceError(f"int8: levels must lie between {-LEVELS} and {LEVELS}")
     if codec != "fp32":
         factors = np.frombuffer(scales, "<f4").reshape(_scale_shape(shape, codec))
         if not (np.isfinite(factors) & (factors > 0)).all():
@@ -89,9 +90,9 @@ def decode(payload: bytes, scales: bytes, shape: Sequence[int], codec: Codec) ->
 
 
 def sizes(shape: Sequence[int], codec: Codec) -> tuple[int, int]:
-    """Bytes of payload and scales of an array of `shape` (n, c, h, w)."""
+    """Return the bytes of payload and scales of an encoded array of `shape` (n, c, h, w)."""
     if len(shape) != 4 or any(side < 0 for side in shape):
-        raise DeviceError(f"{codec}: {tuple(shape)} is no shape (n, c, h, w)")
+        raise DeviceError(f"{codec}: {tuple(shape)} is not a shape (n, c, h, w)")
     scales = 0 if codec == "fp32" else math.prod(_scale_shape(shape, codec))
     return math.prod(shape) * NUMBER_BYTES[codec], scales * SCALE_BYTES
 
@@ -101,7 +102,7 @@ def _scale_shape(shape: Sequence[int], codec: Codec) -> tuple[int, int, int, int
 
 
 def _largest(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """The largest size of a number over `axes`, which stay as 1; 0 where there is none."""
+    """The largest absolute value over `axes`, which are kept with size 1; 0 for empty arrays."""
     largest: np.ndarray = np.abs(array).max(axis=axes, keepdims=True, initial=0)
     return largest
 

@@ -1,9 +1,9 @@
-"""Named arrays in one block of bytes, in the safetensors layout: checked on the way in, never unpickled.
+"""Read and write named arrays as one block of bytes in the safetensors format, fully checked when read.
 
-Layout: eight bytes, little endian, with the length of the header; the header, a JSON object that gives every name its
-dtype, shape and place, and beside them ``__metadata__``, texts by name; then the arrays' bytes without gaps. The reader
-is our own and not the library's: it decides on sizes before anything is allocated, refuses what we never write, and
-spares the device a package. Tests compare it with the library.
+Layout: the length of the header in eight bytes, little endian; the header, a JSON object with dtype, shape and offsets
+of every array by name, and ``__metadata__`` with texts by name; then the bytes of the arrays without gaps. This reader
+is used instead of the safetensors library because it checks sizes before it allocates anything, refuses what
+:func:`pack` never writes, and saves devices a package. Tests compare it with the library.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LENGTH = struct.Struct("<Q")
-ALIGNMENT = 8  # the header is filled up with spaces, so that arrays lie aligned
+ALIGNMENT = 8  # the header is padded with spaces to a multiple, so that arrays are aligned
 LARGEST_HEADER = 2**20
 MOST_DIMENSIONS = 8
 
 
 class Entry(NamedTuple):
-    """Where an array lies among the bytes behind the header."""
+    """Type, shape and place of an array; `begin` and `end` are offsets after the header."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -42,11 +42,14 @@ class Entry(NamedTuple):
 
 
 def pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """`arrays` and `metadata` as one block; equal contents give equal bytes, whatever their order."""
+    """Serialise `arrays` and `metadata`; equal contents give equal bytes in any order.
+
+    Raises DeviceError for an array whose dtype is not in `DTYPES`.
+    """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     parts: list[bytes] = []
     place = 0
-    # wide types first, as the library writes them, so that each array is aligned to its type
+    # wide types first, as in the safetensors library, so that each array is aligned to its type
     for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
         array = np.asarray(arrays[name])
         dtype = array.dtype.newbyteorder("<")
@@ -65,9 +68,9 @@ def pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes
 
 
 def unpack(payload: bytes | memoryview, largest: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a block of at most `largest` bytes; the arrays are read-only views of `payload`.
+    """Parse a block of at most `largest` bytes; returns read-only views of `payload` by name, and the metadata.
 
-    Raises DeviceError for everything that :func:`pack` does not write.
+    Raises DeviceError for anything that :func:`pack` does not write.
     """
     if len(payload) > largest:
         raise DeviceError(f"{len(payload)} bytes are more than the {largest} allowed")
@@ -82,9 +85,15 @@ def unpack(payload: bytes | memoryview, largest: int) -> tuple[dict[str, np.ndar
 
 
 def read_header(head: bytes | memoryview, total: int) -> tuple[dict[str, Entry], dict[str, str], int]:
-    """Entries and metadata from the first bytes of a block of `total` bytes, and where its arrays begin.
+    """Parse the header of a block; returns entries by name, metadata, and the offset at which the arrays begin.
 
-    head: at least the whole header. Raises DeviceError unless the arrays fill the rest without gap or overlap.
+    Args:
+        head: The first bytes of the block, with at least the whole header.
+        total: Size of the block in bytes.
+
+    Raises:
+        DeviceError: The header is invalid, or the arrays do not fill the rest of the block without gap or overlap.
+
     """
     if len(head) < LENGTH.size:
         raise DeviceError("not a block of arrays: it is shorter than its own length field")
@@ -97,17 +106,17 @@ def read_header(head: bytes | memoryview, total: int) -> tuple[dict[str, Entry],
             bytes(head[LENGTH.size : start]).decode(), object_pairs_hook=_distinct, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
-        raise DeviceError(f"not a block of arrays: its header is no JSON ({type(error).__name__})") from error
+        raise DeviceError(f"not a block of arrays: its header is not JSON ({type(error).__name__})") from error
     if not isinstance(header, dict):
-        raise DeviceError("not a block of arrays: its header is no JSON object")
+        raise DeviceError("not a block of arrays: its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise DeviceError("not a block of arrays: its metadata are no texts")
+        raise DeviceError("not a block of arrays: its metadata are not texts")
     entries = {name: _entry(name, raw) for name, raw in header.items()}
     place = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.begin != place:
-            raise DeviceError(f"array {name!r} begins at byte {entry.begin} and not at {place}")
+            raise DeviceError(f"array {name!r} begins at byte {entry.begin} instead of {place}")
         place = entry.end
     if start + place != total:
         raise DeviceError(f"the arrays fill {place} bytes, but there are {total - start}")
@@ -115,7 +124,7 @@ def read_header(head: bytes | memoryview, total: int) -> tuple[dict[str, Entry],
 
 
 def require(arrays: Mapping[str, np.ndarray], name: str, dtype: str, dimensions: int) -> np.ndarray:
-    """The array called `name`, if it has that dtype and so many dimensions; else DeviceError."""
+    """Return the array `name`; raises DeviceError if it is missing or has another dtype or number of dimensions."""
     array = arrays.get(name)
     if array is None or array.dtype != np.dtype(dtype) or array.ndim != dimensions:
         found = "missing" if array is None else f"{array.dtype} with {array.ndim} dimensions"
@@ -138,7 +147,7 @@ def _entry(name: str, raw: Any) -> Entry:
 
 
 def _are_sizes(values: Any, most: int) -> bool:
-    """Whether `values` is a list of at most `most` whole numbers from 0 on (JSON's true is none)."""
+    """Whether `values` is a list of at most `most` integers of 0 or more (not booleans)."""
     return isinstance(values, list) and len(values) <= most and all(type(v) is int and 0 <= v < 2**48 for v in values)
 
 
@@ -146,9 +155,9 @@ def _distinct(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")

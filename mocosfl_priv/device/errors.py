@@ -1,9 +1,9 @@
-"""What a device refuses. The same folder is installed by itself on devices, so it has an error class of its own."""
+"""The error class of this package, which is separate because the package is also installed alone on devices."""
 
 from __future__ import annotations
 
 
 class DeviceError(Exception):
-    """A client program, a message, a shard or a reading that cannot be used as it is; one line that says why."""
+    """An option, client program, message, shard or meter reading cannot be used; the message says why in one line."""
 
     exit_code = 2

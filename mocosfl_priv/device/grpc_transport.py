@@ -1,7 +1,7 @@
-"""Conversations over gRPC: one bidirectional stream per device, HTTP/2 over mutual TLS.
+"""Connections over gRPC: one bidirectional stream per device, HTTP/2 over mutual TLS.
 
-Frames are handed over as bytes, not as parsed messages: what a peer sends is judged by `messages`, with a typed reason,
-before any of it is believed. Plain text is for tests and experiments on one machine, and refused elsewhere.
+Frames are passed on as bytes and not as parsed messages: the module `messages` validates them, and refuses invalid
+ones with a typed reason. Unencrypted connections are only allowed within one machine, for tests and experiments.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .wire import split_pb2
 SERVICE = split_pb2.DESCRIPTOR.services_by_name["Split"].full_name
 METHOD = "Converse"
 FOREVER = threading.TIMEOUT_MAX
-CLOSE_SECONDS = 5.0  # in which the other end should agree that the conversation is over
-PING_MILLISECONDS = 20_000  # after so much silence each end looks whether the other still lives
-SPARE_STREAMS = 8  # for devices that connect again while their old stream has not ended
+CLOSE_SECONDS = 5.0  # time for the other end to close the connection too
+PING_MILLISECONDS = 20_000  # after this long without data, each end checks that the other is still reachable
+SPARE_STREAMS = 8  # for devices that reconnect before their old stream has ended
 
 STATUS = {
     Reason.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
@@ -50,7 +50,7 @@ STATUS = {
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM blocks: the CA that both ends trust, and an end's own certificate and key."""
+    """PEM blocks: the certificate authority that both sides trust, and this side's certificate and key."""
 
     authority: bytes
     certificate: bytes
@@ -58,7 +58,7 @@ class Certificates:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Certificates:
-        """``ca.pem``, ``<name>.pem`` and ``<name>.key`` of `folder`; raises DeviceError for what is not there."""
+        """Read ``ca.pem``, ``<name>.pem`` and ``<name>.key`` in `folder`; raises DeviceError if one cannot be read."""
         try:
             return cls(*((folder / file).read_bytes() for file in ("ca.pem", f"{name}.pem", f"{name}.key")))
         except OSError as error:
@@ -66,11 +66,11 @@ class Certificates:
 
 
 def connect(server: str, certificates: Certificates | None) -> Conversation:
-    """Open a conversation with `server`, HOST:PORT. Without certificates in plain text, on this machine only.
+    """Open a connection to `server`, HOST:PORT; without certificates unencrypted, on this machine only.
 
-    The system's resolver finds the server; the name that its certificate must have stays the one in `server`. What goes
-    wrong on the way shows as ClosedError, here where the name is not found, else at the first use. Raises DeviceError
-    for what is no address.
+    The host is resolved by the system, and the server's certificate must have the name in `server`. Raises DeviceError
+    if `server` is not a valid address, and ClosedError if its host is not found. Other connection errors raise
+    ClosedError at the first use of the connection.
     """
     if certificates is None:
         require_loopback(server)
@@ -78,7 +78,7 @@ def connect(server: str, certificates: Certificates | None) -> Conversation:
     try:
         target = resolve(address)
     except OSError as error:
-        raise ClosedError(f"{address.host} is not found: {error.strerror or error}") from error
+        raise ClosedError(f"host {address.host} not found: {error.strerror or error}") from error
     name = address.host.partition("%")[0]  # without the interface of a link-local address
     options = [
         *_options(LARGEST_FRAME),
@@ -94,7 +94,7 @@ def connect(server: str, certificates: Certificates | None) -> Conversation:
 
 
 class _End:
-    """What both ends have in common: two bounded queues between gRPC's threads and ours."""
+    """The common part of both ends: two bounded queues between gRPC's threads and ours."""
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
@@ -109,9 +109,9 @@ class _End:
         return self.incoming.get(seconds)
 
     def pump(self, frames: Iterator[bytes]) -> ClosedError:
-        """Take frames from gRPC, no faster than they are received; flow control holds the sender back.
+        """Move frames from gRPC to the queue until there are no more; returns the reason.
 
-        Returns why there are no more.
+        It blocks while the queue is full, so that gRPC's flow control slows the sender down.
         """
         why = ClosedError("the other end has left")
         try:
@@ -136,7 +136,7 @@ class _DeviceEnd(_End):
         self._pump.start()
 
     def _receive(self) -> None:
-        self.outgoing.close(self.pump(self._call))  # nobody takes anything any more
+        self.outgoing.close(self.pump(self._call))  # the stream has ended, so nothing can be sent
 
     def _requests(self) -> Iterator[bytes]:
         try:
@@ -146,7 +146,7 @@ class _DeviceEnd(_End):
             return
 
     def close(self, reason: Reason | None = None, detail: str = "") -> None:  # noqa: ARG002
-        """See :class:`Conversation`; a refusal has been sent as a message, since a client has no status to end with."""
+        """See :class:`Conversation`; the reason was sent as a message before, since a gRPC client sends no status."""
         self.outgoing.close(ClosedError("this end has left"))
         self._pump.join(CLOSE_SECONDS)
         self._moved = self.wire_bytes()
@@ -176,7 +176,7 @@ class _ServerEnd(_End):
         return moved_bytes(lambda address: address == self._address)
 
     def replies(self) -> Iterator[bytes]:
-        """What gRPC sends; ends with a status that says why, where the device did wrong."""
+        """The frames for gRPC to send; if the device was refused, the stream ends with a status that says why."""
         try:
             while True:
                 yield self.outgoing.get(FOREVER)
@@ -186,10 +186,18 @@ class _ServerEnd(_End):
 
 
 class GrpcServer:
-    """Listens for devices, and hands each conversation to `attend` in a thread of its own.
+    """Listens for devices, and calls `attend` with each connection in its own thread.
 
-    listen: HOST:PORT, port 0 for any free one. certificates: None for plain text, on a loopback address only.
-    most: devices at a time. largest_frame: bytes of a message that are let in.
+    Args:
+        listen: HOST:PORT; port 0 for any free port.
+        certificates: None for no encryption, on a loopback address only.
+        attend: Serves one connection.
+        most: Largest number of devices at a time.
+        largest_frame: Largest size of a message in bytes.
+
+    Raises:
+        DeviceError: It cannot listen on this address.
+
     """
 
     def __init__(
@@ -219,11 +227,11 @@ class GrpcServer:
             raise DeviceError(f"cannot listen on {listen}: {error}") from error
 
     def start(self) -> None:
-        """From here on devices are received."""
+        """Start to accept devices."""
         self._server.start()
 
     def stop(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Let conversations end for so long, and no new ones begin."""
+        """Accept no more devices, and wait up to `seconds` for open connections to end."""
         self._server.stop(seconds).wait(seconds + CLOSE_SECONDS)
 
     def _converse(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -241,7 +249,7 @@ class GrpcServer:
 
 
 def require_loopback(address: str) -> None:
-    """Raise DeviceError unless `address`, HOST:PORT, is this machine's own."""
+    """Raise DeviceError unless `address`, HOST:PORT, is a loopback address."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -249,7 +257,7 @@ def require_loopback(address: str) -> None:
         inside = False
     if not inside:
         raise DeviceError(
-            f"plain text is for loopback addresses only, and {host or 'every interface'} is none: use TLS"
+            f"plain text is for loopback addresses only, and {host or 'every interface'} is not one: use TLS"
         )
 
 
@@ -265,7 +273,7 @@ def _options(largest_frame: int) -> list[tuple[str, int]]:
 
 
 def _closed(error: Any) -> ClosedError:
-    """What a stream's status says, with the reason where the server gave one."""
+    """A gRPC error as a ClosedError, with the server's reason if it gave one."""
     details = str(error.details() or "") if hasattr(error, "details") else str(error)
     name = details.partition(":")[0]
     reason = Reason[name] if name in Reason.__members__ else None

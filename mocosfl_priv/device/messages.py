@@ -1,8 +1,8 @@
-"""What device and server say to each other, checked on the way in.
+"""The messages between devices and server, and their validation.
 
-Bytes become one of the classes below in :func:`unpack`, or are refused with a :class:`Reason`. What only the receiver
-can know (which shape it asked for, which codec was agreed on) is checked where it reads a :class:`Packed` array.
-Nothing here is ever unpickled, and no length that a peer claims is allocated before it was compared with a limit.
+:func:`unpack` turns bytes into one of the message classes below, or refuses them with a :class:`Reason`. What depends
+on the receiver's request (shape and codec of an array) is checked by :meth:`Packed.array`. Nothing is unpickled, and
+every length that a peer states is compared with a limit before memory is allocated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .wire import split_pb2 as wire
 
 VERSION = 1
 LARGEST_FRAME = 320 * 2**20  # bytes of a message; the largest is a welcome with the client's program
-LARGEST_NUMBER = 1e6  # of smashed data, gradients and weights: whoever sends more could carry others out of float32
+# Limit for smashed data, gradients and weights; larger values could make another client's numbers overflow float32.
+LARGEST_NUMBER = 1e6
 LONGEST_TEXT = 512
 MOST_DIMENSIONS = 8
 MOST_TENSORS = 10_000
@@ -36,24 +37,24 @@ CODEC_FIELDS = ("activations", "gradients")  # of a welcome
 class Reason(IntEnum):
     """Why a message was refused; the numbers go over the wire."""
 
-    MALFORMED = 1  # not an envelope, or a field that no sender of ours would write
+    MALFORMED = 1  # not an envelope, or a field with an invalid value
     OTHER_VERSION = 2
     OTHER_RUN = 3
     OTHER_SESSION = 4
-    REPLAYED = 5  # its sequence number has been there
-    OUT_OF_ORDER = 6  # one before it is missing
-    UNEXPECTED = 7  # nobody asked for it
+    REPLAYED = 5  # its sequence number was received before
+    OUT_OF_ORDER = 6  # the message before it is missing
+    UNEXPECTED = 7  # it was not requested
     WRONG_SHAPE = 8
-    WRONG_DTYPE = 9  # another codec than was agreed on
+    WRONG_DTYPE = 9  # its codec is not the agreed one
     NOT_FINITE = 10
-    OUT_OF_RANGE = 11  # finite, but larger than any honest number
+    OUT_OF_RANGE = 11  # finite, but larger than LARGEST_NUMBER
     OVERSIZE = 12
-    WRONG_IDENTITY = 13  # not the device of the certificate, or none of this run
-    REPLACED = 14  # the same device has opened another conversation
+    WRONG_IDENTITY = 13  # not the device of the certificate, or not a device of this run
+    REPLACED = 14  # the same device has opened another connection
 
 
 class RefusedError(DeviceError):
-    """A message that is not accepted."""
+    """A message was refused; `reason` and `detail` say why."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason.name.lower()}: {detail}")
@@ -63,7 +64,7 @@ class RefusedError(DeviceError):
 
 @dataclass(frozen=True)
 class Header:
-    """What every message begins with; see `split.proto`."""
+    """The fields that every message has; see `split.proto`."""
 
     run: str
     session: str
@@ -72,7 +73,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Packed:
-    """A float32 array as it goes over the wire."""
+    """A float32 array as it is sent: encoded by a codec."""
 
     shape: tuple[int, ...]
     codec: Codec
@@ -81,8 +82,8 @@ class Packed:
 
     @classmethod
     def of(cls, array: np.ndarray, codec: Codec = FP32) -> Packed:
-        """Pack a float32 array; codecs other than fp32 take (n, c, h, w) only."""
-        if codec == FP32:  # of any shape: weights have all sorts
+        """Encode a float32 array; codecs other than fp32 take arrays (n, c, h, w) only."""
+        if codec == FP32:  # any shape, for weights
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise DeviceError("only finite float32 numbers can be sent")
             return cls(array.shape, codec, np.ascontiguousarray(array, "<f4").tobytes())
@@ -91,19 +92,23 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Payload: numbers and scales."""
+        """Bytes of numbers and scales together."""
         return len(self.data) + len(self.scales)
 
     def array(self, shape: Sequence[int], codec: Codec = FP32) -> np.ndarray:
-        """The float32 array, which must be of this shape and codec, finite, and of honest size; else RefusedError."""
+        """Decode the array, as float32.
+
+        Raises RefusedError unless it has this shape and codec, and its numbers are finite and at most `LARGEST_NUMBER`.
+        """
         if self.codec != codec:
-            raise RefusedError(Reason.WRONG_DTYPE, f"{self.codec} where {codec} was agreed on")
+            raise RefusedError(Reason.WRONG_DTYPE, f"got {self.codec}, but {codec} was agreed on")
         if self.shape != tuple(shape):
-            raise RefusedError(Reason.WRONG_SHAPE, f"{self.shape} where {tuple(shape)} is due")
+            raise RefusedError(Reason.WRONG_SHAPE, f"got {self.shape}, expected {tuple(shape)}")
         expected = (4 * math.prod(shape), 0) if codec == FP32 else codecs.sizes(shape, codec)
         if (len(self.data), len(self.scales)) != expected:
             raise RefusedError(
-                Reason.WRONG_SHAPE, f"{len(self.data)} + {len(self.scales)} bytes where {expected} are due"
+                Reason.WRONG_SHAPE,
+                f"got {len(self.data)} + {len(self.scales)} bytes, expected {expected[0]} + {expected[1]}",
             )
         if codec == FP32:
             array = np.frombuffer(self.data, "<f4").reshape(shape).astype(np.float32)
@@ -121,7 +126,14 @@ class Packed:
 
 @dataclass(frozen=True)
 class Register:
-    """A device's first message. resumes, serial: the session whose state it still has, the weights it was handed."""
+    """A device's first message.
+
+    device: its name.
+    images: number of images that it holds.
+    program_digest: digest of the program that it holds; empty for none.
+    resumes: its last session, if it still holds the state of that session.
+    serial: serial number of the weights that it was sent last.
+    """
 
     device: str
     images: int
@@ -132,9 +144,9 @@ class Register:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The answer: which client the device is, and what it computes.
+    """The answer to a registration: which client the device is, what it computes, and the settings of the run.
 
-    program: empty where the device holds that of the digest.
+    program: the client program; empty if the device holds the one with this digest.
     """
 
     run: str
@@ -151,7 +163,7 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Draw:
-    """Encode `count` images, behind the `offset` that were drawn before."""
+    """A request to encode `count` images, after the `offset` images that this client has drawn before."""
 
     request: int
     step: int
@@ -161,7 +173,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Smashed:
-    """The answer to a draw."""
+    """The answer to a :class:`Draw`: smashed data of queries and keys."""
 
     request: int
     queries: Packed
@@ -170,7 +182,11 @@ class Smashed:
 
 @dataclass(frozen=True)
 class Gradient:
-    """For the queries of `request`, each of which is this `share` of the step's: learn from it at `rate`."""
+    """The gradient for the queries of `request`, from which the device learns.
+
+    rate: learning rate.
+    share: one divided by the number of queries in the step; the weight of a query's own loss, if a defense has one.
+    """
 
     request: int
     rate: float
@@ -180,7 +196,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Ask:
-    """Send your online model, and more where it is asked for."""
+    """A request for the device's online model and, if set, its momentum model and the optimiser's velocity."""
 
     request: int
     momentum_model: bool
@@ -191,8 +207,9 @@ class Ask:
 class Weights:
     """A client's state by name: ``online.<name>``, ``key.<name>``, ``velocity.<name>``.
 
-    Up: the answer to `request`. Down: what the client goes on with; request is 0.
-    serial: counts what was handed out; a device repeats the last one it got.
+    From a device it is the answer to `request`; from the server it replaces the device's state, and `request` is 0.
+
+    serial: increases with every state that the server sends; a device repeats the last one that it received.
     """
 
     request: int
@@ -201,7 +218,7 @@ class Weights:
     tensors: Mapping[str, Packed]
 
     def arrays(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """All of them, which must be exactly those of `shapes`; else RefusedError."""
+        """Decode all arrays; raises RefusedError unless names and shapes are exactly those of `shapes`."""
         if set(self.tensors) != set(shapes):
             odd = sorted(set(self.tensors) ^ set(shapes))[0]
             raise RefusedError(Reason.WRONG_SHAPE, f"weights: {odd[:80]!r} is missing or unknown")
@@ -210,9 +227,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Report:
-    """What a device measured of itself since it started; sent now and then, and shows that it lives.
+    """What a device has measured of itself since it started; sent at regular intervals, also as its heartbeat.
 
-    Bytes are resident memory. energy_method: empty where nothing measured energy.
+    Bytes are resident memory unless named otherwise; 0 stands for not measured.
+
+    energy_method: how energy was measured; empty if it was not.
     """
 
     cpu_seconds: float = 0.0
@@ -231,14 +250,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Finish:
-    """The server has finished: report, and leave."""
+    """The server has finished: the device sends a last report and disconnects."""
 
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A message was refused; the conversation ends."""
+    """A message was refused, and the connection ends."""
 
     reason: int
     detail: str
@@ -254,7 +273,7 @@ KINDS: dict[str, type[Message]] = {
 
 
 def payload(message: Message) -> int:
-    """Bytes of a message that carry tensors or the program; all others are the protocol's own."""
+    """Return the bytes of a message that carry tensors or the program, without the protocol's own bytes."""
     if isinstance(message, Smashed):
         return message.queries.nbytes + message.keys.nbytes
     if isinstance(message, Gradient):
@@ -265,7 +284,7 @@ def payload(message: Message) -> int:
 
 
 def pack(header: Header, message: Message) -> bytes:
-    """One frame."""
+    """Serialise a message as one frame."""
     envelope = wire.Envelope(version=VERSION, run=header.run, session=header.session, sequence=header.sequence)
     name = type(message).__name__.lower()
     getattr(envelope, name).CopyFrom(_to_wire(message))
@@ -273,16 +292,16 @@ def pack(header: Header, message: Message) -> bytes:
 
 
 def unpack(frame: bytes, largest: int = LARGEST_FRAME) -> tuple[Header, Message]:
-    """Read a frame of at most `largest` bytes; raises RefusedError for anything that :func:`pack` would not write."""
+    """Parse a frame of at most `largest` bytes; raises RefusedError for anything that :func:`pack` would not write."""
     if len(frame) > largest:
-        raise RefusedError(Reason.OVERSIZE, f"{len(frame)} bytes where at most {largest} are allowed")
+        raise RefusedError(Reason.OVERSIZE, f"got {len(frame)} bytes, but at most {largest} are allowed")
     envelope = wire.Envelope()
     try:
         envelope.ParseFromString(frame)
     except (DecodeError, ValueError, RecursionError) as error:
         raise RefusedError(Reason.MALFORMED, "not an envelope") from error
     if envelope.version != VERSION:
-        raise RefusedError(Reason.OTHER_VERSION, f"protocol version {envelope.version} where {VERSION} is spoken")
+        raise RefusedError(Reason.OTHER_VERSION, f"got protocol version {envelope.version}, expected {VERSION}")
     header = Header(_text(envelope.run), _text(envelope.session), envelope.sequence)
     name = envelope.WhichOneof("body")
     if name is None:
@@ -292,7 +311,7 @@ def unpack(frame: bytes, largest: int = LARGEST_FRAME) -> tuple[Header, Message]
 
 @dataclass
 class InOrder:
-    """One direction of a conversation: run and session stay, sequence numbers rise one by one."""
+    """Checks the headers in one direction of a connection: same run and session, sequence numbers rising by 1."""
 
     run: str
     session: str
@@ -301,17 +320,19 @@ class InOrder:
     def check(self, header: Header) -> None:
         """Raise RefusedError unless `header` is that of the next message."""
         if header.run != self.run:
-            raise RefusedError(Reason.OTHER_RUN, f"run {header.run[:80]!r} where this is {self.run!r}")
+            raise RefusedError(Reason.OTHER_RUN, f"got run {header.run[:80]!r}, but this is {self.run!r}")
         if header.session != self.session:
-            raise RefusedError(Reason.OTHER_SESSION, f"session {header.session[:80]!r} is not this conversation's")
+            raise RefusedError(
+                Reason.OTHER_SESSION, f"session {header.session[:80]!r} is not the session of this connection"
+            )
         if header.sequence < self.next:
-            raise RefusedError(Reason.REPLAYED, f"message {header.sequence} was there before")
+            raise RefusedError(Reason.REPLAYED, f"message {header.sequence} was received before")
         if header.sequence > self.next:
-            raise RefusedError(Reason.OUT_OF_ORDER, f"message {header.sequence} where {self.next} is next")
+            raise RefusedError(Reason.OUT_OF_ORDER, f"got message {header.sequence}, expected {self.next}")
         self.next += 1
 
 
-# The dataclasses above have the fields of the schema, by the same names; only tensors and codecs look different there.
+# The dataclasses above have the same field names as the schema `split.proto`; only tensors and codecs are converted.
 
 
 def _to_wire(message: Message) -> Any:
@@ -357,10 +378,10 @@ def _packed(tensor: wire.Tensor) -> Packed:
 
 def _named(tensors: Sequence[wire.NamedTensor]) -> dict[str, Packed]:
     if len(tensors) > MOST_TENSORS:
-        raise RefusedError(Reason.OVERSIZE, f"{len(tensors)} tensors where at most {MOST_TENSORS} are allowed")
+        raise RefusedError(Reason.OVERSIZE, f"got {len(tensors)} tensors, but at most {MOST_TENSORS} are allowed")
     read = {_text(each.name): _packed(each.tensor) for each in tensors}
     if len(read) < len(tensors):
-        raise RefusedError(Reason.MALFORMED, "a tensor stands twice")
+        raise RefusedError(Reason.MALFORMED, "two tensors have the same name")
     return read
 
 
@@ -372,13 +393,15 @@ def _codec(number: int) -> Codec:
 
 def _text(value: str) -> str:
     if len(value) > LONGEST_TEXT:
-        raise RefusedError(Reason.OVERSIZE, f"a text of {len(value)} characters where {LONGEST_TEXT} are allowed")
-    if not value.isprintable():  # it will stand in a log
+        raise RefusedError(
+            Reason.OVERSIZE, f"got a text of {len(value)} characters, but at most {LONGEST_TEXT} are allowed"
+        )
+    if not value.isprintable():  # it may be written to a log
         raise RefusedError(Reason.MALFORMED, "a text with unprintable characters")
     return value
 
 
 def _number(value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
-        raise RefusedError(Reason.NOT_FINITE, f"{value} where a finite number from 0 on is due")
+        raise RefusedError(Reason.NOT_FINITE, f"got {value}, expected a finite number of 0 or more")
     return value

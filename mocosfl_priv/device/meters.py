@@ -1,8 +1,8 @@
-"""What a client takes of its device: energy through whatever the board offers, and processor time and memory.
+"""Measure what a client uses of its device: energy, with the meter that the board has, processor time, and memory.
 
-A meter is read at intervals by a `Sampler`, and says itself how its readings become joules. Beside every number stand
-its method, how often it was read, and what the device takes when idle. Where there is no meter the answer is "not
-measured", with the reason, and never an estimate.
+A `Sampler` reads a meter at intervals, and the meter converts readings to joules. Every result comes with its method,
+the number of readings, and the idle power. Without a meter the result is "not measured" with the reason, and never an
+estimate.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ PERIOD = 0.1  # seconds between two readings
 VCGENCMD_TIMEOUT = 2.0
 POWERCAP = Path("/sys/class/powercap")
 PMIC_LINE = re.compile(r"\s*(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(\d+(?:\.\d+)?)[AV]\s*")
-I2C_SLAVE = 0x0703  # ioctl of Linux's i2c-dev: the address that reads and writes go to
+I2C_SLAVE = 0x0703  # ioctl of Linux's i2c-dev that sets the address of the chip
 SIGN_BIT = 1 << 15
 
 
 @dataclass(frozen=True)
 class Energy:
-    """A measurement, or why there is none.
+    """A measurement of energy, or the reason why there is none.
 
-    joules: over `seconds`; None where nothing was measured. readings: how many it was made of.
-    idle_watts: of the same meter while nothing ran; None where that was not measured.
+    method: how it was measured, or why it was not.
+    joules: energy over `seconds`; None if not measured.
+    readings: number of readings.
+    idle_watts: power of the idle device with the same meter; None if not measured.
     """
 
     method: str
@@ -49,46 +51,43 @@ class Energy:
 
     @property
     def watts(self) -> float | None:
-        """Mean power."""
+        """Mean power; None if not measured."""
         return None if self.joules is None or self.seconds <= 0 else self.joules / self.seconds
 
     @property
     def readings_per_second(self) -> float | None:
-        """How often the meter was read."""
+        """How often per second the meter was read; None if not measured."""
         return None if self.joules is None or self.seconds <= 0 else (self.readings - 1) / self.seconds
 
     @property
     def joules_above_idle(self) -> float | None:
-        """What was not spent anyway; None without an idle baseline."""
+        """Energy above that of the idle device; None without an idle baseline."""
         if self.joules is None or self.idle_watts is None:
             return None
         return self.joules - self.idle_watts * self.seconds
 
 
 def not_measured(reason: str) -> Energy:
-    """The measurement that does not exist."""
+    """Return an :class:`Energy` without a value, and with the reason."""
     return Energy(f"not measured: {reason}")
 
 
 class Meter(Protocol):
-    """A source of readings.
-
-    method: what is measured and how, for a column beside the number.
-    """
+    """A source of energy readings."""
 
     @property
     def method(self) -> str:
-        """See above."""
+        """What is measured and how, to print beside the number."""
 
     def read(self) -> float:
-        """One reading, now: watts, or a counter of joules; raises DeviceError where there is none."""
+        """Return the current reading, in watts or as a counter of joules; raises DeviceError if it cannot be read."""
 
     def joules(self, times: np.ndarray, readings: np.ndarray) -> float:
-        """Energy between the first and the last of `readings`, taken at `times` in seconds."""
+        """Return the energy between the first and the last of `readings`, taken at `times` in seconds."""
 
 
 class PowerMeter:
-    """A meter whose readings are watts: energy by the trapezoid rule."""
+    """A meter that reads watts; energy is their integral by the trapezoid rule."""
 
     def joules(self, times: np.ndarray, readings: np.ndarray) -> float:
         """See :class:`Meter`."""
@@ -96,16 +95,16 @@ class PowerMeter:
 
 
 def trapezoid(times: np.ndarray, watts: np.ndarray) -> float:
-    """Joules under straight lines between readings."""
+    """Integrate `watts` over `times` in seconds by the trapezoid rule; returns joules."""
     return float(((watts[1:] + watts[:-1]) / 2 * np.diff(times)).sum())
 
 
 class Pi5Pmic(PowerMeter):
-    """The power management chip of a Raspberry Pi 5. A Pi 4B senses no current and has none."""
+    """The power management chip (PMIC) of a Raspberry Pi 5. A Pi 4B has no current sensors."""
 
     method = (
         "sum of voltage x current over the rails of the Pi 5's PMIC (vcgencmd pmic_read_adc), without losses of its "
-        "regulators and what hangs on 5 V directly"
+        "regulators and parts connected to 5 V directly"
     )
 
     def __init__(self, command: str = "vcgencmd") -> None:
@@ -123,9 +122,10 @@ class Pi5Pmic(PowerMeter):
 
 
 def parse_pmic(text: str) -> float:
-    """Watts from the output of ``vcgencmd pmic_read_adc``: rails whose voltage and current both stand there.
+    """Return the watts in the output of ``vcgencmd pmic_read_adc``, summed over rails with voltage and current.
 
-    Lines are paired by the rail's name, since their numbers differ; EXT5V and BATT have a voltage only.
+    Lines are matched by the rail's name, since their channel numbers differ; EXT5V and BATT have a voltage only. Raises
+    DeviceError if there is no such rail.
     """
     found: dict[str, dict[str, float]] = {"A": {}, "V": {}}
     for line in text.splitlines():
@@ -139,7 +139,10 @@ def parse_pmic(text: str) -> float:
 
 
 def i2c_words(bus: int, address: int) -> Callable[[int], int]:
-    """How to read 16-bit registers, most significant byte first, of the chip at `address` of an I2C bus."""
+    """Return a function that reads a 16-bit register (big endian) of the chip at `address` of an I2C bus.
+
+    Raises DeviceError if the bus cannot be opened; so does the function if the register cannot be read.
+    """
     import fcntl
 
     try:
@@ -159,9 +162,9 @@ def i2c_words(bus: int, address: int) -> Callable[[int], int]:
 
 
 class Ina219(PowerMeter):
-    """TI INA219 (data sheet SBOS448G) in its default mode, which needs no calibration register.
+    """TI INA219 power monitor (data sheet SBOS448G) in its default mode, which needs no calibration register.
 
-    Shunt voltage, register 1: two's complement, 10 uV a step. Bus voltage, register 2: bits 15 to 3, 4 mV a step.
+    Shunt voltage, register 1: two's complement, 10 uV per step. Bus voltage, register 2: bits 15 to 3, 4 mV per step.
     """
 
     def __init__(self, read_word: Callable[[int], int], shunt_ohms: float) -> None:
@@ -176,10 +179,10 @@ class Ina219(PowerMeter):
 
 
 class Ina3221(PowerMeter):
-    """TI INA3221 (data sheet SBOS576C): the sum of some of its three channels.
+    """TI INA3221 power monitor (data sheet SBOS576C): the sum over some of its three channels.
 
-    Of channel k, register 2k - 1 is the shunt voltage, 40 uV a step, register 2k the bus voltage, 8 mV a step, each
-    two's complement in bits 15 to 3.
+    For channel k, register 2k - 1 holds the shunt voltage (40 uV per step) and register 2k the bus voltage (8 mV per
+    step), each as two's complement in bits 15 to 3.
     """
 
     def __init__(self, read_word: Callable[[int], int], shunt_ohms: float, channels: Sequence[int] = (1,)) -> None:
@@ -202,12 +205,12 @@ class Ina3221(PowerMeter):
 
 
 class Rapl:
-    """Intel's and AMD's energy counters through Linux's powercap files: whole packages, wrap-around counted.
+    """RAPL energy counters of Intel and AMD processors, from Linux's powercap files, summed over packages.
 
-    The domain `psys` is left out, since it holds the packages again.
+    Wrap-around of counters is handled. The domain `psys` is left out, since it includes the packages.
     """
 
-    method = "RAPL package energy counters (powercap): processor and, where it is in the package, memory controller"
+    method = "RAPL package energy counters (powercap): processor and, if it is in the package, memory controller"
 
     def __init__(self, root: Path = POWERCAP) -> None:
         zones = sorted(path for path in root.glob("*-rapl:*") if path.name.count(":") == 1)
@@ -219,7 +222,7 @@ class Rapl:
         self._total = 0
 
     def read(self) -> float:
-        """Joules since this meter was made; it must be read before a counter goes round twice (minutes)."""
+        """Return the joules since this meter was made. Read it before a counter wraps around twice (after minutes)."""
         now = [_whole(zone / "energy_uj") for zone in self._zones]
         for before, after, largest in zip(self._last, now, self._ranges, strict=True):
             self._total += after - before if after >= before else after - before + largest
@@ -232,10 +235,11 @@ class Rapl:
 
 
 def open_meter(name: str) -> Meter:
-    """The meter called `name`; raises DeviceError where it is not there.
+    """Open the meter `name`; raises DeviceError if it does not exist here.
 
-    name: auto (the Pi 5's PMIC, else RAPL), pmic, rapl, ``ina219:BUS:ADDRESS:SHUNT`` or
-    ``ina3221:BUS:ADDRESS:SHUNT:CHANNELS``, as in ``ina219:1:0x40:0.1`` and ``ina3221:1:0x40:0.1:1,2``.
+    name: ``auto`` (the Pi 5's PMIC, or else RAPL), ``pmic``, ``rapl``, ``ina219:BUS:ADDRESS:SHUNT`` or
+        ``ina3221:BUS:ADDRESS:SHUNT:CHANNELS`` with the shunt in ohms, such as ``ina219:1:0x40:0.1`` and
+        ``ina3221:1:0x40:0.1:1,2``.
     """
     kind, *parts = name.split(":")
     try:
@@ -247,7 +251,7 @@ def open_meter(name: str) -> Meter:
     except ValueError as error:
         raise DeviceError(f"meter {name!r}: {error}") from error
     if parts or kind not in ("auto", "pmic", "rapl"):
-        raise DeviceError(f"meter {name!r} is none of auto, pmic, rapl, ina219:..., ina3221:...")
+        raise DeviceError(f"unknown meter {name!r}; known: auto, pmic, rapl, ina219:..., ina3221:...")
     if kind == "pmic" or (kind == "auto" and shutil.which("vcgencmd")):
         pmic = Pi5Pmic()
         try:
@@ -260,12 +264,14 @@ def open_meter(name: str) -> Meter:
 
 
 class Sampler:
-    """Reads a meter at intervals, in a thread of its own, from entering a context to leaving it."""
+    """A context manager that reads a meter at intervals (seconds) in its own thread."""
 
     def __init__(self, meter: Meter, period: float = PERIOD) -> None:
         self._meter = meter
         self._period = period
-        self._readings: list[tuple[float, float]] = []  # each with its time: the thread may be between two of them
+        self._readings: list[
+            tuple[float, float]
+        ] = []  # (time, reading); one list, because the thread may append at any moment
         self._failure = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy meter", daemon=True)
@@ -281,7 +287,7 @@ class Sampler:
         self._read()
 
     def energy(self, idle_watts: float | None = None) -> Energy:
-        """What was measured so far; "not measured", with the reason, where a reading failed."""
+        """Return what was measured so far; "not measured" with the reason if a reading failed."""
         if self._failure:
             return not_measured(self._failure)
         times, readings = np.array(list(self._readings)).T
@@ -307,16 +313,24 @@ class Sampler:
 
 
 def idle_watts(meter: Meter, seconds: float) -> float | None:
-    """Mean power of the next `seconds`, in which the caller does nothing; None where a reading fails."""
+    """Wait for `seconds`, and return the mean power meanwhile; None if a reading fails."""
     with Sampler(meter) as sampler:
         time.sleep(seconds)
     return sampler.energy().watts
 
 
 def usb_meter_energy(path: Path, begin: float, end: float, idle: tuple[float, float] | None = None) -> Energy:
-    """Energy from a USB meter's log between two moments, in seconds of the log's own clock (the epoch's, mostly).
+    """Return the energy between two times in the log of a USB power meter.
 
-    idle: a stretch of the same log in which nothing ran. Raises DeviceError where the log does not reach so far.
+    Args:
+        path: The log; see :func:`read_usb_meter`.
+        begin: Start in seconds of the log's clock, often since the epoch.
+        end: End in seconds of the log's clock.
+        idle: Begin and end of an interval of the same log in which the device was idle.
+
+    Raises:
+        DeviceError: The log cannot be read, or does not cover these times.
+
     """
     times, watts = read_usb_meter(path)
     inside, power = _between(times, watts, begin, end)
@@ -333,10 +347,11 @@ def usb_meter_energy(path: Path, begin: float, end: float, idle: tuple[float, fl
 
 
 def read_usb_meter(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds, ascending, and watts from a log with a header; columns by comma, semicolon, tab or space.
+    """Read the log of a USB power meter; returns times in seconds, ascending, and watts.
 
-    Columns are known by how their names begin: time or timestamp; voltage and current, or power. A unit behind an
-    underscore or in brackets, ms, mV, mA or mW, is obeyed. Raises DeviceError where one is missing or no number.
+    The log has a header, and columns separated by comma, semicolon, tab or space. Columns are recognised by the
+    beginning of their names: time or timestamp; voltage and current, or power. Units ms, mV, mA and mW after an
+    underscore or in brackets are converted. Raises DeviceError if a column or number is missing or invalid.
     """
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -358,7 +373,7 @@ def read_usb_meter(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DeviceError(f"USB meter log {path}: {error}") from error
     if not (np.isfinite(times).all() and np.isfinite(watts).all()):
         raise DeviceError(f"USB meter log {path}: a reading is missing")
-    order = np.argsort(times, kind="stable")  # loggers write packets, whose clocks overlap by milliseconds
+    order = np.argsort(times, kind="stable")  # loggers write packets whose times overlap by milliseconds
     return times[order], watts[order]
 
 
@@ -372,9 +387,11 @@ def _column(names: Sequence[str], table: np.ndarray, beginning: str) -> np.ndarr
 
 
 def _between(times: np.ndarray, watts: np.ndarray, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:
-    """The readings of a stretch, with interpolated ones at both of its ends."""
+    """The readings between two times, with interpolated readings at both ends."""
     if not times[0] <= begin < end <= times[-1]:
-        raise DeviceError(f"the USB meter's log reaches from {times[0]:.3f} to {times[-1]:.3f}, not {begin} to {end}")
+        raise DeviceError(
+            f"the USB meter's log covers {times[0]:.3f} to {times[-1]:.3f}, which does not include {begin} to {end}"
+        )
     inner = (times > begin) & (times < end)
     stretch = np.concatenate([[begin], times[inner], [end]])
     return stretch, np.interp(stretch, times, watts)
@@ -382,11 +399,13 @@ def _between(times: np.ndarray, watts: np.ndarray, begin: float, end: float) -> 
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """What this process took since its `ProcessMeter` was made.
+    """Resources that this process has used since its `ProcessMeter` was made.
 
-    resident_bytes: at present; above_baseline_bytes: more than when the meter was made, after all imports.
-    peak_resident_bytes: the largest ever (VmHWM). cgroup_peak_bytes: of the control group, page cache included; None
-    where there is none.
+    cpu_seconds: processor time.
+    resident_bytes: current resident memory.
+    above_baseline_bytes: resident memory above that when the meter was made, after all imports.
+    peak_resident_bytes: largest resident memory of the process ever (VmHWM).
+    cgroup_peak_bytes: peak of the control group, page cache included; None if not available.
     """
 
     cpu_seconds: float
@@ -397,7 +416,7 @@ class ProcessUsage:
 
 
 class ProcessMeter:
-    """Processor time and memory of this process, as Linux counts them. Make it when everything is imported."""
+    """Measures processor time and memory of this process, as Linux counts them. Create it after all imports."""
 
     def __init__(self, process: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
         self._process, self._cgroups = process, cgroups
@@ -405,7 +424,7 @@ class ProcessMeter:
         self.baseline_bytes = self._status("VmRSS")
 
     def usage(self) -> ProcessUsage:
-        """What was taken so far."""
+        """Return the resources used so far."""
         resident = self._status("VmRSS")
         return ProcessUsage(
             time.process_time() - self._cpu_seconds,
@@ -432,7 +451,7 @@ class ProcessMeter:
 
 
 def _signed(word: int) -> int:
-    """A 16-bit word as two's complement."""
+    """Interpret a 16-bit word as two's complement."""
     return word - 2 * SIGN_BIT if word & SIGN_BIT else word
 
 

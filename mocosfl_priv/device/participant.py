@@ -1,7 +1,7 @@
-"""A device's side of a training: connect, register, encode and learn as the server asks, and come back after a failure.
+"""A device's side of a training: connect, register, encode and learn on request, and reconnect after failures.
 
-A process keeps its client through lost connections and restarts of the server; what it computes depends on what it was
-handed and asked for only, so a device that lost its state gets it again and goes on.
+A process keeps its client model through lost connections and restarts of the server. What it computes depends only on
+the state and requests that it is sent, so a device that lost its state is sent it again and continues.
 """
 
 from __future__ import annotations
@@ -39,28 +39,34 @@ from .shard import Shard
 from .transport import ClosedError, Conversation, Dialogue
 
 LOG = logging.getLogger("mocosfl-priv-client")
-WELCOME_SECONDS = 60.0  # a server may be busy with another step, but not for long
-IDLE_SECONDS = 3600.0  # servers validate and attack between steps; that the link lives, the transport sees
-HOPELESS = (Reason.WRONG_IDENTITY, Reason.REPLACED, Reason.OTHER_VERSION)  # trying again changes nothing
-FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds before another attempt
+WELCOME_SECONDS = 60.0  # time limit for the answer to a registration
+IDLE_SECONDS = 3600.0  # servers may validate for long between steps; the transport notices a lost connection itself
+HOPELESS = (Reason.WRONG_IDENTITY, Reason.REPLACED, Reason.OTHER_VERSION)  # refusals after which retrying is useless
+FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds before the next attempt to connect
 
 
 class Views(Protocol):
-    """Where a device's images come from."""
+    """The source of a device's augmented images. images: number of images."""
 
     images: int
 
     def views(self, offset: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Two views of each of `count` images, the ones behind the `offset` that were drawn before.
+        """Return two views of each of `count` images, after the `offset` images that were drawn before.
 
-        float32 (count, 3, h, w) in [0, 1]; equal for equal arguments, so that a device may be asked again.
+        Each is float32 (count, 3, h, w) in [0, 1]. Equal arguments give equal views, so that a request can be repeated.
         """
 
 
 class ShardViews:
-    """A shard, walked through in a new random order each time, and augmented.
+    """Views of the images of a shard, in a new random order in every pass.
 
-    seed, client: decide about all draws. drop_partial: what is left of a pass that no longer fills a draw is skipped.
+    Args:
+        shard: The images.
+        settings: Settings of the client, with its augmentation.
+        seed: With `client`, determines all random numbers.
+        client: Index of the client.
+        drop_partial: Whether to skip the rest of a pass that no longer fills a draw.
+
     """
 
     def __init__(self, shard: Shard, settings: ClientSettings, seed: int, client: int, drop_partial: bool) -> None:
@@ -79,7 +85,7 @@ class ShardViews:
         return two_views(images, np.random.default_rng((*self._seed, 1, offset)))
 
     def positions(self, offset: int, count: int) -> np.ndarray:
-        """Where in the shard these images lie, int64 (count,)."""
+        """Return the positions of these images in the shard, int64 (count,)."""
         size = self.images
         per_pass = size - size % count if self._drop_partial and size >= count else size
         drawn = np.arange(offset, offset + count)
@@ -92,10 +98,15 @@ class ShardViews:
 
 
 class Device:
-    """One client, through any number of conversations with a server.
+    """One client, over any number of connections to a server.
 
-    name: as in its certificate. views: gives the images once program and seed are known.
-    measure: what to report. noise_seed: makes what a defense draws the same in every process that begins a training.
+    Args:
+        name: Its name, as in its certificate.
+        images: Number of its images.
+        views: Makes the source of images, once program and seed are known.
+        measure: Returns the measurements to report.
+        noise_seed: Seed of a defense's noise, for repeatable experiments.
+
     """
 
     def __init__(
@@ -108,7 +119,7 @@ class Device:
     ) -> None:
         self.name = name
         self.client: DeviceClient | None = None
-        self.welcomed = 0  # conversations that began
+        self.welcomed = 0  # number of successful registrations
         self._images = images
         self._make_views = views
         self._measure = measure
@@ -116,11 +127,11 @@ class Device:
         self._views: Views | None = None
         self._run = self._session = self._digest = ""
         self._serial = 0
-        self._pending: tuple[int, int] | None = None  # request and rows that a gradient may still come for
+        self._pending: tuple[int, int] | None = None  # number and rows of the request whose gradient is still to come
         self._encode_seconds = self._learn_seconds = 0.0
 
     def forget(self) -> None:
-        """Join whatever run the server has, from its beginning."""
+        """Drop all state, so that the next connection joins the server's run from the start."""
         self.client = self._views = self._pending = None
         self._run = self._session = self._digest = ""
         self._serial = 0
@@ -128,8 +139,7 @@ class Device:
     def attend(self, conversation: Conversation) -> None:
         """Take part until the server has finished.
 
-        Raises ClosedError where the conversation ends before, RefusedError where the server sends what cannot be
-        heeded.
+        Raises ClosedError if the connection ends before, and RefusedError if the server sends an invalid message.
         """
         dialogue = Dialogue(conversation, LARGEST_FRAME, self._run)
         stop = threading.Event()
@@ -149,7 +159,7 @@ class Device:
             dialogue.close()
 
     def _register(self, dialogue: Dialogue) -> Welcome:
-        """Say who this is, and become the client that the server says."""
+        """Register with the server, and set up the client that it assigns."""
         known = self.client is not None
         dialogue.send(Register(self.name, self._images, self._digest, self._session if known else "", self._serial))
         welcome = _expect(Welcome, dialogue.receive(WELCOME_SECONDS))
@@ -161,7 +171,7 @@ class Device:
             self.client = DeviceClient(program, noise(self._noise_seed, welcome.client))
             self._serial, self._pending = 0, None
         if self.client is None or welcome.program_digest != self.client.program.digest:
-            raise RefusedError(Reason.UNEXPECTED, "a welcome without the program that it names")
+            raise RefusedError(Reason.UNEXPECTED, "got a welcome without the program that it names")
         self._views = self._make_views(self.client.program, welcome)
         self._run, self._session, self._digest = welcome.run, welcome.session, welcome.program_digest
         self.welcomed += 1
@@ -169,7 +179,7 @@ class Device:
         return welcome
 
     def _answer(self, dialogue: Dialogue, welcome: Welcome) -> bool:
-        """Heed one message; False after the last."""
+        """Receive and process one message; returns False after the last."""
         assert self.client is not None
         try:
             message = dialogue.receive(IDLE_SECONDS)
@@ -208,7 +218,9 @@ class Device:
     def _learn(self, message: Gradient, welcome: Welcome) -> None:
         assert self.client is not None
         if self._pending is None or message.request != self._pending[0]:
-            raise RefusedError(Reason.UNEXPECTED, f"a gradient for request {message.request}, which has no queries")
+            raise RefusedError(
+                Reason.UNEXPECTED, f"got a gradient for request {message.request}, which has no open queries"
+            )
         shape = (self._pending[1], *self.client.program.smashed_shape)
         gradient = message.gradient.array(shape, welcome.gradients)
         started = time.monotonic()
@@ -225,12 +237,12 @@ class Device:
         return Weights(ask.request, self._serial, self.client.steps_taken, tensors)
 
     def _take_over(self, weights: Weights) -> None:
-        """Go on with what the server hands out; kinds of tensors that it leaves out stay."""
+        """Replace the client's state by the server's; kinds of tensors that the message leaves out stay."""
         assert self.client is not None
         mine = self.client.state()
         unknown = set(weights.tensors) - set(mine)
         if weights.request or unknown:
-            raise RefusedError(Reason.UNEXPECTED, "weights that nobody here can take over")
+            raise RefusedError(Reason.UNEXPECTED, "got weights that do not belong to this client")
         arrays = {name: packed.array(mine[name].shape) for name, packed in weights.tensors.items()}
         self.client.load_state({**mine, **arrays, "steps_taken": np.array(weights.steps_taken, np.int64)})
         self._serial, self._pending = weights.serial, None
@@ -242,7 +254,7 @@ class Device:
         )
 
     def _beat(self, dialogue: Dialogue, stop: threading.Event, seconds: float) -> None:
-        """Report now and then, so that the server sees that this device lives, whatever it computes."""
+        """Send a report every `seconds` as a heartbeat, also while this device computes."""
         while not stop.wait(seconds):
             try:
                 dialogue.send(self._report())
@@ -256,9 +268,17 @@ def stay(
     patience: float = float("inf"),
     rng: random.Random | None = None,
 ) -> None:
-    """Let `device` take part until the server has finished, and come back whenever the conversation breaks off.
+    """Let `device` take part until the server has finished, and reconnect whenever the connection is lost.
 
-    patience: seconds without any welcome after which it gives up with a DeviceError.
+    Args:
+        device: The client.
+        connect: Opens a connection to the server.
+        patience: Seconds without a successful registration after which to give up.
+        rng: Randomises delays; seeded by the system by default.
+
+    Raises:
+        DeviceError: `patience` is over, or the server refuses this device for good.
+
     """
     delays, last_welcome, welcomed = back_off(rng), time.monotonic(), 0
     while True:
@@ -266,34 +286,34 @@ def stay(
             device.attend(connect())
             return
         except RefusedError as error:
-            LOG.warning("the server sent what cannot be heeded: %s", error)
+            LOG.warning("the server sent an invalid message: %s", error)
         except ClosedError as error:
             if error.reason in HOPELESS:
                 raise DeviceError(f"the server refuses this device: {error}") from error
             if error.reason is Reason.OTHER_RUN:
                 device.forget()
-            LOG.warning("the conversation ended: %s", error)
+            LOG.warning("connection lost: %s", error)
         except TimeoutError as error:
             LOG.warning("the server does not answer: %s", error)
         if device.welcomed > welcomed:
             delays, last_welcome, welcomed = back_off(rng), time.monotonic(), device.welcomed
         delay = next(delays)
         if time.monotonic() - last_welcome + delay > patience:
-            raise DeviceError(f"no server was there for {patience:g} s")
+            raise DeviceError(f"no server answered for {patience:g} s")
         time.sleep(delay)
 
 
 def noise(seed: int | None, client: int) -> np.random.Generator:
-    """Where a client's defense draws from: by default, from what the operating system alone knows.
+    """Return the random generator of a client's defense, by default seeded by the operating system.
 
-    Never from anything that the server knows or decides, for then it could take the noise away again.
+    It must not depend on anything that the server knows, or the server could compute the noise and remove it.
     """
     return np.random.default_rng(None if seed is None else (seed, client))
 
 
 def back_off(rng: random.Random | None = None) -> Iterator[float]:
-    """Seconds to wait before each next attempt: doubling, up to a limit, each at random so that devices spread."""
-    rng = rng or random.Random()  # noqa: S311 - spreads attempts, hides nothing
+    """Yield the seconds to wait before each next attempt: doubling up to a limit, and randomised to spread devices."""
+    rng = rng or random.Random()  # noqa: S311 - spreads attempts, not used for security
     delay = FIRST_DELAY
     while True:
         yield delay * rng.uniform(0.5, 1.0)
@@ -305,5 +325,5 @@ T = TypeVar("T")
 
 def _expect(kind: type[T], message: object) -> T:
     if not isinstance(message, kind):
-        raise RefusedError(Reason.UNEXPECTED, f"a {type(message).__name__} where a {kind.__name__} is due")
+        raise RefusedError(Reason.UNEXPECTED, f"got a {type(message).__name__}, expected a {kind.__name__}")
     return message

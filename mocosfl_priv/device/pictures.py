@@ -1,7 +1,7 @@
-"""Image files as they are: found in a folder, and read as upright 8-bit RGB squares, or refused with the reason.
+"""Find image files in a folder, and read them as upright, square 8-bit RGB images, or refuse them with the reason.
 
-Server and devices read with this one reader, so the same folder gives the same pixels on both sides. Whatever is
-changed on the way (turned, scaled, laid on white) or left out is counted in a :class:`Reading`, for people to see.
+Server and devices use the same reader, so that the same folder gives the same pixels on both. All changes (rotation,
+scaling, white background for transparency) and all skipped files are counted in a :class:`Reading`, to be shown.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 from .errors import DeviceError
 
 if TYPE_CHECKING:
-    from PIL import Image  # imported where it is used: it takes four megabytes, which a shard file does not need
+    from PIL import Image  # imported where it is used, since it takes 4 MB of memory and shard files do not need it
 
 SUFFIXES = frozenset({
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",
     ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })  # fmt: skip
 ARRAYS = frozenset({".h5", ".hdf5", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth"})
-# what systems, archives and editors leave in folders; everything that begins with a dot is taken for such, too
+# files and folders that systems, archives and editors create; so do names that begin with a dot count
 LITTER = frozenset({
     "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle",
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
@@ -44,16 +44,18 @@ LEAST_SHARE = 1 / 4  # of their range that deep pictures must reach: 12 and 14 b
 
 
 class PictureError(DeviceError):
-    """A file that cannot be read as a picture without guessing; one line that names it."""
+    """A file or folder cannot be read as pictures without guessing; the message names it in one line."""
 
 
 @dataclass
 class Reading:
-    """What was found in a folder, and what was done with it.
+    """Counts of what was found in a folder, and what was done with it.
 
-    skipped: how many files or folders were left out, by what they are. kinds: how many pictures are of a kind that a
-    reader should know of. sizes: how many have each (width, height). brightest: the largest share of its range that a
-    deep picture reaches, with the file and its largest value; None where there is none.
+    skipped: number of skipped files and folders by kind.
+    kinds: number of pictures by kind, such as bit depth or "turned upright by their EXIF".
+    sizes: number of pictures by (width, height).
+    brightest: of the picture with more than 8 bits that reaches the largest share of its value range: this share, the
+        file, its largest value and the end of the range; None without such pictures.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
@@ -63,7 +65,7 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """In one line: sizes, bit depths, what was done, what was skipped; empty where nothing was read."""
+        """A line with sizes, kinds and skipped files; empty if nothing was found."""
         parts = []
         if self.sizes:
             (least, most) = (extreme(self.sizes, key=lambda size: size[0] * size[1]) for extreme in (min, max))
@@ -75,33 +77,33 @@ class Reading:
         return "; ".join(parts)
 
     def deep(self, path: Path, largest: int, full: int) -> None:
-        """A picture with more than 8 bits was read, whose largest value is `largest` of `full`."""
+        """Record a picture with more than 8 bits, whose largest value is `largest` in a range up to `full`."""
         if self.brightest is None or largest / full > self.brightest[0]:
             self.brightest = (largest / full, path, largest, full)
 
     def require_whole_range(self) -> None:
-        """Raise PictureError where all deep pictures together leave most of their range unused.
+        """Raise PictureError if all pictures with more than 8 bits together leave most of their value range unused.
 
-        Twelve bits in a 16-bit file look like night. Whether they are cannot be told from one picture, nor guessed.
+        12-bit values in a 16-bit file look like a dark picture. One picture does not show which of the two it is.
         """
         if self.brightest is not None and self.brightest[0] < LEAST_SHARE:
             _, path, largest, full = self.brightest
             raise PictureError(
-                f"{path} and all pictures like it end at {largest} of {full}: they seem to hold fewer bits than their "
-                "files say; scale their values to the whole range"
+                f"{path} and all pictures like it have values of at most {largest} of {full}: they seem to hold fewer "
+                "bits than their files state; scale their values to the whole range"
             )
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name was left by a system, an archive or an editor."""
+    """Whether `name` is that of a file or folder which a system, archive or editor has created."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def find(folder: Path, reading: Reading) -> list[Path]:
-    """Every picture below `folder`, by its path; links to folders are followed. What is left out is counted.
+    """Return the paths of all pictures below `folder`, sorted; links to folders are followed.
 
-    A file is a picture by its ending (`SUFFIXES`), or without an ending by its content. Raises PictureError for a
-    folder that cannot be opened.
+    A file is a picture if its ending is in `SUFFIXES`, or if it has no ending and opens as a picture. Other files are
+    counted in `reading`. Raises PictureError if a folder cannot be opened.
     """
     return sorted(_walk(folder, reading, ()))
 
@@ -123,7 +125,7 @@ def _walk(folder: Path, reading: Reading, above: tuple[str, ...]) -> Iterable[Pa
         elif path.is_dir():
             yield from _walk(path, reading, (*above, real))
         elif not path.is_file():
-            reading.skipped["broken link" if path.is_symlink() else "no regular file"] += 1
+            reading.skipped["broken link" if path.is_symlink() else "not a regular file"] += 1
         elif path.suffix.lower() in SUFFIXES or (not path.suffix and _opens(path)):
             yield path
         else:
@@ -134,7 +136,7 @@ def _what(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in ARRAYS:
         return f"*{suffix} (arrays are not read: write each picture to a file)"
-    return f"*{suffix}" if suffix else "without an ending, and no picture"
+    return f"*{suffix}" if suffix else "not a picture, without an ending"
 
 
 def _opens(path: Path) -> bool:
@@ -148,10 +150,11 @@ def _opens(path: Path) -> bool:
 
 
 def read(path: Path, size: int, reading: Reading) -> np.ndarray:
-    """The picture in `path` upright, as 8-bit RGB, fitted by :func:`fit`: uint8 (size, size, 3).
+    """Read the picture in `path`, turn it upright, and fit it by :func:`fit`; returns uint8 (size, size, 3), RGB.
 
-    16-bit pictures are scaled by their depth, float ones must lie in [0, 1]; transparency is laid on white; of several
-    frames the first is taken. Raises PictureError where the file is damaged, or the range of its numbers not known.
+    16-bit pictures are scaled by their bit depth, and float pictures must lie in [0, 1]. Transparent pixels get a white
+    background. Of several frames the first is read. What was done is counted in `reading`. Raises PictureError if the
+    file is damaged, or its value range is unknown.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -191,7 +194,7 @@ def _no_picture(path: Path) -> str:
 
 
 def _upright(image: Image.Image, path: Path, reading: Reading) -> Image.Image:
-    """`image` as RGB, as its owner sees it."""
+    """`image` as RGB, rotated as its EXIF orientation says."""
     from PIL import ImageOps
 
     arguments = [tile[3] for tile in getattr(image, "tile", ())]
@@ -239,7 +242,7 @@ def _numbers(tag: Any) -> tuple[Any, ...]:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block tells nothing, and is no part of the picture
+    except Exception:  # a damaged EXIF block is ignored
         return 1
 
 
@@ -249,8 +252,8 @@ def _floats(image: Image.Image, path: Path) -> np.ndarray:
         raise PictureError(f"{path} cannot be read: it holds numbers that are not finite")
     if values.min() < 0 or values.max() > 1:
         raise PictureError(
-            f"{path} cannot be read: its numbers reach from {values.min():g} to {values.max():g}, and of float "
-            "pictures only the range from 0 to 1 is known: scale them, or save them with 8 or 16 bits"
+            f"{path} cannot be read: its values reach from {values.min():g} to {values.max():g}, but float pictures "
+            "must lie between 0 and 1: scale them, or save them with 8 or 16 bits"
         )
     return values
 
@@ -258,7 +261,7 @@ def _floats(image: Image.Image, path: Path) -> np.ndarray:
 def _whole_numbers(
     image: Image.Image, kind: str | None, tags: Any, path: Path, reading: Reading
 ) -> tuple[np.ndarray, float]:
-    """The values of a grey picture with more than 8 bits, and the largest that its file can hold."""
+    """The values of a grey picture with more than 8 bits, and the end of their range."""
     values = np.asarray(image).astype(np.int64)
     if kind == "TIFF":
         bits = tags.get(BITS_PER_SAMPLE, (0,))[0]
@@ -270,8 +273,8 @@ def _whole_numbers(
         full = FULL_16 if image.mode.startswith("I;16") or kind in ("PNG", "PPM") else 0
     if not full or values.min() < 0 or values.max() > full:
         raise PictureError(
-            f"{path} cannot be read: its whole numbers reach from {values.min()} to {values.max()}, and the range that "
-            "they can have is not known: save them with 8 or 16 bits"
+            f"{path} cannot be read: its values reach from {values.min()} to {values.max()}, and their full range is "
+            "unknown: save them with 8 or 16 bits"
         )
     reading.deep(path, int(values.max()), full)
     return values, full
@@ -282,13 +285,13 @@ def _scaled(values: np.ndarray, full: float, tags: Any, reading: Reading, kind: 
     from PIL import Image
 
     reading.kinds[kind] += 1
-    if tags.get(PHOTOMETRIC) == 0:  # white is zero; Pillow turns that round for 8 bits only
+    if tags.get(PHOTOMETRIC) == 0:  # zero means white; Pillow inverts 8-bit pictures only
         values = full - values
     return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8)).convert("RGB")
 
 
 def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
-    """As RGB; what can be seen through is laid on white, as viewers show it."""
+    """`image` as RGB, with a white background for transparent pixels."""
     from PIL import Image
 
     if not image.has_transparency_data and image.mode != "La":
@@ -301,7 +304,7 @@ def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Resize the shorter side to `size` and crop the centre: uint8 (size, size, 3)."""
+    """Resize the shorter side to `size` and crop the centre; returns uint8 (size, size, 3)."""
     from PIL import Image
 
     longest = LONGEST_SHAPE * min(image.size)

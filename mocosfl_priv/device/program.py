@@ -1,4 +1,4 @@
-"""What a server hands to a device: the client's computation, its first parameters, and how it is to be trained."""
+"""The client program that a server sends to a device: graphs, initial parameters, and settings of training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from .container import pack, require, unpack
 from .errors import DeviceError
 
-FORMAT = 2  # of the block of bytes; a device refuses every other
+FORMAT = 2  # format of the serialised program; a device refuses any other
 LARGEST_PROGRAM = 256 * 2**20  # bytes; a whole ResNet-18 with both graphs takes 45 million
-LARGEST_MAP = 2**24  # numbers in one image or one image's smashed data
-LARGEST_DRAW = LARGEST_MAP  # numbers that one of a graph's random inputs takes for an image
+LARGEST_MAP = 2**24  # largest number of values in one image or its smashed data
+LARGEST_DRAW = LARGEST_MAP  # largest number of values in one random input of a graph
 MOST_RANDOM_INPUTS = 64
 FORWARD, VJP, PARAMETER = "graph.forward", "graph.vjp", "parameter."
 DISTRIBUTIONS = ("normal", "uniform")
@@ -33,9 +33,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class ClientSettings:
     """How a client learns; the fields are those of the experiment's `training` section.
 
-    trainable: False for clients that only encode: no gradient comes back, nothing is averaged.
-    ema: share of itself that a momentum model keeps per step. ema_update: whether it follows after a step, or before
-    its next encoding. symmetric: each view is query and key. paper_gradient: one_sided encodes each view once.
+    trainable: False for clients that only encode, without gradients and FedAvg.
+    momentum, weight_decay: of SGD.
+    ema: coefficient of the momentum encoder's exponential moving average.
+    ema_update: whether the momentum encoder is updated after a step, or before it next encodes.
+    symmetric: whether each view serves as query and as key.
+    paper_gradient: with one_sided, each view is encoded once.
+    augmentation: how views are made.
+
+    Raises DeviceError for invalid values.
     """
 
     trainable: bool
@@ -62,15 +68,15 @@ class ClientSettings:
 
     @property
     def encodes_once(self) -> bool:
-        """Whether each view is encoded and sent once, and the server takes it for query and key."""
+        """Whether each view is encoded and sent once, and the server uses it as query and key."""
         return self.symmetric and (not self.trainable or self.paper_gradient == "one_sided")
 
 
 @dataclass(frozen=True)
 class RandomInput:
-    """Independent float32 numbers that graphs take for an image: normal (mean 0, deviation 1) or uniform in [0, 1).
+    """A random input of the graphs, per image: independent float32 numbers, standard normal or uniform in [0, 1).
 
-    The device draws them anew for every message, and those of a query once for both graphs.
+    The device draws new numbers for every message; both graphs use the same numbers for a query.
     """
 
     distribution: Literal["normal", "uniform"]
@@ -87,18 +93,20 @@ class RandomInput:
 
 @dataclass(frozen=True)
 class ClientProgram:
-    """A client's half of the model as ONNX graphs over one image, with what a device needs to train it.
+    """The client side of a split model as ONNX graphs for one image, with what a device needs to train it.
 
-    image_shape: (3, h, w); smashed_shape: (c, h, w) of what one image becomes.
-    parameters: float32 by name, in the order in which graphs take them.
-    forward: ONNX model (image, *parameters, *random inputs) -> (smashed,), as it is sent.
+    image_shape: (3, h, w).
+    smashed_shape: (c, h, w), of one image.
+    parameters: float32 arrays by name, in the order of the graphs' inputs.
+    forward: ONNX model (image, *parameters, *random inputs) -> (smashed data as it is sent,).
     vjp: ONNX model (image, gradient, *parameters, *random inputs) -> the gradient of every parameter; None for a frozen
-        client. With `own_loss` it also takes what part of that loss the image is, float32 ().
-    random_inputs: what a defense at the client draws; empty without one.
-    own_loss: a defense adds a loss to the server's, which is a mean over images.
+        client. With `own_loss` it also takes the weight of that loss, float32 ().
+    settings: how the client learns.
+    random_inputs: random numbers that a defense at the client draws; empty without one.
+    own_loss: whether a defense adds a loss, a mean over images, to the server's.
 
-    Graphs are made for a single image: no unit of a client mixes images, so the gradients of several are a sum, and
-    memory does not grow with the micro-batch.
+    No unit of a client mixes images, so graphs take a single image: gradients of several images are summed, and memory
+    does not grow with the micro-batch. Raises DeviceError if the parts do not fit together.
     """
 
     image_shape: tuple[int, int, int]
@@ -133,7 +141,7 @@ class ClientProgram:
                 raise DeviceError(f"client program: parameter {name!r} must be finite float32")
 
     def to_bytes(self) -> bytes:
-        """One block in the safetensors layout: graphs as uint8, parameters as float32, the manifest as metadata."""
+        """Serialise in the safetensors format: graphs as uint8, parameters as float32, a manifest as metadata."""
         arrays = {PARAMETER + name: value for name, value in self.parameters.items()}
         arrays[FORWARD] = np.frombuffer(self.forward, np.uint8)
         if self.vjp is not None:
@@ -151,16 +159,16 @@ class ClientProgram:
 
     @classmethod
     def from_bytes(cls, payload: bytes | memoryview, largest: int = LARGEST_PROGRAM) -> ClientProgram:
-        """Read and check what :meth:`to_bytes` wrote; raises DeviceError for anything else.
+        """Parse and check what :meth:`to_bytes` returned; raises DeviceError for anything else.
 
-        Whether the graphs are what the manifest says is checked by whoever runs them.
+        Whether the graphs match the manifest is checked by :class:`mocosfl_priv.device.runtime.DeviceClient`.
         """
         arrays, metadata = unpack(payload, largest)
         manifest = _manifest(metadata)
         names = manifest["parameters"]
         known = {FORWARD, VJP, *(PARAMETER + name for name in names)}
         if extra := sorted(set(arrays) - known):
-            raise DeviceError(f"client program: there is an array {extra[0]!r} that the manifest does not name")
+            raise DeviceError(f"client program: array {extra[0]!r} is not in the manifest")
         parameters = {}
         for name in names:
             value = arrays.get(PARAMETER + name)
@@ -194,9 +202,11 @@ def _manifest(metadata: Mapping[str, str]) -> dict[str, Any]:
         "random_inputs": list, "own_loss": bool,
     }  # fmt: skip
     if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != wanted:
-        raise DeviceError(f"client program: a manifest has {', '.join(wanted)}, and nothing else")
+        raise DeviceError(
+            f"client program: the manifest must have exactly the keys {', '.join(wanted)}, with values of their types"
+        )
     if manifest["format"] != FORMAT:
-        raise DeviceError(f"client program: format {manifest['format']} is not {FORMAT}, which this device knows")
+        raise DeviceError(f"client program: format {manifest['format']} is unknown; this device reads format {FORMAT}")
     names = manifest["parameters"]
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise DeviceError("client program: parameters must be distinct names")

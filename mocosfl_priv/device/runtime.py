@@ -1,4 +1,4 @@
-"""A client as it runs on a device: ONNX Runtime for the networks, numpy for the optimiser. No torch."""
+"""Run and train a client on a device, with ONNX Runtime for the networks and NumPy for the optimiser."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ from .program import ClientProgram, RandomInput
 
 State = dict[str, np.ndarray]
 IMAGE, GRADIENT, SHARE, SMASHED = "image", "gradient", "share", "smashed"
-PARAMETER, PARAMETER_GRADIENT = "parameter.", "gradient."  # before a parameter's name: what graphs take and give
-RANDOM = "random."  # before the number of a random input
+PARAMETER, PARAMETER_GRADIENT = (
+    "parameter.",
+    "gradient.",
+)  # prefixes of the graphs' inputs and outputs, before a parameter's name
+RANDOM = "random."  # prefix before the number of a random input
 
 
 class DeviceClient:
-    """One client: encodes its views, learns from returned gradients, and can be averaged.
+    """One client: encodes views, learns from returned gradients, and exchanges weights for FedAvg.
 
-    Computes what one client of `mocosfl_priv.training.clients.ClientBank` computes. Images go through the graphs one by
-    one, whatever the micro-batch: memory is that of a single image, and gradients add up.
+    It computes the same as one client of `mocosfl_priv.training.clients.ClientBank`. Images are processed one by one,
+    so memory does not grow with the micro-batch, and gradients are summed.
 
-    program: what the server sent. Raises DeviceError where a graph cannot be run, or is not what its manifest says.
-    rng: of the random inputs; by default one that the operating system seeds, so that nobody else knows what is drawn.
+    Args:
+        program: The client program from the server.
+        rng: Generator of the random inputs, by default seeded by the operating system, so that no one else can know
+            the numbers.
+
+    Raises:
+        DeviceError: A graph cannot be run, or does not match the manifest.
+
     """
 
     def __init__(self, program: ClientProgram, rng: np.random.Generator | None = None) -> None:
@@ -53,10 +62,10 @@ class DeviceClient:
         return self.settings.trainable
 
     def encode_queries(self, images: np.ndarray) -> np.ndarray:
-        """The online model's smashed data, float32 (n, c, h, w); the images are kept for :meth:`learn`.
+        """Return the online model's smashed data, float32 (n, c, h, w), and keep the images for :meth:`learn`.
 
-        images: float32 (n, 3, h, w) in [0, 1]. As in the simulation, a later call takes the place of an earlier one
-        that no gradient came back for.
+        images: float32 (n, 3, h, w) in [0, 1]. They replace images of an earlier call whose gradient has not come, as
+            in the simulation.
         """
         self._require_images(images)
         drawn = self._draw(len(images))
@@ -66,21 +75,30 @@ class DeviceClient:
         return smashed
 
     def encode_keys(self, images: np.ndarray) -> np.ndarray:
-        """The same through the momentum model; with `ema_update: before_encoding` it first follows the online one."""
+        """Return the momentum encoder's smashed data, float32 (n, c, h, w); images: float32 (n, 3, h, w) in [0, 1].
+
+        With `ema_update: before_encoding` the momentum encoder is updated first.
+        """
         self._require_images(images)
         if self.trainable and self.settings.ema_update == "before_encoding":
             self._follow()
         return self._encode(self._key, images, self._draw(len(images)))
 
     def learn(self, gradient: np.ndarray, rate: float, share: float = 0.0) -> None:
-        """One SGD step at `rate` with the gradient of the last queries, float32 of their shape; then the EMA.
+        """Take one SGD step with the gradient for the last queries, and update the momentum encoder.
 
-        share: what part of the step's queries one of them is; so much counts its own loss, where the client has one.
-        Raises DeviceError, and changes nothing, where it does not belong to the last queries, is not finite, or would
-        carry a parameter beyond float32.
+        Args:
+            gradient: float32 of the shape of the queries' smashed data.
+            rate: Learning rate.
+            share: Weight of the defense's own loss per query: one divided by the number of queries in the step.
+
+        Raises:
+            DeviceError: The gradient does not fit the last queries, is not finite, or would make a parameter overflow
+                float32. Nothing is changed then.
+
         """
         if not np.isfinite(rate) or rate < 0:
-            raise DeviceError(f"a learning rate must be a finite number from 0 on, not {rate!r}")
+            raise DeviceError(f"a learning rate must be a finite number of 0 or more, not {rate!r}")
         settings = self.settings
         online, velocity = {}, {}
         with np.errstate(over="ignore", invalid="ignore"):
@@ -89,22 +107,22 @@ class DeviceClient:
                 velocity[name] = np.float32(settings.momentum) * self._velocity[name] + decayed
                 online[name] = self._online[name] - np.float32(rate) * velocity[name]
         if not all(np.isfinite(value).all() for value in (*online.values(), *velocity.values())):
-            raise DeviceError("this step would carry the client's parameters beyond what float32 holds")
+            raise DeviceError("this step would make the client's parameters overflow float32")
         self._online, self._velocity, self._queries, self._drawn = online, velocity, None, []
         if settings.ema_update == "after_step":
             self._follow()
         self.steps_taken += 1
 
     def parameter_gradients(self, gradient: np.ndarray, share: float = 0.0) -> State:
-        """The gradient of every parameter, summed over the last queries, without a step; arguments as above."""
+        """Return the gradient of every parameter, summed over the last queries; arguments as for :meth:`learn`."""
         if self._vjp is None:
             raise DeviceError("a frozen client does not learn")
         if self._queries is None:
-            raise DeviceError("a gradient came before any queries, or for the second time")
+            raise DeviceError("there are no queries that this gradient belongs to")
         self._require(gradient, "gradient", (len(self._queries), *self.program.smashed_shape))
         names = [PARAMETER_GRADIENT + name for name in self._online]
         if not np.isfinite(share) or share < 0:
-            raise DeviceError(f"a share must be a finite number from 0 on, not {share!r}")
+            raise DeviceError(f"a share must be a finite number of 0 or more, not {share!r}")
         feed = {PARAMETER + name: value for name, value in self._online.items()}
         if self.program.own_loss:
             feed[SHARE] = np.array(share, np.float32)
@@ -118,29 +136,29 @@ class DeviceClient:
         return total
 
     def parameters(self) -> State:
-        """A copy of the online model, float32 by name."""
+        """Return a copy of the online model, float32 arrays by name."""
         return {name: value.copy() for name, value in self._online.items()}
 
     def momentum_parameters(self) -> State:
-        """A copy of the momentum model."""
+        """Return a copy of the momentum encoder, float32 arrays by name."""
         return {name: value.copy() for name, value in self._key.items()}
 
     def set_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
-        """Take over the averaged online model; raises DeviceError where names, shapes or values do not fit."""
+        """Replace the online model, after FedAvg; raises DeviceError if names, shapes or values do not fit."""
         self._online = self._checked(parameters, "parameter")
         if not self.trainable:
             self._key = self._online
 
     def set_momentum_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
-        """Take over the averaged momentum model (MonAcoSFL); raises DeviceError as above."""
+        """Replace the momentum encoder, after averaging (MonAcoSFL); raises DeviceError if it does not fit."""
         if not self.trainable:
-            raise DeviceError("a frozen client has no momentum model of its own")
+            raise DeviceError("a frozen client has no momentum encoder")
         self._key = self._checked(parameters, "momentum parameter")
 
     def state(self) -> State:
-        """Everything that changes, as copies: ``online.NAME``, ``key.NAME``, ``velocity.NAME`` and ``steps_taken``.
+        """Return copies of everything that changes: ``online.NAME``, ``key.NAME``, ``velocity.NAME``, ``steps_taken``.
 
-        Views whose gradient has not come back are not part of it. A frozen client's is its online model alone.
+        Queries that wait for their gradient are not included. A frozen client has no ``key`` and ``velocity``.
         """
         kinds = {"online": self._online, "key": self._key, "velocity": self._velocity}
         kinds = kinds if self.trainable else {"online": self._online}
@@ -148,7 +166,7 @@ class DeviceClient:
         return {**state, "steps_taken": np.array(self.steps_taken, np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on where :meth:`state` was taken; raises DeviceError, and changes nothing, where it does not fit."""
+        """Restore what :meth:`state` returned; raises DeviceError, and changes nothing, if it does not fit."""
         kinds = ("online", "key", "velocity") if self.trainable else ("online",)
         models = {}
         for kind in kinds:
@@ -157,7 +175,7 @@ class DeviceClient:
             models[kind] = self._checked(its_own, kind)
         steps = state.get("steps_taken")
         if steps is None or steps.shape != () or steps.dtype != np.int64 or steps < 0:
-            raise DeviceError("state: steps_taken must be an int64 from 0 on")
+            raise DeviceError("state: steps_taken must be an int64 of 0 or more")
         if len(state) != 1 + sum(len(model) for model in models.values()):
             raise DeviceError("state: there are entries that this client does not have")
         self.steps_taken, self._queries, self._drawn = int(steps), None, []
@@ -176,7 +194,7 @@ class DeviceClient:
         return smashed
 
     def _follow(self) -> None:
-        """The momentum model's step towards the online one, written as torch's lerp is."""
+        """Update the momentum encoder, with the arithmetic of torch.lerp."""
         share = np.float32(1 - self.settings.ema)
         for name, fast in self._online.items():
             self._key[name] += share * (fast - self._key[name])
@@ -201,7 +219,7 @@ class DeviceClient:
 
 
 def draw(inputs: Sequence[RandomInput], rng: np.random.Generator) -> State:
-    """What the graphs take for one image, by name, drawn from `rng` in the order of `inputs`."""
+    """Draw the random inputs for one image from `rng`, in order; returns float32 arrays by name."""
     drawn = {}
     for number, wanted in enumerate(inputs):
         make = rng.standard_normal if wanted.distribution == "normal" else rng.random
@@ -210,12 +228,12 @@ def draw(inputs: Sequence[RandomInput], rng: np.random.Generator) -> State:
 
 
 def _session(graph: bytes) -> ort.InferenceSession:
-    """One thread and no arena: a client shares its device, and its maps are small."""
+    """An inference session with one thread and without memory arena, since devices are shared and tensors small."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options.log_severity_level = 4  # no log messages, since errors are raised as exceptions
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -237,4 +255,4 @@ def _check_interface(
     for what, nodes, expected in (("input", session.get_inputs(), takes), ("output", session.get_outputs(), gives)):
         found = {node.name: tuple(node.shape) for node in nodes}
         if found != dict(expected) or any(node.type != "tensor(float)" for node in nodes):
-            raise DeviceError(f"client program: a graph's {what}s are not those of the manifest")
+            raise DeviceError(f"client program: the {what}s of a graph do not match the manifest")

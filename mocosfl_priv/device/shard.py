@@ -1,4 +1,4 @@
-"""The images of one client as a device holds them: a shard file, or an image folder of the user's own."""
+"""The images of one client on a device: a shard file, or an image folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ BLOCK = 2**20
 class Shard:
     """One client's private images.
 
-    images: uint8 (n, 3, h, w), read-only; of a file, mapped from it, so that only what is used takes memory.
-    ids: int64 (n,), what each image is called where the data set came from: its index there, or its position in the
-        sorted folder.
-    name: of data set and client, for people.
+    images: uint8 (n, 3, h, w), read-only; memory-mapped if they come from a file.
+    ids: int64 (n,), index of each image in the data set, or in the sorted folder.
+    name: data set and client, for readers.
+
+    Raises DeviceError if shapes or types do not fit, or if there are no images.
     """
 
     images: np.ndarray
@@ -47,20 +48,23 @@ class Shard:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(3, h, w) of every image."""
+        """The shape of every image, (3, h, w)."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     def take(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """A copy of the images at these positions, uint8 (k, 3, h, w); raises DeviceError for one that is not there."""
+        """Return a copy of the images at `positions`, uint8 (k, 3, h, w); raises DeviceError for invalid positions."""
         chosen = np.asarray(positions, dtype=np.int64)
         if chosen.ndim != 1 or (chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self))):
-            raise DeviceError(f"shard: positions reach from 0 to {len(self) - 1}, not {positions}")
+            raise DeviceError(f"shard: positions must lie between 0 and {len(self) - 1}, not {positions}")
         taken: np.ndarray = self.images[chosen]
         return taken
 
     def write(self, path: Path) -> None:
-        """Write one file in the safetensors layout, as a whole or not at all; its checksum stands in the metadata."""
+        """Write a file in the safetensors format atomically, with a checksum in its metadata.
+
+        Raises DeviceError if it cannot be written.
+        """
         arrays = {"images": self.images, "ids": self.ids}
         metadata = {"shard": FORMAT, "name": self.name, "sha256": _checksum(self.ids, self.images)}
         staged = path.with_name(path.name + ".part")
@@ -75,7 +79,7 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path) -> Shard:
-        """Map the shard file at `path` after its checksum was compared; raises DeviceError where it is damaged."""
+        """Verify the checksum of the shard file at `path` and map it; raises DeviceError if it is damaged."""
         try:
             with path.open("rb") as file:
                 total = os.fstat(file.fileno()).st_size
@@ -100,10 +104,10 @@ class Shard:
 
     @classmethod
     def from_folder(cls, folder: Path, image_size: int) -> Shard:
-        """Read every image below `folder`, in the order of their paths, resized and centre-cropped to `image_size`.
+        """Read all images below `folder`, sorted by path, resized and centre-cropped to `image_size` pixels per side.
 
-        What was read, and what was left out, is logged. Raises DeviceError where there is no image, or one that cannot
-        be read; see :mod:`pictures`.
+        A summary of what was read and skipped is logged. Raises DeviceError if there are no images, or if one cannot be
+        read; see :mod:`pictures`.
         """
         if not folder.is_dir():
             raise DeviceError(f"there is no image folder {folder}")
@@ -121,7 +125,7 @@ class Shard:
 
 
 def _checksum(ids: np.ndarray, images: np.ndarray) -> str:
-    """SHA-256 of the arrays' bytes in the order in which the file has them: wide types first."""
+    """SHA-256 of the arrays' bytes in the order of the file, which has wide types first."""
     digest = hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes())
     digest.update(np.ascontiguousarray(images).tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How frames get from a device to a server and back: one interface, and its implementation within a process."""
+"""The interface of a connection between device and server, messages over it, and an in-process implementation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Protocol
 
 from .messages import LONGEST_TEXT, Header, InOrder, Message, Reason, Refusal, RefusedError, pack, payload, unpack
 
-MOST_WAITING = 4  # frames in each direction; a sender waits for the receiver beyond
+MOST_WAITING = 4  # frames that may wait in each direction before the sender blocks
 SEND_SECONDS = 30.0
 REFUSAL_SECONDS = 1.0
 
 
 class ClosedError(Exception):
-    """The conversation is over: the other end left, or the network did.
+    """The connection has ended, because the other end closed it or the network failed.
 
-    reason: set where the other end has refused something.
+    reason: why the other end refused a message, if it did.
     """
 
     def __init__(self, text: str, reason: Reason | None = None) -> None:
@@ -27,31 +27,32 @@ class ClosedError(Exception):
 
 
 class Conversation(Protocol):
-    """An open connection that carries frames (bytes) both ways, in order, each once or not at all.
+    """An open connection that carries frames (bytes) both ways, in order, each at most once.
 
-    peer: the name of the other end, as its certificate says it; empty where nothing vouches for it.
+    peer: the name in the other end's certificate; empty without a certificate.
     """
 
     peer: str
 
     def send(self, frame: bytes, seconds: float) -> None:
-        """Hand a frame over; waits while too many are on their way. Raises TimeoutError or ClosedError."""
+        """Send a frame; blocks while too many frames wait. Raises TimeoutError or ClosedError."""
 
     def receive(self, seconds: float) -> bytes:
-        """The next frame; raises TimeoutError, or ClosedError when there will be none."""
+        """Return the next frame; raises TimeoutError, or ClosedError if there will be none."""
 
     def close(self, reason: Reason | None = None, detail: str = "") -> None:
-        """End it, at the second time without effect. reason: what the other end is told, where it did wrong."""
+        """End the connection; a second call has no effect. reason, detail: sent to the other end if it is refused."""
 
     def wire_bytes(self) -> tuple[int, int] | None:
-        """Bytes that the connection has sent and received, framing and encryption included; None if not known."""
+        """Return the bytes sent and received, including framing and encryption; None if unknown."""
 
 
 @dataclass
 class Traffic:
-    """What one end of conversations has sent and received: messages, and the bytes of their tensors and programs.
+    """What one end has sent and received, over one or several connections.
 
-    wire_sent, wire_received: all bytes of the connections; None where a connection could not tell.
+    payload_sent, payload_received: bytes of tensors and programs.
+    wire_sent, wire_received: all bytes of the connections; None if unknown for a connection.
     """
 
     messages_sent: int = 0
@@ -62,7 +63,7 @@ class Traffic:
     wire_received: int | None = 0
 
     def add(self, other: Traffic) -> None:
-        """Add another conversation's."""
+        """Add the traffic of another connection."""
         self.messages_sent += other.messages_sent
         self.messages_received += other.messages_received
         self.payload_sent += other.payload_sent
@@ -76,9 +77,9 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 
 class Dialogue:
-    """Messages over a conversation: numbers those that go out, checks those that come in, counts both.
+    """Sends and receives messages over a conversation: numbers outgoing, checks incoming, and counts all messages.
 
-    Several threads may send; one receives. `run` and `session` are empty until the server has named them.
+    Several threads may send, but only one may receive. `run` and `session` are empty until the server has named them.
     """
 
     def __init__(self, conversation: Conversation, largest_frame: int, run: str = "") -> None:
@@ -92,13 +93,13 @@ class Dialogue:
         self._sending = threading.Lock()
 
     def name(self, run: str, session: str) -> None:
-        """From here on both ends say that they are of this run and session."""
+        """Set run and session, which all further messages in both directions must have."""
         with self._sending:
             self.run, self.session = run, session
         self._incoming.run, self._incoming.session = run, session
 
     def send(self, message: Message, seconds: float = SEND_SECONDS) -> None:
-        """Raises TimeoutError or ClosedError; after a timeout the conversation cannot be used any more."""
+        """Send a message; raises TimeoutError or ClosedError. After a timeout the connection can no longer be used."""
         with self._sending:
             frame = pack(Header(self.run, self.session, self._sent), message)
             self.conversation.send(frame, seconds)
@@ -107,7 +108,7 @@ class Dialogue:
             self.traffic.payload_sent += payload(message)
 
     def receive(self, seconds: float) -> Message:
-        """Raises TimeoutError, ClosedError, or RefusedError for what must not be heeded."""
+        """Return the next message; raises TimeoutError, ClosedError, or RefusedError for an invalid message."""
         header, message = unpack(self.conversation.receive(seconds), self._largest)
         self._incoming.check(header)
         if isinstance(message, Refusal):
@@ -117,12 +118,12 @@ class Dialogue:
         return message
 
     def traffic_so_far(self) -> Traffic:
-        """What this conversation has moved, which is still open."""
+        """Return the traffic of this connection while it is still open."""
         sent, received = self.conversation.wire_bytes() or (None, None)
         return replace(self.traffic, wire_sent=sent, wire_received=received)
 
     def first(self, seconds: float) -> tuple[Header, Message]:
-        """A device's first message, whose run and session the caller judges."""
+        """Return a device's first message with its header, whose run the caller must check."""
         header, message = unpack(self.conversation.receive(seconds), self._largest)
         if header.sequence != 0 or header.session:
             raise RefusedError(Reason.OUT_OF_ORDER, "a conversation begins with message 0 and without a session")
@@ -131,9 +132,9 @@ class Dialogue:
         return header, message
 
     def close(self, reason: Reason | None = None, detail: str = "") -> None:
-        """End the conversation, and count what the connection has moved.
+        """End the connection, and count its bytes.
 
-        reason: what is told to the other end first.
+        reason, detail: sent to the other end first, if given.
         """
         if reason is not None:
             with contextlib.suppress(ClosedError, TimeoutError):
@@ -159,17 +160,17 @@ class Inbox:
         self._closed: ClosedError | None = None
 
     def put(self, frame: bytes, seconds: float) -> None:
-        """Waits for a free place; raises TimeoutError or ClosedError."""
+        """Add a frame, and wait for a free place if needed; raises TimeoutError or ClosedError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closed or len(self._frames) < self._most, seconds):
-                raise TimeoutError(f"nobody took a message within {seconds:g} s")
+                raise TimeoutError(f"the other end accepted no message within {seconds:g} s")
             if self._closed:
                 raise ClosedError(str(self._closed), self._closed.reason)
             self._frames.append(frame)
             self._changed.notify_all()
 
     def get(self, seconds: float) -> bytes:
-        """What was put before the end still comes; raises TimeoutError or ClosedError."""
+        """Return the next frame, also after closing while frames are left; raises TimeoutError or ClosedError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closed or self._frames, seconds):
                 raise TimeoutError(f"no message within {seconds:g} s")
@@ -180,7 +181,7 @@ class Inbox:
             return self._frames.popleft()
 
     def close(self, why: ClosedError) -> None:
-        """No frame is taken any more; only the first call says why."""
+        """Accept no more frames; the error of the first call is raised from then on."""
         with self._changed:
             self._closed = self._closed or why
             self._changed.notify_all()
@@ -212,11 +213,11 @@ class InProcess:
         self._incoming.close(ClosedError("this end has left"))
 
     def wire_bytes(self) -> tuple[int, int] | None:
-        """The frames: there is nothing around them here."""
+        """Return the bytes of the frames; there is no further framing within a process."""
         return self._moved[0], self._moved[1]
 
 
 def in_process(device: str) -> tuple[InProcess, InProcess]:
-    """Both ends of a conversation: that of the device of this name, and the server's."""
+    """Return both ends of a connection: that of the device with this name, and the server's."""
     up, down = Inbox(), Inbox()
     return InProcess("", down, up), InProcess(device, up, down)

@@ -1,4 +1,4 @@
-"""An attacker's networks, and how they learn to invert a client: what attacks share."""
+"""Building blocks shared by attacks: an attacker's networks, and how they learn to invert a client."""
 
 from mocosfl_priv.config.decoder_grammar import (
     check_grammar,

@@ -1,4 +1,4 @@
-"""Colours put right: what a decoder gets wrong on average can be seen without a single pair of images."""
+"""Correct the colours of reconstructions, by statistics that need no pairs of victims and reconstructions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from mocosfl_priv.inversion.confidence import confidence, explained, trust
 
 
 class ColourMatch:
-    """Moves colours by the first two moments of what a decoder makes of foreign and of familiar smashed data.
+    """Corrects mean and contrast of colours, by those of images decoded from foreign and from own smashed data.
 
-    foreign: images decoded from clients' data; familiar: from the attacker's own, float (n, 3, h, w) each, of
-    images that are distributed alike. truth: the images behind `familiar`. Contrast is only ever lowered: what
-    differs more than it should is not to be believed. trust: in [0, 1], lowers it further. A decoder that sees nothing
-    in clients' data (all its foreign images are one), or that is not trusted at all, thus ends at the mean colour of
-    the attacker's images, the blind guess.
+    Contrast is only ever lowered, since reconstructions with more contrast than usual are not credible. If all foreign
+    images are equal, or `trust` is 0, the result is the mean colour of `truth`, the blind guess.
+
+    Args:
+        foreign: Images decoded from clients' smashed data, float (n, 3, h, w).
+        familiar: Images decoded from the attacker's own smashed data; the originals are distributed alike.
+        truth: The originals of `familiar`.
+        trust: In [0, 1]; factor by which contrast is lowered further.
+
     """
 
     def __init__(self, foreign: Tensor, familiar: Tensor, truth: Tensor, trust: float = 1.0) -> None:
@@ -28,7 +32,7 @@ class ColourMatch:
         self._gain = trust * (usual / spread.clamp(min=1e-6)).clamp(max=1)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images float (n, 3, h, w) in [0, 1], from such images."""
+        """Return corrected images; both are float (n, 3, h, w) in [0, 1]."""
         return (self._to + self._gain * (images - self._from)).clamp(0, 1)
 
 

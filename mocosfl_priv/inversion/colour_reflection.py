@@ -1,8 +1,8 @@
-"""Which way round colours are, where a fit by second moments left it open.
+"""Detect and undo reflected colours, an ambiguity of surrogates that are fitted to second moments.
 
-Reflecting colours along a principal axis keeps their mean and their covariance, so a surrogate that was fitted to
-moments may have learned the client of reflected images, and its decoder then gives negatives. People see which is the
-photograph; so does a small network.
+Reflecting colours along a principal axis keeps their mean and covariance. A surrogate that was fitted to moments may
+therefore match the client for reflected images, and its decoder then returns colour negatives. A small network can
+learn to tell photographs from their reflections.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from mocosfl_priv.inversion.discriminator import build_critic
 
-# Of the principal axes, that of least variance first: there is too little on it to see, or to lose. The identity first.
+# Signs along the principal axes, in order of variance. The axis of least variance is never reflected, since that is
+# hardly visible. The first combination is the identity.
 SIGNS = tuple((1.0, *signs) for signs in product((1.0, -1.0), repeat=2))
-JUDGE_STEPS = 300  # after which a network sees what reflections are
+JUDGE_STEPS = 300  # enough steps for the network to recognise reflections
 BATCH = 16
 LEARNING_RATE = 2e-3
-CERTAIN = 2.0  # standard errors, below which images stay as they are
+CERTAIN = 2.0  # images are only changed if the evidence exceeds this number of standard errors
 
 
 class Reflections:
@@ -35,7 +36,7 @@ class Reflections:
         self._matrices = torch.einsum("ij,rj,kj->rik", axes, signs, axes).to(images.dtype)
 
     def __call__(self, images: Tensor, which: Tensor) -> Tensor:
-        """Images (n, 3, h, w), each after the reflection (n,) of `SIGNS`; twice the same is none, but for clipping."""
+        """Reflect each image (n, 3, h, w) by the entry of `SIGNS` with the index in `which` (n,); clipped to [0, 1]."""
         mean = self._mean.view(1, 3, 1, 1)
         turned = torch.einsum("nik,nkhw->nihw", self._matrices[which.to(images.device)], images - mean)
         return (turned + mean).clamp(0, 1)
@@ -44,17 +45,24 @@ class Reflections:
 def undo_reflection(
     decoded: Tensor, known: Tensor, truth: Tensor, steps: Iterable[int], rng: torch.Generator
 ) -> Tensor:
-    """`decoded` images (n, 3, h, w) after the one reflection of all that makes them look like `known` ones.
+    """Apply to all `decoded` images the one reflection after which they look most like `known` images.
 
-    known: what the same decoder makes of messages whose images, `truth`, it knows; what reflections are is seen on
-    these. A network learns, as many steps as there are (`JUDGE_STEPS` are enough), to tell which reflection a known
-    image went through.
+    A network is trained to recognise which reflection a known image went through. Without steps, without sufficient
+    evidence, or for a single image, `decoded` is returned unchanged.
+
+    Args:
+        decoded: Images (n, 3, h, w) in [0, 1].
+        known: What the same decoder makes of messages whose images are known.
+        truth: The originals of `known`, which define the principal axes.
+        steps: Training steps; `JUDGE_STEPS` are enough.
+        rng: Source of randomness.
+
     """
     reflections = Reflections(truth)
     judge = build_critic(known.shape[1:], scores=len(SIGNS)).to(known.device)
     optimiser = torch.optim.Adam(judge.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, JUDGE_STEPS)
-    # every image of a batch in every reflection, lest the network leans towards one of them
+    # every image of a batch in every reflection, so that the network is not biased to one of them
     which = torch.arange(len(SIGNS), device=known.device).repeat_interleave(BATCH)
     for _ in steps:
         images = known[torch.randint(len(known), (BATCH,), generator=rng).to(known.device)]
@@ -70,7 +78,7 @@ def undo_reflection(
         return decoded
     with torch.no_grad():
         likely = F.log_softmax(judge(decoded), dim=1)
-    # how much likelier than as they are, in standard errors of the mean over images
+    # log-likelihood of each reflection relative to none, in standard errors of the mean over images
     gain = likely[:, 1:] - likely[:, :1]
     evidence = gain.mean(0) / (gain.std(0) / len(gain) ** 0.5).clamp(min=1e-6)
     best = int(gain.mean(0).argmax())

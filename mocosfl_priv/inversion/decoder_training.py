@@ -1,7 +1,7 @@
-"""Training an inversion network z -> x on pairs of the attacker's own making (He et al., ACSAC 2019).
+"""Train an inversion network from smashed data to images, on pairs made from auxiliary data (He et al., ACSAC 2019).
 
-What attacks share that learn to invert: how smashed data is standardised, how auxiliary images are augmented and sent,
-the training loop with its schedule and its selection, and the guard against doing worse than a blind guess.
+Shared by all attacks that train one: standardisation of smashed data, augmentation and encoding of auxiliary images,
+the training loop with its schedule and model selection, and a fallback to the blind guess.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ STATISTICS_IMAGES = 1024
 SMALLEST_BATCH, LARGEST_BATCH, ENOUGH_BATCHES = 16, 32, 32
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
-# A client with GroupNorm blows up what a flat image has; one such image in a batch could undo a training without norms.
+# Gradients are clipped to this norm: GroupNorm in a client amplifies an almost uniform image, and one such image in a
+# batch can ruin the training of a decoder without norms.
 LARGEST_GRADIENT = 0.2
-FARTHEST = 8.0  # deviations from a channel's mean
-POOL_BYTES = 512 << 20  # of encoded auxiliary images
+FARTHEST = 8.0  # standardised smashed data are clamped to this number of standard deviations
+POOL_BYTES = 512 << 20  # memory for encoded auxiliary images
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class MessageEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The message of each image."""
+        """Return the message of each image (n, 3, h, w)."""
         return self.protect(self.encode(images))
 
 
@@ -138,14 +139,14 @@ class Inverter:
 
     @property
     def standardise(self) -> Standardise:
-        """The network's first layer, with the moments of the messages it was trained on."""
+        """The network's first layer, which standardises messages by the statistics of the training messages."""
         assert isinstance(self.network, nn.Sequential)
         first = self.network[0]
         assert isinstance(first, Standardise)
         return first
 
     def __call__(self, smashed: Tensor) -> Tensor:
-        """Images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
+        """Return images (n, 3, h, w) in [0, 1] for smashed data (n, ...)."""
         if self.blind:
             return self.guess.expand(len(smashed), *self.guess.shape).clone()
         return decode(self.network, smashed)
@@ -212,9 +213,9 @@ def train_inverter(
     if isinstance(decoder, SubPixelDecoder):
         messages = first(messages)
         if not bool(messages.isfinite().all()):
-            raise RunFailedError("an inversion network cannot begin: messages of auxiliary images are not finite")
+            raise RunFailedError("the inversion network cannot be trained: messages of auxiliary images are not finite")
         decoder.begin_linear(messages, known)
-        if not (recipe.ssim_weight or recipe.lpips_weight):  # else what is best by MSE is not what is looked for
+        if not (recipe.ssim_weight or recipe.lpips_weight):  # otherwise the best MSE is not the goal
             held_out.compare(network)
     del messages, known
     decay = 0.01 if recipe.one_cycle else 0.0
@@ -271,19 +272,19 @@ def batch_size_for(images: int, budget: Budget) -> int:
 
 
 class HeldOut:
-    """The best state of a network so far, by its MSE on images that it does not learn from."""
+    """Keeps the best state of a network so far, by its MSE on images that it is not trained on."""
 
     def __init__(self, sender: MessageEncoder, images: Tensor, compute: Compute) -> None:
         self._sender = sender
         self._images = images
         self._compute = compute
-        self._encoded = sender.encode(images)  # once; the defense is drawn anew for every comparison, if made at home
+        self._encoded = sender.encode(images)  # once; `protect` applies the defense anew in every comparison
         self._error = math.inf
         self._state: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def compare(self, network: nn.Module) -> None:
-        """Keep the state that `network` is in if it is the best."""
+        """Keep the current state of `network` if it is the best so far."""
         self._messages = self._sender.protect(self._encoded)
         with self._compute.autocast():
             error = self._error_of(network)
@@ -291,7 +292,7 @@ class HeldOut:
             self._error, self._state = error, copy.deepcopy(network.state_dict())
 
     def restore_best(self, network: nn.Module) -> float:
-        """Put `network` into the best state; its error in full precision, as victims are decoded; infinite if none."""
+        """Restore the best state of `network`, and return its MSE in full precision; infinite if there is no state."""
         if self._state is None:
             return math.inf
         network.load_state_dict(self._state)
@@ -317,10 +318,10 @@ def _loss(
 
 
 class EncodedPool:
-    """Auxiliary images, augmented and encoded, in batches of random order.
+    """Batches of augmented and encoded auxiliary images, in random order.
 
-    Encoding costs as much as a step of a small decoder. So each augmented image is used `recipe.reuse` times before all
-    are augmented afresh, unless the smashed data of all would take more than `POOL_BYTES`.
+    Encoding costs as much as a step of a small decoder. Each augmented image is therefore used `recipe.reuse` times
+    before all are augmented again, unless the smashed data of all images take more than `POOL_BYTES`.
     """
 
     def __init__(
@@ -338,7 +339,7 @@ class EncodedPool:
         self._fresh_every = recipe.reuse if augments else None
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """A batch of images (b, 3, h, w) and their smashed data before the defense."""
+        """Return a batch of images (b, 3, h, w) and their smashed data before the defense."""
         if not len(self._order):
             self._order = torch.randperm(len(self._source), generator=self._rng)
             self._passes += 1
@@ -353,7 +354,7 @@ class EncodedPool:
         return images, encoded
 
     def _keep(self, chosen: Tensor, images: Tensor, encoded: Tensor) -> None:
-        """Remember a batch, in the pass in which it was made; the first one shows how much memory all will take."""
+        """Store an encoded batch for later passes, if the first batch shows that all fit into `POOL_BYTES`."""
         if self._keeps and not len(self._encoded):
             size = encoded.element_size() * (encoded[0].numel() + images[0].numel()) * len(self._source)
             self._keeps = size <= POOL_BYTES and self._fresh_every != 1
@@ -385,15 +386,15 @@ class Standardise(nn.Module):
         super().__init__()
         axes = [0, *range(2, smashed.dim())]
         self.register_buffer("mean", smashed.mean(axes, keepdim=True))
-        # dead channels stay zero instead of being blown up
+        # channels without variance stay zero instead of being amplified
         self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
 
     def forward(self, smashed: Tensor) -> Tensor:
-        """Standardised smashed data, same shape; what is too far out is cut off."""
+        """Return standardised smashed data of the same shape, clamped to `FARTHEST` deviations."""
         return ((smashed - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
 
     def restore(self, standardised: Tensor) -> Tensor:
-        """The inverse."""
+        """Return smashed data for standardised data, the inverse of :meth:`forward` (without the clamping)."""
         return standardised * self.std + self.mean
 
 
@@ -418,7 +419,7 @@ def held_out_split(auxiliary: AuxiliaryData, share: float, rng: torch.Generator)
     (8, 2)
     """
     if len(auxiliary) < 2:
-        raise ConfigurationError("at least two auxiliary images are needed: one to learn from, one to choose by")
+        raise ConfigurationError("at least two auxiliary images are needed: one for training, one for validation")
     held_out = auxiliary.hold_out(share, rng)
     return auxiliary.without(held_out), auxiliary.select(held_out)
 
@@ -446,7 +447,10 @@ def blind_guess(view: AttackerView) -> Tensor:
 
 
 def one_cycle(spent: float) -> float:
-    """Share of the peak rate after `spent` of the training, in [0, 1]: a linear warm-up, then a cosine to zero."""
+    """Return the share of the peak learning rate after the share `spent` of the training, both in [0, 1].
+
+    A linear warm-up, then a cosine to zero.
+    """
     if spent < WARM_UP:
         return 0.04 + 0.96 * spent / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP)))
@@ -454,7 +458,7 @@ def one_cycle(spent: float) -> float:
 
 @torch.no_grad()
 def decode(network: nn.Module, smashed: Tensor) -> Tensor:
-    """Images for `smashed`, in evaluation mode."""
+    """Return images (n, 3, h, w) in [0, 1] for `smashed`, with the network in evaluation mode."""
     was_training = network.training
     network.eval()
     decoded = torch.cat([network(_channels_last(batch)) for batch in smashed.split(BATCH_FOR_INFERENCE)])

@@ -1,11 +1,11 @@
-"""Inversion networks: smashed data back to images, by name.
+"""Inversion networks from smashed data to images, by name (the decoder grammar).
 
-``res_normN{N}C{C}`` and ``conv_normN{N}C{C}`` are the published attacks' grammar, also used by the simulated attacker
-of attacker-aware defenses. ``ressfl_N{N}C{C}`` is the network that the published attacks really used, by their public
-code: weaker, and kept for comparison with published numbers. ``edsr_N{N}C{C}`` and ``unet_N{N}C{C}`` are built for the
-score: residual blocks without norms (Lim et al., EDSR, CVPRW 2017), at the resolution of the smashed data, and
-sub-pixel up-sampling (Shi et al., CVPR 2016) at the very end. Norms discard an image's brightness and contrast, and
-work at full resolution costs most of a step.
+``res_normN{N}C{C}`` and ``conv_normN{N}C{C}`` follow the grammar of the published attacks; the simulated attacker of
+attacker-aware defenses uses them too. ``ressfl_N{N}C{C}`` is the network in the public code of the published attacks,
+which is weaker and is kept for comparison with published numbers. ``edsr_N{N}C{C}`` and ``unet_N{N}C{C}`` are designed
+for strong attacks: residual blocks without norms (Lim et al., EDSR, CVPRW 2017) at the resolution of the smashed data,
+and sub-pixel up-sampling (Shi et al., CVPR 2016) at the end. Norms would discard an image's brightness and contrast,
+and layers at full resolution would take most of the time.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from mocosfl_priv.models.convolution import zeroed
 Norm = Callable[[int], nn.Module]
 NormName = Literal["group", "batch"]
 
-REGRESSION_COST = (1 << 17) * (9 * 32) ** 2  # patches times their numbers squared: a fifth of a second on two cores
+# Limit for patches times squared numbers per patch in the initial regression: a fifth of a second on two cores.
+REGRESSION_COST = (1 << 17) * (9 * 32) ** 2
 RIDGE = 1e-4
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with norms beside a shortcut that is left un-normalised.
+    """Two 3x3 convolutions with norms, and a shortcut without norms.
 
-    GroupNorm discards each image's own brightness and contrast; the plain shortcut keeps a path for them, without
-    which even an invertible client could not be inverted exactly.
+    GroupNorm discards each image's brightness and contrast. The shortcut preserves them; without it, even an invertible
+    client could not be inverted exactly.
     """
 
     def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
@@ -51,7 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, ReLU and 3x3 convolution, twice, beside a shortcut, with a norm of its own where channels change."""
+    """Norm, ReLU and 3x3 convolution, twice; and a shortcut, with a 1x1 convolution and norm if channels change."""
 
     def __init__(self, in_channels: int, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class ConvBlock(nn.Sequential):
 
 
 class PlainBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, no norm; the identity before training."""
+    """Two 3x3 convolutions and a shortcut, without norms; initially the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,9 +91,9 @@ class PlainBlock(nn.Module):
 
 
 class UNetBody(nn.Module):
-    """N blocks, N blocks of twice the channels at half the resolution beside them, N blocks (Ronneberger+, 2015).
+    """A U-Net with one lower level (Ronneberger et al., 2015); initially the identity.
 
-    The identity before training, as its blocks are.
+    N blocks; N blocks with twice the channels at half the resolution, whose result is added; N blocks.
     """
 
     def __init__(self, blocks: int, channels: int) -> None:
@@ -109,11 +110,11 @@ class UNetBody(nn.Module):
 
 
 class SubPixelDecoder(nn.Module):
-    """A head, a body with a shortcut around it, and sub-pixel up-sampling to images around mid-grey, not bounded.
+    """A head, a body with a shortcut, and sub-pixel up-sampling to images around mid-grey, which are not clamped.
 
-    The path of head, shortcut and tail is linear, so that a client that is linear can be inverted exactly, and as the
-    body is the identity before training, the path can be given its best weights in closed form. Smashed data as large
-    as the image is folded to half its resolution first.
+    The path through head, shortcut and tail is linear, so that a linear client can be inverted exactly. Since the body
+    is initially the identity, the best weights of this path can be computed in closed form (:meth:`begin_linear`).
+    Smashed data as large as the image is first folded to half the resolution.
     """
 
     def __init__(
@@ -140,11 +141,14 @@ class SubPixelDecoder(nn.Module):
 
     @torch.no_grad()
     def begin_linear(self, smashed: Tensor, images: Tensor) -> None:
-        """Before training: make the tail the ridge regression from what the head finds.
+        """Initialise the tail by ridge regression on the outputs of the head.
 
-        That is random mixtures of neighbouring pixels and, where they are few enough to leave room for some, the
-        channels themselves. smashed: (n, *smashed_shape). images: (n, channels, h, w) in [0, 1], what was sent. As many
-        are used as `REGRESSION_COST` allows.
+        These are random mixtures of neighbouring positions and, if there is room, the input channels themselves.
+
+        Args:
+            smashed: Messages (n, *smashed_shape); only as many are used as `REGRESSION_COST` allows.
+            images: The images (n, channels, h, w) in [0, 1] behind them.
+
         """
         convolution, shuffle = self.tail
         assert isinstance(convolution, nn.Conv2d) and isinstance(shuffle, nn.PixelShuffle)
@@ -154,16 +158,15 @@ class SubPixelDecoder(nn.Module):
             nn.init.zeros_(self.head.bias[: self.head.in_channels])
         patches = smashed[0, 0].numel() // self.fold.downscale_factor**2
         count = max(1, REGRESSION_COST // (patches * convolution.weight[0].numel() ** 2))
-        maps = 2 * self.head(self.fold(smashed[:count]))  # once through the body, once past it
+        maps = 2 * self.head(self.fold(smashed[:count]))  # the sum of body, initially the identity, and shortcut
         fit_convolution(convolution, maps, F.pixel_unshuffle(images[:count] - 0.5, shuffle.upscale_factor), RIDGE)
 
 
 class ResSflDecoder(nn.Sequential):
-    """The inversion network of ResSFL's and MocoSFL's public code; images in (0, 1).
+    """The inversion network in the public code of ResSFL and MocoSFL; images in (0, 1).
 
-    A block to C channels and N of C, then two stages or more, up-sampling ones as long as the image is larger, then a
-    block to the image's channels and a sigmoid. Where one doubling is enough, the second stage is a block at full
-    resolution.
+    A block to C channels and N blocks of C; then at least two stages, each of which doubles the resolution until it is
+    that of the image, or else is a block at full resolution; then a block to the image's channels and a sigmoid.
     """
 
     def __init__(

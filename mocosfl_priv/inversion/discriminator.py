@@ -1,4 +1,4 @@
-"""Networks that judge maps: smashed data or images, with or without the labels that they came with."""
+"""Critics and discriminators of smashed data or images, with or without labels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Unlabelled(nn.Module):
         self.network = network
 
     def forward(self, maps: Tensor, labels: Tensor | None) -> Tensor:  # noqa: ARG002 - the same call with or without
-        """Maps (n, c, h, w); labels are not looked at."""
+        """Apply the network to maps (n, c, h, w)."""
         judged: Tensor = self.network(maps)
         return judged
 
@@ -82,7 +82,7 @@ class Labelled(nn.Module):
         )
 
     def forward(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """Maps (n, c, h, w), labels int64 (n,)."""
+        """Apply the network to maps (n, c, h, w) with labels int64 (n,)."""
         plane = self.embedding(labels).view(-1, 1, *self.size)
         judged: Tensor = self.network(torch.cat([maps, plane], dim=1))
         return judged

@@ -1,4 +1,4 @@
-"""How alike two collections of maps are in their first two moments: a distance that needs no critic to be trained."""
+"""A distance between two sets of feature maps by their first two moments, which needs no trained critic."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # places down and to the right whose channels are compared
-CELLS = 4  # per side of the grid on which means are compared
-PLACES = 30.0  # weight of that: means of places are small beside variances, but only they tell light from dark
-QUIET = 1e-3  # of the mean variance: less than this share is taken for this share
+OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # offsets (down, right) between positions whose channels are correlated
+CELLS = 4  # cells per side of the grid on which local means are compared
+PLACES = 30.0  # weight of the local means: they are small compared with variances, but only they show the sign
+QUIET = 1e-3  # lower limit for the variance of a channel, as a share of the mean variance
 
 
 def moments(maps: Tensor) -> Tensor:
-    """Means of every channel, overall and by place, and mean products of all pairs of channels at neighbouring places.
+    """Return means of all channels, overall and per grid cell, and mean products of channels at neighbouring positions.
 
     Args:
         maps: float (n, c, h, w).
@@ -67,7 +67,7 @@ def moment_distance(some: Tensor, others: Tensor) -> Tensor:
 
 
 def _parted(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means (c,), means of places (2, k, c), covariances (o, c, c)."""
+    """Split a result of :func:`moments` into means (c,), means per cell (2, k, c) and covariances (offsets, c, c)."""
     mean, grid = found[0], 2 * CELLS**2
     products = found[1 + grid :].view(-1, len(mean), len(mean))
     return mean, found[1 : 1 + grid].view(2, -1, len(mean)), products - torch.outer(mean, mean)

@@ -1,4 +1,4 @@
-"""Generators from a latent to images: a variational autoencoder of ours, or a user's own network."""
+"""Generators from latents to images: our variational autoencoder, or a user's own network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mocosfl_priv.inversion.decoders import NORMS, ResidualBlock
 from mocosfl_priv.models.custom_backbone import load_function
 from mocosfl_priv.runtime.imports import one_line
 
-SMALLEST_MAP = 4  # pixels a side; images are halved down to here, if their sides can be
+SMALLEST_MAP = 4  # pixels per side; images are halved until they are this small, or have an odd side
 NORM = NORMS["group"]
 
 
@@ -89,12 +89,12 @@ class VariationalAutoencoder(nn.Module):
         self.generator = Generator(latent_dim, width, image_shape)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logarithmic variance of the latents' posterior, (n, latent_dim) each."""
+        """Return mean and log-variance of the latents' posterior, (n, latent_dim) each."""
         mean, log_variance = self._encoder(images).float().chunk(2, 1)
         return mean, log_variance.clamp(-10, 10)
 
     def loss(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """The negative evidence bound per pixel, up to a constant; images float (n, 3, h, w) in [0, 1]."""
+        """Return the negative evidence lower bound per pixel value, up to a constant; images (n, 3, h, w) in [0, 1]."""
         mean, log_variance = self.encode(images)
         noise = torch.randn(mean.shape, generator=rng).to(mean)
         drawn = self.generator(mean + (0.5 * log_variance).exp() * noise).float()
@@ -139,14 +139,16 @@ def load_generator(reference: str, image_shape: tuple[int, int, int]) -> nn.Modu
     except Exception as error:  # a user's code can fail in any way
         raise ConfigurationError(f"generator {reference} failed: {one_line(error)}") from error
     if tuple(images.shape) != (2, *image_shape):
-        raise ConfigurationError(f"generator {reference} makes {tuple(images.shape[1:])}, not images of {image_shape}")
+        raise ConfigurationError(
+            f"generator {reference} returns shape {tuple(images.shape[1:])}, not images of shape {image_shape}"
+        )
     if float(images.min()) < 0 or float(images.max()) > 1:
-        raise ConfigurationError(f"generator {reference} leaves the range from 0 to 1 that images have")
+        raise ConfigurationError(f"generator {reference} returns values outside the range from 0 to 1 of images")
     return generator
 
 
 def _channels(width: int, halvings: int) -> list[int]:
-    """Channels from the full size down: twice as many on every smaller map, up to four times the width."""
+    """Channels per level from the full size down: doubled at each level, up to four times `width`."""
     return [width * min(4, 2**level) for level in range(halvings + 1)]
 
 

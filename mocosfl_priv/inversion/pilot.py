@@ -1,4 +1,4 @@
-"""A small encoder of the attacker's own, for who does not know the client's layers."""
+"""A small encoder that replaces the client, for attackers who do not know its architecture."""
 
 from __future__ import annotations
 

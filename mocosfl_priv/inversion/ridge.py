@@ -1,4 +1,4 @@
-"""Ridge regression in closed form: from tensors to tensors, for many more numbers than examples; as a convolution."""
+"""Ridge regression in closed form: in its dual for few examples of large tensors, and for convolution weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Skip networks whose structure alone is an image prior (Ulyanov et al., CVPR 2018), many of them side by side."""
+"""Deep image prior: skip networks whose structure is an image prior (Ulyanov et al., CVPR 2018), many in parallel."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SLOPE = 0.2  # of the leaky ReLUs, as in the paper
 
 
 class SkipNetwork(nn.Module):
-    """An hourglass from noise (n, channels, h, w) to images (n, 3, h, w) in (0, 1).
+    """An hourglass network from noise (n, channels, h, w) to images (n, 3, h, w) in (0, 1).
 
-    Each of `scales` levels halves the map, and joins a few channels of its input (`skip_channels`) to what comes back
-    from below, doubled bilinearly. Norms are per sample. The last layer starts at zero: an untouched network shows
-    mid-grey, the neutral guess of one who has no data. Height and width must be divisible by 2^scales.
+    Each of `scales` levels halves the map, processes it in the level below, doubles the result bilinearly, and
+    concatenates `skip_channels` channels of its input. Norms are per sample. The weights of the last layer are zero, so
+    that the network initially returns mid-grey. Height and width must be divisible by 2^scales.
     """
 
     def __init__(self, channels: int, scales: int, skip_channels: int = 4) -> None:
@@ -74,11 +74,11 @@ class StackedSkipNetworks:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What an optimiser needs."""
+        """The parameters to optimise, tensors (count, *shape)."""
         return list(self._parameters.values())
 
     def __call__(self, noise: Tensor) -> Tensor:
-        """Images (count, 3, h, w) in (0, 1) for noise (count, channels, h, w)."""
+        """Return images (count, 3, h, w) in (0, 1) for noise (count, channels, h, w)."""
 
         def one(parameters: dict[str, Tensor], its_noise: Tensor) -> Tensor:
             return functional_call(self._network, parameters, (its_noise[None],))[0]

@@ -1,9 +1,9 @@
-"""Inversion through a surrogate: a client like the one that made the messages, but not the same.
+"""Inversion through a surrogate: a client model that resembles, but is not, the client that made the messages.
 
-A decoder learns to invert the surrogate, whose messages the attacker can make for images it knows, and is then asked
-for messages of another client (He et al., ACSAC 2019, without queries; another participant's copy, Li et al., CVPR
-2022). What the two clients disagree about is error, so a surrogate is first fitted to what its messages must look like:
-the attacker has the victims' messages, if not their images.
+A decoder is trained to invert the surrogate, with which the attacker can encode known images. It is then applied to the
+messages of the real client (He et al., ACSAC 2019, without queries; another participant's copy of the client, Li et
+al., CVPR 2022). Differences between the two clients cause errors. The surrogate is therefore first fitted such that its
+messages resemble those of the victims, which the attacker has.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from mocosfl_priv.runtime.compute import Compute
 VALIDATION_SHARE = 0.1
 RESAMPLED = 20
 JUDGE_IMAGES = 1024
-JUDGE_SHARE = 0.1  # of a limited budget
-SCREENING_SHARE = 0.5  # of the iterations of a fit from several beginnings
-REFLECTION_SHARE = 0.25  # for the best and its reflections
-REFLECTING = 0.5  # of what each of these has, to become a reflection
-REFLECTED_IMAGES = 32  # of a step
-RISE, FIRST_RATE = 0.3, 0.04  # of a fit, and of its peak rate
+JUDGE_SHARE = 0.1  # share of a limited budget for undoing reflections of colours
+SCREENING_SHARE = 0.5  # share of a fit's iterations for comparing several initialisations
+REFLECTION_SHARE = 0.25  # share of a fit's iterations for comparing the best one with its reflections
+REFLECTING = 0.5  # share of a reflection's iterations for learning the reflection
+REFLECTED_IMAGES = 32  # images per step for learning a reflection
+RISE, FIRST_RATE = 0.3, 0.04  # warm-up as a share of a fit, and its first learning rate as a share of the peak
 Send = Callable[[Tensor], Tensor]
-Draw = Callable[[int], Tensor]  # about so many images, at random, alike on average to those behind the messages
-Loss = Callable[[nn.Module, Tensor], Tensor]  # of a client, for a batch of images
+Draw = Callable[[int], Tensor]  # draws about this many random images, distributed like those behind the messages
+Loss = Callable[[nn.Module, Tensor], Tensor]  # loss of a client for a batch of images
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class FitTarget:
     further_loss: Loss | None = None
 
     def loss(self, client: nn.Module, count: int) -> Tensor:
-        """How unlike the messages of `client` are, for `count` images."""
+        """Return the loss of `client`, a scalar, for about `count` drawn images."""
         images = self.draw(count)
         loss = moment_distance(moments(self.protect(client(images))), self.wanted)
         return loss if self.further_loss is None else loss + self.further_loss(client, images)
 
     @torch.no_grad()
     def distance(self, client: nn.Module) -> float:
-        """Distance of the moments alone, for as many images as it takes to compare clients."""
+        """Return the distance of the moments alone, for enough images to compare clients."""
         sent = self.protect(in_batches(client)(self.draw(STATISTICS_IMAGES)))
         return float(moment_distance(moments(sent), self.wanted))
 
@@ -136,7 +136,7 @@ def _minimise(client: nn.Module, loss_of: Callable[[nn.Module], Tensor], fit: Mo
 
 
 def _share_of_peak(spent: float) -> float:
-    """A cosine up from a twenty-fifth during the first three tenths, and one down to zero."""
+    """The learning rate as a share of its peak: a cosine from `FIRST_RATE` up to 1 until `RISE`, then one down to 0."""
     if spent < RISE:
         return FIRST_RATE + (1 - FIRST_RATE) * 0.5 * (1 - math.cos(math.pi * spent / RISE))
     return 0.5 * (1 + math.cos(math.pi * (spent - RISE) / (1 - RISE)))
@@ -192,7 +192,7 @@ def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, 
 
 
 def _reflected(client: nn.Module, which: int, draw: Draw, fit: MomentFit, budget: Budget) -> nn.Module:
-    """A copy of `client` that learns to send for images what `client` sends for their reflection `which`."""
+    """A copy of `client`, trained to encode images as `client` encodes their reflection `which`."""
     reflections = Reflections(draw(STATISTICS_IMAGES))
 
     def unlike(reflected: nn.Module) -> Tensor:
@@ -278,10 +278,10 @@ class MessageSample:
 
     @classmethod
     def of(cls, view: AttackerView, recent: Tensor, view_of: Send) -> MessageSample:
-        """The victims' messages, or where these are few (and training sent any) `recent` ones of training.
+        """Return the victims' messages or, if these are few and there are any, `recent` messages of the training.
 
-        view_of: what clients make of images in training, before they send them. Where these are augmented views,
-        colours are so mixed up that hardly anything tells them apart.
+        view_of: the augmentation of the clients in training. With augmented views, colours vary so much that messages
+            reveal little about them.
         """
         images = view.auxiliary.nearest_images
         few = len(view.smashed) < ENOUGH_IMAGES and len(recent) > 0
@@ -295,7 +295,7 @@ class MessageSample:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The attacker's images, float (n, 3, h, w) in [0, 1], shared out.
+    """The attacker's images, float (n, 3, h, w) in [0, 1], split by purpose.
 
     Args:
         train: to learn from.
@@ -317,14 +317,14 @@ class KnownImages:
 
     @classmethod
     def of(cls, auxiliary: AuxiliaryData, rng: torch.Generator) -> KnownImages:
-        """Share out `auxiliary`; raises ConfigurationError if it is a single image."""
+        """Split `auxiliary`; raises ConfigurationError for fewer than two images."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
         few = int(auxiliary.of_target.sum()) < ENOUGH_IMAGES
         nearest = train.images if few else train.images[train.of_target]
         return cls(train.images, nearest, validation.images, mean_image(nearest))
 
     def draw(self, rng: torch.Generator) -> Draw:
-        """Draws from the nearest images, with replacement."""
+        """Return a function that draws from `nearest` with replacement."""
         images = self.nearest
         return lambda count: images[torch.randint(len(images), (count,), generator=rng).to(images.device)]
 
@@ -402,7 +402,10 @@ def invert_through(
     answered = surrogate(known.validation)
     checked = inverter(answered)
     best, images = -float("inf"), checked[:0]
-    for messages in (smashed, own.restore(theirs(smashed))):  # as they came, and with the surrogate's own moments
+    for messages in (
+        smashed,
+        own.restore(theirs(smashed)),
+    ):  # unchanged, and with the mean and deviation of the surrogate's messages
         decoded = inverter(messages)
         share = explained(messages, surrogate(decoded))
         if share > best:

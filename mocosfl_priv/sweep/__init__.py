@@ -1,1 +1,1 @@
-"""Sweeps: many experiments at once, whose parts are computed once, in parallel, and kept."""
+"""Sweeps: many experiments whose shared parts are computed once, in parallel, and stored for later sweeps."""

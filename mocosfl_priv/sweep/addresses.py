@@ -1,4 +1,8 @@
-"""What determines an artefact: configuration part, data, plugin code, and the code around it."""
+"""Documents of everything that determines an artefact: its configuration, data, plugin code and core code.
+
+An artefact is one stored result of a sweep (see :mod:`mocosfl_priv.sweep.stages`). The hash of its document is its
+address in the store: a changed document means a new address, so that stale results are never reused.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ Document = dict[str, Any]
 
 CORE = Path(__file__).parents[1]
 
-# Rooms and files of the core in which nothing decides about a number that is stored.
+# Packages and files of the core that cannot change any stored number. They are left out of all documents.
 NO_RESULT = (
     "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "plugins/attack_checks.py",
     "results", "experiment/plan.py",
@@ -33,17 +37,17 @@ NO_RESULT = (
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",
 )  # fmt: skip
-# Of the rest, those in which nothing decides about what an attack returns: they judge it.
+# Files that only score reconstructions, and therefore cannot change what an attack returns.
 NO_ATTACK = ("experiment/rows.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
-# Of the rest, those in which nothing decides about a training. Image metrics stay: defenses learn from them, too.
+# Files that cannot change a training. Image metrics are not among them, since defenses train on them too.
 NO_TRAINING = (*NO_ATTACK, "experiment/attack.py", "evaluation/floor.py", "evaluation/perceptual.py")
 UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label_fractions", "probe_selection"}
 
 
 def expert_document(lab: EvaluationContext, system: System) -> Document | None:
-    """Of the expert that the defense of `system` trains before there are clients; None if it trains none.
+    """Return the document of the expert that the defense of `system` trains before the clients train.
 
-    Nothing that only comes after is in it: neither the clients and their data nor how they take the expert over.
+    The document leaves out the clients, their data, and how they use the expert. None if the defense has no expert.
     """
     found = expert_trainer(lab, system)
     if found is None:
@@ -64,7 +68,7 @@ def expert_document(lab: EvaluationContext, system: System) -> Document | None:
 
 
 def system_document(lab: EvaluationContext, system: System, training: Training) -> Document:
-    """Of a trained system with its utility."""
+    """Return the document of a trained system and its utility."""
     attacked = lab.curve_attacks if lab.config.leakage.every else training.attending
     expert = expert_document(lab, system)
     return {
@@ -74,13 +78,13 @@ def system_document(lab: EvaluationContext, system: System, training: Training) 
         "expert": address(expert) if expert else None,
         "training": training_document(lab, system, training),
         "utility": lab.config.evaluation.model_dump(mode="json", include=UTILITY),
-        # what the points of a leakage curve are scored with
+        # attacks and metrics of the leakage curve, which is measured during training
         "curve": [[attack.label for attack in attacked], _scoring(lab)] if lab.config.leakage.every else None,
     }
 
 
 def judge_document(lab: EvaluationContext) -> Document:
-    """Of the classifier that judges what is recognised; the victims' labels and the candidates belong to it."""
+    """Return the document of the classifier that judges recognition, with the victims' labels and the candidates."""
     return {
         "stage": "judge",
         "code": code_version(NO_RESULT),
@@ -93,7 +97,7 @@ def judge_document(lab: EvaluationContext) -> Document:
 
 
 def attack_document(lab: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
-    """Of what one attack on a trained system returns; how it is scored is not in it."""
+    """Return the document of what one attack on a trained system returns, without how it is scored."""
     threat = lab.config.threat.model_dump(mode="json")
     return {
         "stage": "attack",
@@ -105,7 +109,7 @@ def attack_document(lab: EvaluationContext, system: System, training: Training, 
 
 
 def score_document(lab: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
-    """Of the metrics of what one attack returned."""
+    """Return the document of the metrics of one attack's reconstructions."""
     return {
         "stage": "score",
         "code": code_version(NO_RESULT),
@@ -127,13 +131,19 @@ def _scoring(lab: EvaluationContext) -> Document:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Of the libraries that numbers come from."""
+    """Return the versions of the libraries that can change results, by name."""
     return {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "lpips")}
 
 
 @cache
 def code_version(without: tuple[str, ...], core: Path = CORE) -> str:
-    """SHA-256 of the core's code, but for what is named; comments, docstrings and layout do not count."""
+    """Return the SHA-256 of the core's code; comments, docstrings and layout do not change it.
+
+    Args:
+        without: Files and folders to leave out, relative to `core`.
+        core: The package folder.
+
+    """
     digest = hashlib.sha256()
     for path in sorted(core.rglob("*.py")):
         name = path.relative_to(core).as_posix()
@@ -144,7 +154,7 @@ def code_version(without: tuple[str, ...], core: Path = CORE) -> str:
 
 @cache
 def _code(path: Path) -> bytes:
-    """The syntax tree of a file."""
+    """The syntax tree of a file without docstrings, as text."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):

@@ -1,4 +1,4 @@
-"""How experts, trained systems, attempts, scores and the judge are kept in a store: JSON and safetensors."""
+"""Save and load the artefacts of a sweep (expert, system, attempt, score, judge) as JSON and safetensors files."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ PARTS = ("client", "trunk", "projector")
 
 
 def save_expert(expert: TrainedExpert, folder: Path) -> None:
-    """Write `expert` into `folder`."""
+    """Write the expert's weights and training time into `folder`."""
     _save(_everything_in(expert.model), folder / TENSORS)
     _write({"seconds": expert.earlier_seconds}, folder / FACTS)
 
 
 def load_expert(lab: EvaluationContext, system: System, artefact: Artefact) -> TrainedExpert:
-    """What :func:`save_expert` wrote for `system`."""
+    """Load the expert of `system` that :func:`save_expert` wrote."""
     model = lab.build_model(system.defense.plugin.architecture(lab.config.model), system.cut_layer, system.seed)
     _fill(model, load_file(artefact.folder / TENSORS))
     return TrainedExpert(model, _read(artefact.folder / FACTS)["seconds"])
 
 
 def save_system(trained: TrainedSystem, folder: Path) -> None:
-    """Write `trained` into `folder`."""
+    """Write a trained system into `folder`: weights, states of defense and attending attacks, utility and costs."""
     model, result = trained.model, trained.result()
     utility = result.utility
     few = {f"{fraction!r}": found for fraction, found in utility.semi_supervised.items()}
@@ -79,7 +79,7 @@ def save_system(trained: TrainedSystem, folder: Path) -> None:
 
 
 def load_result(system: System, training: Training, artefact: Artefact) -> SystemResult:
-    """Of what :func:`save_system` wrote, what results say of it; no weights are read."""
+    """Load what reports need of a system that :func:`save_system` wrote, without reading its weights."""
     facts = _read(artefact.folder / FACTS)
     with safe_open(artefact.folder / TENSORS, "np") as file:
         arrays = {name: file.get_tensor(f"arrays.{name}") for name in _within(file.keys(), "arrays")}
@@ -102,7 +102,7 @@ def load_result(system: System, training: Training, artefact: Artefact) -> Syste
 
 
 def load_system(lab: EvaluationContext, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
-    """What :func:`save_system` wrote of `training` of `system`, ready to be attacked."""
+    """Load a trained system that :func:`save_system` wrote, ready to be attacked."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     result = load_result(system, training, artefact)
     info = result.info
@@ -139,7 +139,7 @@ def load_system(lab: EvaluationContext, system: System, training: Training, arte
 
 
 class StoredCheckpoints(Mapping[str, dict[str, np.ndarray]]):
-    """The checkpoints of stored systems by file name, each read when asked for: all of a grid would fill the memory."""
+    """The checkpoints of stored systems by file name, read on access, since all of a grid may not fit into memory."""
 
     def __init__(self, artefacts: Mapping[str, Artefact]) -> None:
         self._artefacts = artefacts
@@ -157,12 +157,12 @@ class StoredCheckpoints(Mapping[str, dict[str, np.ndarray]]):
 
 
 def _stored_name(name: str) -> str:
-    """Where :func:`save_system` puts what a checkpoint calls `name`."""
+    """The key under which :func:`save_system` stores the checkpoint's tensor `name`."""
     return name if name.startswith("defense.") else f"model.{name}"
 
 
 def save_attempt(attempt: Attempt, folder: Path) -> None:
-    """Write `attempt` into `folder`: four bytes a number, so its size is known from the victims."""
+    """Write an attack's reconstructions (float32), cost, failure and the defense's promise into `folder`."""
     promise = attempt.promise
     tensors = {}
     if attempt.reconstruction is not None:
@@ -175,7 +175,7 @@ def save_attempt(attempt: Attempt, folder: Path) -> None:
 
 
 def load_attempt(artefact: Artefact) -> Attempt:
-    """What :func:`save_attempt` wrote."""
+    """Load the attempt that :func:`save_attempt` wrote."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     said = facts["promise"]
     promise = Promise(**said, mse_lower_bound=tensors["least_error"].numpy()) if said else None
@@ -183,19 +183,19 @@ def load_attempt(artefact: Artefact) -> Attempt:
 
 
 def save_score(values: dict[str, np.ndarray], folder: Path) -> None:
-    """Write metrics by name, (n,) each, into `folder`."""
+    """Write per-victim metrics into `folder`; `values` maps each metric's name to an array of shape (n,)."""
     _save({name: torch.from_numpy(value) for name, value in values.items()}, folder / TENSORS)
-    _write({"metrics": list(values)}, folder / FACTS)  # in their order, which the tensors lose
+    _write({"metrics": list(values)}, folder / FACTS)  # keeps the order, which safetensors does not
 
 
 def load_score(artefact: Artefact) -> dict[str, np.ndarray]:
-    """What :func:`save_score` wrote."""
+    """Load the metrics that :func:`save_score` wrote: arrays of shape (n,) by name, in the order of saving."""
     tensors = load_file(artefact.folder / TENSORS)
     return {name: tensors[name].numpy() for name in _read(artefact.folder / FACTS)["metrics"]}
 
 
 def save_judge(judge: RecognitionJudge, folder: Path) -> None:
-    """Write `judge` into `folder`."""
+    """Write the recognition judge (classifier, labels, candidates, chance levels) into `folder`."""
     tensors = {**under("classifier", judge.classifier.state_dict()), "labels": judge.labels}
     if judge.candidates is not None:
         tensors["candidates"] = judge.candidates
@@ -204,7 +204,7 @@ def save_judge(judge: RecognitionJudge, folder: Path) -> None:
 
 
 def load_judge(lab: EvaluationContext, artefact: Artefact) -> RecognitionJudge:
-    """What :func:`save_judge` wrote."""
+    """Load the recognition judge that :func:`save_judge` wrote, with its classifier frozen on the compute device."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     classifier = Classifier(lab.probe_data.classes)
     classifier.load_state_dict(within(tensors, "classifier"))
@@ -215,7 +215,7 @@ def load_judge(lab: EvaluationContext, artefact: Artefact) -> RecognitionJudge:
 
 
 def _everything_in(model: SplitModel) -> State:
-    """Parameters and all buffers, constants of an imported client included, which are in no state dict."""
+    """All parameters and buffers, also non-persistent ones (constants of an imported client), unlike a state dict."""
     found = {}
     for part in PARTS:
         network: nn.Module = getattr(model, part)
@@ -239,7 +239,7 @@ def _failure(trained: TrainedSystem, label: str) -> str:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    # clones: what shares memory cannot be written
+    # safetensors refuses tensors that share memory, hence the clones
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
 
 
@@ -252,7 +252,7 @@ def _read(path: Path) -> Any:
 
 
 def _plain(value: object) -> object:
-    """Scalars of numpy as Python's."""
+    """Convert a NumPy scalar to a Python number; a `default` hook for `json.dumps`."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be kept")
+    raise TypeError(f"{type(value).__name__} cannot be stored as JSON")

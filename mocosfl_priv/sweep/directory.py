@@ -1,9 +1,9 @@
-"""The folder of a sweep, and the right to work in it.
+"""The folder of a sweep, locked by the process that works in it.
 
-It holds
-    lock            held by the process that works here
+Contents:
+    lock            file lock; it holds the id of the process that works here
     store/          artefacts by their address
-    runs/NAME/      an ordinary run directory for every variant, made from the store
+    runs/NAME/      an ordinary run directory for every variant, written from the store
     results.csv     the rows of all variants, with a column for every axis
 """
 
@@ -24,10 +24,16 @@ LOCK = "lock"
 
 
 class SweepDirectory:
-    """Opens the folder for one process. Use as a context manager.
+    """Opens and locks the folder of a sweep for one process. Use as a context manager.
 
-    Raises ConfigurationError where there is something already and `resume` is not set, where it is no sweep, where
-    another process works in it, and where its store is of another format.
+    Args:
+        folder: The folder; it is made if it does not exist.
+        resume: Whether it may already hold a sweep.
+
+    Raises:
+        ConfigurationError: The folder holds a sweep and `resume` is not set, holds other files, cannot be written, is
+            locked by another process, or its store has another format.
+
     """
 
     def __init__(self, folder: Path, resume: bool) -> None:
@@ -35,19 +41,21 @@ class SweepDirectory:
         self.folder = Path(folder).resolve()
         try:
             there = self.folder.is_dir() and any(self.folder.iterdir())
-        except OSError as error:  # a name that no file system takes, a folder that may not be looked into
+        except OSError as error:  # such as a name too long for the file system, or a folder without read permission
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"--out {folder} is a file")
         if there and not (self.folder / LOCK).is_file():
-            raise ConfigurationError(f"--out {folder} holds other files than a sweep; choose another folder")
+            raise ConfigurationError(f"--out {folder} is not empty and holds no sweep; choose another folder")
         if there and not resume:
-            raise ConfigurationError(f"--out {folder} holds a sweep already; add --resume to go on, or choose another")
+            raise ConfigurationError(
+                f"--out {folder} already holds a sweep; add --resume to continue it, or choose another folder"
+            )
         self._lock: IO[str] | None = None
 
     @property
     def runs(self) -> Path:
-        """Where the run directories of the variants lie."""
+        """The folder that holds the run directories of the variants."""
         return self.folder / "runs"
 
     def __enter__(self) -> SweepDirectory:
@@ -57,18 +65,18 @@ class SweepDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigurationError(
-                f"--out {self.folder}: another sweep is at work here (process {self._owner()}); wait for it or stop it"
+                f"--out {self.folder} is in use by another sweep (process {self._owner()}); wait for it or stop it"
             ) from error
         except OSError as error:
             raise ConfigurationError(f"--out {self.folder} cannot be written: {error.strerror}") from error
         try:
-            self.store = Store(self.folder / "store")  # may be refused, and is then as it was
+            self.store = Store(self.folder / "store")  # raises before anything is changed if its format differs
             require_room(self.folder, 0, f"--out {self.folder}")
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
             self.store.clean()
-            for left in self.runs.glob(".*"):  # by a process that died while it wrote
+            for left in self.runs.glob(".*"):  # partial files of a process that was killed while writing
                 shutil.rmtree(left, ignore_errors=True)
         except BaseException:
             self._lock.close()
@@ -84,4 +92,4 @@ class SweepDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            self._lock.close()  # which lets go of it; so does a process that is killed
+            self._lock.close()  # releases the lock; the system also releases it when a process is killed

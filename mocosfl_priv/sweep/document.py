@@ -1,11 +1,11 @@
-"""A sweep as a document: an experiment, which is a grid already, and axes along which anything else varies.
+"""The YAML document of a sweep: an experiment, plus axes along which any of its settings vary.
 
 ```yaml
 name: two-worlds
-defenses: [none, bottleneck]          # as in any experiment: cut_layers, target_fractions, attacks, seeds, ...
+defenses: [none, bottleneck]          # and, as in any experiment: cut_layers, target_fractions, attacks, seeds, ...
 axes:
-  data:                               # the name of an axis becomes a column
-    photos: {data.dataset: photos}    # label: settings by their paths, as after --set
+  data:                               # the name of an axis becomes a column of the results
+    photos: {data.dataset: photos}    # label: {KEY.PATH: VALUE}, as for --set
     digits: {data.dataset: digits}
   partition:
     iid: {}
@@ -36,14 +36,15 @@ from mocosfl_priv.results import COLUMNS, short_name, variant_name
 
 AXES = "axes"
 WORD = re.compile(r"[\w.-]+")
-SAME_FOR_ALL = ("device", "threads")  # of `compute`: a process has them, and works on one variant after the other
+# Keys of `compute` that must be equal for all variants, because one process works on several variants.
+SAME_FOR_ALL = ("device", "threads")
 
 
 @dataclass(frozen=True)
 class Variant:
     """One experiment of a sweep.
 
-    labels: where it stands on every axis, empty without axes.
+    labels: its label on every axis, by axis; empty without axes.
     """
 
     name: str
@@ -53,14 +54,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class SweepDocument:
-    """A validated sweep: the product of its axes, as experiments."""
+    """A validated sweep: one experiment (variant) for every combination of labels of its axes."""
 
     name: str
     variants: tuple[Variant, ...]
 
     @property
     def compute(self) -> ComputeConfig:
-        """What an engine needs to know of all variants: their device, and threads per task."""
+        """The compute settings for an engine: device and threads per task are the same for all variants."""
         return self.variants[0].config.compute
 
 
@@ -73,9 +74,19 @@ def load_sweep(
 ) -> SweepDocument:
     """Read a sweep from YAML; a plain experiment is a sweep without axes.
 
-    overrides, defenses, attacks, scale: as for an experiment, for all its variants; an axis wins over an override.
-    Torch gets one thread where the document does not say: processes side by side are faster than threads, and results
-    then do not depend on their number. Raises ConfigurationError.
+    If the document does not set ``compute.threads``, it is 1: parallel processes are faster than threads, and results
+    do not depend on the number of processes.
+
+    Args:
+        path: The YAML file.
+        overrides: Settings for all variants, as for an experiment. An axis that sets the same key takes precedence.
+        defenses: Names to add to the defenses of all variants.
+        attacks: Names to add to the attacks of all variants.
+        scale: Name of a reduced scale (``tiny``), or None.
+
+    Raises:
+        ConfigurationError: The document is invalid.
+
     """
     document = with_overrides(scaled(read_document(path), scale), overrides)
     axes = _axes(document.pop(AXES, None), str(path))
@@ -93,7 +104,9 @@ def load_sweep(
             parse_config(config, where=f"{path}, {name}" if name else str(path)), defenses, attacks
         )
         if parsed.checkpoints is not None:
-            raise ConfigurationError(f"{path}: checkpoints: an audit of published clients is run, not swept")
+            raise ConfigurationError(
+                f"{path}: checkpoints: an audit of published clients cannot be swept; use `mocosfl-priv run`"
+            )
         variants.append(Variant(name or short_name(parsed.name), labels, parsed))
     for setting in SAME_FOR_ALL:
         _require_same(variants, setting, str(path))
@@ -107,27 +120,30 @@ def _require_same(variants: Sequence[Variant], setting: str, where: str) -> None
         if found != expected:
             raise ConfigurationError(
                 f"{where}: compute.{setting} is {expected} for {first.name} and {found} for {other.name}; all variants "
-                "share the same processes, so it must be the same for all: sweep them apart"
+                "share the same processes, so it must be the same for all: run separate sweeps"
             )
 
 
 def _axes(raw: object, where: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Checked: axis to label to settings."""
+    """Check `axes` of the document, and return it as axis -> label -> settings."""
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise ConfigurationError(f"{where}: {AXES}: a mapping of axes is expected, not a {type(raw).__name__}")
+        raise ConfigurationError(f"{where}: {AXES}: expected a mapping of axes, not a {type(raw).__name__}")
     for axis, points in raw.items():
         place = f"{where}: {AXES}.{axis}"
         if not isinstance(axis, str) or not WORD.fullmatch(axis) or axis in COLUMNS:
-            raise ConfigurationError(f"{place}: an axis is called by a word that is no column of the results")
+            raise ConfigurationError(
+                f"{place}: the name of an axis uses letters, digits, '_', '.' and '-', and differs from all columns of "
+                "the results"
+            )
         if not isinstance(points, dict) or not points:
-            raise ConfigurationError(f"{place}: a mapping of labels to settings is expected")
+            raise ConfigurationError(f"{place}: expected a mapping of labels to settings")
         for label, settings in points.items():
             if not isinstance(label, str) or not WORD.fullmatch(label):
-                raise ConfigurationError(f"{place}: {label!r} is no label: use letters, digits, '_', '.' and '-'")
+                raise ConfigurationError(f"{place}: invalid label {label!r}: use letters, digits, '_', '.' and '-'")
             if not isinstance(settings, dict | None):
                 raise ConfigurationError(
-                    f"{place}.{label}: settings by their paths are expected, as in data.dataset: photos"
+                    f"{place}.{label}: expected a mapping of keys to values, such as data.dataset: photos"
                 )
     return {axis: {label: dict(settings or {}) for label, settings in points.items()} for axis, points in raw.items()}

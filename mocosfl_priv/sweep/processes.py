@@ -1,4 +1,4 @@
-"""The local engine: processes on this machine, each with a task at a time and, where there are any, a GPU."""
+"""The local engine: worker processes on this machine that run one task at a time each, on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 
 class LocalEngine:
-    """`workers` spawned processes. One that dies is replaced; all of them end with the process that made them.
+    """A pool of worker processes. A process that dies is replaced; all of them end when their parent does.
 
-    gpus: how many GPUs there are to be shared out among tasks; 0 for none.
+    Args:
+        workers: Number of processes.
+        gpus: Number of GPUs to distribute among the tasks; 0 for none.
+
     """
 
     def __init__(self, workers: int, gpus: int = 0) -> None:
@@ -38,7 +41,7 @@ class LocalEngine:
 
         def settle(finished: Future[None]) -> None:
             if gpu is not None:
-                self._free.append(gpu)  # before anybody hears of the outcome and submits the next
+                self._free.append(gpu)  # before the outcome is set, because the caller then submits the next task
             if finished.cancelled():
                 outcome.cancel()
             elif (error := finished.exception()) is not None:
@@ -46,10 +49,10 @@ class LocalEngine:
             else:
                 outcome.set_result(None)
 
-        if not self._pool.active:  # it breaks when a process dies that has no task yet
+        if not self._pool.active:  # the pool breaks when an idle process dies
             self.close()
             self._pool = self._new_pool()
-        with _interruptions_blocked():  # Ctrl-C is for who made the pool; its processes inherit this
+        with _interruptions_blocked():  # workers inherit this: Ctrl-C must reach the parent only
             self._pool.schedule(_run, args=(task, gpu)).add_done_callback(settle)
         return outcome
 
@@ -76,8 +79,8 @@ def _interruptions_blocked() -> Iterator[None]:
 
 
 def local_engine(config: ComputeConfig, workers: int | None = None) -> LocalEngine:
-    """An engine of `workers` processes, or of as many as suit this machine: one per GPU, or what its cores allow."""
-    from mocosfl_priv.runtime.compute import (  # imports torch, which a schedule of other tasks need not
+    """Return an engine of `workers` processes; by default one per GPU, or else as many as the CPU cores allow."""
+    from mocosfl_priv.runtime.compute import (  # imports torch, which this module can do without
         Compute,
         usable_cores,
     )
@@ -92,14 +95,14 @@ def local_engine(config: ComputeConfig, workers: int | None = None) -> LocalEngi
 
 def _run(task: Task, gpu: int | None) -> None:
     if gpu is not None:
-        import torch  # processes that need none do not wait for it
+        import torch  # takes seconds, so only processes that use a GPU import it here
 
         torch.cuda.set_device(gpu)
     task.run()
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its children: they watch it themselves."""
+    """End this process when its parent does: a parent that is killed cannot end its children."""
     parent = parent_process()
     assert parent is not None
     sentinel = parent.sentinel

@@ -1,4 +1,4 @@
-"""The engine for more than one machine: the same tasks on a Ray cluster, with a store that all its nodes can reach.
+"""The engine for several machines: runs tasks on a Ray cluster, with a store on a file system that all nodes share.
 
 Optional: ``pip install mocosfl-priv[ray]``.
 """
@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.sweep.schedule import Task
 
-# Both are read when ray is imported: nobody is told that this ran; and nodes use what is installed on them, where Ray
-# would otherwise make them a new environment for every process of a driver that `uv run` has started.
+# Ray reads both when it is imported. The first turns off usage reports. The second makes nodes use the packages that
+# are installed on them; otherwise Ray builds a new environment for each process if `uv run` started the driver.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
@@ -33,10 +33,16 @@ LOST = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError
 
 
 class RayEngine:
-    """Tasks of one CPU, or one GPU, each, wherever the cluster has room.
+    """Runs tasks on any node of a Ray cluster that has room.
 
-    address: of a running cluster; without it, that of RAY_ADDRESS, else a cluster of this machine alone. cpus, gpus:
-    what a task takes. Raises ConfigurationError if there is no such cluster.
+    Args:
+        address: Address of a running cluster; by default RAY_ADDRESS, or else a new cluster of this machine alone.
+        cpus: CPUs per task.
+        gpus: GPUs per task.
+
+    Raises:
+        ConfigurationError: There is no such cluster.
+
     """
 
     def __init__(self, address: str | None = None, cpus: float = 1, gpus: float = 0) -> None:
@@ -53,7 +59,7 @@ class RayEngine:
 
     @property
     def slots(self) -> int:
-        """What the cluster has room for now: nodes come and go."""
+        """The number of tasks that the cluster can run at once now; it changes when nodes join or leave."""
         there = ray.cluster_resources()
         return max(1, min(int(there.get(kind, 0) / amount) for kind, amount in self._per_task.items()))
 

@@ -1,4 +1,4 @@
-"""Run directories that were made from a store: whether one still is what would be made again."""
+"""Reuse of run directories: one is not written again if its inputs and its files are unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KIND, CELLS = "run", "cells.parquet"
 
 
 def run_key(plan: Plan) -> str:
-    """The address of the run directory of `plan`: all its configuration, what it shows, and the code that shows it."""
+    """Return the address of the run directory of `plan`: a hash of its configuration, its artefacts and the code."""
     judge = judge_of(plan)
     return address(
         {
@@ -35,14 +35,17 @@ def run_key(plan: Plan) -> str:
 
 
 def note_written(store: Store, key: str, record: RunRecord, folder: Path) -> None:
-    """Remember that `folder` holds the run directory `key`, of `record`."""
+    """Note in `store` that `folder` holds the run directory with address `key`, written from `record`."""
     files = {path.relative_to(folder).as_posix(): checksum(path) for path in folder.rglob("*") if path.is_file()}
     store.discard(KIND, key)
     store.put(KIND, key, partial(_save_cells, record), {"files": files}, {"stage": "run", "folder": folder.name})
 
 
 def as_written(store: Store, key: str, folder: Path) -> RunRecord | None:
-    """The record in `folder`, without images and checkpoints, if it is the run directory `key` to the last bit."""
+    """Return the record in `folder` if it is the run directory with address `key` and all its files are unchanged.
+
+    The record comes without images and checkpoints. Otherwise returns None.
+    """
     found = store.get(KIND, key)
     if found is None or not all(
         (folder / name).is_file() and checksum(folder / name) == expected
@@ -50,7 +53,7 @@ def as_written(store: Store, key: str, folder: Path) -> RunRecord | None:
     ):
         return None
     record = read_record(folder)
-    # numbers in a table of text lose their last bit, or their kind
+    # from Parquet, because a CSV loses the precision and the type of numbers
     record.cells, record.images = pd.read_parquet(found.folder / CELLS), {}
     return record
 
@@ -61,7 +64,7 @@ def _save_cells(record: RunRecord, folder: Path) -> None:
 
 @cache
 def _reports_code() -> str:
-    """SHA-256 of the package that makes pages, templates included; found, not imported: that takes seconds."""
+    """SHA-256 of the package `reports` with its templates. It is not imported, since that takes seconds."""
     folders = [Path(place) for place in own_package("reports").submodule_search_locations or ()]
     digest = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):

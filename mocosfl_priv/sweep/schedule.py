@@ -1,4 +1,4 @@
-"""Who computes what when: tasks that need each other, an engine that runs them, and what becomes of failures."""
+"""The scheduler of a sweep: tasks with dependencies, the engine that runs them, and the handling of failures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from mocosfl_priv.errors import RunFailedError, StorageError
 from mocosfl_priv.runtime.imports import cause
 from mocosfl_priv.runtime.progress import Segment
 
-ATTEMPTS = 3  # a worker that dies may have been killed from outside; one that dies three times of a task dies of it
+# How often a task is tried when its process dies. One death may have an outside cause; after three, the task is blamed.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Task:
-    """One artefact to compute.
+    """The computation of one artefact.
 
-    key: its address. needs: keys of tasks that must be done before. segment: what it is called, and how long it may
-    take. function, arguments: what computes and stores it; they go to another process.
+    key: the artefact's address.
+    segment: its title and expected duration.
+    function, arguments: compute and store the artefact; both are pickled, since another process calls them.
+    needs: keys of the tasks that must be done before.
     """
 
     key: str
@@ -29,7 +32,10 @@ class Task:
     needs: tuple[str, ...] = ()
 
     def run(self) -> None:
-        """Compute and store it. Raises StorageError, or RunFailedError with the cause: both survive another process."""
+        """Compute and store the artefact.
+
+        Raises StorageError, or RunFailedError with the cause of any other error: both can be pickled back.
+        """
         try:
             self.function(*self.arguments)
         except StorageError:
@@ -39,43 +45,43 @@ class Task:
 
 
 class Engine(Protocol):
-    """Runs tasks somewhere."""
+    """Runs tasks, such as in processes on this machine or on a cluster."""
 
     @property
     def slots(self) -> int:
-        """How many at once; it may change."""
+        """The number of tasks that can run at once; it may change."""
 
     def submit(self, task: Task) -> Future[None]:
-        """Begin a task."""
+        """Start a task; the future raises the task's error."""
 
     def died(self, error: BaseException) -> bool:
-        """Whether `error` tells of a process that ended before its task did."""
+        """Whether `error` means that the process ended before its task did."""
 
     def close(self) -> None:
-        """Abandon what still runs, and leave no process behind."""
+        """Abandon running tasks and end all processes."""
 
 
 class Observer(Protocol):
-    """Is told what a sweep has read and plans, and how it goes on."""
+    """Receives the progress of a sweep, such as to display it."""
 
     def has_read(self, lines: Sequence[str]) -> None:
-        """What was read of the data of all variants, and warnings, a line each; before anything is computed."""
+        """Called before anything is computed, with what was read of all data and with warnings, one line each."""
 
     def planned(self, tasks: Sequence[Task], cells: int, cached: int) -> None:
-        """What follows: `tasks`, for `cells` different cells, of which the store has `cached`."""
+        """Called with the `tasks` that follow, for `cells` different cells, of which `cached` are in the store."""
 
     def started(self, task: Task) -> None:
-        """A task begins."""
+        """Called when a task starts."""
 
     def ended(self, task: Task, failure: str) -> None:
-        """A task is over; `failure` is empty if it was computed."""
+        """Called when a task is over; `failure` is the cause of its failure, or empty."""
 
     def reporting(self, name: str, place: int, count: int) -> None:
-        """Nothing is computed any more; the run directory `name` is made, `place` of `count`, counted from 1."""
+        """Called after all tasks, before run directory `name` is written: number `place` of `count`, from 1."""
 
 
 class Unobserved:
-    """Nobody looks on."""
+    """An observer that does nothing."""
 
     def has_read(self, lines: Sequence[str]) -> None:
         """Nothing to show."""
@@ -94,31 +100,31 @@ class Unobserved:
 
 
 class ThisProcess:
-    """An engine without processes of its own: for debuggers, and where a second process costs more than it gains."""
+    """An engine that runs tasks in the calling process: for debuggers, and where worker processes are not worth it."""
 
     slots = 1
 
     def submit(self, task: Task) -> Future[None]:
-        """Run `task` now."""
+        """Run `task` and return its completed future."""
         future: Future[None] = Future()
         try:
             task.run()
-        except Exception as error:  # whoever waits for the task gets it
+        except Exception as error:  # the future raises it
             future.set_exception(error)
         else:
             future.set_result(None)
         return future
 
     def died(self, error: BaseException) -> bool:  # noqa: ARG002
-        """Who died cannot tell."""
+        """Return False: a task's process is this one."""
         return False
 
     def close(self) -> None:
-        """Nothing is left running."""
+        """Do nothing, since there are no other processes."""
 
 
 class _Agenda:
-    """What can be computed now, the next one last, and what still waits for something."""
+    """The tasks that can be started now, in `ready` with the next one last, and those blocked by other tasks."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         keys = {task.key for task in tasks}
@@ -127,7 +133,7 @@ class _Agenda:
         self.ready = [task for task in reversed(tasks) if task.key not in self._blocked]
 
     def settle(self, key: str, failed: bool) -> list[Task]:
-        """`key` is done, or will never be; returns what can therefore never be done either."""
+        """Record that task `key` is done or has failed; returns the tasks that fail with it because they need it."""
         freed: list[Task] = []
         lost: list[Task] = []
         for task in [task for task in self._blocked.values() if key in self._needs[task.key]]:
@@ -144,10 +150,11 @@ class _Agenda:
 
 
 def run_tasks(tasks: Sequence[Task], engine: Engine, observer: Observer) -> dict[str, str]:
-    """Compute all `tasks`; returns the causes of failures by key. A need that is none of the tasks is there already.
+    """Compute all `tasks`, and return the causes of failures by task key.
 
-    What a failed task was needed for fails with it; everything else goes on. Tasks that became possible last go first,
-    so that what a training makes possible is done before the next training. Raises StorageError, and what interrupts.
+    A needed key that is not among `tasks` counts as done. Tasks that need a failed task fail too; all others continue.
+    Tasks that were unblocked last run first, so that the attacks on a system run before the next training. Raises
+    StorageError; interruptions (KeyboardInterrupt) pass through.
     """
     agenda = _Agenda(tasks)
     attempts = dict.fromkeys((task.key for task in tasks), 0)

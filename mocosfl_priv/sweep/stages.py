@@ -1,10 +1,10 @@
-"""The stages of a sweep: each a step from what it needs to one artefact, and all of one shape.
+"""The stages of a sweep. Each stage computes one artefact from the artefacts of the stages that it needs.
 
     expert -> system -> attack -> score
                         judge ----^
 
-An expert serves all systems that take it over, a trained system all attacks on it, an attack all ways to score it, and
-the judge of recognition all scores of a configuration.
+An artefact is shared: one expert by all systems that start from it, one trained system by all attacks on it, one
+attack's reconstructions by all ways to score them, and one recognition judge by all scores of a configuration.
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ Place = tuple[int, int, int]  # indices of system, training and attack in a plan
 
 @dataclass(frozen=True)
 class Stage(ABC, Generic[Made]):
-    """One thing to compute, at a place in a plan's grid.
+    """One artefact to compute, at a place in a plan's grid.
 
-    kind: what its artefact is called. document: what determines it; key: its address.
+    kind: the kind of the artefact, which names its folder in the store.
+    plan: the experiment.
+    place: indices of system, training and attack in `plan`; those that do not apply are 0.
     """
 
     kind: ClassVar[str]
@@ -80,57 +82,60 @@ class Stage(ABC, Generic[Made]):
     @property
     @abstractmethod
     def document(self) -> Document:
-        """What determines it."""
+        """Everything that determines the artefact (see :mod:`mocosfl_priv.sweep.addresses`)."""
 
     @property
     @abstractmethod
     def segment(self) -> Segment:
-        """What it is called, and how long it may take."""
+        """Title and expected duration, for progress displays."""
 
     @property
     def needs(self) -> Sequence[Stage[Any]]:
-        """What it is computed from."""
+        """The stages whose artefacts it is computed from."""
         return ()
 
     @abstractmethod
     def compute(self, store: Store) -> Made:
-        """Make it; what it needs comes from `store`."""
+        """Compute the artefact; what it needs is read from `store`."""
 
     @abstractmethod
     def save(self, made: Made, folder: Path) -> None:
-        """Write it into `folder`."""
+        """Write what :meth:`compute` returned into `folder`."""
 
     @abstractmethod
     def load(self, artefact: Artefact) -> Made:
-        """What :meth:`save` wrote."""
+        """Read what :meth:`save` wrote."""
 
     def facts(self, made: Made) -> dict[str, Any]:  # noqa: ARG002
-        """What the store shall tell of it without loading it."""
+        """Return facts about the artefact that can be read from the store without loading it."""
         return {}
 
     @cached_property
     def key(self) -> str:
-        """Its address."""
+        """The artefact's address in the store: the hash of :attr:`document`."""
         return address(self.document)
 
     @property
     def system(self) -> System:
-        """The system that it is about."""
+        """The system at this place of the grid."""
         return self.plan.systems[self.place[0]]
 
     @property
     def training(self) -> Training:
-        """How that is trained."""
+        """The training of the system at this place of the grid."""
         return self.plan.trainings[self.place[1]]
 
     @property
     def attack(self) -> Loaded[Attack]:
-        """The attack that it is about."""
+        """The attack at this place of the grid."""
         return self.training.attacks[self.place[2]]
 
 
 def ensure(stage: Stage[Made], store: Store) -> Artefact:
-    """The artefact of `stage`: from the store; else computed, and from then on there."""
+    """Return the artefact of `stage` from the store; compute and store it first if it is not there.
+
+    Raises StorageError if what was just written cannot be read back.
+    """
     found = store.get(stage.kind, stage.key)
     if found is None:
         started = time.monotonic()
@@ -140,17 +145,17 @@ def ensure(stage: Stage[Made], store: Store) -> Artefact:
         shutil.rmtree(store.scratch(stage.key), ignore_errors=True)
         found = store.get(stage.kind, stage.key)
         if found is None:
-            raise StorageError(f"what was written to {store.folder} came back damaged")
+            raise StorageError(f"files written to {store.folder} were damaged when read back; check the disk")
     return found
 
 
 def obtain(stage: Stage[Made], store: Store) -> Made:
-    """What `stage` makes, always as the store gives it back: who computed it when shall make no difference."""
+    """Return what `stage` computes. It is always loaded from the store, so that fresh and stored results are equal."""
     return stage.load(ensure(stage, store))
 
 
 class ExpertStage(Stage[TrainedExpert]):
-    """What a defender trains before there are clients, for a system whose defense does."""
+    """The expert that a defense trains before the clients train; only for systems whose defense has one."""
 
     kind = "expert"
 
@@ -170,7 +175,7 @@ class ExpertStage(Stage[TrainedExpert]):
         )
 
     def compute(self, store: Store) -> TrainedExpert:
-        """See :class:`Stage`; an interrupted training goes on from its last checkpoint."""
+        """See :class:`Stage`; an interrupted training resumes from its last checkpoint."""
         scratch = store.scratch(self.key)
         return resumed(lambda: train_expert(self.plan.laboratory, self.system, Checkpoints(scratch, self.key)), scratch)
 
@@ -184,7 +189,7 @@ class ExpertStage(Stage[TrainedExpert]):
 
 
 class SystemStage(Stage[TrainedSystem]):
-    """A trained system with its utility."""
+    """A trained system and its utility (kNN and linear-probe accuracy)."""
 
     kind = "system"
 
@@ -201,7 +206,7 @@ class SystemStage(Stage[TrainedSystem]):
 
     @property
     def needs(self) -> Sequence[Stage[Any]]:
-        """See :class:`Stage`: an expert where there is one, and a judge for the points of a leakage curve."""
+        """See :class:`Stage`: the expert, if any, and the judge if a leakage curve is measured during training."""
         judge = judge_of(self.plan) if self.plan.config.leakage.every else None
         return [stage for stage in (self._expert, judge) if stage is not None]
 
@@ -211,7 +216,7 @@ class SystemStage(Stage[TrainedSystem]):
         return ExpertStage(self.plan, (self.place[0], 0, 0)) if has_one else None
 
     def compute(self, store: Store) -> TrainedSystem:
-        """See :class:`Stage`; an interrupted training goes on from its last checkpoint."""
+        """See :class:`Stage`; an interrupted training resumes from its last checkpoint."""
         if self.plan.config.leakage.every:
             bring_judge(self.plan, store)
         how = replace(self.training, attending=tuple(with_own_plugin(attack) for attack in self.training.attending))
@@ -233,7 +238,7 @@ class SystemStage(Stage[TrainedSystem]):
 
 
 class AttackStage(Stage[Attempt]):
-    """What an attack returned for the victims of a trained system."""
+    """The reconstructions that an attack returned for the victims of a trained system."""
 
     kind = "attack"
 
@@ -266,12 +271,12 @@ class AttackStage(Stage[Attempt]):
         return load_attempt(artefact)
 
     def facts(self, made: Attempt) -> dict[str, Any]:
-        """See :class:`Stage`: an attack that failed is tried again by the next sweep."""
+        """See :class:`Stage`: records the failure, so that the next sweep tries a failed attack again."""
         return {"failure": made.failure}
 
 
 class ScoreStage(Stage[dict[str, np.ndarray]]):
-    """The metrics of what an attack returned, by name, (n,) each: the cell of a grid."""
+    """The metrics of an attack's reconstructions, arrays of shape (n,) by name: one cell of the grid."""
 
     kind = "score"
 
@@ -287,7 +292,7 @@ class ScoreStage(Stage[dict[str, np.ndarray]]):
 
     @property
     def attacked(self) -> AttackStage:
-        """What is scored."""
+        """The stage whose reconstructions are scored."""
         return AttackStage(self.plan, self.place)
 
     @property
@@ -297,7 +302,7 @@ class ScoreStage(Stage[dict[str, np.ndarray]]):
         return (self.attacked, judge) if judge else (self.attacked,)
 
     def compute(self, store: Store) -> dict[str, np.ndarray]:
-        """See :class:`Stage`. There is no score of an attack that failed: raises RunFailedError with its cause."""
+        """See :class:`Stage`. Raises RunFailedError with the cause if the attack failed."""
         attempted = obtain(self.attacked, store)
         if attempted.failure:
             raise RunFailedError(attempted.failure)
@@ -315,7 +320,7 @@ class ScoreStage(Stage[dict[str, np.ndarray]]):
 
 
 class JudgeStage(Stage[RecognitionJudge]):
-    """The classifier that judges what is recognised, where that is measured."""
+    """The classifier that judges whether reconstructions are recognised, if the configuration measures that."""
 
     kind = "judge"
 
@@ -328,7 +333,7 @@ class JudgeStage(Stage[RecognitionJudge]):
     def segment(self) -> Segment:
         """See :class:`Stage`."""
         epochs = self.plan.config.evaluation.recognition_epochs
-        return Segment("train the judge of recognition", self.kind, SECONDS_PER_JUDGE_EPOCH * epochs)
+        return Segment("train the recognition judge", self.kind, SECONDS_PER_JUDGE_EPOCH * epochs)
 
     def compute(self, store: Store) -> RecognitionJudge:  # noqa: ARG002 - it needs nothing
         """See :class:`Stage`."""
@@ -351,14 +356,14 @@ STAGES: dict[str, type[Stage[Any]]] = {
 
 
 def systems_of(plan: Plan) -> Iterator[SystemStage]:
-    """All trained systems of a plan, in its order."""
+    """Yield a stage for every training of every system of `plan`, in the plan's order."""
     for i in range(len(plan.systems)):
         for j in range(len(plan.trainings)):
             yield SystemStage(plan, (i, j, 0))
 
 
 def cells_of(plan: Plan) -> Iterator[ScoreStage]:
-    """All rows of a plan, in its order."""
+    """Yield a stage for every cell (result row) of `plan`, in the plan's order."""
     for stage in systems_of(plan):
         i, j, _ = stage.place
         for k in range(len(stage.training.attacks)):
@@ -366,20 +371,20 @@ def cells_of(plan: Plan) -> Iterator[ScoreStage]:
 
 
 def judge_of(plan: Plan) -> JudgeStage | None:
-    """The judge that scores of `plan` ask; None where recognition is not measured."""
+    """Return the recognition judge of `plan`, or None if recognition is not measured."""
     measured = plan.config.evaluation.recognition_epochs and plan.laboratory.roles.labelled
     return JudgeStage(plan) if measured else None
 
 
 def bring_judge(plan: Plan, store: Store) -> None:
-    """Have the laboratory use the stored judge, if any."""
+    """Make `plan` use the recognition judge from `store`, which computes it if needed; nothing if it has none."""
     judge, lab = judge_of(plan), plan.laboratory
     if judge is not None and "recognition" not in vars(lab):
         lab.recognition = obtain(judge, store)
 
 
 def expert_steps(plan: Plan, system: System) -> int:
-    """Steps of the expert of `system`; 0 if it has none."""
+    """Return the number of training steps of the expert of `system`; 0 if it has none."""
     found = expert_trainer(plan.laboratory, system)
     if found is None:
         return 0
@@ -388,8 +393,9 @@ def expert_steps(plan: Plan, system: System) -> int:
 
 
 def resumed(train: Callable[[], Made], scratch: Path) -> Made:
-    """What `train` makes, which goes on from its checkpoints in `scratch`: where the newest is damaged from the one
-    before, and if nothing older helps, from the beginning.
+    """Return what `train` returns; if it finds a damaged checkpoint, delete that checkpoint and call it again.
+
+    `train` resumes from its newest checkpoint in `scratch`, or starts from the beginning if there is none.
     """
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Artefacts by the address of what determines them: complete or absent, and checked whenever they are read.
+"""Content-addressed store of artefacts, which are written atomically and verified on every read.
 
-An artefact is a folder ``<kind>/<address>`` of files with an ``artefact.json`` that holds the checksum of each. It is
-written beside its place, flushed, and renamed, so a process that dies at any moment leaves no half of one. What is
-found damaged is removed, so that it is computed again.
+An artefact is a folder ``<kind>/<address>`` of files, with an ``artefact.json`` that holds the checksum of each file.
+It is written to a temporary folder, flushed and renamed, so that a process that dies at any moment leaves no partial
+artefact. A damaged artefact is removed when it is read, so that it is computed again.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError, StorageError
 from mocosfl_priv.runtime.files import checksum, flush
 from mocosfl_priv.runtime.imports import one_line
 
-FORMAT = 2  # 1 had no experts, and attacks together with their scores
+FORMAT = 2  # format 1 had no experts, and stored attacks together with their scores
 MANIFEST, JOURNAL = "artefact.json", "journal.jsonl"
 Write = Callable[[Path], None]
 
 
 def address(determined_by: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON document: equal exactly when everything that determines an artefact is equal."""
+    """Return the SHA-256 of everything that determines an artefact, a JSON document with sorted keys."""
     text = json.dumps(determined_by, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A complete artefact: where its files lie, and what was noted of it."""
+    """A complete artefact: the folder of its files, and the facts stored with it."""
 
     folder: Path
     facts: dict[str, Any]
@@ -48,8 +48,14 @@ class Artefact:
 class Store:
     """The artefacts below `folder`. Several processes may use one store at once.
 
-    Opening an existing one raises ConfigurationError if it was written in another format. make: whether it may be
-    made here; who computes for others must find theirs.
+    Args:
+        folder: The store's folder.
+        make: Whether to make the store if there is none. Workers pass False, since they must find the sweep's store.
+
+    Raises:
+        ConfigurationError: The folder cannot be used, holds other files, or a store of another format.
+        StorageError: There is no store, and `make` is False.
+
     """
 
     def __init__(self, folder: Path, make: bool = True) -> None:
@@ -59,31 +65,31 @@ class Store:
             if not mark.is_file():
                 if not make:
                     raise StorageError(
-                        f"there is no store {folder} on {platform.node()}; all machines must see the same"
+                        f"there is no store {folder} on {platform.node()}; all machines of a sweep must share it"
                     )
                 if folder.is_dir() and any(p.name != mark.name and not _is_staged(p) for p in folder.iterdir()):
-                    raise ConfigurationError(f"{folder} holds other files than a store; choose another folder")
+                    raise ConfigurationError(f"{folder} is not empty and holds no store; choose another folder")
                 folder.mkdir(parents=True, exist_ok=True)
                 _write_whole(mark, json.dumps({"format": FORMAT}))
             found = json.loads(mark.read_text(encoding="utf-8"))["format"]
         except OSError as error:
             raise ConfigurationError(f"store {folder} cannot be used: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{mark} is damaged; remove {folder} to begin afresh") from error
+            raise ConfigurationError(f"{mark} is damaged; remove {folder} to start over") from error
         if found != FORMAT:
             raise ConfigurationError(
-                f"store {folder} is of format {found}, this version reads {FORMAT}: its artefacts were determined "
-                "otherwise and cannot be used; give --out another folder, and keep this one for its results"
+                f"store {folder} has format {found}, but this version reads format {FORMAT} and cannot use its "
+                "artefacts; choose another folder for --out (the results in the old one stay readable)"
             )
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the artefact is there, by its name alone: it may still turn out to be damaged."""
+        """Whether the artefact exists. Its files are not verified: :meth:`get` may still find it damaged."""
         return (self._place(kind, key) / MANIFEST).is_file()
 
     def get(self, kind: str, key: str) -> Artefact | None:
-        """The artefact, checked; None if it is absent, or was damaged and is now removed.
+        """Return the artefact after verifying its checksums, or None if it is absent or damaged.
 
-        Raises StorageError when the disk does not let itself be read: that is no damage.
+        A damaged artefact is removed. Raises StorageError if the disk cannot be read; nothing is removed then.
         """
         place = self._place(kind, key)
         if not place.is_dir():
@@ -106,9 +112,19 @@ class Store:
     def put(
         self, kind: str, key: str, write: Write, facts: Mapping[str, Any], determined_by: Mapping[str, Any]
     ) -> None:
-        """Let `write` fill a folder and give it its name. What is there already stays: it is the same.
+        """Store an artefact atomically. If it exists already, it is kept, since its content is the same.
 
-        Raises StorageError when it cannot be written, RunFailedError for content that has no form on disk.
+        Args:
+            kind: Kind of the artefact.
+            key: Its address.
+            write: Writes the artefact's files into the folder that it is given.
+            facts: Stored with the artefact, as JSON.
+            determined_by: The document whose hash is `key`, stored for information.
+
+        Raises:
+            StorageError: The disk cannot be written.
+            RunFailedError: `write` failed otherwise, such as for content that cannot be serialised.
+
         """
         place = self._place(kind, key)
         staging = self.folder / f".partial-{uuid.uuid4().hex[:12]}"
@@ -136,16 +152,16 @@ class Store:
                 self._note("twice", kind, key)
             else:
                 self._note("done", kind, key)
-        except (OSError, SafetensorError, ArrowException) as error:  # a full disk has names of its own for the writers
+        except (OSError, SafetensorError, ArrowException) as error:  # the writers' own errors for a full disk
             reason = getattr(error, "strerror", None) or error
             raise StorageError(f"{place} cannot be written: {reason}") from error
-        except Exception as error:  # what a user's plugin hands out may be anything
-            raise RunFailedError(f"what came out has no form on disk: {one_line(error)}") from error
+        except Exception as error:  # a user's plugin may return objects of any type
+            raise RunFailedError(f"the result cannot be stored on disk: {one_line(error)}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def discard(self, kind: str, key: str) -> None:
-        """Take an artefact out of the store; nothing if it is absent."""
+        """Remove an artefact from the store, if it is there."""
         aside = self.folder / f".partial-{uuid.uuid4().hex[:12]}"
         with contextlib.suppress(FileNotFoundError):
             self._place(kind, key).rename(aside)
@@ -153,22 +169,25 @@ class Store:
         shutil.rmtree(aside, ignore_errors=True)
 
     def clean(self) -> None:
-        """Remove what processes that died have left; only for who knows that no other is at work here."""
+        """Remove partial files of processes that died. No other process may be using the store."""
         for path in self.folder.iterdir():
             if _is_staged(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     def scratch(self, key: str) -> Path:
-        """A folder for the state of unfinished work on `key`, which whoever finishes it removes."""
+        """Return the folder for checkpoints of unfinished work on `key`, which the caller removes in the end."""
         return self.folder / "unfinished" / key
 
     def journal(self) -> list[dict[str, str]]:
-        """What was completed, in order: event (done, twice: by two processes, discarded), kind, key."""
+        """Return the store's events in order, with the keys event, kind and key.
+
+        Events: ``done``; ``twice`` (a second process computed the same artefact); ``discarded``.
+        """
         path = self.folder / JOURNAL
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def _note(self, event: str, kind: str, key: str) -> None:
-        """One write, so that the lines of several processes do not mix."""
+        """Append a line to the journal in a single write, so that lines of several processes do not mix."""
         line = json.dumps({"event": event, "kind": kind, "key": key}) + "\n"
         descriptor = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

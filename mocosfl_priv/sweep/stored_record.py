@@ -1,4 +1,4 @@
-"""What a store has of a plan, as the record of a run: nothing is computed, and no model is made."""
+"""Assemble the record of a run from the artefacts in a store, without computing anything."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from mocosfl_priv.sweep.store import Store
 
 
 def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunRecord:
-    """The record of `plan` from the store; failures: causes by key, of what could not be computed.
+    """Assemble the record of `plan` from the store.
 
-    Its seconds are those of a run that shares nothing with others.
+    The recorded seconds are those of a run that computes all its parts itself.
+
+    Args:
+        plan: The experiment.
+        store: Where its artefacts are.
+        failures: Causes of failed tasks by artefact key. Cells without an artefact get a row with the cause.
+
     """
     judge = judge_of(plan)
     found = store.get(judge.kind, judge.key) if judge else None
-    # nothing is computed here: without a judge nothing was recognised
+    # if the store has no judge, None keeps the laboratory from training one here
     plan.laboratory.recognition = judge.load(found) if judge and found else None
     artefacts = {stage.place: (stage, store.get(stage.kind, stage.key)) for stage in systems_of(plan)}
     results = {
@@ -40,7 +46,7 @@ def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunR
 def _cell(
     stage: ScoreStage, systems: Mapping[Place, SystemResult], store: Store, failures: Mapping[str, str]
 ) -> CellResult:
-    """The row of `stage`: from the store, or with the cause why it is not there."""
+    """The result row of `stage`: from the store, or a row that states why there is no result."""
     lab, keys = stage.plan.laboratory, {**stage.system.keys, "attack": stage.attack.label}
     attacked, system = stage.attacked, systems.get((*stage.place[:2], 0))
     attempt = store.get(attacked.kind, attacked.key) if system else None
@@ -55,6 +61,6 @@ def _cell(
 
 
 def _absent(stage: ScoreStage, failures: Mapping[str, str]) -> Attempt:
-    """An attempt without anything, and why there is none."""
-    cause = failures.get(stage.key, "its artefact was damaged; --resume computes it again")
+    """An empty attempt with the cause of its absence."""
+    cause = failures.get(stage.key, "its stored result was damaged; --resume computes it again")
     return Attempt(None, dict.fromkeys(ATTACK_COSTS, float("nan")) | {"attack_out_of_time": False}, cause)

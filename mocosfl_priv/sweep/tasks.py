@@ -1,4 +1,4 @@
-"""From the stages of a plan to tasks: what the store lacks, and what a process does that is given one of them."""
+"""Turn the stages of plans into tasks for what the store lacks, and run such a task in a worker process."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ from mocosfl_priv.sweep.store import Store
 
 @dataclass(frozen=True)
 class Work:
-    """What another process needs to know of a stage: its kind and place, and the address that it was planned with.
+    """The description of a stage that is sent to a worker process.
 
     config: an `ExperimentConfig` as JSON.
+    store: the store's folder.
+    kind, place: identify the stage in the plan of `config`.
+    key: the address that the sweep planned; the worker checks that it computes the same.
     """
 
     config: str
@@ -36,9 +39,11 @@ class Work:
 
 @dataclass
 class TaskPlanner:
-    """What a store lacks for several plans: every stage once, whoever needs it, after what it needs itself.
+    """Collects what the store lacks for several plans, each stage once.
 
-    tasks: by their keys. cells: of all plans, by the keys of their scores; the key of the attack that is scored.
+    store: where results are looked up and stored.
+    tasks: tasks by artefact key, each after those that it needs.
+    cells: maps the key of the score of each cell to the key of the attack that is scored.
     """
 
     store: Store
@@ -48,19 +53,22 @@ class TaskPlanner:
 
     @property
     def in_order(self) -> list[Task]:
-        """The tasks, kind by kind: what others wait for first."""
+        """The tasks by kind, in the order of :data:`STAGES`: tasks that others need come first."""
         order = list(STAGES)
         return sorted(self.tasks.values(), key=lambda task: order.index(task.arguments[0].kind))
 
     @property
     def cached(self) -> int:
-        """Cells for which nothing is left to do."""
+        """The number of cells whose results are all in the store."""
         return sum(score not in self.tasks and attack not in self.tasks for score, attack in self.cells.items())
 
     def add(self, plan: Plan, where: str = "") -> None:
-        """What `plan` lacks, too. An attack that failed before is tried again. where: put before the tasks' titles."""
+        """Add tasks for what the store lacks of `plan`. An attack that failed in an earlier sweep is tried again.
+
+        where: prefix of the tasks' titles, such as the name of the variant.
+        """
         config = plan.config.model_dump_json()
-        for system in systems_of(plan):  # results say what became of it, though all attacks on it be stored
+        for system in systems_of(plan):  # results include the system, even if all attacks on it are stored
             self._require([system], config, where)
         for cell in cells_of(plan):
             attacked = cell.attacked
@@ -89,12 +97,15 @@ class TaskPlanner:
 
 
 def compute(work: Work) -> None:
-    """Compute what `work` names, and store it. What it needs and was lost meanwhile is made again."""
+    """Compute and store the artefact described by `work`; anything it needs that the store has lost is computed too.
+
+    Raises RunFailedError if code, data or hardware here differ from those that the sweep was planned with.
+    """
     stage = STAGES[work.kind](_plan(work.config), work.place)
     if stage.key != work.key:
         raise RunFailedError(
-            f"code, data or precision on {platform.node()} are not those that the sweep was planned with: were files "
-            "changed while it ran, or are its machines unlike? Resume it, with compute.device and compute.precision set"
+            f"code, data or precision on {platform.node()} differ from those that the sweep was planned with: files "
+            "were changed while it ran, or its machines differ. Set compute.device and compute.precision, and resume it"
         )
     ensure(stage, Store(work.store, make=False))
 
@@ -104,10 +115,10 @@ def _placed(where: str, segment: Segment) -> Segment:
 
 
 def _plan(config: str) -> Plan:
-    """The plan of `config`, made once where its images lie: a process may get another GPU with its next task."""
+    """The plan of `config`, cached per GPU: a process may get another GPU with its next task."""
     return _plan_on(config, torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
-@lru_cache(maxsize=2)  # a process works on one configuration after the other
-def _plan_on(config: str, device: int) -> Plan:  # noqa: ARG001 - the current one
+@lru_cache(maxsize=2)  # tasks of one configuration mostly follow each other
+def _plan_on(config: str, device: int) -> Plan:  # noqa: ARG001 - only a cache key
     return lay_out(ExperimentConfig.model_validate_json(config))

@@ -1,4 +1,4 @@
-"""What being a client costs: measured where devices took part, else what can be counted, each with its method."""
+"""The costs of a client, each with its method: measured on devices if the run had any, or else computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reports.analysis.findings_text import compact
 from reports.analysis.per_image import GROUP, Key
 
 NOT_MEASURED = "not measured"
-QUANTITIES = {  # as run.json names them: the heading for people, the column for files
+QUANTITIES = {  # name in run.json: (heading for readers, column of files)
     "payload_up": ("payload up", "client_payload_up_bytes"),
     "payload_down": ("payload down", "client_payload_down_bytes"),
     "wire_up": ("wire up", "client_wire_up_bytes"),
@@ -33,12 +33,16 @@ QUANTITIES = {  # as run.json names them: the heading for people, the column for
     "energy": ("energy", "client_energy_joules"),
 }
 HEADINGS = [heading for heading, _ in QUANTITIES.values()]
-PREFIXED = {"bytes": "B", "FLOPs": "FLOPs", "messages": ""}  # units that are read as k, M and G
+PREFIXED = {"bytes": "B", "FLOPs": "FLOPs", "messages": ""}  # units that are printed with the prefixes k, M and G
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One quantity of an average client over the whole training. value: None where nobody measured or counted it."""
+    """One quantity of an average client over the whole training.
+
+    value: None if it was neither measured nor computed.
+    method: how it was measured or computed.
+    """
 
     value: float | None
     unit: str
@@ -46,7 +50,7 @@ class Cost:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """Value and unit, for readers."""
         if self.value is None:
             return NOT_MEASURED
         if self.unit not in PREFIXED:
@@ -59,9 +63,10 @@ NOTHING = Cost(None, "", NOT_MEASURED)
 
 
 def client_costs(record: RunRecord, system: Key) -> dict[str, Cost]:
-    """The cost of an average client of `system`, by the names of `QUANTITIES`.
+    """Return the costs of an average client of `system`, by the names of `QUANTITIES`.
 
-    From its devices where it has some, by the mean over those that measured; else what a simulation can count.
+    If the run had devices, a cost is the mean over the devices that measured it; otherwise it is what a simulation can
+    compute.
     """
     lines = record.info.get("device_costs")
     found = _measured(lines) if lines else _counted(record, system)
@@ -82,7 +87,7 @@ def _measured(lines: Sequence[dict[str, Any]]) -> dict[str, Cost]:
 
 
 def _counted(record: RunRecord, system: Key) -> dict[str, Cost]:
-    """What a simulation knows, as a mean over clients and seeds."""
+    """The costs that a simulation can compute, as a mean over clients and seeds."""
     trained = [
         entry for entry in record.info.get("systems", []) if tuple(entry[name] for name in GROUP) == tuple(system)
     ]
@@ -90,7 +95,7 @@ def _counted(record: RunRecord, system: Key) -> dict[str, Cost]:
     found = {}
     traffic = [entry["traffic_bytes"] for entry in trained if "traffic_bytes" in entry]
     if traffic:
-        how = "simulated: counted at the messages, all clients' divided by their number"
+        how = "simulated: size of the messages of all clients, divided by their number"
         ways = {"payload_up": ("smashed_up", "weights_up"), "payload_down": ("gradient_down", "weights_down")}
         for name, parts in ways.items():
             total = float(np.mean([sum(entry[part] for part in parts) for entry in traffic]))
@@ -98,7 +103,7 @@ def _counted(record: RunRecord, system: Key) -> dict[str, Cost]:
     analytic = [entry["analytic_cost"] for entry in trained if "analytic_cost" in entry]
     for name, key, unit, how in (
         ("flops", "participation_flops", "FLOPs", "analytic: torch's counter, times the images of an average client"),
-        ("tensor_memory", "client_tensor_bytes", "bytes", "analytic: parameters, copies, kept activations, one image"),
+        ("tensor_memory", "client_tensor_bytes", "bytes", "analytic: parameters, their copies, activations, one image"),
     ):
         if analytic:
             found[name] = Cost(float(np.mean([entry[key] for entry in analytic])), unit, how)
@@ -106,7 +111,7 @@ def _counted(record: RunRecord, system: Key) -> dict[str, Cost]:
 
 
 def methods_of(costs: Sequence[dict[str, Cost]]) -> dict[str, list[str]]:
-    """How each quantity was found, by its heading; only those that some system has."""
+    """Return the methods of each quantity by its heading, for the quantities that some system has."""
     found: dict[str, list[str]] = {}
     for name, (heading, _) in QUANTITIES.items():
         methods = dict.fromkeys(cost[name].method for cost in costs if cost[name].value is not None)
@@ -116,9 +121,9 @@ def methods_of(costs: Sequence[dict[str, Cost]]) -> dict[str, list[str]]:
 
 
 def cost_columns(record: RunRecord, systems: pd.DataFrame) -> pd.DataFrame:
-    """The costs of the system of each row, numbers in bytes, seconds, FLOPs and joules; "not measured" where none is.
+    """Return the costs of each row's system as columns, in bytes, seconds, FLOPs and joules, or "not measured".
 
-    systems: has the columns of a system's key.
+    systems: a table with the columns ``defense``, ``cut_layer`` and ``target_fraction``.
     """
     keys = [tuple(key) for key in systems.itertuples(index=False, name=None)]
     known = {key: client_costs(record, key) for key in dict.fromkeys(keys)}

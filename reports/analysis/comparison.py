@@ -1,4 +1,4 @@
-"""Two systems of a run side by side, paired by image and seed: what a verdict and a leaderboard rest on."""
+"""Compare two systems, paired by image and seed: the basis of verdicts and leaderboards."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from reports.analysis.summary import ensembles, system_name
 
 BOTTLENECK = "defenses.bottleneck:BottleneckDefense"
 TARESSFL = "defenses.taressfl:TAResSFL"
-CLOSE = 0.03  # of linear-probe accuracy: what is further apart is not matched, however uncertain
+CLOSE = 0.03  # largest difference of linear-probe accuracies that counts as matched, however uncertain it is
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One system beside an `other`: its leak ratio R and its linear-probe accuracy, each minus the other's.
+    """One system compared with an `other`.
 
-    attacks: those under which `leak` was found, the same for both; where there is none, `leak` is None. p_value: of the
-    hypothesis that both leak alike, by itself; NaN where `leak` is None.
+    other: name of the other system.
+    attacks: those under which `leak` was measured, the same for both systems; empty if none succeeded on both.
+    leak: difference of leak ratios R, system minus other; None without attacks.
+    p_value: of the hypothesis that both leak equally, not adjusted for other comparisons; NaN without attacks.
+    linear: difference of linear-probe accuracies, system minus other.
     """
 
     other: str
@@ -44,12 +47,12 @@ class Comparison:
 
     @property
     def matched(self) -> bool:
-        """Whether the two are about as accurate."""
+        """Whether the accuracies match (see :func:`is_matched`)."""
         return is_matched(self.linear)
 
     @property
     def unmatched(self) -> str:
-        """How accuracies stand, where they are not matched."""
+        """How the accuracies compare, for systems that are not matched."""
         if self.linear.low > 0:
             return "The nearest is less accurate"
         return (
@@ -58,7 +61,7 @@ class Comparison:
 
     @property
     def without_match(self) -> str:
-        """What a comparison says all the same."""
+        """What the comparison shows although the accuracies are not matched."""
         if self.linear.low > 0 and self.finding == "leaks less than":
             return "this is better in both"
         if self.linear.high < 0 and self.finding == "leaks more than":
@@ -67,7 +70,7 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """In words. A difference counts where its interval excludes zero and it is no smaller than SMALLEST_EFFECT."""
+        """The difference of R in words; it counts if its interval excludes 0 and it is at least `SMALLEST_EFFECT`."""
         if self.leak is None:
             return "not compared"
         if abs(self.leak.value) < SMALLEST_EFFECT or self.leak.low <= 0 <= self.leak.high:
@@ -76,12 +79,17 @@ class Comparison:
 
 
 def compare(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None = None) -> Comparison:
-    """`ours` beside `theirs`, over the seeds that both have.
+    """Compare the system `ours` with the system `theirs`, over the seeds that both have.
 
-    other: the run of `theirs`, where that is another one, of the same images.
+    R is measured under the ensemble if it succeeded on both, or else under the worst case over the attacks that
+    succeeded on both, since worst cases over different attacks are not comparable.
 
-    Under the ensemble where it succeeded on both, else under the worst case over all attacks that did: a worst case
-    over other attacks would be another measure.
+    Args:
+        record: The run.
+        ours: Key of the first system.
+        theirs: Key of the system to compare it with.
+        other: The run of `theirs`, if it is another one; its images must be the same.
+
     """
     both = ((record, ours), (other or record, theirs))
     succeeded = [sound_attacks(run, key) for run, key in both]
@@ -100,7 +108,7 @@ def compare(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None =
 
 
 def accuracy_difference(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None = None) -> Interval:
-    """Linear-probe accuracy of one system minus that of another. other: as for :func:`compare`."""
+    """Return the linear-probe accuracy of `ours` minus that of `theirs`, paired; `other` as for :func:`compare`."""
     mine, others = paired(of_system(record.probe, ours), of_system((other or record).probe, theirs))
     return mean_interval(
         differences(mine, "linear", others, "linear"), groups=groups(mine), **bootstrap_options(record)
@@ -108,12 +116,12 @@ def accuracy_difference(record: RunRecord, ours: Key, theirs: Key, other: RunRec
 
 
 def is_matched(difference: Interval) -> bool:
-    """Whether a difference of accuracies is small, and not shown to be one."""
+    """Whether accuracies match: their difference is at most `CLOSE`, and its interval contains zero."""
     return difference.low <= 0 <= difference.high and abs(difference.value) <= CLOSE
 
 
 def sound_attacks(record: RunRecord, key: Key) -> list[str]:
-    """The attacks on a system that use the smashed data and failed with no seed, in the order of the results."""
+    """Return the attacks on a system that use the smashed data and succeeded with all seeds, in order."""
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     cells = of_system(record.cells, key)
     failed = set(cells["attack"][cells["failure"] != ""])
@@ -121,9 +129,13 @@ def sound_attacks(record: RunRecord, key: Key) -> list[str]:
 
 
 def systems_of(record: RunRecord, *, origin: str | None = None, label: str | None = None) -> list[Key]:
-    """The systems of a run in the order of the results: all, or those of one class, or under one label.
+    """Return the systems of a run in the order of the results, without those whose training failed with every seed.
 
-    One whose training failed with every seed is none.
+    Args:
+        record: The run.
+        origin: Only systems whose defense is this class, as ``module:Class``.
+        label: Only systems whose defense has this label.
+
     """
     origins = {plugin["label"]: plugin["origin"] for plugin in record.info["plugins"]["defenses"]}
     keys: list[Key] = list(record.cells[GROUP].drop_duplicates().itertuples(index=False, name=None))
@@ -133,7 +145,7 @@ def systems_of(record: RunRecord, *, origin: str | None = None, label: str | Non
 
 
 def concerns(flag: dict[str, Any], key: Key) -> bool:
-    """Whether a flag of run.json is about a system, or about the whole run."""
+    """Whether a flag of run.json concerns the system `key`, as a flag on that system or on the whole run."""
     return all(flag.get(name) in (None, value) for name, value in zip(GROUP, key, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Every defense against no defense, all comparisons taken together."""
+"""Compare every defense with no defense, with p-values adjusted over all these comparisons."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from reports.analysis.summary import system_name
 
 @dataclass(frozen=True)
 class Member:
-    """One comparison of a family: what it shows by itself, and the p-value that answers for the whole family.
+    """One comparison of a family of comparisons that are tested together.
 
-    run: which of the runs it is of.
+    run: index of the run.
+    system: name of the defended system.
+    comparison: the system compared with the undefended one, without adjustment.
+    adjusted_p: p-value adjusted over the family; NaN if not tested.
+    shown: whether a difference may be claimed (see :func:`is_shown`).
     """
 
     run: int
@@ -29,7 +33,7 @@ class Member:
 
     @property
     def finding(self) -> str:
-        """In words; a difference is claimed only where the whole family allows it."""
+        """The result in words; a difference is claimed only if `shown`."""
         if self.comparison.leak is None:
             return "not compared: no attack succeeded on both"
         if not self.shown:
@@ -39,15 +43,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """Comparisons that are read together. statement: what they say together, in words."""
+    """Comparisons that are tested together. statement: their joint result in words."""
 
     members: list[Member]
     statement: str
 
 
 def against_undefended(*records: RunRecord) -> Family:
-    """Each defended system of each run against that run's undefended one at its cut, with p-values adjusted over all of
-    them (Holm).
+    """Compare each defended system with the undefended one of the same run and cut.
+
+    P-values are adjusted over all comparisons of all runs (Holm).
     """
     pairs = [(run, *pair) for run, record in enumerate(records) for pair in _pairs(record)]
     return _family(records, pairs)
@@ -61,7 +66,7 @@ def _pairs(record: RunRecord) -> list[tuple[Key, Key]]:
 
 
 def _family(records: Sequence[RunRecord], pairs: list[tuple[int, Key, Key]]) -> Family:
-    """A difference is shown where its adjusted p-value allows it and it is no smaller than SMALLEST_EFFECT."""
+    """Run the comparisons `pairs` (index of the run, system, undefended system) as one family."""
     confidence = bootstrap_options(records[0])["confidence"]
     comparisons = [compare(records[run], ours, theirs) for run, ours, theirs in pairs]
     adjusted = adjusted_p_values(comparisons)
@@ -74,13 +79,16 @@ def _family(records: Sequence[RunRecord], pairs: list[tuple[int, Key, Key]]) -> 
 
 
 def adjusted_p_values(comparisons: Sequence[Comparison]) -> list[float]:
-    """Of all comparisons together (Holm); NaN where nothing was tested."""
+    """Return the p-values of `comparisons` adjusted over all of them (Holm); NaN for one that was not tested."""
     adjusted = iter(holm([each.p_value for each in comparisons if each.leak is not None]))
     return [next(adjusted) if each.leak is not None else math.nan for each in comparisons]
 
 
 def is_shown(comparison: Comparison, adjusted_p: float, confidence: float) -> bool:
-    """Whether a family allows one of its comparisons to claim a difference that matters."""
+    """Whether a comparison may claim a difference of R.
+
+    It may if its adjusted p-value is at most 1 - `confidence` and the difference is at least `SMALLEST_EFFECT`.
+    """
     return (
         comparison.leak is not None and adjusted_p <= 1 - confidence and abs(comparison.leak.value) >= SMALLEST_EFFECT
     )

@@ -1,4 +1,4 @@
-"""What a run shows, in plain words: findings, promises, and what a reader must know before quoting a number."""
+"""The findings of a run as sentences: what leaks, what defenses guarantee, and the limits of the numbers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ UNMEASURED = "No labels: utility not measurable"
 
 
 def finding(rows: list[SummaryRow], system: str) -> Finding:
-    """Whether any single attack on `system` does better than a blind guess; not judged by the best-of choice."""
+    """Return whether any single attack on `system` does better than a blind guess; the worst case is not used."""
     return leak_finding([row.leak_ratio for row in _single(rows) if row.system == system])
 
 
 def _single(rows: list[SummaryRow]) -> list[SummaryRow]:
-    """Of attacks that use the smashed data, the worst case aside."""
+    """The rows of attacks that use the smashed data, without the worst case."""
     return [row for row in rows if not row.blind and not row.is_worst_case]
 
 
 def undecided(leak_ratios: Sequence[Interval]) -> str:
-    """What is said where attacks are neither shown to see something nor to see nothing."""
-    return f"no leak is shown, and none is excluded: R may be up to {max(leak.high for leak in leak_ratios):.2f}"
+    """Return the sentence for attacks that are neither shown to beat a blind guess nor shown not to."""
+    return f"a leak is neither shown nor excluded: R may be up to {max(leak.high for leak in leak_ratios):.2f}"
 
 
 def sentences(rows: list[SummaryRow]) -> list[str]:
-    """The findings in plain words."""
+    """Return the findings in words, a text per system: leakage, linear-probe and kNN accuracy."""
     said = []
     for row in headline_rows(rows):
         if row.blind:
-            leak = "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
+            leak = "no attack that uses the smashed data succeeded, so its leakage is unknown"
         elif (found := finding(rows, row.system)) == "blind":
             leak = "no attack does better than a blind guess"
         elif found == "undecided":
@@ -58,7 +58,7 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
 
 
 def promises(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
-    """What is guaranteed, beside the best that a single attack did; a sentence for each system with a guarantee."""
+    """Return a text per system with a guarantee: the guaranteed MSE, and the lowest MSE of a single attack."""
     said = []
     for system, mine in by_system(rows).items():
         single = [row for row in mine if row.guarantee and not row.blind]
@@ -77,7 +77,7 @@ def promises(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
 
 
 def _trained(record: RunRecord, system: str) -> list[dict[str, Any]]:
-    """What run.json says of the trainings of `system`, by seed."""
+    """The entries of run.json on the trainings of `system`, one per seed."""
     return [
         entry
         for entry in record.info["systems"]
@@ -86,7 +86,7 @@ def _trained(record: RunRecord, system: str) -> list[dict[str, Any]]:
 
 
 def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
-    """What a reader must know before trusting the numbers."""
+    """Return the sentences that limit what the numbers mean, for the box at the top of the page."""
     found = flagged(record)
     for system, mine in by_system(rows).items():
         single = [row for row in mine if not row.blind and not row.is_worst_case]
@@ -98,12 +98,13 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     for system in by_system(rows):
         if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
             found.append(
-                f"{system}: the guarantee of the whole training is about an image's own messages. Clients that learn "
-                "hold it in their weights as well, which are averaged in the clear and make later messages."
+                f"{system}: the guarantee for the whole training covers an image's own messages only. Clients that "
+                "train also leave traces of the image in their weights, which are averaged without protection and "
+                "shape later messages."
             )
     if not any(row.is_ensemble for row in headline_rows(rows)):
         found.append(
-            "The ensemble did not run: headlines are the worst of the attacks that did, with the settings they had."
+            "The ensemble did not run: headlines are the worst case over the attacks that did, with their settings."
         )
     informed = {row.attack: row.is_ensemble for row in rows if not row.blind and not row.is_worst_case}
     if len(informed) < 2 and not any(informed.values()):
@@ -121,8 +122,9 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
     codecs = [record.info["config"]["training"].get(key, "fp32") for key in ("codec", "gradient_codec")]
     if codecs != ["fp32", "fp32"]:
         found.append(
-            f"Smashed data travel as {codecs[0]}, gradients as {codecs[1]} (training.codec, training.gradient_codec): "
-            "accuracy, leakage and bytes are those of messages as they are received."
+            f"Smashed data are sent as {codecs[0]}, gradients as {codecs[1]} (training.codec, "
+            "training.gradient_codec): accuracy and leakage are those of the decoded messages, bytes those of the "
+            "encoded messages."
         )
     if record.info["lpips"].startswith("LPIPS not measured"):
         found.append(record.info["lpips"] + ".")
@@ -135,7 +137,7 @@ FLAGS_SHOWN = 4
 
 
 def flagged(record: RunRecord) -> list[str]:
-    """The sentences of the run's flags, of each kind the first few; what holds for several victim sets stands once."""
+    """Return the sentences of the run's flags, without repetitions, at most `FLAGS_SHOWN` of each kind."""
     found = []
     for name, flags in groupby(record.info["flags"], key=lambda flag: flag["name"]):
         sentences_of = list(dict.fromkeys(f"{flag['sentence']} [{name}]" for flag in flags))
@@ -146,18 +148,18 @@ def flagged(record: RunRecord) -> list[str]:
 
 
 def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:
-    """How an accuracy stands to its floor, judged by the paired difference."""
+    """A sentence that compares an accuracy with its floor, judged by the interval of the paired difference."""
     relation = "above" if gain.low > 0 else "below" if gain.high < 0 else "not shown to differ from"
     return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
 
 
 def tenths(share: float) -> str:
-    """A share in percent with one decimal; NaN is what could not be measured."""
+    """Format a share (0 to 1) in percent with one decimal; NaN as "not measurable"."""
     return f"{100 * share:.1f} %" if not isnan(share) else "not measurable"
 
 
 def points(difference: Interval) -> str:
-    """A difference of accuracies in percentage points."""
+    """Format a difference of accuracies in percentage points with its interval."""
     if isnan(difference.value):
         return "not measurable"
     low, high = 100 * difference.low, 100 * difference.high
@@ -165,7 +167,7 @@ def points(difference: Interval) -> str:
 
 
 def compact(value: float) -> str:
-    """1234567 as 1.23 M."""
+    """Format a number with three digits and a unit prefix, such as 1234567 as 1.23 M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g} {unit}"
@@ -173,5 +175,5 @@ def compact(value: float) -> str:
 
 
 def percent(interval: Interval) -> str:
-    """A share and its interval, in percent."""
+    """Format a share (0 to 1) and its interval in percent."""
     return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

@@ -1,4 +1,4 @@
-"""What each kind of reliability flag means, and what mends it."""
+"""What each kind of reliability flag means, and how to fix its cause."""
 
 from __future__ import annotations
 
@@ -7,60 +7,62 @@ from dataclasses import dataclass
 
 EXPLANATIONS = {
     "attack-failed": (
-        "The attack did not finish, so its cell has no number and enters no average. Mend the cause and run it again."
+        "The attack did not finish, so its cell has no number and enters no average. Fix the cause and run it again."
     ),
     "bound-violated": (
-        "An attack came closer than the defense says any attacker can. The promise, its proof or its code is "
-        "wrong: do not rely on it."
+        "An attack reached a lower MSE than the defense guarantees for any attacker. The guarantee, its proof or its "
+        "code is wrong: do not rely on it."
     ),
     "no-undefended-control": (
-        "Without the same attack on the undefended model nobody knows whether it is strong enough to find "
-        "anything. Add the defense `none` at this cut."
+        "Without the same attack on an undefended model it is unknown whether the attack is strong enough to "
+        "reconstruct anything. Add the defense `none` at this cut."
     ),
     "attack-at-floor-on-undefended": (
-        "Attacks that find nothing where nothing protects say nothing about a defense. Give them more steps, "
-        "more auxiliary images or a larger decoder."
+        "Attacks that reconstruct nothing from an undefended model cannot show that a defense works. Give them more "
+        "steps, more auxiliary images or a larger decoder."
     ),
     "black-box-beats-white-box": (
-        "Whoever has the weights could run the black-box attack as well, so a weaker white-box result is a "
-        "sign of a badly tuned attack."
+        "A white-box attacker can run the black-box attack too, so a weaker white-box result is a sign of a badly "
+        "tuned attack."
     ),
     "more-data-worse": (
-        "More auxiliary images should never hurt an attacker; where they do, the attack is not trained to its end."
+        "More auxiliary images should never hurt an attacker; if they do, the attack was not trained long enough."
     ),
     "larger-decoder-worse": (
-        "A larger decoder contains the smaller one; where it does worse, it is not trained to its end."
+        "A larger decoder can represent what a smaller one can; if it does worse, it was not trained long enough."
     ),
     "victims-off-distribution": (
-        "The victims look different from the private images that they stand for, so the number is about other"
-        " images than those to be protected."
+        "The victims are distributed differently from the private images that they stand for, so the number may not "
+        "hold for the images that must be protected."
     ),
     "randomised-evaluated-once": (
-        "A randomised defense was attacked with one message per victim. Who waits sees several and averages: "
-        "raise threat.messages_per_victim."
+        "A randomised defense was attacked with one message per victim. A patient attacker sees several messages of an "
+        "image and averages out the randomness: raise threat.messages_per_victim."
     ),
-    "not-adaptive": ("The attacker did not know the defense. Real ones do, so these numbers are optimistic."),
-    "out-of-time": ("The attack stopped at its limit; with more time it may reconstruct more."),
-    "few-seeds": ("Trainings differ from seed to seed, and fewer than three do not show by how much."),
+    "not-adaptive": (
+        "The attacker did not know the defense. A real attacker may know it and reconstruct more than shown here."
+    ),
+    "out-of-time": ("The attack stopped at its time limit; with more time it may reconstruct more."),
+    "few-seeds": ("Trainings differ from seed to seed, and fewer than three seeds do not show by how much."),
     "clients-told-apart": (
-        "The server lowers its loss by recognising which client sent something. Average the momentum models "
-        "(training.average_momentum_models), or synchronise more often; until then, accuracy and leak are those of a "
-        "system that learned the short cut."
+        "The model lowers its loss by recognising which client an image comes from, instead of what is in it. Average "
+        "the momentum models (training.average_momentum_models), or synchronise more often. As it is, accuracy and "
+        "leakage are those of a system that learned this shortcut."
     ),
     "loss-fell-without-learning": (
-        "A loss that falls while validation kNN stands still is lowered by something else than images. Its accuracy "
-        "and its leak say little about a system that has learned."
+        "The loss fell while validation kNN accuracy did not improve, so the model learned something other than image "
+        "content. Its accuracy and leakage say little about a system that learns properly."
     ),
     "no-labels": (
-        "All images are of one class, so every classifier is right always and no accuracy says anything. Leakage is "
-        "measured all the same. Give images of several classes in a folder per class."
+        "All images are of one class, so accuracy has no meaning and is not measured. Leakage is still measured. To "
+        "measure accuracy, provide images of several classes in a folder per class."
     ),
 }
 
 
 @dataclass(frozen=True)
 class ExplainedFlag:
-    """All flags of one kind: what the kind means, and a sentence for each."""
+    """All flags of one kind: its name, what it means, and a sentence for each flag."""
 
     name: str
     meaning: str
@@ -68,7 +70,7 @@ class ExplainedFlag:
 
 
 def explained_flags(flags: Sequence[Mapping[str, str]]) -> list[ExplainedFlag]:
-    """Flags as run.json has them, by kind, in their order."""
+    """Group flags, as run.json stores them, by kind, in order; a kind without explanation gets an empty one."""
     kinds: dict[str, list[str]] = {}
     for flag in flags:
         kinds.setdefault(flag["name"], []).append(flag["sentence"])

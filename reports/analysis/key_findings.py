@@ -1,4 +1,4 @@
-"""The answer in four sentences: what leaks, to whom, how sure that is, and at what price it is mended."""
+"""The summary of a report in four answers: what leaks, to whom, how certain that is, and what defending costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRICES = {
 
 
 def key_findings(record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family) -> dict[str, str]:
-    """One sentence or two by question, of `QUESTIONS`."""
+    """Return the answers by question, in the order of `QUESTIONS`, one or two sentences each."""
     undefended = [entry for entry in board if entry.family == UNDEFENDED]
     defended = [entry for entry in board if entry.family != UNDEFENDED and not entry.row.blind]
     best = next((entry for entry in sorted(defended, key=_leak) if entry.matched and not entry.missing), None)
@@ -40,16 +40,16 @@ def _what(rows: list[SummaryRow], undefended: list[Entry], best: Entry | None, d
         worst = max(headline_rows(rows), key=lambda row: row.leak_ratio.value)
     said = f"{worst.system}: {_amount(rows, worst)}."
     if best is not None:
-        said += f" Of what is about as accurate as {best.control}, {best.row.system} leaks least: "
+        said += f" Of the defenses about as accurate as {best.control}, {best.row.system} leaks least: "
         said += f"{_amount(rows, best.row)}."
     elif defended:
-        said += " No defense is about as accurate as the control, so none is put forward here."
+        said += " No defense is about as accurate as the control, so none is named here."
     return said
 
 
 def _amount(rows: list[SummaryRow], row: SummaryRow) -> str:
     if row.blind:
-        return "no attack that uses the smashed data succeeded, so nothing is known of what leaks"
+        return "no attack that uses the smashed data succeeded, so its leakage is unknown"
     single = [one.leak_ratio for one in rows if one.system == row.system and not one.blind and not one.is_worst_case]
     found = finding(rows, row.system)
     if found == "undecided":
@@ -57,9 +57,9 @@ def _amount(rows: list[SummaryRow], row: SummaryRow) -> str:
     if found == "blind":
         return "no attack does better than a blind guess"
     return (
-        f"attackers remove {percent(row.leak_ratio)} of a blind guess's error and show {percent(row.visible)} of the "
-        f"victims with an SSIM above {VISIBLE_SSIM:g}; from the worst {100 * (1 - TAIL):.0f} % of victims they remove "
-        f"{percent(row.leak_tail)} or more"
+        f"attacks remove {percent(row.leak_ratio)} of a blind guess's error and reconstruct {percent(row.visible)} of "
+        f"the victims with an SSIM above {VISIBLE_SSIM:g}; for the {100 * (1 - TAIL):.0f} % of victims that leak most, "
+        f"they remove {percent(row.leak_tail)} or more"
     )
 
 
@@ -67,13 +67,13 @@ def _whom(record: RunRecord) -> str:
     model = record.info["threat_model"]
     grants = ", ".join(str(grant).replace("_", " ") for grant in model["grants"]) or "nothing else"
     knows = "knows the defense and trains through it" if model["adaptive"] else "does not know the defense"
-    return f"To whoever sees the smashed data, as the server does, and holds: {grants}. This attacker {knows}."
+    return f"To an attacker who sees the smashed data, as the server does, and has: {grants}. This attacker {knows}."
 
 
 def _sure(record: RunRecord, rows: list[SummaryRow], family: Family) -> str:
     seeds, victims = len(record.info["seeds"]), len(record.images[victims_key(TEST_VICTIMS)])
     level = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
-    training = f"{seeds} training seeds" if seeds > 1 else "one training seed, so nothing is known of other trainings"
+    training = f"{seeds} training seeds" if seeds > 1 else "one training seed, so other trainings may differ"
     flags = len(record.info["flags"])
     flagged = (
         f"{flags} reliability flag{'s' if flags != 1 else ''}, explained below" if flags else "no reliability flag"
@@ -88,7 +88,7 @@ def _sure(record: RunRecord, rows: list[SummaryRow], family: Family) -> str:
 
 def _price(undefended: list[Entry], best: Entry | None, defended: bool) -> str:
     if best is None:
-        return "Not said: no defense is about as accurate as the control." if defended else "No defense was run."
+        return "Unknown: no defense is about as accurate as the control." if defended else "No defense was run."
     none = next((entry.row for entry in undefended if entry.row.cut_layer == best.row.cut_layer), None)
     accuracy = (
         f"the linear probe changes by {points(best.against_none)} against no defense" if best.against_none else ""

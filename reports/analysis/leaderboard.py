@@ -1,4 +1,4 @@
-"""All defenses of a run in one table, the least leaking first, for a page, a spreadsheet and the docs."""
+"""The leaderboard of a run: one row per system, lowest leak first, as table cells, CSV and notes."""
 
 from __future__ import annotations
 
@@ -41,12 +41,16 @@ HEADINGS = [
 
 @dataclass(frozen=True)
 class Entry:
-    """A defended system: its headline row, and its linear-probe accuracy minus that of others, paired.
+    """A system in the leaderboard.
 
-    family: the class of its defense, as ``module:Class``. control: the system whose accuracy it is to match, None where
-    there is none at this cut. against_none, against_control: None where there is none, or this is it. flags: how many
-    are about it. missing: attacks that failed here and succeeded on others at this cut, so that its R is no equal.
-    best_of_family: of several systems of one family at one cut, it has the lowest R among the matched.
+    row: its headline row.
+    family: the class of its defense, as ``module:Class``.
+    control: name of the system whose accuracy it should match; None if there is none at this cut.
+    against_none, against_control: its linear-probe accuracy minus that of the undefended system and of the control,
+        paired by seed and image; None if there is no such system or it is this one.
+    flags: number of reliability flags that concern it.
+    missing: attacks that failed on it and succeeded on others at this cut, so that its R is not comparable.
+    best_of_family: whether it has the lowest R among several matched systems of one family at one cut.
     """
 
     row: SummaryRow
@@ -60,18 +64,18 @@ class Entry:
 
     @property
     def matched(self) -> bool:
-        """Whether it is the control, or is not shown to differ from it in accuracy."""
+        """Whether it is the control, or its accuracy matches the control's (see :func:`is_matched`)."""
         if self.against_control is None:
             return self.row.system == self.control
         return is_matched(self.against_control)
 
 
 def leaderboard(record: RunRecord, rows: list[SummaryRow]) -> list[Entry]:
-    """One entry per system that has a headline in `rows`, by cut layer and then R, lowest first; last those on which an
-    attack failed that succeeded on others.
+    """Return one entry per system with a headline in `rows`, sorted by cut layer and then R, lowest first.
 
-    The control is the first bottleneck at the same cut: it shows what fewer numbers alone do. Without one, it is the
-    undefended system.
+    At each cut, systems on which an attack failed that succeeded on others come last. The control is the first
+    bottleneck defense at the same cut, which shows the effect of smaller messages alone; without one, the undefended
+    system.
     """
     headlines = {(row.defense, row.cut_layer, row.target_fraction): row for row in headline_rows(rows)}
     counting = _counting_attacks(record)
@@ -104,7 +108,7 @@ def _entry(record: RunRecord, row: SummaryRow, family: str, counting: set[str]) 
 
 
 def _counting_attacks(record: RunRecord) -> dict[int, set[str]]:
-    """By cut layer those that count for somebody: where the ensemble succeeded, no other attack does."""
+    """The attacks that every system at a cut layer should have: the ensemble if it succeeded on any, or else all."""
     succeeded: dict[int, set[str]] = {}
     for system in systems_of(record):
         succeeded.setdefault(system[1], set()).update(sound_attacks(record, system))
@@ -113,13 +117,13 @@ def _counting_attacks(record: RunRecord) -> dict[int, set[str]]:
 
 
 def _is_best(entry: Entry, entries: list[Entry]) -> bool:
-    """`entries` in their order."""
+    """Whether `entry` is the first matched one of several of its family; `entries` are sorted by R."""
     family = [e for e in entries if (e.family, e.row.cut_layer) == (entry.family, entry.row.cut_layer)]
     return len(family) > 1 and entry is next((e for e in family if e.matched and not e.missing), None)
 
 
 def leaderboard_frame(entries: list[Entry]) -> pd.DataFrame:
-    """The table for a spreadsheet, intervals as three columns each."""
+    """Return the leaderboard as a table; an interval has the columns ``name``, ``name_low`` and ``name_high``."""
     flat = []
     for entry in entries:
         row = entry.row
@@ -148,7 +152,7 @@ def leaderboard_frame(entries: list[Entry]) -> pd.DataFrame:
 
 
 def leaderboard_cells(entry: Entry) -> list[str]:
-    """An entry under `HEADINGS`, for people."""
+    """Return the cells of an entry under `HEADINGS`, for readers."""
     row = entry.row
     matched = "best of its kind" if entry.best_of_family else "yes" if entry.matched else "no"
     return [
@@ -170,26 +174,26 @@ def leaderboard_cells(entry: Entry) -> list[str]:
 
 
 def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
-    """How to read the table."""
+    """Return the notes on how to read the leaderboard."""
     controls = list(dict.fromkeys(entry.control for entry in entries if entry.control))
     confidence = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
     notes = [
         "Leak ratio R = 1 - MSE / MSE of a blind guess: 1 is a perfect reconstruction, 0 a guess. It is the "
-        "ensemble's, or, where that did not run, that of the worst case over the attacks that did. Lowest first; "
-        "systems on which an attack failed stand last. Where a single attack found more than the ensemble, the report "
-        "says so.",
+        "ensemble's, or, where the ensemble did not run, that of the worst case over the attacks that did. Lowest "
+        "first; systems on which an attack failed come last. Where a single attack reached a higher R than the "
+        "ensemble, the report has a note.",
         f"Brackets are {confidence} intervals over seeds and images. Differences are in points of linear-probe "
         "accuracy, paired by seed and image.",
     ]
     notes.append(
-        "Costs are those of the client's model, one image forward, and of dense messages: the defense's own "
-        "computation, backward passes and what sparse codes could save are not counted."
+        "Costs are for one image forward through the client's model, and for dense messages: the defense's own "
+        "computation, backward passes and possible savings by sparse encoding are not counted."
     )
     if controls:
         notes.append(
             f"Matched: the difference to the control ({', '.join(controls)}) is at most {100 * CLOSE:g} points, and "
             "its interval contains zero. Best of its kind: of several strengths of a defense, the matched one that "
-            "leaks least; it is picked by these very results, so it is a reading aid."
+            "leaks least. It is selected on these results, so do not take it for an independent measurement."
         )
     return notes
 

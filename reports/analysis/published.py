@@ -1,7 +1,7 @@
-"""Numbers that papers published, for the column beside ours.
+"""Numbers published in papers, to print beside ours.
 
-MocoSFL and TAResSFL: Li et al., ICLR 2023, linear-probe accuracy in percent; standard deviations where printed.
-ResSFL's table of baselines is not here: its numbers were not at hand.
+MocoSFL and TAResSFL: Li et al., ICLR 2023, linear-probe accuracy in percent, with standard deviations if printed there.
+The numbers of ResSFL's table of baselines (CVPR 2022) are not included.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """A printed number, with its standard deviation where there is one."""
+    """A published number, with its standard deviation if the paper gives one."""
 
     value: float
     deviation: float | None = None
 
     def text(self, digits: int) -> str:
-        """As it was printed."""
+        """Format the number, and its deviation if any, with `digits` decimals."""
         spread = f" ± {self.deviation:.{digits}f}" if self.deviation is not None else ""
         return f"{self.value:.{digits}f}{spread}"
 
 
 IID, NON_IID = "IID", "non-IID"
-METHODS = {1: "MocoSFL-1", 2: "MocoSFL-3"}  # by cut layer: the paper counts convolutions on the client
+METHODS = {1: "MocoSFL-1", 2: "MocoSFL-3"}  # by cut layer; the paper's names count the convolutions on the client
 CLASSES_PER_CLIENT = {"cifar10": 2, "cifar100": 20}  # of the non-IID partition
 
 # (method, data set, partition) -> clients -> accuracy in percent
@@ -57,6 +57,6 @@ MEGABYTES: dict[tuple[str, bool], Published] = {
 
 
 def accuracy(cut_layer: int, dataset: str, partition: str, clients: int) -> Published | None:
-    """The linear-probe accuracy that was published for an undefended system; None where there is none."""
+    """Return the published linear-probe accuracy in percent of an undefended system; None if there is none."""
     value = _ACCURACIES.get((METHODS.get(cut_layer, ""), dataset, partition), {}).get(clients)
     return Published(value) if value is not None else None

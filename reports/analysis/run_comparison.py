@@ -1,4 +1,7 @@
-"""Two runs, or two sweeps: paired where they attacked the same victims with the same seeds, else saying why not."""
+"""Compare two runs, or two sweeps: paired if they attacked the same victims with the same seeds.
+
+Where runs cannot be paired, both numbers are shown, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,12 @@ NOT_SHOWN = "no difference shown"
 
 @dataclass(frozen=True)
 class Line:
-    """One system under one attack in both runs. labels: of the variant, where the runs are sweeps. difference: R of the
-    second minus R of the first, None where they are not paired, and `adjusted_p` then NaN.
+    """One system under one attack in both runs.
+
+    labels: the variant's label by axis; empty if the runs are not sweeps.
+    first, second: R in either run.
+    difference: R of the second minus R of the first, paired; None if not paired.
+    adjusted_p: p-value of the difference, adjusted over all lines; NaN if not paired.
     """
 
     labels: Mapping[str, str]
@@ -37,7 +44,7 @@ class Line:
     finding: str
 
     def cells(self) -> list[str]:
-        """Under the headings of :class:`RunComparison`, for people."""
+        """Return the cells under the headings of :class:`RunComparison`, for readers."""
         shown = [f"{each.value:.3f} [{each.low:.3f}, {each.high:.3f}]" for each in (self.first, self.second)]
         difference = self.difference
         change = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "–"
@@ -47,7 +54,13 @@ class Line:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """axes: of sweeps. unpaired: why nothing is paired, empty if something is. notes: what else differs, in words."""
+    """The comparison of two runs or sweeps.
+
+    axes: names of the sweeps' axes.
+    unpaired: why no line is paired; empty if any is.
+    statement: the joint result of the paired lines in words.
+    notes: other differences between the runs, in words.
+    """
 
     axes: list[str]
     lines: list[Line]
@@ -57,14 +70,14 @@ class RunComparison:
 
     @property
     def headings(self) -> list[str]:
-        """Of the lines."""
+        """The headings of the lines' cells."""
         return [*self.axes, "system", "attack", "R of the first", "R of the second", "second minus first",
                 "p of all (Holm)", "finding"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A system and attack that both runs have, before all are judged together."""
+    """A system and attack that both runs have, before p-values are adjusted over all of them."""
 
     labels: Mapping[str, str]
     key: tuple[Key, str]
@@ -74,15 +87,15 @@ class _Found:
 
 
 def compare_runs(first: Sequence[StoredRun], second: Sequence[StoredRun]) -> RunComparison:
-    """Every system and attack that both have, in the order of `first`: of runs, or of sweeps variant by variant.
+    """Compare every system and attack that both have, in the order of `first`; sweeps are compared per variant.
 
-    Raises ConfigurationError for sweeps with other axes.
+    Raises ConfigurationError if the sweeps have different axes.
     """
     axes, others = (list(runs[0].labels) for runs in (first, second))
     if axes != others:
         said = [f"axes {', '.join(names)}" if names else "no axes" for names in (axes, others)]
         raise ConfigurationError(
-            f"the first has {said[0]} and the second {said[1]}, so their variants do not correspond"
+            f"the first has {said[0]} and the second has {said[1]}, so their variants cannot be matched"
         )
     pairs = [(one, other) for one in first for other in second if one.labels == other.labels]
     reasons = [_why_unpaired(one.record, other.record) for one, other in pairs]
@@ -109,7 +122,7 @@ def compare_runs(first: Sequence[StoredRun], second: Sequence[StoredRun]) -> Run
 
 
 def _common(one: StoredRun, other: StoredRun, unpaired: bool) -> Iterator[_Found]:
-    """What two runs have in common."""
+    """Yield the systems and attacks that both runs have."""
     ours, theirs = _by_cell(summarise(one.record)), _by_cell(summarise(other.record))
     options = bootstrap_options(one.record)
     for key, row in ours.items():
@@ -146,12 +159,12 @@ def _finding(spread: Spread | None, adjusted_p: float, confidence: float) -> str
 
 
 def _by_cell(rows: list[SummaryRow]) -> dict[tuple[Key, str], SummaryRow]:
-    """Single attacks only: a worst case over other attacks would be another measure."""
+    """Rows by system and attack, without worst cases: those over different attacks are not comparable."""
     return {(key_of(row), row.attack): row for row in rows if not row.blind and not row.is_worst_case}
 
 
 def _why_unpaired(first: RunRecord, second: RunRecord) -> str:
-    """Empty where images and seeds are the same, or some of the seeds."""
+    """Why the runs cannot be paired; empty if they have the same victims and at least one common seed."""
     hashes = [record.info.get("roles", {}).get("victims", {}).get("content_sha256") for record in (first, second)]
     if None in hashes or hashes[0] != hashes[1]:
         return "the runs attacked different victims, so their differences cannot be paired by image"
@@ -176,10 +189,10 @@ def _of_attack(frame: pd.DataFrame, attack: str) -> pd.DataFrame:
 
 
 def _notes(first: RunRecord, second: RunRecord) -> Iterator[str]:
-    """Floors, settings and code that differ; what only one of the runs has."""
+    """Yield sentences on floors, settings and plugin code that differ."""
     floors = [record.per_image["mse_floor"].mean() for record in (first, second)]
     if not any(map(math.isnan, floors)) and not math.isclose(*floors, rel_tol=1e-6):
-        yield f"The floors differ ({floors[0]:.4f} and {floors[1]:.4f}): R is relative to another blind guess."
+        yield f"The floors differ ({floors[0]:.4f} and {floors[1]:.4f}): R is relative to different blind guesses."
     changed = sorted(_changed(first.info["config"], second.info["config"]))
     if changed:
         more = f" and {len(changed) - DIFFERENCES_SHOWN} more" if len(changed) > DIFFERENCES_SHOWN else ""

@@ -1,7 +1,7 @@
-"""What a report is made of: one run, or the variants of a sweep, each with where it stands on the sweep's axes.
+"""The sections of a report: one run, or the variants of a sweep with their labels on the sweep's axes.
 
-A system is identified by its variant, defense, cut layer and target fraction. Numbers are found variant by variant, so
-that nothing is paired across data sets or partitions by accident; tables put a column per axis in front.
+A system is identified by its variant, defense, cut layer and target fraction. Numbers are computed per variant, so that
+nothing is paired across data sets or partitions by accident. Tables start with a column per axis.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from reports.analysis.summary import SummaryRow, headline_rows, summarise
 
 @dataclass(frozen=True)
 class Section:
-    """One run of a report. labels: by axis, empty where it stands alone. rows: of its summary, never empty."""
+    """One run of a report.
+
+    labels: its label by axis; empty if the report is of a single run.
+    record: the stored run.
+    rows: its summary; never empty.
+    board: its leaderboard.
+    """
 
     labels: Mapping[str, str]
     record: RunRecord
@@ -29,36 +35,36 @@ class Section:
 
     @property
     def name(self) -> str:
-        """The variant, for people; empty where it stands alone."""
+        """The name of the variant, for readers; empty if the report is of a single run."""
         return variant_title(self.labels)
 
     @property
     def headlines(self) -> list[SummaryRow]:
-        """A row per system."""
+        """The headline row of every system."""
         return headline_rows(self.rows)
 
     @property
     def size(self) -> int:
-        """How many rows it has."""
+        """The number of summary rows."""
         return len(self.rows)
 
     @property
     def trainings(self) -> int:
-        """How many trainings, honest ones."""
+        """The number of honest trainings."""
         return len(self.record.info["systems"])
 
     def inside(self, text: str) -> str:
-        """`text` about this run, as it reads among others."""
+        """Return `text` with the name of the variant in front; unchanged if the report is of a single run."""
         return f"{self.name}: {text}" if self.labels else text
 
 
 def variant_title(labels: Mapping[str, str]) -> str:
-    """Where a variant stands, for people."""
+    """Return a variant's labels by axis as text, for readers."""
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
 
 
 def sections_of(runs: Sequence[StoredRun]) -> list[Section]:
-    """Those of the runs in which an attack succeeded, in their order."""
+    """Return a section for every run in which at least one attack succeeded, in order."""
     found = []
     for run in runs:
         rows = summarise(run.record)
@@ -68,12 +74,15 @@ def sections_of(runs: Sequence[StoredRun]) -> list[Section]:
 
 
 def axes_of(sections: Sequence[Section]) -> list[str]:
-    """The axes of a sweep; none for a run."""
+    """Return the names of the axes of a sweep; none for a single run."""
     return list(sections[0].labels)
 
 
 def said_of(sections: Sequence[Section], say: Callable[[Section], Iterable[str]]) -> list[str]:
-    """What is said of every section: once what is said of all, the rest with the name of its own."""
+    """Collect the texts that `say` returns for every section.
+
+    A text that holds for all sections comes first and once; any other text gets the name of its section in front.
+    """
     texts = [list(dict.fromkeys(say(section))) for section in sections]
     of_all = [text for text in texts[0] if all(text in others for others in texts[1:])]
     return of_all + [
@@ -85,7 +94,7 @@ def said_of(sections: Sequence[Section], say: Callable[[Section], Iterable[str]]
 
 
 def flags_of(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    """The reliability flags of all sections; a sentence that all share stands once."""
+    """Return the reliability flags of all sections, by kind; a sentence that all sections share is listed once."""
     kinds = dict.fromkeys(str(flag["name"]) for section in sections for flag in section.record.info["flags"])
     return [
         {"name": kind, "sentence": sentence}
@@ -99,18 +108,21 @@ def _flags_of_kind(kind: str, section: Section) -> list[str]:
 
 
 class Labelled(Protocol):
-    """Something that stands somewhere on the axes of a sweep."""
+    """Something that has labels on the axes of a sweep."""
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """By axis."""
+        """The label by axis."""
 
 
 T = TypeVar("T", bound=Labelled)
 
 
 def stacked(parts: Sequence[T], frame: Callable[[T], pd.DataFrame]) -> pd.DataFrame:
-    """One table of all parts, a column per axis in front. frame: makes a new table."""
+    """Return one table of all parts, with a column per axis in front.
+
+    frame: returns the table of a part, which is changed in place, so it must be a new object.
+    """
     tables = []
     for part in parts:
         table = frame(part)
@@ -121,5 +133,5 @@ def stacked(parts: Sequence[T], frame: Callable[[T], pd.DataFrame]) -> pd.DataFr
 
 
 def lines_of(sections: Sequence[Section], lines: Callable[[Section], Iterable[Sequence[str]]]) -> list[list[str]]:
-    """The lines of a table for people, of all sections, a cell per axis in front."""
+    """Return the rows of a table for readers, from all sections, with a cell per axis in front."""
     return [[*section.labels.values(), *line] for section in sections for line in lines(section)]

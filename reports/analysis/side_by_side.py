@@ -1,4 +1,4 @@
-"""One system in several variants of a sweep: what an axis does to accuracy, leakage and bytes."""
+"""Compare each system across the variants of a sweep: how an axis changes accuracy, leakage and message size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports.analysis.per_image import GROUP, Key, bootstrap_options
 from reports.analysis.run_section import Section
 from reports.analysis.summary import SummaryRow, key_of
 
-SAME_DATA = ("client_private", "victims", "probe_test")  # roles whose images decide what can be paired
+SAME_DATA = ("client_private", "victims", "probe_test")  # roles that must have the same images for a pairing
 SAME_CLIENTS = ("partition", "classes_per_client", "dirichlet_alpha", "heterogeneity", "clients")
 HEADINGS = [
     "defense", "cut", "target data", "linear probe", "leak ratio R", "under", "MSE", "SSIM", "bytes per image",
@@ -25,8 +25,9 @@ HEADINGS = [
 class Line:
     """A system in one variant, under its headline attack.
 
-    reference: the first variant that has the system with the same images and clients, None where this is it. shown:
-    whether the whole table allows to claim that R differs from the reference's.
+    reference: the first variant that has the system with the same images and clients; None if there is none before.
+    comparison: the system in this variant compared with `reference`; None without one.
+    shown: whether a difference of R may be claimed after adjustment over the whole table.
     """
 
     section: Section
@@ -37,7 +38,7 @@ class Line:
 
     @property
     def finding(self) -> str:
-        """In words."""
+        """The result of the comparison in words."""
         if self.comparison is None:
             return "–"
         if self.comparison.leak is None:
@@ -47,7 +48,7 @@ class Line:
         return "leaks less" if self.comparison.leak.value < 0 else "leaks more"
 
     def cells(self) -> list[str]:
-        """Under the axes and `HEADINGS`, for people."""
+        """Return the cells under the axes and `HEADINGS`, for readers."""
         row, leak, compared = self.row, self.row.leak_ratio, self.comparison
         difference = compared.leak if compared else None
         return [
@@ -71,14 +72,14 @@ class Line:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """All systems of a sweep, each in its variants. statement: what the comparisons say together, in words."""
+    """All systems of a sweep in all variants. statement: the joint result of the comparisons in words."""
 
     lines: list[Line]
     statement: str
 
 
 def side_by_side(sections: Sequence[Section]) -> SideBySide:
-    """Every system in every variant that has it, with p-values adjusted over all comparisons (Holm)."""
+    """Compare every system in every variant with its reference; p-values are adjusted over all comparisons (Holm)."""
     rows = {(place, key_of(row)): row for place, section in enumerate(sections) for row in section.headlines}
     lines = [
         _line(sections, place, key, rows)
@@ -105,7 +106,7 @@ def _line(sections: Sequence[Section], place: int, key: Key, rows: dict[tuple[in
 
 
 def comparable(one: Section, other: Section, key: Key) -> bool:
-    """Whether a system can be paired across two variants: the same images, dealt out alike, and a seed in common."""
+    """Whether a system can be paired across two variants: same images, same images per client, a seed in common."""
     images = [[s.record.info["roles"].get(role, {}).get("content_sha256") for role in SAME_DATA] for s in (one, other)]
     clients = [[s.record.info["config"]["training"].get(name) for name in SAME_CLIENTS] for s in (one, other)]
     seeds = [_seeds(section, key) for section in (one, other)]
@@ -113,7 +114,7 @@ def comparable(one: Section, other: Section, key: Key) -> bool:
 
 
 def _seeds(section: Section, key: Key) -> set[int]:
-    """Those whose training of the system succeeded."""
+    """The seeds with which an attack on the system succeeded."""
     cells = section.record.cells
     same = (cells[GROUP] == list(key)).all(axis=1)
     return set(cells["seed"][same & (cells["failure"] == "")])

@@ -1,4 +1,4 @@
-"""From per-image values to rows with intervals: what the table, the figures and the text all show."""
+"""Summarise per-image values as rows with intervals, from which tables, figures and texts are made."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VACUOUS = 0.01  # of a blind guess's error: a bound below it excludes nothing th
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One defense at one cut layer and target fraction, under one attack, over all seeds.
+    """One system (a defense at one cut layer and target fraction) under one attack, over all seeds.
 
     `metrics` holds an interval per image metric that was measured; `leak_tail` is the leak ratio of single images that
     only a share 1 - `TAIL` of them exceeds, `visible` the share of images reconstructed with an SSIM above
@@ -73,27 +73,27 @@ class SummaryRow:
 
     @property
     def system(self) -> str:
-        """The defended system, for labels."""
+        """The name of the system, for labels."""
         return system_name(self.defense, self.cut_layer, self.target_fraction)
 
     @property
     def similarity(self) -> Interval:
-        """Mean SSIM; the zero-padded one where images are too small for the other."""
+        """Mean SSIM; zero-padded SSIM if images are too small for the standard one."""
         return self.metrics.get("ssim", self.metrics["ssim_zeropad"])
 
     @property
     def is_worst_case(self) -> bool:
-        """Whether this row combines all attacks."""
+        """Whether this row is the worst case over all attacks."""
         return self.attack == WORST_CASE
 
     @property
     def is_vacuous(self) -> bool:
-        """Whether the bound allows of an attacker almost everything."""
+        """Whether the guaranteed bound is so low that it excludes almost nothing."""
         return self.mse_bound < VACUOUS * self.mse_floor
 
 
 def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
-    """A defense with where and on how much target data it stands."""
+    """Return the name of a system: its defense, cut layer and, if any, share of target data."""
     target = f", {100 * target_fraction:.3g} % target data" if target_fraction > 0 else ""
     return f"{defense} (cut {cut_layer}{target})"
 
@@ -104,16 +104,17 @@ def ensembles(record: RunRecord) -> list[str]:
 
 
 def key_of(row: SummaryRow) -> Key:
-    """The system of a row, as tables name it."""
+    """Return the key of a row's system: its values of `GROUP`."""
     return tuple(getattr(row, name) for name in GROUP)
 
 
 def summarise(record: RunRecord) -> list[SummaryRow]:
-    """All rows in the order of the results; each system ends with its worst case over attacks.
+    """Return a row per system and attack, in the order of the results; the worst case is the last row of a system.
 
-    The worst case takes, for every victim, the attack that came closest by MSE; blind attacks do not take part, since
-    picking among guesses would look like a leak. Looking at the victims for the choice makes it an upper bound on
-    what one attacker reaches with these attacks: the number a defense must answer for.
+    The worst case takes for every victim the attack with the lowest MSE, without blind attacks, since choosing among
+    guesses would look like a leak. The choice uses the victims, so it is an upper bound on what one attacker reaches
+    with these attacks. Systems have a worst case if at least two attacks use the smashed data. An attack that failed
+    with any seed is left out, and so is a system on which no attack succeeded.
     """
     options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
@@ -151,7 +152,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 else None
             ),
         }
-        # an attack that failed with one seed is not averaged over the others: `failures` lists it instead
+        # an attack that failed with one seed is not averaged over the other seeds
         failed = set(cells["attack"][cells["failure"] != ""])
         attacks = [str(name) for name in system["attack"].unique() if name not in failed]
         if not attacks:
@@ -165,7 +166,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             cost = {name: float(mine[name].mean()) for name in COSTS}
             total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
             cost |= {str(name): float(value) for name, value in total.items()}
-            # with several seeds the one that promises least
+            # the weakest guarantee over seeds
             promised = mine.sort_values("guarantee_epsilon").iloc[-1]
             rows.append(
                 SummaryRow(
@@ -189,7 +190,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
 
 
 def _metrics(values: pd.DataFrame, options: dict[str, Any]) -> dict[str, Interval]:
-    """Every metric that was measured on all images."""
+    """Intervals of the metrics that were measured on all images."""
     places = groups(values)
     return {
         name: (share_interval if name in SHARES else mean_interval)(per_seed(values, name), groups=places, **options)
@@ -211,11 +212,13 @@ def _visible(values: pd.DataFrame, options: dict[str, Any]) -> Interval:
 
 @dataclass(frozen=True)
 class DetectionRow:
-    """How a system's detector did over all seeds, against one hijacker.
+    """How well a system's detector noticed one hijacker (a server that sends malicious gradients), over all seeds.
 
-    detected: alarms of the trainings it hijacked; falsely: alarms of the honest ones, the same for every hijacker.
-    undecided: trainings of both kinds in which no client could judge; failed: those in which the hijacker gave up
-    (its gradients are honest from there on). Neither counts as a run.
+    detected: rate of alarms among the trainings that it hijacked.
+    falsely: rate of alarms among the honest trainings, the same for every hijacker.
+    undecided: number of trainings of both kinds in which no client could judge; the rates count them as no alarm.
+    failed: number of trainings in which the hijacker failed and sent honest gradients from then on; the rates leave
+        them out.
     """
 
     system: str
@@ -227,7 +230,7 @@ class DetectionRow:
 
 
 def detections(record: RunRecord) -> list[DetectionRow]:
-    """A row for every detector and hijacker; one without a hijacker where there was none. Empty without a detector."""
+    """Return a row per system with a detector and hijacker; without hijackers, a row per system with a detector."""
     confidence = record.info["config"]["evaluation"]["confidence"]
     rows = []
     for group, system in record.detections.groupby(GROUP, sort=False):
@@ -250,13 +253,13 @@ def detections(record: RunRecord) -> list[DetectionRow]:
 
 
 def _alarms(trainings: pd.DataFrame, confidence: float) -> Rate:
-    """Of those trainings in which what clients judged went on; where none of them could judge, none gave alarm."""
+    """The rate of alarms among trainings whose hijacker did not fail; without a client that could judge, no alarm."""
     sound = trainings[trainings["failure"] == ""]
     return Rate.of_runs(int(sound["alarm"].sum()), len(sound), confidence)
 
 
 def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
-    """The summary as a flat table, intervals as three columns each."""
+    """Return the summary as a table; an interval has the columns ``name``, ``name_low`` and ``name_high``."""
     flat = []
     for row in rows:
         entry: dict[str, object] = {
@@ -291,8 +294,10 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
 
 
 def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
-    """One row per system: the ensemble's, which chose without looking at the victims; where it did not run, the worst
-    case, or the only attack that is not blind, or else the first.
+    """Return the headline row of each system.
+
+    It is the row of the ensemble, which chooses among attacks without access to the victims. Without an ensemble, it is
+    the worst case, or the only attack that is not blind, or else the first blind attack.
     """
 
     def rank(row: SummaryRow) -> int:
@@ -302,7 +307,7 @@ def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
 
 
 def by_system(rows: list[SummaryRow]) -> dict[str, list[SummaryRow]]:
-    """The rows of each system, in their order."""
+    """Return the rows of each system, in order."""
     found: dict[str, list[SummaryRow]] = {}
     for row in rows:
         found.setdefault(row.system, []).append(row)

@@ -1,4 +1,4 @@
-"""What a trial says of its candidate: does it leak less than no defense, and than TAResSFL of the same accuracy?"""
+"""The verdict on a candidate defense: does it leak less than no defense, and less than TAResSFL at equal accuracy?"""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one candidate at one cut layer and target fraction.
+    """The verdict on a candidate at one cut layer and target fraction.
 
-    headline, undefended: the rows with which the candidate's and no defense's summary lead; None where no attack
-    succeeded. finding: whether any single attack does better than a blind guess. attacks: those that succeeded on it.
-    against_none, against_taressfl: None where there is none at this cut. flags: sentences on all that was compared.
+    headline, undefended: headline rows of the candidate and of the undefended system; None if no attack succeeded.
+    finding: whether any single attack on the candidate does better than a blind guess.
+    attacks: those that succeeded on the candidate.
+    against_none, against_taressfl: comparisons with these systems; None if there is none at this cut.
+    flags: sentences of the flags that concern any of the compared systems.
     """
 
     system: str
@@ -37,7 +39,7 @@ class Verdict:
     flags: list[str]
 
     def sentences(self) -> list[str]:
-        """In plain words, one finding each."""
+        """Return the verdict in words, one finding per text."""
         if self.headline is None:
             return [f"{self.system}: no attack succeeded, so there is no verdict.", *self.flags]
         return [
@@ -53,7 +55,7 @@ class Verdict:
         scale = "1 is a perfect reconstruction, 0 a blind guess"
         silent = {
             "blind": " No attack does better than a blind guess.",
-            "undecided": " No leak is shown, and none is excluded.",
+            "undecided": " A leak is neither shown nor excluded.",
         }.get(self.finding, "")
         return (
             f"{self.system}: leak ratio R {_shown(row.leak_ratio)} {under} ({scale}); "
@@ -87,10 +89,10 @@ class Verdict:
 
 
 def verdicts(record: RunRecord, rows: list[SummaryRow] | None = None) -> list[Verdict]:
-    """On the configuration's `candidate`, one per system of it, in the order of the results; none without a candidate.
+    """Return a verdict per system of the configuration's `candidate`, in the order of the results; none without one.
 
-    TAResSFL stands for "at matched accuracy" by that of its strengths whose paired difference in linear-probe accuracy
-    is nearest to zero among those whose interval contains zero, or else, unmatched, by the nearest of all.
+    TAResSFL may have been run with several strengths. The candidate is compared with the strength whose accuracy is
+    nearest to its own (paired difference of the linear probe): among the matched ones, or if there is none, among all.
     """
     candidate = record.info["config"].get("candidate")
     if candidate is None:
@@ -125,7 +127,7 @@ def _verdict(record: RunRecord, rows: list[SummaryRow], headlines: dict[Key, Sum
 
 
 def _informed(row: SummaryRow | None) -> SummaryRow | None:
-    """`row`, unless it is a blind guess's, which says nothing of a system."""
+    """`row`, or None if it is a blind guess, which does not depend on the system."""
     return None if row is None or row.blind else row
 
 

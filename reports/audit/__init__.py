@@ -1,1 +1,1 @@
-"""The page of an audit of published clients."""
+"""The report of an audit, which attacks published client checkpoints again."""

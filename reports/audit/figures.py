@@ -1,4 +1,4 @@
-"""Pictures of an audit: logged, reproduced and worst error per checkpoint, and what an attacker sees."""
+"""Figures of an audit: logged, reproduced and worst-case error per checkpoint, and strips of reconstructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ MARKERS = {LOGGED: "D", REPRODUCED: "o", WORST: "s"}
 
 
 def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
-    """MSE per checkpoint and set of victims: logged, from the same attack run by us, our worst case, the floor."""
+    """Draw the MSE per checkpoint, a panel per set of victims.
+
+    The marks are: logged by the authors, the same attack run by us, our worst case, and the floor.
+    """
     tallest = max(len(checkpoints) for checkpoints in found.values())
     figure = Figure(figsize=(4.5 + 4.5 * len(found), 1.7 + 0.75 * tallest), layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
@@ -30,7 +33,7 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
     for axis, checkpoints in zip(axes, found.values(), strict=True):
         points = [point for row, checkpoint in enumerate(checkpoints) for point in _points(checkpoint, row)]
         frame = pd.DataFrame([{"mse": mse.value, "y": y, "kind": kind} for kind, y, mse in points])
-        if points:  # else only blind attacks ran: there are floors, and nothing beside them
+        if points:  # if only blind attacks ran, there are floors and no points
             sns.scatterplot(
                 frame,
                 x="mse",
@@ -62,8 +65,8 @@ def mse_ladder(found: dict[str, list[AuditedCheckpoint]]) -> Chart:
     return Chart(
         figure,
         "MSE per checkpoint: logged, reproduced, worst case and floor",
-        "Left leaks more. A mark at the floor’s line means that the attack saw nothing. Logged values stand only where "
-        "the images are those they were measured on.",
+        "Marks further left leak more. A mark on the floor’s line means that the attack did no better than a blind "
+        "guess. Logged values are shown only for the images that they were measured on.",
     )
 
 
@@ -80,9 +83,10 @@ def _points(checkpoint: AuditedCheckpoint, row: int) -> list[tuple[str, float, I
 
 
 def audit_strips(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -> dict[str, list[dict[str, Any]]]:
-    """By set of victims: the originals, then each checkpoint under the paper's attack and under the worst (first seed).
+    """Return strips of pictures by set of victims, for the first seed, each with keys ``title``, ``row`` and ``png``.
 
-    Where no ensemble ran, the single attack with the lowest mean error stands for the worst case.
+    The first strip of a set shows the originals. Then each checkpoint has one under the paper's attack and one under
+    the worst case, which is the single attack with the lowest mean MSE if no ensemble ran.
     """
     pictures: dict[str, list[dict[str, Any]]] = {}
     for victims, checkpoints in found.items():
@@ -104,12 +108,12 @@ def _shown_rows(checkpoint: AuditedCheckpoint) -> list[AuditRow]:
 
 
 def true_images(record: RunRecord, victims: str) -> np.ndarray:
-    """The victims of a set, uint8 (n, 3, h, w)."""
+    """Return the victims of a set, uint8 (n, 3, h, w)."""
     return record.images[victims_key(victims)]
 
 
 def reconstructions(record: RunRecord, checkpoint: AuditedCheckpoint, attack: str) -> np.ndarray:
-    """What `attack` made of a set of victims with the first seed, uint8 (n, 3, h, w)."""
+    """Return the reconstructions of a checkpoint's victims by `attack` with the first seed, uint8 (n, 3, h, w)."""
     cells = record.cells
     cell = cells[
         (cells["defense"] == checkpoint.name)

@@ -1,4 +1,4 @@
-"""The page of an audit: published checkpoints attacked again, beside what their authors logged."""
+"""Write the report of an audit: new attacks on published checkpoints, compared with what their authors logged."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from reports.output.page import data_uri, render, save_charts, save_pictures
 def write_audit_report(record: RunRecord, folder: Path) -> Path:
     """Write report.html, summary.csv and figures into `folder`; returns the page's path.
 
-    `record` is a run whose cells name checkpoints as defenses; ``info["audit"]`` holds an entry per checkpoint.
-    Raises RunFailedError when no attack succeeded.
+    In the cells of `record`, the column "defense" holds the name of the checkpoint; ``info["audit"]`` has an entry per
+    checkpoint. Raises RunFailedError if no attack succeeded.
     """
     found = summarise_audit(record)
     if not found:

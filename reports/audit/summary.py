@@ -1,4 +1,4 @@
-"""An audit's per-image values as rows: what authors logged of a checkpoint, beside what our attacks get from it."""
+"""Summarise an audit: per checkpoint, what its authors logged and what our attacks reach, with intervals."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class AuditedCheckpoint:
 
     @property
     def logged(self) -> dict[str, float | None]:
-        """What the authors logged: mse, ssim, psnr on their images, and accuracies; None where they did not."""
+        """What the authors logged: mse, ssim and psnr on their images, and accuracies; None if not logged."""
         values: dict[str, float | None] = self.published["logged"]
         return values
 
@@ -80,7 +80,7 @@ class AuditedCheckpoint:
 
     @property
     def finding(self) -> Finding:
-        """Whether any single attack does better than a blind guess; not judged by a choice among several."""
+        """Whether any single attack does better than a blind guess; the worst case over attacks is not used."""
         return leak_finding(self.informed)
 
     @property
@@ -115,9 +115,9 @@ def paper_attacks(record: RunRecord) -> set[str]:
 
 
 def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
-    """Every checkpoint before every set of victims, by set, both in the order of the results.
+    """Summarise every checkpoint on every set of victims, by set, in the order of the results.
 
-    An attack that failed with any seed takes no part.
+    An attack that failed with any seed is left out.
     """
     options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
@@ -176,7 +176,11 @@ def _failures(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def checkpoint_labels(audit: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """A short label per name: cut layer and threshold, and whatever tells checkpoints apart; the name if nothing."""
+    """Return a short label by checkpoint name.
+
+    A label holds the cut layer, the SSIM threshold, and the properties in which checkpoints differ. Where that is not
+    unique, or there is no threshold, it is the name.
+    """
     parts = [_label_parts(entry) for entry in audit]
     varying = [index for index, column in enumerate(zip(*parts, strict=True)) if index < 2 or len(set(column)) > 1]
     labels = [", ".join(part for index in varying if (part := own[index]) is not None) for own in parts]
@@ -200,7 +204,10 @@ def _label_parts(entry: dict[str, Any]) -> list[str | None]:
 
 
 def audit_frame(found: dict[str, list[AuditedCheckpoint]]) -> pd.DataFrame:
-    """The summary as a flat table: logged values, then ours, intervals as three columns each."""
+    """Return the summary as a table with a row per checkpoint and attack: logged values, then ours.
+
+    An interval has three columns: ``name``, ``name_low`` and ``name_high``.
+    """
     flat = []
     for checkpoint in (checkpoint for same in found.values() for checkpoint in same):
         added = [checkpoint.worst] if checkpoint.worst is not None and checkpoint.worst.attack == WORST_CASE else []
@@ -221,7 +228,7 @@ def audit_frame(found: dict[str, list[AuditedCheckpoint]]) -> pd.DataFrame:
 
 
 def audit_sentences(found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
-    """The findings in plain words, one item per checkpoint: on the images of the logs first, then on others."""
+    """Return the findings in words, one text per checkpoint: first on the published images, then on the others."""
     said: dict[str, list[str]] = {}
     for checkpoints in sorted(found.values(), key=lambda several: not several[0].on_released):
         for checkpoint in checkpoints:
@@ -234,15 +241,17 @@ def audit_sentences(found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
 
 
 def _logged(checkpoint: AuditedCheckpoint) -> str:
-    """What the authors' number says, read against the floor on the same images."""
+    """What the authors' number means, compared with the floor on the same images."""
     mse, floor = checkpoint.logged["mse"], checkpoint.mse_floor
     if mse is None:
-        return "no attack of its authors is on record; "
+        return "its authors logged no attack; "
     removed = 1 - mse / floor
     if removed < NEARLY_BLIND:
-        return f"logged MSE {mse:.4f} is at the floor {floor:.4f}: the published attack saw next to nothing; "
+        return f"logged MSE {mse:.4f} is at the floor {floor:.4f}: the published attack recovered almost nothing; "
     share = f"{100 * removed:.0f} %"
-    return f"logged MSE {mse:.4f} removes {share} of the floor {floor:.4f}: the published attack saw through; "
+    return (
+        f"logged MSE {mse:.4f} is {share} below the floor {floor:.4f}: the published attack recovered image content; "
+    )
 
 
 def _ours(checkpoint: AuditedCheckpoint) -> str:
@@ -266,27 +275,27 @@ def _elsewhere(checkpoint: AuditedCheckpoint) -> str:
 
 
 def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
-    """What a reader must know before trusting the numbers."""
+    """Return the sentences that limit what the numbers mean, for the box at the top of the page."""
     every = [checkpoint for same in found.values() for checkpoint in same]
     said = flagged(record)
     if any(checkpoint.on_released for checkpoint in every):
         said.append(
             "The 128 published images are augmented CIFAR-10 training images with four fifths of the contrast of real "
-            "ones: off the distribution of the victims that a defense must protect, and an attacker's auxiliary images "
-            "may contain some of their sources. They serve comparison with the logged values only; conclusions are "
-            "drawn on test images."
+            "images. They are not distributed like the images that a defense must protect, and an attacker's auxiliary "
+            "data may contain some of their originals. Use them to compare with the logged values only, and draw "
+            "conclusions from test images."
         )
     if all(checkpoint.on_released for checkpoint in every):
         said.append("No test images were attacked: nothing on this page says how much other victims leak.")
     if len(record.info["seeds"]) < 3:
         said.append(
             f"{len(record.info['seeds'])} attack seed{'s' if len(record.info['seeds']) > 1 else ''} on clients that "
-            "were each trained once: intervals cover the choice of images, hardly the attacks' own randomness, and not "
-            "the variation of training."
+            "were each trained once: intervals cover the choice of images, little of the randomness of the attacks, "
+            "and nothing of the variation between trainings."
         )
     said += [
-        f"{checkpoint.label}: on {checkpoint.where} all attacks stay at the floor. Whether that is the client's merit "
-        "or the attacks' weakness shows only in what the same attacks reach on other clients."
+        f"{checkpoint.label}: on {checkpoint.where} no attack beats the floor. Whether the client is well protected or "
+        "the attacks are weak can only be seen from what the same attacks reach on other clients."
         for checkpoint in every
         if checkpoint.finding == "blind"
     ]
@@ -300,7 +309,7 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
         if abs(again - logged) > NEARLY_BLIND * checkpoint.mse_floor:
             said.append(
                 f"{checkpoint.label}: the published attack, run by us, reaches {again:.4f} where {logged:.4f} was "
-                "logged: its settings or its auxiliary images are not the same."
+                "logged: its settings or its auxiliary data differ."
             )
     for checkpoint in every:
         best, worst = checkpoint.best_single, checkpoint.worst
@@ -309,18 +318,18 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
         alone, together = best.metrics["mse"].value, worst.metrics["mse"].value
         if alone < together:
             said.append(
-                f"{checkpoint.label}: on {checkpoint.where} {best.attack} alone ({alone:.4f}) comes closer than the "
+                f"{checkpoint.label}: on {checkpoint.where} {best.attack} alone has a lower MSE ({alone:.4f}) than the "
                 f"ensemble ({together:.4f}), so the true worst case is worse than the one shown."
             )
     if any(checkpoint.worst is not None and checkpoint.worst.attack == WORST_CASE for checkpoint in every):
         said.append(
-            "Where no ensemble ran, the worst case takes for every victim the attack that came closest. That choice "
-            "looks at the victim, so it bounds from above what one attacker gets from these attacks."
+            "Where no ensemble ran, the worst case takes for every victim the attack with the lowest MSE. That choice "
+            "uses the victim itself, so it is an upper bound on what one attacker gets from these attacks."
         )
     if bool(record.cells["attack_out_of_time"].fillna(False).astype(bool).any()):
-        said.append("An attack ran out of its time limit: with more time it may reconstruct more.")
+        said.append("An attack reached its time limit: with more time it may reconstruct more.")
     if not record.info["threat_model"]["adaptive"]:
-        said.append("The attacker was not adaptive: it did not know the defense. These numbers are optimistic.")
+        said.append("The attacker was not adaptive: it did not know the defense. A real attacker may reconstruct more.")
     return said
 
 

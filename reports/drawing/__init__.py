@@ -1,1 +1,1 @@
-"""Charts and pictures."""
+"""Charts of results, and pictures of victims and reconstructions."""

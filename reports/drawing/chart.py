@@ -1,4 +1,4 @@
-"""A chart as files and as part of a page: PNG, SVG, and places that say their numbers when pointed at."""
+"""A chart as PNG, as SVG, and on a page, where its marks show their numbers as tooltips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DPI = 110
 
 @dataclass(frozen=True)
 class Spot:
-    """A place of a chart in percent of its width and height from the top left, and what it says."""
+    """A tooltip on a drawn chart: its place in percent of width and height from the top left, and its text."""
 
     left: float
     top: float
@@ -23,7 +23,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point in the coordinates of an axis, and what it says."""
+    """A tooltip in the data coordinates of an axis, and its text."""
 
     axis: Axes
     x: float
@@ -33,7 +33,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its alternative text, the caption under it, and the marks that say something when pointed at."""
+    """A figure with its title (the alternative text of the image), its caption, and the marks that have tooltips."""
 
     figure: Figure
     title: str
@@ -41,22 +41,24 @@ class Chart:
     marks: Sequence[Mark] = field(default_factory=tuple)
 
     def png(self) -> bytes:
-        """As a PNG file."""
+        """Return the content of a PNG file."""
         return self._saved("png")
 
     def svg(self) -> bytes:
-        """As an SVG file, texts as texts."""
+        """Return the content of an SVG file, in which text stays text."""
         return self._saved("svg")
 
     def _saved(self, form: str) -> bytes:
         buffer = io.BytesIO()
-        # the date and random identifiers would make every file another
+        # without a date, equal charts give equal files
         self.figure.savefig(buffer, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
-        self.figure.set_layout_engine("none")  # found by now; finding it again takes longer than drawing
+        self.figure.set_layout_engine(
+            "none"
+        )  # the layout is computed by now; computing it again is slower than drawing
         return buffer.getvalue()
 
     def spots(self) -> list[Spot]:
-        """Where the marks are on the picture; after it was drawn."""
+        """Return the places of the marks on the picture. The chart must have been drawn before."""
         width, height = self.figure.bbox.width, self.figure.bbox.height
         spots = []
         for mark in self.marks:
@@ -67,6 +69,6 @@ class Chart:
 
 
 def titled(chart: Chart, name: str) -> Chart:
-    """The same with a name above it, for a chart that stands among others like it."""
+    """Return `chart` with `name` above it, to tell it from similar charts on the same page."""
     chart.figure.suptitle(name, x=0.005, horizontalalignment="left", size="medium", weight="bold")
     return replace(chart, title=f"{name}: {chart.title}")

@@ -1,4 +1,4 @@
-"""Charts of a run: what is traded for what, where on the grid, by which attack, and when in training."""
+"""Charts of a run: accuracy against leakage, heat maps of the grid, leakage per attack, and curves over training."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ from reports.drawing.chart import Chart, Mark
 
 matplotlib.use("Agg")
 sns.set_theme(style="whitegrid", context="notebook")
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "mocosfl-priv"}  # texts as texts, files repeatable
+matplotlib.rcParams |= {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mocosfl-priv",
+}  # keep text as text; equal charts give equal files
 
-LOWEST_SHOWN_LEAK = -0.5  # an attack that is worse than guessing by far would squeeze all others together
+LOWEST_SHOWN_LEAK = -0.5  # axes end here, since an attack far worse than guessing would squeeze all other marks
 MARKERS = "osD^vPX*<>ph"
 LineStyle = Literal["-", "--", ":", "-."]
 LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
-COLOURS_TOLD_APART = 10
-LEGEND_COLUMNS, LONG_LEGEND_COLUMNS, LEGEND_LINE = 6, 3, 0.25  # under a figure; of long names; inches
+COLOURS_TOLD_APART = 10  # with more colours, marks are numbered too
+LEGEND_COLUMNS, LONG_LEGEND_COLUMNS = 6, 3  # columns of the legend under a figure, for short and for long names
+LEGEND_LINE = 0.25  # height of a line of a legend, in inches
 LEAK_LABEL = "leak ratio R  (1: perfect reconstruction, 0: blind guess)"
 
 
 def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, Chart]:
-    """Every chart by file stem; those of a grid and of a leakage curve where there is one."""
+    """Draw all charts of a run; returns them by file stem.
+
+    ``heat_maps`` is drawn only if a defense has several cut layers or target fractions, ``leakage`` only if leakage was
+    measured during training.
+    """
     informed = [row for row in rows if not row.blind]
     headlines = headline_rows(informed or rows)
     charts = {"tradeoff": tradeoff(headlines)}
@@ -49,13 +57,13 @@ def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, Chart]:
 
 
 def tradeoff(rows: list[SummaryRow]) -> Chart:
-    """Linear-probe accuracy against R and SSIM, a row of panels per cut layer, with intervals and the Pareto front.
+    """Draw linear-probe accuracy against R and SSIM, a row of panels per cut layer, with intervals and Pareto front.
 
-    rows: one per system.
+    rows: one per system, under its headline attack.
     """
     cuts = sorted({row.cut_layer for row in rows})
     colours, markers = _colours(row.defense for row in rows), _markers(row.target_fraction for row in rows)
-    # as many colours as that nobody tells apart: a number beside each mark says which it is
+    # readers cannot tell so many colours apart, so a number beside each mark identifies its defense
     numbers = {name: str(place) for place, name in enumerate(colours, 1)} if len(colours) > COLOURS_TOLD_APART else {}
     named = {f"{numbers[name]}  {name}" if numbers else name: colour for name, colour in colours.items()}
     handles = [*_colour_handles(named), *_marker_handles(markers, "{:.3g} % target data", 100)]
@@ -93,17 +101,18 @@ def tradeoff(rows: list[SummaryRow]) -> Chart:
     return Chart(
         figure,
         "Linear-probe accuracy against leak ratio and SSIM, per cut layer",
-        "Up is more useful, left is more private. Each point is a system under its headline attack, bars are "
-        "intervals. The grey steps are the Pareto front: no system of this cut is both more accurate and more private "
-        "than one on it, by the estimates; overlapping bars say how sure that is. Dashed band: a linear probe on the "
-        "untrained networks. MSE is not shown: it is R on another scale.",
+        "Higher is more accurate, further left is more private. Each point is a system under its headline attack; bars "
+        "are intervals. The grey steps are the Pareto front: by the estimates, no system with this cut is both more "
+        "accurate and more private than a system on the front; overlapping bars mean that this is uncertain. Dashed "
+        "band: a linear probe on the untrained networks. MSE is not shown, since it is R on another scale.",
         marks,
     )
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of the points (leak, accuracy) are not beaten: none has a lower leak and no lower accuracy, or as low a
-    leak and a higher accuracy. In order of leak.
+    """Return the indices of the Pareto-optimal points (leak, accuracy), in order of leak.
+
+    A point is Pareto-optimal if no other is at least as good in both and better in one (lower leak, higher accuracy).
     """
     best, front = -np.inf, []
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
@@ -121,13 +130,13 @@ def _pareto_line(axis: Axes, rows: list[SummaryRow], pick: Callable[[SummaryRow]
 
 
 def _has_grid(rows: list[SummaryRow]) -> bool:
-    """Whether some defense stands at more than one cut layer or target fraction."""
+    """Whether some defense was run with more than one cut layer or target fraction."""
     places = pd.DataFrame([(row.defense, row.cut_layer, row.target_fraction) for row in rows], columns=GROUP)
     return bool((places.groupby("defense").nunique() > 1).to_numpy().any())
 
 
 def heat_maps(rows: list[SummaryRow]) -> Chart:
-    """R, MSE, SSIM and accuracy by cut layer and target fraction; one row of cells per defense and cut layer."""
+    """Draw R, MSE, SSIM and accuracy by cut layer and target fraction; a row of cells per defense and cut layer."""
     table = pd.DataFrame(
         {"defense": row.defense, "cut": row.cut_layer, "target": f"{100 * row.target_fraction:.3g}",
          "R": row.leak_ratio.value, "MSE": row.metrics["mse"].value, "SSIM": row.similarity.value,
@@ -154,18 +163,18 @@ def heat_maps(rows: list[SummaryRow]) -> Chart:
         figure,
         "Heat maps of leak ratio, MSE, SSIM and accuracy by cut layer and target data",
         "Headline attack of each system. Dark cells leak more, or are less accurate. Empty cells were not run: a "
-        "defense that sees no target data stands at 0 only.",
+        "defense that uses no target data is run at 0 only.",
     )
 
 
 def _first_seen(column: pd.Series, defenses: pd.Series) -> pd.Series:
-    """Sort key: defenses in the order of the results, numbers as they are."""
+    """Sort key: defenses by their first place in the results, numbers by value."""
     order = {name: place for place, name in enumerate(dict.fromkeys(defenses))}
     return column.map(order) if column.name == "defense" else column
 
 
 def leak_ladder(rows: list[SummaryRow]) -> Chart:
-    """R of every attack on every system, with intervals: a line of marks per system."""
+    """Draw R of every attack on every system, with intervals; a line of marks per system."""
     systems = list(dict.fromkeys(row.system for row in rows))
     attacks = list(dict.fromkeys(row.attack for row in rows))
     colours, markers = _colours(attacks), dict(zip(attacks, cycle(MARKERS), strict=False))
@@ -193,13 +202,13 @@ def leak_ladder(rows: list[SummaryRow]) -> Chart:
     return Chart(
         figure,
         "Leak ratio of every attack on every system",
-        f"Right leaks more. Bars are intervals; marks below {LOWEST_SHOWN_LEAK} lie outside.",
+        f"Marks further right leak more. Bars are intervals; marks below {LOWEST_SHOWN_LEAK} are outside the chart.",
         marks,
     )
 
 
 def along_axes(lines: Sequence[Line]) -> Chart:
-    """R, accuracy and traffic of every system in every variant of a sweep: a line of marks per variant."""
+    """Draw R, accuracy and training traffic of every system in every variant of a sweep, a mark per variant."""
     systems = list(dict.fromkeys(line.row.system for line in lines))
     variants = list(dict.fromkeys(line.section.name for line in lines))
     colours, markers = _colours(variants), dict(zip(variants, cycle(MARKERS), strict=False))
@@ -233,14 +242,17 @@ def along_axes(lines: Sequence[Line]) -> Chart:
     return Chart(
         figure,
         "Leak ratio, accuracy and traffic of every system in every variant",
-        "Each system under its headline attack, bars are intervals. From left to right: what leaks, what the features "
-        "are worth, and what all clients send and receive.",
+        "Each system under its headline attack; bars are intervals. From left to right: leak ratio, linear-probe "
+        "accuracy, and the traffic of all clients in training.",
         marks,
     )
 
 
 def training_curves(training: pd.DataFrame) -> Chart:
-    """Loss and validation kNN over training, a thin line per seed."""
+    """Draw loss and validation kNN accuracy over epochs, a line per seed.
+
+    training: columns ``epoch``, ``loss``, ``validation_knn``, and those that identify a system and its seed.
+    """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = _colours(training["defense"])
@@ -258,7 +270,10 @@ def training_curves(training: pd.DataFrame) -> Chart:
 
 
 def leakage_curves(leakage: pd.DataFrame) -> Chart:
-    """Leak ratio over training, a panel per cut layer, a line per seed."""
+    """Draw the leak ratio over epochs, a panel per cut layer, a line per seed.
+
+    leakage: columns ``epoch``, ``leak_ratio``, ``attack``, and those that identify a system and its seed.
+    """
     cuts = sorted(leakage["cut_layer"].unique())
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, len(cuts), squeeze=False, sharey=True)[0]
@@ -280,13 +295,12 @@ def leakage_curves(leakage: pd.DataFrame) -> Chart:
     return Chart(
         figure,
         "Leak ratio over training",
-        "What the attacks get from the model as it stands at each point. They start afresh every time and take no part "
-        "in training.",
+        "At each point the attacks are run from the start on the model of that epoch. They do not influence training.",
     )
 
 
 def whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
-    """How far an interval reaches to both sides of its estimate, as matplotlib's error bars want it."""
+    """Return how far an interval reaches below and above its estimate, times `scale`, as `xerr` of matplotlib."""
     return [
         [scale * max(0.0, interval.value - interval.low)],
         [scale * max(0.0, interval.high - interval.value)],
@@ -294,7 +308,7 @@ def whiskers(interval: Interval, scale: float = 1.0) -> list[list[float]]:
 
 
 def _numbers(row: SummaryRow) -> str:
-    """What a mark says when pointed at."""
+    """The tooltip of a mark."""
     leak = row.leak_ratio
     return (
         f"{row.system}, {row.attack}: R {leak.value:.3f} [{leak.low:.3f}, {leak.high:.3f}], "
@@ -303,7 +317,7 @@ def _numbers(row: SummaryRow) -> str:
 
 
 def _colours(names: Iterator[str] | Sequence[str] | pd.Series) -> dict[str, Any]:
-    """A colour per name; those that colour-blind readers tell apart while they last."""
+    """A colour per name, from a palette for colour-blind readers if it has enough colours."""
     distinct = list(dict.fromkeys(names))
     palette = "colorblind" if len(distinct) <= COLOURS_TOLD_APART else "husl"
     return dict(zip(distinct, sns.color_palette(palette, len(distinct)), strict=True))
@@ -318,7 +332,7 @@ def _colour_handles(colours: dict[str, Any]) -> list[Line2D]:
 
 
 def _marker_handles(markers: dict[float, str], label: str, scale: float) -> list[Line2D]:
-    """What the markers stand for; nothing where there is only one."""
+    """Legend entries of the markers; none if there is only one marker."""
     return [
         Line2D([], [], color="0.4", marker=marker, linestyle="", label=label.format(scale * value))
         for value, marker in markers.items()
@@ -327,7 +341,7 @@ def _marker_handles(markers: dict[float, str], label: str, scale: float) -> list
 
 
 def _line_handles(lines: dict[Any, LineStyle], label: str) -> list[Line2D]:
-    """What the line styles stand for; nothing where there is only one."""
+    """Legend entries of the line styles; none if there is only one style."""
     return [
         Line2D([], [], color="0.4", linestyle=style, label=label.format(value))
         for value, style in lines.items()

@@ -1,4 +1,4 @@
-"""Pictures of what an attacker sees: strips of victims that nobody chose, and the worst cases beside their numbers."""
+"""Pictures of reconstructions: strips of evenly spaced victims, and the victims that leak most with their numbers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ WORST_SHOWN = 8
 
 
 def shown_victims(count: int) -> list[int]:
-    """Which victims the strips show: evenly spaced, so that nobody chose them."""
+    """Return the indices of the victims that strips show: evenly spaced among `count`, so not selected by content."""
     return [int(i) for i in np.unique(np.linspace(0, count - 1, min(STRIP_IMAGES, count)).round())]
 
 
 def strip(images: np.ndarray, indices: list[int]) -> bytes:
-    """The images (n, 3, h, w) uint8 at `indices` side by side."""
+    """Return a PNG of the images at `indices` side by side; images: uint8 (n, 3, h, w)."""
     return _png(side_by_side(list(images[indices].transpose(0, 2, 3, 1))))
 
 
 def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
-    """Originals, then every attack on every system (first seed): title, R over all victims, PNG."""
+    """Return strips of the originals and of every attack on every system, for the first seed.
+
+    Each has the keys ``defense``, ``attack`` and ``png``, and for attacks ``leak_ratio`` over all victims. Of blind
+    attacks, only the first is included, since they do not depend on the system.
+    """
     victims = record.images[victims_key(TEST_VICTIMS)]
     indices = shown_victims(len(victims))
     pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
@@ -53,7 +57,11 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A victim above what an attack made of it: uint8 (2 h, w, 3) with a gap, and the numbers of this image alone."""
+    """A victim above its reconstruction, with the metrics of this image alone.
+
+    picture: uint8 (2 h + gap, w, 3).
+    image: index of the victim.
+    """
 
     picture: np.ndarray
     image: int
@@ -63,14 +71,15 @@ class ImagePair:
 
     @property
     def png(self) -> bytes:
-        """The picture as a PNG file."""
+        """The picture as the content of a PNG file."""
         return _png(self.picture)
 
 
 def worst_pairs(record: RunRecord, row: SummaryRow) -> list[ImagePair]:
-    """Victims of a system from the worst leak to the median one, under the attack of `row`; of the first seed.
+    """Return victims of a system with reconstructions by the attack of `row`, for the first seed.
 
-    Evenly spaced in the order of their own leak ratio. For the worst case each under the attack that came closest.
+    Victims are sorted by their own leak ratio and picked at evenly spaced ranks from the highest to the median. If
+    `row` is the worst case, each victim is shown with the attack that reached the lowest MSE on it.
     """
     seed = record.info["seeds"][0]
     values = of_system(record.per_image, key_of(row))
@@ -89,7 +98,7 @@ def worst_pairs(record: RunRecord, row: SummaryRow) -> list[ImagePair]:
 
 
 def _pair(record: RunRecord, row: SummaryRow, one: pd.Series) -> ImagePair | None:
-    """None where a run kept no pictures of a cell."""
+    """A victim and its reconstruction; None if the run stored no images of the cell."""
     images = record.images.get(_image_key(record, row, str(one["attack"])))
     if images is None:
         return None
@@ -111,13 +120,13 @@ def _image_key(record: RunRecord, row: SummaryRow, attack: str) -> str:
 
 
 def side_by_side(images: list[np.ndarray]) -> np.ndarray:
-    """Pictures (h, w, 3) of one height in a row, with gaps."""
+    """Join pictures (h, w, 3) of equal height in a row with white gaps between them."""
     gap = np.full((images[0].shape[0], STRIP_GAP, 3), 255, dtype=np.uint8)
     return np.concatenate([part for image in images for part in (gap, image)][1:], axis=1)
 
 
 def _png(canvas: np.ndarray) -> bytes:
-    """A picture (h, w, 3), enlarged without smoothing."""
+    """A PNG of a picture (h, w, 3), enlarged without smoothing."""
     picture = Image.fromarray(canvas)
     picture = picture.resize((picture.width * STRIP_SCALE, picture.height * STRIP_SCALE), Image.Resampling.NEAREST)
     buffer = io.BytesIO()

@@ -1,1 +1,1 @@
-"""Pages, documents and tables as files."""
+"""Write reports as HTML pages, PDF documents, and tables for spreadsheets and papers."""

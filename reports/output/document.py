@@ -1,4 +1,4 @@
-"""The report as a PDF of pages: words, tables, charts and pictures, the same as on the HTML page."""
+"""The report as a PDF with the texts, tables, charts and pictures of the HTML page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from reports.drawing.chart import Chart
 from reports.drawing.pictures import ImagePair, side_by_side
 
 PAGE = (11.7, 8.3)  # A4, landscape, in inches
-LEFT, TOP, BOTTOM = 0.05, 0.94, 0.05  # shares of the page
-POINT = 1 / 72 / PAGE[1]  # of a font, as a share of the page's height
-LEADING = 1.45  # from line to line, in sizes of the font
+LEFT, TOP, BOTTOM = 0.05, 0.94, 0.05  # margins, as shares of the page
+POINT = 1 / 72 / PAGE[1]  # a typographic point, as a share of the page's height
+LEADING = 1.45  # distance from line to line, as a multiple of the font size
 WIDTH, TABLE_WIDTH, CELL_WIDTH = 135, 150, 34  # characters
 WORDS, NUMBERS = ("sans-serif", 9.5), ("monospace", 8.0)  # fonts of paragraphs and of tables, in points
 CAPTION = 3 * LEADING * 8 * POINT
@@ -26,7 +26,7 @@ SYSTEMS_PER_PAGE = 6
 
 
 class Lines(NamedTuple):
-    """A table for people. names: how many of its first columns name a line."""
+    """A table for readers. names: number of leading columns that identify a row."""
 
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
@@ -35,7 +35,7 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Lines that stay on one page. font: family and size. heading: it may not be the last on its page."""
+    """Lines that stay on one page. font: family and size in points. heading: whether text must follow on its page."""
 
     lines: Sequence[str]
     font: tuple[str, float] = WORDS
@@ -44,7 +44,7 @@ class Block:
 
     @property
     def height(self) -> float:
-        """As a share of the page."""
+        """Height as a share of the page's height."""
         return len(self.lines) * LEADING * self.font[1] * POINT
 
 
@@ -56,9 +56,16 @@ def write_pdf(
     charts: Sequence[Chart],
     sights: Mapping[str, Sequence[ImagePair]],
 ) -> None:
-    """Write the document to `path`.
+    """Write the report to `path` as a PDF.
 
-    chapters: paragraphs by heading. tables: by title. sights: pictures by system.
+    Args:
+        path: The file to write.
+        title: Title of the document.
+        chapters: Paragraphs by heading; a chapter without paragraphs is left out.
+        tables: Tables by title.
+        charts: Charts, one per page.
+        sights: Pictures of victims and reconstructions by system.
+
     """
     with PdfPages(path, metadata={"Title": title, "CreationDate": None}) as pages:
         _write_blocks(pages, list(_words(title, chapters)))
@@ -81,13 +88,13 @@ def _words(title: str, chapters: Mapping[str, Sequence[str]]) -> Iterator[Block]
 
 
 def _table(title: str, table: Lines) -> Iterator[Block]:
-    """In a fixed-width font; long cells are folded, and what is too wide for a page goes on below.
+    """Lay out a table in a fixed-width font.
 
-    Its headings stand again wherever a page begins.
+    Long cells are wrapped. Columns that do not fit the page's width follow below as a further part of the table.
     """
     headings, lines, names = table
     folded = [[textwrap.wrap(cell, CELL_WIDTH) or [""] for cell in line] for line in lines]
-    # headings are folded where cells are narrow
+    # a column is as wide as its cells and the longest word of its heading, which is wrapped
     widths = [
         max([_word(headings[i]), *(len(part) for line in folded for part in line[i])]) for i in range(len(headings))
     ]
@@ -101,19 +108,19 @@ def _table(title: str, table: Lines) -> Iterator[Block]:
 
 
 def _word(text: str) -> int:
-    """The length of its longest word."""
+    """The length of the longest word of `text`."""
     return max(len(word) for word in text.split())
 
 
 def _columns(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
-    """Folded cells side by side, as many lines as the longest has."""
+    """Join wrapped cells side by side into lines of text."""
     tall = max(len(cell) for cell in cells)
     padded = [[*cell, *[""] * (tall - len(cell))] for cell in cells]
     return ["  ".join(cell[i].ljust(width) for cell, width in zip(padded, widths, strict=True)) for i in range(tall)]
 
 
 def _parts(widths: Sequence[int], names: int) -> list[list[int]]:
-    """Columns that fit side by side; the first ones, which name the line, stand in every part."""
+    """Split columns into parts that fit the page's width; the first `names` columns are repeated in every part."""
     parts = [list(range(names))]
     for column in range(names, len(widths)):
         if sum(widths[i] + 2 for i in parts[-1]) + widths[column] > TABLE_WIDTH and len(parts[-1]) > names:
@@ -136,13 +143,17 @@ def _write_blocks(pages: PdfPages, blocks: Sequence[Block]) -> None:
 
 
 def _runs(page: Sequence[Block]) -> Iterator[tuple[tuple[str, float], bool, list[str]]]:
-    """Lines that look alike, together: a text is drawn faster than its lines one by one."""
+    """Group consecutive lines of equal font: one text is drawn faster than its lines one by one."""
     for (font, bold), blocks in groupby(page, key=lambda block: (block.font, block.bold)):
         yield font, bold, [line for block in blocks for line in block.lines]
 
 
 def paginate(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Blocks by page: headings stand on the page of what follows them, and a table's are repeated on its next page."""
+    """Distribute blocks over pages.
+
+    A heading is on the same page as the block that follows it. The headings of a table are repeated on each of its
+    pages.
+    """
     pages: list[list[Block]] = [[]]
     left = room = TOP - BOTTOM
     for place, block in enumerate(blocks):
@@ -157,7 +168,7 @@ def paginate(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _following(blocks: Sequence[Block], place: int) -> float:
-    """The height of what may not be parted from a heading: further headings, and the first block after them."""
+    """The height of what must stay with the block at `place`: if that is a heading, all up to the next other block."""
     height = 0.0
     while blocks[place].heading and place + 1 < len(blocks):
         place += 1
@@ -166,7 +177,7 @@ def _following(blocks: Sequence[Block], place: int) -> float:
 
 
 def _headings_of(blocks: Sequence[Block], place: int) -> Sequence[Block]:
-    """Of the table that `place` is a line of; none where it is a heading, or no line of a table."""
+    """The headings of the table that the block at `place` is a row of; none if it is not a row of a table."""
     if blocks[place].heading or blocks[place].font != NUMBERS or not any(blocks[place].lines):
         return []
     start = max(i for i in range(place) if blocks[i].heading)
@@ -183,7 +194,7 @@ def _write_sights(pages: PdfPages, sights: Mapping[str, Sequence[ImagePair]]) ->
 
 
 def _place_sights(figure: Figure, system: str, pictures: Sequence[ImagePair], top: float) -> None:
-    """A row of pictures under the system's name, and their numbers beneath."""
+    """Draw a row of pictures below the system's name, with their numbers beneath."""
     figure.text(LEFT, top, system, size=9, weight="bold", va="top", parse_math=False)
     row = side_by_side([sight.picture for sight in pictures])
     tall, wide, _ = row.shape

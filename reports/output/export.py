@@ -1,4 +1,4 @@
-"""A run's tables as files for spreadsheets, data frames and papers."""
+"""Export the tables of stored runs as CSV, Parquet, LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -19,15 +19,24 @@ FORMATS = ("csv", "parquet", "latex", "markdown")
 
 
 def export_tables(runs: Sequence[StoredRun], files: Mapping[str, Path]) -> None:
-    """Write a run, or the variants of a sweep, to files by format: csv has a row per cell, with what a client of its
-    system costs, parquet a row per victim and cell, latex and markdown the tables that papers print.
+    """Write the tables of a run, or of all variants of a sweep, to files.
 
-    ConfigurationError if there is nothing to write, RunFailedError if a file cannot be written.
+    Args:
+        runs: The run, or the variants of a sweep.
+        files: Paths by format. ``csv`` has a row per cell with the costs of a client, ``parquet`` a row per victim and
+            cell, ``latex`` and ``markdown`` the tables of the papers.
+
+    Raises:
+        ConfigurationError: `files` is empty, or asks for the papers' tables of an audit.
+        RunFailedError: A file cannot be written.
+
     """
     if not files:
-        raise ConfigurationError(f"nothing to export: name a file with {', '.join('--' + form for form in FORMATS)}")
+        raise ConfigurationError(
+            f"nothing to export: give a file with one of {', '.join('--' + form for form in FORMATS)}"
+        )
     if "audit" in runs[0].record.info and {"latex", "markdown"} & set(files):
-        raise ConfigurationError("an audit has no table of the papers; --csv and --parquet export it")
+        raise ConfigurationError("an audit has no tables of the papers; export it with --csv or --parquet")
     try:
         for form, path in files.items():
             _write(runs, form, path)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page, beside the same as PDF, figures as PNG and SVG, and tables as CSV."""
+"""Write the report of trained systems: a self-contained HTML page, a PDF, figures as PNG and SVG, and CSV tables."""
 
 from __future__ import annotations
 
@@ -54,8 +54,13 @@ COSTS, CLIENT_COSTS = "What it costs", "What a client costs"
 def write_training_report(sections: Sequence[Section], folder: Path, missing: Sequence[str] = ()) -> Path:
     """Write report.html, report.pdf, summary.csv, figures and the leaderboard into `folder`; returns the page's path.
 
-    sections: a run, or the variants of a sweep. missing: variants that have nothing to report. Where a candidate was on
-    trial, verdict.txt says what came of it.
+    If the configuration has a candidate defense, verdict.txt holds the verdict on it.
+
+    Args:
+        sections: A run, or the variants of a sweep.
+        folder: Where to write.
+        missing: Names of variants without a successful attack, which are listed as missing.
+
     """
     swept = beside.side_by_side(sections) if axes_of(sections) else None
     family = against_undefended(*(section.record for section in sections))
@@ -64,7 +69,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
         "short": _short(sections, family),
         "verdict": verdict,
         "caveats": [
-            *(f"{name}: no attack succeeded, so this variant is not in the report." for name in missing),
+            *(f"{name}: no attack succeeded, so this variant is missing from the report." for name in missing),
             *said_of(sections, lambda s: caveats(s.record, s.rows)),
         ],
         "sentences": said_of(sections, lambda s: [*sentences(s.rows), *promises(s.record, s.rows)]),
@@ -79,7 +84,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
     info = sections[0].record.info
     write_pdf(
         folder / "report.pdf",
-        f"{info['name']}: what leaks, and at what price",
+        f"{info['name']}: leakage, accuracy and cost",
         _chapters(words, str(info["config"].get("candidate"))),
         tables,
         charts,
@@ -120,7 +125,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
 
 
 def _short(sections: Sequence[Section], family: Family) -> dict[str, list[str]]:
-    """The answers by question: one, or one per variant that has another."""
+    """The answers by question: one for all variants that agree, and one for each variant that differs."""
     compared = family if not axes_of(sections) else Family([], "")
     answers = {s.name: key_findings(s.record, s.rows, s.board, compared) for s in sections}
     short = {question: said_of(sections, partial(_answer, answers, question)) for question in QUESTIONS}
@@ -134,10 +139,10 @@ def _answer(answers: dict[str, dict[str, str]], question: str, section: Section)
 
 
 def _chapters(words: dict[str, Any], candidate: str) -> dict[str, list[str]]:
-    """What the document says in words, by heading."""
+    """The paragraphs of the PDF by heading."""
     short = [f"{question}: {answer}" for question, answers in words["short"].items() for answer in answers]
     return {
-        "In short": short,
+        "Summary": short,
         **({f"The verdict on {candidate}": words["verdict"]} if words["verdict"] else {}),
         "Before you quote a number": words["caveats"],
         "System by system": words["sentences"],
@@ -146,9 +151,9 @@ def _chapters(words: dict[str, Any], candidate: str) -> dict[str, list[str]]:
 
 
 def _tables(sections: Sequence[Section], family: Family, swept: beside.SideBySide | None) -> dict[str, Lines]:
-    """The tables that page and document share, by title."""
+    """The tables of both the HTML page and the PDF, by title."""
     axes = axes_of(sections)
-    one, two = len(axes) + 1, len(axes) + 2  # columns that name a system: its name, or its defense and cut
+    one, two = len(axes) + 1, len(axes) + 2  # number of columns that identify a system: its name, or defense and cut
     tables: dict[str, Lines] = {}
     if swept is not None:
         tables[BESIDE] = Lines([*axes, *beside.HEADINGS], [line.cells() for line in swept.lines], two + 1)
@@ -176,9 +181,11 @@ def _summary(section: Section) -> pd.DataFrame:
 def _charts(
     sections: Sequence[Section], swept: beside.SideBySide | None, folder: Path
 ) -> tuple[list[Chart], list[dict[str, PlacedChart]], PlacedChart | None]:
-    """All charts in their order; those of each section as a page wants them, by what they show; that of all.
+    """Draw all charts and save them as files.
 
-    A variant has its curves of training, and all as SVG, in its own report.
+    Returns all charts in order; the charts of each section for the page, by file stem; and the chart that compares the
+    variants, if any. The report of a sweep leaves out curves of training and SVG files, which the reports of its
+    variants have.
     """
     drawn, placed, overview = [], [], None
     if swept is not None:
@@ -198,7 +205,7 @@ def _charts(
 
 
 def _strips(section: Section, folder: Path) -> list[dict[str, Any]]:
-    """Pictures of the same victims under every attack, in files and for the page."""
+    """Save strips of the same victims under every attack, and return them for the page."""
     pictures = strips(section.record, section.rows)
     names = ["_".join(part for part in ("strip", p["defense"], p["attack"]) if part) for p in pictures]
     save_pictures({name: p["png"] for name, p in zip(names, pictures, strict=True)}, folder)
@@ -206,7 +213,7 @@ def _strips(section: Section, folder: Path) -> list[dict[str, Any]]:
 
 
 def _cost_lines(section: Section) -> list[list[str]]:
-    """Under `COST_HEADINGS`."""
+    """The rows of the table with `COST_HEADINGS`."""
     return [
         [
             row.system,
@@ -219,7 +226,7 @@ def _cost_lines(section: Section) -> list[list[str]]:
 
 
 def _client_lines(section: Section) -> list[list[str]]:
-    """The system, and what a client of it costs."""
+    """The rows of the table of a client's costs, which start with the system."""
     return [
         [row.system, *(cost.text for cost in client_costs(section.record, key_of(row)).values())]
         for row in section.headlines
@@ -227,7 +234,7 @@ def _client_lines(section: Section) -> list[list[str]]:
 
 
 def _family_lines(sections: Sequence[Section], family: Family) -> list[list[str]]:
-    """The comparisons under the axes and `FAMILY_HEADINGS`, for people."""
+    """The rows of the table of comparisons with no defense, under the axes and `FAMILY_HEADINGS`."""
     lines = []
     for member in family.members:
         leak = member.comparison.leak
@@ -247,7 +254,7 @@ def _family_lines(sections: Sequence[Section], family: Family) -> list[list[str]
 
 
 def _probability(p_value: float) -> str:
-    if math.isnan(p_value):  # nothing was tested
+    if math.isnan(p_value):  # not tested
         return "–"
     return "< 0.0001" if p_value < 1e-4 else f"{p_value:.4f}"
 
@@ -258,7 +265,7 @@ def _floor(record: RunRecord) -> str:
 
 
 def _judge(record: RunRecord) -> list[str]:
-    """What the two recognition metrics say, where they were measured."""
+    """How the two recognition metrics are defined, if they were measured."""
     judge = record.info["recognition"]
     if judge["recognition_chance"] is None:
         return []
@@ -278,10 +285,12 @@ def _judge(record: RunRecord) -> list[str]:
 
 
 def _few_labels(record: RunRecord) -> list[str]:
-    """How the semi-supervised evaluation was done, where it was."""
+    """How the semi-supervised evaluation was done, if it was."""
     if not record.info["config"]["evaluation"]["label_fractions"]:
         return []
-    counts = [str(used["labels"]) for used in record.info["systems"][0]["semi_supervised"].values()]  # of all systems
+    counts = [
+        str(used["labels"]) for used in record.info["systems"][0]["semi_supervised"].values()
+    ]  # the same for all systems
     return [
         "Semi-supervised evaluation: a head with one hidden layer on frozen features, trained with that share of the "
         f"probe training labels ({', '.join(counts)} of {record.info['roles']['probe_train']['images']}), drawn evenly "

@@ -1,4 +1,4 @@
-"""Tables as Markdown and LaTeX."""
+"""Format tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reports.analysis.leaderboard import HEADINGS, Entry, leaderboard_cells, lea
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people: what it shows, headings, lines, and how to read it."""
+    """A table for readers: title, headings, rows of cells, and a note on how to read it."""
 
     title: str
     headings: Sequence[str]
@@ -20,7 +20,7 @@ class Table:
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
-    """Pipe tables under headings."""
+    """Format tables as Markdown pipe tables, each with a heading and its note."""
     return (
         "\n\n".join(
             "\n\n".join([f"### {table.title}", markdown_lines(table.headings, table.lines), table.note])
@@ -31,13 +31,13 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def markdown_lines(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A pipe table; bars in cells are escaped."""
+    """Format headings and rows as a Markdown pipe table; bars in cells are escaped."""
     every = [headings, ["---"] * len(headings), *lines]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in every)
 
 
 def leaderboard_markdown(record: RunRecord, entries: list[Entry]) -> str:
-    """The table with what it takes to repeat it, as a page of docs includes it."""
+    """Format the leaderboard as Markdown, with its notes and what is needed to repeat the run (for the docs)."""
     info = record.info
     table = markdown_lines(HEADINGS, [leaderboard_cells(entry) for entry in entries])
     versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
@@ -54,7 +54,7 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 
 
 def as_latex(tables: Sequence[Table]) -> str:
-    """Table environments with rules of the package booktabs."""
+    """Format tables as LaTeX table environments, which need the package booktabs."""
     return "\n\n".join(_latex_table(table) for table in tables) + "\n"
 
 

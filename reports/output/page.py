@@ -1,4 +1,4 @@
-"""Pages made from templates: what all of them share in looks, filters and pictures."""
+"""Render HTML pages from templates, and save charts and pictures for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reports.drawing.chart import Chart, Spot
 
 
 def render(template: str, **context: object) -> str:
-    """The page that `template`, a path below ``reports/``, makes of `context`; everything from outside is escaped."""
+    """Render `template`, a path below ``reports/``, with the variables `context`; their values are HTML-escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
@@ -25,13 +25,13 @@ def render(template: str, **context: object) -> str:
 
 
 def data_uri(png: bytes) -> str:
-    """A picture as an address that needs nothing from outside the page."""
+    """Return a PNG as a data URI, which embeds it in a page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 @dataclass(frozen=True)
 class PlacedChart:
-    """A chart as a template wants it."""
+    """A chart as templates use it, with the picture as a data URI."""
 
     title: str
     caption: str
@@ -40,9 +40,9 @@ class PlacedChart:
 
 
 def save_charts(charts: Mapping[str, Chart], folder: Path, *, vectors: bool = True) -> dict[str, PlacedChart]:
-    """Write each chart as PNG, and with `vectors` as SVG, into the new or existing `folder`.
+    """Write each chart as PNG, and with `vectors` also as SVG, into `folder`, which is made if needed.
 
-    Returns them for the page.
+    Returns the charts for templates, by the file stems of `charts`.
     """
     folder.mkdir(exist_ok=True)
     placed = {}
@@ -56,14 +56,14 @@ def save_charts(charts: Mapping[str, Chart], folder: Path, *, vectors: bool = Tr
 
 
 def save_pictures(pictures: Mapping[str, bytes], folder: Path) -> None:
-    """Write each PNG into the new or existing `folder`, under a file name made from its own."""
+    """Write each PNG into `folder`, which is made if needed, under a file name made from its name."""
     folder.mkdir(exist_ok=True)
     for name, png in pictures.items():
         (folder / f"{file_name(name)}.png").write_bytes(png)
 
 
 def file_name(name: str) -> str:
-    """A name that every file system takes."""
+    """Return `name` with all characters but letters and digits replaced by underscores, valid on any file system."""
     return "".join(c if c.isalnum() else "_" for c in name)
 
 

@@ -1,4 +1,4 @@
-"""A run's numbers in tables shaped like those of the paper, beside the published ones."""
+"""Tables in the layout of the MocoSFL and TAResSFL papers, with our numbers beside the published ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NOT_PUBLISHED = "–"
 
 
 def paper_tables(runs: Sequence[StoredRun]) -> list[Table]:
-    """Accuracy, attack, communication, and what a client costs; each where a run has something for it.
+    """Return the tables on accuracy, attacks, defenses, communication and costs of a client; empty ones are left out.
 
-    runs: one, or the variants of a sweep, which then stand in one table with a column per axis.
+    runs: one run, or the variants of a sweep, which share each table with a column per axis.
     """
     of_runs = [(list(run.labels.values()), _of_run(run.record)) for run in runs]
     merged = []
@@ -43,7 +43,7 @@ def _of_run(record: RunRecord) -> list[Table]:
 
 
 def _accuracies(record: RunRecord, rows: list[SummaryRow]) -> Table:
-    """As the tables on IID and non-IID clients: undefended systems."""
+    """Undefended systems, like the papers' tables on IID and non-IID clients."""
     dataset, clients = record.info["config"]["data"]["dataset"], record.info["config"]["training"]["clients"]
     partition = _partition(record)
     lines = [
@@ -68,7 +68,7 @@ def _accuracies(record: RunRecord, rows: list[SummaryRow]) -> Table:
 
 
 def _attacks(record: RunRecord, rows: list[SummaryRow]) -> Table:
-    """As the table on target-aware pre-training, with the floor that it lacks."""
+    """TAResSFL, like the paper's table on target-aware pre-training, with an additional column for the MSE floor."""
     on_cifar = record.info["config"]["data"]["dataset"] == "cifar10"
     lines = []
     for row in rows:
@@ -95,13 +95,13 @@ def _attacks(record: RunRecord, rows: list[SummaryRow]) -> Table:
         ["defense", "method", "target data (%)", "accuracy, ours", "published", "MSE, ours", "published", "MSE floor",
          "R", "our attack"],
         lines,
-        f"{_brackets(record)} Published MSEs are of other images, with four fifths of the contrast: a blind guess "
-        "scores 0.0405 on those, so they can be read against that floor only, not against ours.",
+        f"{_brackets(record)} Published MSEs were measured on other images, with four fifths of the contrast of real "
+        "images. A blind guess scores 0.0405 on those, so compare published MSEs with 0.0405 and not with our floor.",
     )  # fmt: skip
 
 
 def _defenses(record: RunRecord, rows: list[SummaryRow]) -> Table:
-    """As ResSFL's table of baselines; empty where only what stands in the other tables was run."""
+    """All systems, like ResSFL's table of baselines; empty if all of them are in the other tables."""
     others = [row for row in rows if _origin(record, row) != TARESSFL and not _is_plain(record, row)]
     lines = [
         [
@@ -122,13 +122,13 @@ def _defenses(record: RunRecord, rows: list[SummaryRow]) -> Table:
         "Defenses: accuracy (%), MSE and SSIM of the attack",
         ["defense", "method", "target data (%)", "accuracy", "MSE", "MSE floor", "SSIM", "R", "our attack"],
         lines,
-        f"{_brackets(record)} The numbers of ResSFL's table of baselines (CVPR 2022) were not at hand; its clients "
-        "train with labels.",
+        f"{_brackets(record)} The published numbers of ResSFL's table of baselines (CVPR 2022) are not included; its "
+        "clients train with labels.",
     )
 
 
 def _communication(record: RunRecord, rows: list[SummaryRow]) -> Table:
-    """As the table on what a client sends."""
+    """Traffic of training, like the paper's table on communication."""
     lines = []
     for row in rows:
         aware = _origin(record, row) == TARESSFL
@@ -139,12 +139,12 @@ def _communication(record: RunRecord, rows: list[SummaryRow]) -> Table:
         "Communication of training (MB)",
         ["system", "one client, paper's accounting", "published", "all clients, counted at the messages"],
         lines,
-        "Published: 200 epochs and 50 images per client, so a shorter run or larger clients have other numbers.",
+        "Published: for 200 epochs and 50 images per client; runs with other settings have other numbers.",
     )
 
 
 def _client(record: RunRecord, rows: list[SummaryRow]) -> Table:
-    """What no paper's table has: all costs of a client, measured or not."""
+    """All costs of a client, measured or not; the papers have no such table."""
     costs = {row.system: client_costs(record, key_of(row)) for row in rows}
     methods = [f"{heading}: {'; '.join(how)}" for heading, how in methods_of(list(costs.values())).items()]
     return Table(
@@ -156,7 +156,7 @@ def _client(record: RunRecord, rows: list[SummaryRow]) -> Table:
 
 
 def _partition(record: RunRecord) -> str:
-    """In the paper's words, where it is one of the paper's; else our own name of it."""
+    """The paper's name of the partition if the paper has it, or else the name in the configuration."""
     training, dataset = record.info["config"]["training"], record.info["config"]["data"]["dataset"]
     if training["partition"] == "iid":
         return published.IID
@@ -171,7 +171,7 @@ def _origin(record: RunRecord, row: SummaryRow) -> str:
 
 
 def _is_plain(record: RunRecord, row: SummaryRow) -> bool:
-    """Whether nothing protects the system, and no bottleneck makes its messages smaller."""
+    """Whether the system has neither a defense nor a bottleneck."""
     return _origin(record, row) == UNDEFENDED and record.info["config"]["model"]["bottleneck"] == "none"
 
 

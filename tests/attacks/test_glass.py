@@ -66,7 +66,12 @@ def test_the_latent_behind_a_victim_is_found_with_a_generator_of_ones_own(own: s
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [("outside", "leaves the range"), ("nameless", "latent_dim"), ("small", "not images of"), ("smal", "did you mean")],
+    [
+        ("outside", "values outside the range"),
+        ("nameless", "latent_dim"),
+        ("small", "not images of"),
+        ("smal", "did you mean"),
+    ],
 )
 def test_unfit_generators_are_refused(own: str, function: str, message: str, compute: Compute) -> None:
     view = make_view(ColourMixClient(), photo_patches(2, "test"), photo_patches(20), compute)

@@ -74,7 +74,7 @@ def one_clear_line(result: subprocess.CompletedProcess[str], code: int) -> str:
 
 def test_workers_are_no_matter_of_a_cluster(in_process: Run, config: Path) -> None:
     said = one_clear_line(in_process("sweep", str(config), "--out", "x", "--engine", "ray", "--workers", "2"), 2)
-    assert "--workers counts processes of this machine" in said and not Path("x").exists()
+    assert "--workers counts processes on this machine" in said and not Path("x").exists()
 
 
 def guide_block(containing: str) -> str:

@@ -77,7 +77,7 @@ def test_an_imported_expert_is_the_published_client(shared: Path, compute: Compu
     ],
 )
 def test_a_published_client_that_does_not_fit_is_refused(make: Callable[[], SplitModel], shared: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"ResNet-18 for 32 pixels, cut after unit 1, .* another network"):
+    with pytest.raises(ConfigurationError, match=r"ResNet-18 for 32 pixels, cut after unit 1, .* does not match it"):
         import_client(make(), published(shared))
 
 

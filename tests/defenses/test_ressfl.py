@@ -81,7 +81,7 @@ def test_settings_that_contradict_are_refused() -> None:
         ResSFL(transfer="frozen")
     with pytest.raises(ConfigurationError, match="trained against somebody"):
         ResSFL(epochs=0, during_training=False)
-    with pytest.raises(ConfigurationError, match="single decoder cannot begin afresh"):
+    with pytest.raises(ConfigurationError, match="single decoder cannot be restarted"):
         ResSFL(**LIVE, decoder=["conv_normN0C16", "edsr_N1C8"], refresh=1)
     with pytest.raises(ConfigurationError, match="'mlp' is not of the form"):
         ResSFL(training_decoder=["conv_normN0C16", "mlp"])

@@ -92,7 +92,7 @@ def test_low_rate_transfer_moves_clients_a_little(compute: Compute) -> None:
 
 
 def test_settings_that_contradict_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="single decoder cannot begin afresh"):
+    with pytest.raises(ConfigurationError, match="single decoder cannot be restarted"):
         TAResSFL(refresh=2)
     with pytest.raises(ConfigurationError, match="name at least one"):
         TAResSFL(decoder=[])

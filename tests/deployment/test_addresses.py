@@ -45,7 +45,7 @@ WRONG = {
     "https://pc.local:7443": "without https://",
     "pc.local:7443/": "without a path",
     "büro.local:7443": "use xn--bro-hoa.local, or the IP address",
-    "my pc:7443": "is neither a host's name nor an IP address",
+    "my pc:7443": "is neither a host name nor an IP address",
     ":7443": "is neither",
 }
 
@@ -158,7 +158,7 @@ def test_the_systems_resolver_finds_the_server_and_its_name_is_still_checked(
         other.receive(20)
     other.close()
     server.stop(0)
-    with pytest.raises(ClosedError, match="nowhere is not found: Name or service not known"):
+    with pytest.raises(ClosedError, match="host nowhere not found: Name or service not known"):
         connect("nowhere:7443", device)
 
 
@@ -203,7 +203,7 @@ def test_certificates_that_devices_would_refuse_are_refused_before_training(
     with pytest.raises(ConfigurationError, match=r"server\.key is not the key of server\.pem"):
         require_usable(tmp_path / "one")
     (tmp_path / "two" / "ca.pem").write_bytes((tmp_path / "one" / "ca.pem").read_bytes())
-    with pytest.raises(ConfigurationError, match="another authority made it"):
+    with pytest.raises(ConfigurationError, match="issued by another authority"):
         require_usable(tmp_path / "two")
 
     class Clock:
@@ -258,14 +258,14 @@ def test_a_device_that_comes_back_with_fewer_images_is_named(caplog: pytest.LogC
         returned = threading.Thread(target=_attend, args=(again, threads.connect(1)), daemon=True)
         returned.start()
         deadline = 200
-        while "came back" not in caplog.text and deadline:
+        while "reconnected" not in caplog.text and deadline:
             threading.Event().wait(0.05)
             deadline -= 1
     ledger = reception.ledger()
     reception.finish()
     remote.close()
     returned.join(20)
-    assert f"{device_name(1)} came back with 5 images, and had 12 before" in caplog.text
+    assert f"{device_name(1)} reconnected with 5 images, and had 12 before" in caplog.text
     assert ledger[:, -1].tolist() == [12, 5]
     assert run is not None
 

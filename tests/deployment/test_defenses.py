@@ -238,10 +238,10 @@ def test_the_logarithm_of_laplace_noise_keeps_its_digits(x: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "reason"),
     [
-        ("shredder", {}, "works on what comes back"),
+        ("shredder", {}, "handles what the server sends back"),
         ("adversarial_noise", {}, "learned from the messages of all clients"),
         ("ressfl", {"layer": "C4S2"}, "learned from the messages of all clients"),
-        ("splitguard", {}, "works on what comes back"),
+        ("splitguard", {}, "handles what the server sends back"),
         ("composition", {"parts": ("adversarial_noise", "bottleneck")}, r"AdversarialNoise.* learned from"),
     ],
 )
@@ -277,10 +277,10 @@ class Coin(Defense):
 @pytest.mark.parametrize(
     ("hooks", "reason"),
     [
-        (OneMask(), "what it draws for several images"),
-        (Centred(), "sent otherwise beside others|comes out wrong"),
+        (OneMask(), "random numbers that it draws for a batch"),
+        (Centred(), "depends on the other images|are wrong by"),
         (Coin(), "draws random numbers"),
-        (defense("nopeek", {}), "no mean over images"),
+        (defense("nopeek", {}), "not a mean over images"),
     ],
 )
 def test_a_defense_that_looks_at_several_images_is_refused(hooks: Defense, reason: str) -> None:

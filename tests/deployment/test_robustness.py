@@ -310,7 +310,7 @@ def test_a_restarted_server_goes_on_from_its_state_as_if_nothing_had_been(comput
 def test_without_any_device_a_run_fails_and_says_so(compute: Compute) -> None:
     remote = deployment([], shard_views(1), patience=Patience(0.2, 0.3))
     remote.remote = range(3)
-    with pytest.raises(RunFailedError, match="0 of 3 devices came within"):
+    with pytest.raises(RunFailedError, match="0 of 3 devices connected within"):
         engine(training_of(), compute, remote).step()
 
 

@@ -58,7 +58,7 @@ def test_a_float_tiff_is_scaled_from_zero_to_one_and_refused_beyond(tmp_path: Pa
     path = saved(Image.fromarray(shown), tmp_path / "scan.tif")
     assert np.abs(as_read(path) - (shown * 255)[..., None]).max() <= 1
     saved(Image.fromarray(shown * 4000 - 1000), path)
-    with pytest.raises(PictureError, match=r"scan\.tif cannot be read: its numbers reach from -1000 to 3000"):
+    with pytest.raises(PictureError, match=r"scan\.tif cannot be read: its values reach from -1000 to 3000"):
         as_read(path)
     shown[3, 3] = np.nan
     with pytest.raises(PictureError, match="not finite"):
@@ -70,9 +70,9 @@ def test_twelve_bits_in_sixteen_are_refused_with_their_range(tmp_path: Path) -> 
         Image.fromarray((grey(pixels) * 4095).astype(np.uint16)).save(path)
 
     root = tree(tmp_path / "twelve", save=save)
-    with pytest.raises(Exception, match=r"\.png and all pictures like it end at 4095 of 65535"):
+    with pytest.raises(Exception, match=r"\.png and all pictures like it have values of at most 4095 of 65535"):
         image_folder.load(root, "train", 32)
-    with pytest.raises(Exception, match=r"\.png and all pictures like it end at 4095 of 65535"):
+    with pytest.raises(Exception, match=r"\.png and all pictures like it have values of at most 4095 of 65535"):
         Shard.from_folder(root / "train", 32)
     # one bright picture shows that the range is used: the others are dark
     Image.fromarray((grey(picture(0, 9)) * 65535).astype(np.uint16)).save(root / "train" / "cat" / "bright.png")
@@ -144,7 +144,7 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.int32])
 def test_whole_numbers_of_unknown_range_are_refused(dtype: type, tmp_path: Path) -> None:
     path = saved(Image.fromarray(np.arange(64, dtype=dtype).reshape(8, 8) * 1000), tmp_path / "counts.tif")
-    with pytest.raises(PictureError, match=r"counts\.tif cannot be read: its whole numbers reach from 0 to 63000"):
+    with pytest.raises(PictureError, match=r"counts\.tif cannot be read: its values reach from 0 to 63000"):
         as_read(path, 8)
 
 
@@ -260,8 +260,8 @@ def test_folders_are_followed_and_everything_else_is_counted(tmp_path: Path) -> 
         "a.PNG", "c.jfif", "d.jpe", "deep er/日本/b.jpg", "e", "f.jp2", "linked/g.png"
     ]  # fmt: skip
     assert reading.skipped == {
-        "left by a system or editor": 4, "link back to a folder above it": 1, "broken link": 1, "no regular file": 1,
-        "*.txt": 2, "without an ending, and no picture": 1,
+        "left by a system or editor": 4, "link back to a folder above it": 1, "broken link": 1, "not a regular file": 1,
+        "*.txt": 2, "not a picture, without an ending": 1,
         "*.npy (arrays are not read: write each picture to a file)": 1,
     }  # fmt: skip
 

@@ -120,7 +120,7 @@ def test_one_page_has_all_variants(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert_well_formed_and_self_contained(text)
     assert "3 variants along data, codec" in text and '<a href="#beside">' in text
-    assert "data digits, codec 8: no attack succeeded, so this variant is not in the report." in text
+    assert "data digits, codec 8: no attack succeeded, so this variant is missing from the report." in text
     assert "<th>data</th><th>codec</th>" in text and "<td>photos</td><td>8</td>" in text
     figures = {path.name for path in (page.parent / "figures").glob("*.png")}
     assert {f"tradeoff_data_{v['data']}__codec_{v['codec']}.png" for v in VARIANTS} < figures
@@ -195,11 +195,11 @@ def test_what_is_said_of_all_is_said_once(sections: list[Section]) -> None:
 
 def test_a_codec_is_a_caveat_of_its_variant(sections: list[Section]) -> None:
     whole, rounded = (caveats(s.record, s.rows) for s in sections[:2])
-    assert not any("travel as" in text for text in whole)
-    (said,) = [text for text in rounded if "travel as" in text]
-    assert said.startswith("Smashed data travel as int8, gradients as fp32") and "as they are received" in said
+    assert not any("are sent as" in text for text in whole)
+    (said,) = [text for text in rounded if "are sent as" in text]
+    assert said.startswith("Smashed data are sent as int8, gradients as fp32") and "decoded messages" in said
     everywhere = said_of(sections, lambda s: caveats(s.record, s.rows))
-    assert [text for text in everywhere if "travel as" in text] == [f"data photos, codec 8: {said}"]
+    assert [text for text in everywhere if "are sent as" in text] == [f"data photos, codec 8: {said}"]
 
 
 def test_tables_of_papers_have_a_column_per_axis(runs: list[StoredRun]) -> None:
@@ -242,7 +242,7 @@ def test_a_sweep_over_codecs_ends_with_one_report(tmp_path: Path, capsys: pytest
     out = tmp_path / "codecs"
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "sweep/codecs", "--out", str(out), "--set", "attacks=[floor, {name: decoder, steps: 20}]"])
-    assert not ended.value.code and f"report of all: {out / 'report.html'}" in capsys.readouterr().out
+    assert not ended.value.code and f"report of all variants: {out / 'report.html'}" in capsys.readouterr().out
     runs = read_runs(out)
     lines = {line.section.labels["codec"]: line for line in side_by_side(sections_of(runs)).lines}
     assert list(lines) == ["fp32", "fp16", "int8", "int8-both-ways"]
@@ -252,5 +252,5 @@ def test_a_sweep_over_codecs_ends_with_one_report(tmp_path: Path, capsys: pytest
     assert sizes["fp16"] == pytest.approx(2 * numbers, abs=8) and sizes["int8"] == numbers + 4 * channels
     assert all(lines[name].comparison is not None for name in list(lines)[1:])
     text = (out / "report.html").read_text(encoding="utf-8")
-    assert "Smashed data travel as int8, gradients as int8" in text and "<td>int8-both-ways</td>" in text
+    assert "Smashed data are sent as int8, gradients as int8" in text and "<td>int8-both-ways</td>" in text
     assert not re.search(r"\bnan\b", text)

@@ -114,9 +114,9 @@ def test_the_command(stored: tuple[RunRecord, Path], tmp_path: Path, capsys: pyt
     _, folder = stored
     words = ["mirror", str(folder), "--tensorboard", str(tmp_path / "logs")]
     for arguments, code, expected in [
-        (words, 0, "is shown at"),
+        (words, 0, "copied to"),
         (words, 2, "shown twice"),
-        (words[:2], 2, "nowhere to show it"),
+        (words[:2], 2, "no destination"),
         (["mirror", str(tmp_path), *words[2:]], 2, "not a run directory"),
     ]:
         with pytest.raises(SystemExit) as ended:

@@ -174,7 +174,7 @@ def _damage_one(artefacts: Path, rng: random.Random) -> None:
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
         SweepDirectory(tmp_path / "sweep", resume=False),
-        pytest.raises(ConfigurationError, match=rf"another sweep is at work here \(process {os.getpid()}\)"),
+        pytest.raises(ConfigurationError, match=rf"is in use by another sweep \(process {os.getpid()}\)"),
         SweepDirectory(tmp_path / "sweep", resume=True),
     ):
         pass
@@ -185,11 +185,11 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_folder_is_refused_unless_it_is_a_sweep_to_be_resumed(tmp_path: Path) -> None:
     with SweepDirectory(tmp_path / "sweep", resume=False):
         pass
-    with pytest.raises(ConfigurationError, match="add --resume to go on"):
+    with pytest.raises(ConfigurationError, match="add --resume to continue"):
         SweepDirectory(tmp_path / "sweep", resume=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(ConfigurationError, match="holds other files than a sweep"):
+    with pytest.raises(ConfigurationError, match="is not empty and holds no sweep"):
         SweepDirectory(tmp_path / "other", resume=True)
     with pytest.raises(ConfigurationError, match="is a file"):
         SweepDirectory(tmp_path / "other" / "file", resume=True)

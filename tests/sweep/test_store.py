@@ -104,7 +104,11 @@ def test_what_dead_processes_left_is_cleaned_and_never_read(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("mark", "message"),
-    [('{"format": 0}', f"is of format 0, this version reads {FORMAT}"), ("{", "is damaged"), ("[]", "is damaged")],
+    [
+        ('{"format": 0}', f"has format 0, but this version reads format {FORMAT}"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+    ],
 )
 def test_a_store_of_another_version_is_refused_with_the_reason(mark: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
@@ -126,7 +130,9 @@ def test_a_sweep_of_an_earlier_version_is_refused_and_left_as_it_is(tmp_path: Pa
     folder = shutil.copytree(EARLIER, tmp_path / "earlier")
     before = contents(folder)
     assert len(before) == 11 and sum(name.endswith("artefact.json") for name in before) == 2
-    with pytest.raises(ConfigurationError, match=r"is of format 1, this version reads 2: .* another") as refused:
+    with pytest.raises(
+        ConfigurationError, match=r"has format 1, but this version reads format 2 .* another"
+    ) as refused:
         Sweep.from_yaml(Path("configs/sweep/tiny.yaml")).run(folder, ThisProcess(), resume=True)
     assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
     assert contents(folder) == before
@@ -134,5 +140,5 @@ def test_a_sweep_of_an_earlier_version_is_refused_and_left_as_it_is(tmp_path: Pa
 
 def test_a_folder_of_other_files_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(ConfigurationError, match="holds other files than a store"):
+    with pytest.raises(ConfigurationError, match="is not empty and holds no store"):
         Store(tmp_path)

@@ -127,7 +127,7 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(document: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         Sweep.from_yaml(document, {"evaluation.recognition_epochs": 2}).run(folder, Interrupted(0), judged, resume=True)
     assert [title.partition(": ")[2].split()[0] for title in judged.tasks] == ["train"] + ["score"] * 4
-    assert judged.tasks[0].endswith("the judge of recognition") and judged.cached == 0  # no attack is run again
+    assert judged.tasks[0].endswith("the recognition judge") and judged.cached == 0  # no attack is run again
 
 
 @pytest.mark.slow
@@ -183,12 +183,12 @@ class Unlucky(Defense):
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ([], "a mapping of axes is expected"),
-        ({"seed": {"a": {}}}, "no column of the results"),
-        ({"a/b": {"a": {}}}, "no column of the results"),
+        ([], "expected a mapping of axes"),
+        ({"seed": {"a": {}}}, "differs from all columns"),
+        ({"a/b": {"a": {}}}, "differs from all columns"),
         ({"kind": {}}, "a mapping of labels to settings"),
-        ({"kind": {1: {}}}, "1 is no label"),
-        ({"kind": {"a": 3}}, "settings are expected|settings by their paths"),
+        ({"kind": {1: {}}}, "invalid label 1"),
+        ({"kind": {"a": 3}}, "expected a mapping of keys to values"),
         ({"kind": {"a": {"training.epoch": 3}}}, "did you mean 'epochs'"),
         ({"kind": {"a": {"attacks.x": 3}}}, "axes.kind.a attacks.x: 'x' is not a position"),
         ({"kind": {"a": {}, "b": {"compute.threads": 2}}}, "compute.threads is 1 for kind=a and 2 for kind=b"),

@@ -1,1 +1,1 @@
-"""The protocol: `split.proto`, and what `protoc` makes of it. Generated files are not edited."""
+"""The protocol: `split.proto`, and the files that `protoc` generates from it, which are not edited."""

@@ -42,7 +42,7 @@ def test_in_short_answers_four_questions(sweep: RunRecord, sweep_rows: list[Summ
     rows = sweep_rows
     short = key_findings(sweep, rows, leaderboard(sweep, rows), against_undefended(sweep))
     assert list(short) == ["What leaks", "To whom", "How sure", "At what price"]
-    assert "none (cut 1): attackers remove" in short["What leaks"] and "SSIM above 0.5" in short["What leaks"]
+    assert "none (cut 1): attacks remove" in short["What leaks"] and "SSIM above 0.5" in short["What leaks"]
     assert "client weights" in short["To whom"] and "knows the defense" in short["To whom"]
     assert "3 training seeds" in short["How sure"] and "Of 6 comparisons" in short["How sure"]
     assert "bytes sent per image" in short["At what price"]

@@ -216,7 +216,7 @@ def test_a_leak_that_few_seeds_neither_show_nor_exclude_is_called_undecided() ->
     unclear.per_image["mse"] *= 1 + 0.05 * (unclear.per_image["seed"] - 1)
     for record, found, words in (
         (clear, "leaks", "the attacks remove"),
-        (unclear, "undecided", "no leak is shown, and none is excluded: R may be up to 0.0"),
+        (unclear, "undecided", "a leak is neither shown nor excluded: R may be up to 0.0"),
         (none, "blind", "no attack does better than a blind guess"),
     ):
         rows = summarise(record)
