@@ -32,8 +32,8 @@ def test_moments_are_those_of_a_slow_loop(seed: int, n: int, channels: int, heig
     for mine in (values[:half], values[n - half :]):
         for y in range(CELLS):
             for x in range(CELLS):
-                down, right = covered(y, height), covered(x, width)
-                wanted.append(mine[:, :, down, right].mean((0, 2, 3))[None])
+                rows, columns = covered(y, height), covered(x, width)
+                wanted.append(mine[:, :, rows, columns].mean((0, 2, 3))[None])
     for offset in OFFSETS:
         down, right = min(offset[0], height - 1), min(offset[1], width - 1)
         products = [
