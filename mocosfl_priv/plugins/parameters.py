@@ -31,7 +31,8 @@ def parameter_model(cls: type) -> type[BaseModel]:
 def parameter_descriptions(cls: type) -> dict[str, str]:
     """What the docstring of `cls`, or of a class that it extends, says of each argument of the constructor.
 
-    The docstring has sentences of the form ``rate, keep: what both are. clip: what that is.``
+    The docstring has sentences of the form ``rate, keep: what both are. clip: what that is.``, in a paragraph or in an
+    ``Args:`` block.
     """
     known = set(inspect.signature(cls).parameters)
     found: dict[str, str] = {}
@@ -44,7 +45,7 @@ def parameter_descriptions(cls: type) -> dict[str, str]:
 def _described(text: str, known: set[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for paragraph in text.split("\n\n"):
-        line = " ".join(paragraph.split())
+        line = " ".join(paragraph.split()).removeprefix("Args: ")
         starts = []
         for match in re.finditer(rf"(?:^|(?<=[.;,] ))({_NAMES}): ", line):
             names = re.findall(r"\w+", re.sub(r"\band\b", " ", match[1]))
