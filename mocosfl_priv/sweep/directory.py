@@ -9,6 +9,7 @@ It holds
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -44,6 +45,8 @@ class SweepDirectory:
         if there and not resume:
             raise ConfigurationError(f"--out {folder} holds a sweep already; add --resume to go on, or choose another")
         self._lock: IO[str] | None = None
+        self._fresh = [] if there else [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self._was_there = there
 
     @property
     def runs(self) -> Path:
@@ -55,6 +58,8 @@ class SweepDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (self.folder / LOCK).exists():  # its holder has just removed it
+                raise BlockingIOError
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"--out {self.folder}: another sweep is at work here (process {self._owner()}); wait for it or stop it"
@@ -71,9 +76,21 @@ class SweepDirectory:
             for left in self.runs.glob(".*"):  # by a process that died while it wrote
                 shutil.rmtree(left, ignore_errors=True)
         except BaseException:
-            self._lock.close()
+            self._leave()
             raise
         return self
+
+    def _leave(self) -> None:
+        """Let go of the lock; where nothing was computed, nothing stays of what was made."""
+        assert self._lock is not None
+        computed = any(path.is_file() for path in (self.folder / "store").glob("*/**/*")) or self.runs.exists()
+        if not self._was_there and not computed:
+            shutil.rmtree(self.folder / "store", ignore_errors=True)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            for folder in self._fresh:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        self._lock.close()
 
     def _owner(self) -> str:
         assert self._lock is not None
@@ -84,4 +101,4 @@ class SweepDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            self._lock.close()  # which lets go of it; so does a process that is killed
+            self._leave()  # so does a process that is killed
