@@ -382,6 +382,15 @@ def test_yaml_as_editors_save_it_is_read_and_what_is_none_is_one_line(
     assert "\n" not in str(refused.value)
 
 
+def test_a_sweep_that_is_refused_leaves_nothing_behind(tiny: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**tiny, "data": {**tiny["data"], "victims": 100_000}}))
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="victims"):
+            Sweep.from_yaml(path).run(tmp_path / "deep" / "out")
+    assert [left.name for left in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").mkdir()
     with pytest.raises(ConfigurationError, match=r"my\.yaml' is a folder: name a YAML file"):

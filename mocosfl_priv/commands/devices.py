@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +95,7 @@ def shard(
     """Write the private images of each client to a shard file, which a device can then train on."""
     from mocosfl_priv.data.roles import Role
     from mocosfl_priv.deployment.shards import write_shards
+    from mocosfl_priv.runtime.files import Lock
 
     experiment = experiment_of(config, set_, None, None)
     chosen = experiment.config.seeds[0] if seed is None else seed
@@ -101,9 +103,14 @@ def shard(
         raise ConfigurationError(
             f"--seed {chosen} is not among the seeds of the configuration: {list(experiment.config.seeds)}"
         )
-    private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
-    for path, images in write_shards(private, experiment.config.training, chosen, out, client):
-        print(f"{path}: {images} images")
+    with ExitStack() as held:
+        try:  # before data is read
+            held.enter_context(Lock(out / ".lock"))
+        except OSError as error:
+            raise ConfigurationError(f"--out {out} cannot be written: {error.strerror}") from error
+        private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
+        for path, images in write_shards(private, experiment.config.training, chosen, out, client):
+            print(f"{path}: {images} images")
 
 
 @app.command()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.device.pictures import ARRAYS, LEFT, SUFFIXES, PictureError, Reading, find, fit, is_litter, read
+from mocosfl_priv.device.pictures import ARRAYS, LEFT, PictureError, Reading, find, fit, is_litter, is_picture, read
 from mocosfl_priv.errors import ConfigurationError
 
 __all__ = ["Layout", "fit", "is_class_tree", "lay_out", "load", "split_named"]
@@ -189,8 +189,8 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> int:
-    """Number of pictures in `folder` itself, not in its subfolders, judged by file extension."""
-    return sum(path.suffix.lower() in SUFFIXES and not is_litter(path.name) for path in folder.iterdir())
+    """Number of pictures in `folder` itself, not in its subfolders."""
+    return sum(not is_litter(path.name) and path.is_file() and is_picture(path) for path in folder.iterdir())
 
 
 def _litter_in(folder: Path) -> int:

@@ -100,7 +100,11 @@ def run(
 
 def open_data(data: Path, image_size: int | None) -> Shard:
     """Read a shard file, or a folder of images, which needs `image_size`; raises DeviceError if it cannot be read."""
-    if not data.is_dir():
+    try:
+        is_folder = data.is_dir()
+    except OSError as error:  # a folder above it may not be looked into
+        raise DeviceError(f"{data} cannot be opened: {error.strerror}") from error
+    if not is_folder:
         return Shard.read(data)
     if image_size is None:
         raise DeviceError(f"{data} is an image folder: give the size of the model's images with --image-size")

@@ -99,6 +99,11 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
+def is_picture(path: Path) -> bool:
+    """Whether the file `path` is one by its ending, or without an ending by its content."""
+    return path.suffix.lower() in SUFFIXES or (not path.suffix and _opens(path))
+
+
 def find(folder: Path, reading: Reading) -> list[Path]:
     """Return the paths of all pictures below `folder`, sorted; links to folders are followed.
 
@@ -126,7 +131,7 @@ def _walk(folder: Path, reading: Reading, above: tuple[str, ...]) -> Iterable[Pa
             yield from _walk(path, reading, (*above, real))
         elif not path.is_file():
             reading.skipped["broken link" if path.is_symlink() else "not a regular file"] += 1
-        elif path.suffix.lower() in SUFFIXES or (not path.suffix and _opens(path)):
+        elif is_picture(path):
             yield path
         else:
             reading.skipped[_what(path)] += 1

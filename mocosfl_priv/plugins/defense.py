@@ -53,8 +53,8 @@ class DefenderContext:
         checkpoints: where pre-training may keep its state, to go on from it after an interruption; None for nowhere.
         training_steps: how many steps training will take.
         most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
-        expert: what :meth:`ExpertDefense.train_expert` made of the same context before; None if `prepare` is to train
-        it.
+        expert: what :meth:`ExpertDefense.train_expert` made of the same context before; None if `prepare` is to
+            train it.
     """
 
     target_images: Tensor

@@ -9,6 +9,7 @@ Contents:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -52,6 +53,8 @@ class SweepDirectory:
                 f"--out {folder} already holds a sweep; add --resume to continue it, or choose another folder"
             )
         self._lock: IO[str] | None = None
+        self._fresh = [] if there else [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self._was_there = there
 
     @property
     def runs(self) -> Path:
@@ -63,6 +66,8 @@ class SweepDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (self.folder / LOCK).exists():  # its holder has just removed it
+                raise BlockingIOError
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"--out {self.folder} is in use by another sweep (process {self._owner()}); wait for it or stop it"
@@ -79,9 +84,21 @@ class SweepDirectory:
             for left in self.runs.glob(".*"):  # partial files of a process that was killed while writing
                 shutil.rmtree(left, ignore_errors=True)
         except BaseException:
-            self._lock.close()
+            self._leave()
             raise
         return self
+
+    def _leave(self) -> None:
+        """Let go of the lock; where nothing was computed, nothing stays of what was made."""
+        assert self._lock is not None
+        computed = any(path.is_file() for path in (self.folder / "store").glob("*/**/*")) or self.runs.exists()
+        if not self._was_there and not computed:
+            shutil.rmtree(self.folder / "store", ignore_errors=True)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            for folder in self._fresh:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        self._lock.close()
 
     def _owner(self) -> str:
         assert self._lock is not None
@@ -92,4 +109,4 @@ class SweepDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            self._lock.close()  # releases the lock; the system also releases it when a process is killed
+            self._leave()  # releases the lock; the system also releases it when a process is killed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from mocosfl_priv.api import Experiment
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.data.image_folder import load, split_named
 from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.device.client import open_data
+from mocosfl_priv.device.errors import DeviceError
 from mocosfl_priv.errors import ConfigurationError
 from tests.awkward_inputs import APPLE_DOUBLE, CLASSES, case, picture, tree
 
@@ -145,6 +148,17 @@ def test_one_name_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
     assert "two class folders with the same name" in refusal(root)
 
 
+@pytest.mark.parametrize("splits", [{"train": 12, "test": 8}, {"": 30}])
+def test_pictures_without_an_ending_or_class_folders_are_read(splits: dict[str, int], tmp_path: Path) -> None:
+    def save(pixels: np.ndarray, path: Path) -> None:
+        Image.fromarray(pixels).save(path, "PNG")
+
+    root = tree(tmp_path, splits, ("",), suffix="", save=save)
+    (root / "README").write_text("no picture")
+    found, held = both(root)
+    assert len(found) + len(held) == sum(splits.values()) and found.class_names == ("unlabelled",)
+
+
 def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     root = tree(tmp_path)
     Image.new("RGB", (8, 8)).save(root / "train" / "overview.png")
@@ -269,6 +283,15 @@ def test_links_that_lead_back_end_the_reading(tmp_path: Path) -> None:
     found, _ = both(root)
     assert counts(found)["cat"] == 6
     assert "1 broken link, 1 link back to a folder above it" in found.description
+
+
+def test_a_device_says_what_it_may_not_look_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)  # as where a folder above it may not be looked into; root may
+    with pytest.raises(DeviceError, match=r"pictures cannot be opened: Permission denied"):
+        open_data(tmp_path / "pictures", 16)
 
 
 def test_what_may_not_be_opened_is_one_line(tmp_path: Path) -> None:

@@ -275,3 +275,24 @@ def _attend(device: Device, conversation: Any) -> None:
         device.attend(conversation)
     except ClosedError:
         return
+
+
+def test_more_devices_than_there_are_are_not_waited_for(tmp_path: Path) -> None:
+    from mocosfl_priv.api import Experiment
+    from mocosfl_priv.deployment.server import ServeOptions, require_servable
+
+    document = case("photos")
+    document["data"] |= {"train_limit": 300, "test_limit": 60}  # type: ignore[operator]
+    plan = Experiment.from_dict(document).plan()
+    clients = plan.config.training.clients
+    for devices, most in ((None, clients), ([0, 2], 2), ([1, 1], 1)):
+        require_servable(plan, ServeOptions("127.0.0.1:0", None, devices, least=most))
+        with pytest.raises(ConfigurationError, match=f"--least {most + 1} waits for more devices than there are"):
+            require_servable(plan, ServeOptions("127.0.0.1:0", None, devices, least=most + 1))
+
+
+@pytest.mark.parametrize("words", [["--idle", "nan"], ["--idle", "-1"], ["--patience", "nan"], ["--image-size", "0"]])
+def test_a_clients_numbers_are_numbers(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert device_main(["--server", "127.0.0.1:9", "--plain", "--data", "x", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mocosfl-priv-client: {words[0]} must ")

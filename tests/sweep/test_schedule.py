@@ -185,6 +185,9 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_folder_is_refused_unless_it_is_a_sweep_to_be_resumed(tmp_path: Path) -> None:
     with SweepDirectory(tmp_path / "sweep", resume=False):
         pass
+    assert not (tmp_path / "sweep").exists()  # nothing was computed
+    with SweepDirectory(tmp_path / "sweep", resume=False) as sweep:
+        sweep.runs.mkdir()
     with pytest.raises(ConfigurationError, match="add --resume to continue"):
         SweepDirectory(tmp_path / "sweep", resume=False)
     (tmp_path / "other").mkdir()
