@@ -177,7 +177,7 @@ def client(
     ] = float("inf"),
     meter: Annotated[
         str | None,
-        typer.Option(help="Energy meter: auto, pmic, rapl, ina219:BUS:ADDRESS:SHUNT, ina3221:..."),
+        typer.Option(help="Energy meter: auto, pmic, rapl, ina219:I2C_BUS:ADDRESS:SHUNT, ina3221:..."),
     ] = None,
     debug: DebugOption = False,
 ) -> None:

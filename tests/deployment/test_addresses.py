@@ -37,7 +37,7 @@ WRONG = {
     "pc.local": "the port is missing: write HOST:PORT, as in pc.local:7443",
     "": "the port is missing",
     "::1:7443": "the port is missing: .* in brackets",
-    "pc.local:99999": "a port is a number from 1 to 65535, and 99999 is none",
+    "pc.local:99999": "a port is a number from 1 to 65535, not 99999",
     "pc.local:0": "a port is a number",
     "pc.local:-1": "a port is a number",
     "pc.local:http": "a port is a number",

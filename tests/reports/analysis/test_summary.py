@@ -50,8 +50,8 @@ def test_the_ensemble_is_the_headline_where_it_ran(tiny_run: RunResult) -> None:
         rows = summarise(record)
         assert [row.attack for row in headline_rows(rows)] == [LABEL]
         assert not any("did not run" in text for text in caveats(record, rows))
-    assert not any("more than the ensemble" in text for text in caveats(stronger, summarise(stronger)))
-    assert any("more than the ensemble" in text for text in caveats(weaker, summarise(weaker)))
+    assert not any("than the ensemble" in text for text in caveats(stronger, summarise(stronger)))
+    assert any("than the ensemble" in text for text in caveats(weaker, summarise(weaker)))
     without = tiny_run.record
     assert any("The ensemble did not run" in text for text in caveats(without, summarise(without)))
 
