@@ -18,8 +18,8 @@ class ClientHooks(Protocol):
 
     For each pass of a step, :meth:`protect` is called for the queries and for the keys. Where clients learn, it is
     followed by :meth:`replace_keys` and, when the server's gradient has arrived, :meth:`filter_gradient` and
-    :meth:`client_loss`. Smashed data, keys and gradients are float (n, *smashed_shape). `rng` is the only source of
-    randomness to use.
+    :meth:`client_loss`. Smashed data, keys and gradients are float (n, *smashed_shape). rng: the source of randomness,
+    whose state is saved in checkpoints.
     """
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
