@@ -50,7 +50,7 @@ def test_results_are_kept_where_somebody_else_has_filled_the_folder_meanwhile(tm
     with Destination(tmp_path / "out") as destination:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs.txt").write_text("theirs")
-        with pytest.raises(RunFailedError, match="results are kept in"):
+        with pytest.raises(RunFailedError, match="the results of this run are in"):
             destination.commit(lambda folder: (folder / "ours.txt").write_text("ours"))
     kept = next(path for path in tmp_path.iterdir() if path.name != "out")
     assert (kept / "ours.txt").is_file() and (tmp_path / "out" / "theirs.txt").is_file()

@@ -165,7 +165,7 @@ def is_class_tree(path: Path) -> bool:
 
 def _no_folder(root: Path) -> str:
     if root.is_file() and root.suffix.lower() in ARRAYS:
-        return f"{root} is a file of arrays, which is not read; write each picture to a file in a class folder"
+        return f"{root} holds arrays or tensors, which are not read; write each picture to a file in a class folder"
     return f"{root} is a file, not a folder" if root.exists() else f"there is no folder {root}"
 
 

@@ -37,7 +37,7 @@ def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
         remedy = DOWNLOADS[name].replace("ROOT", repr(str(root)))
         raise ConfigurationError(
             f"{name}: no usable files in {root}. On a machine with internet access run: "
-            f'python -c "import torchvision; {remedy}" and copy the folder to this machine; data.path names its place'
+            f'python -c "import torchvision; {remedy}" and copy the folder to this machine, or set data.path'
         ) from error
     images = np.asarray(data.data)
     if images.shape[1] == 3:  # SVHN and STL-10 keep channels first

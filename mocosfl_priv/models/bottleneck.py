@@ -26,10 +26,9 @@ class CompressingConv2d(nn.Conv2d):
 
 
 def compress(bottleneck: Bottleneck, channels: int) -> nn.Module:
-    """Build the client's part: as many convolutions of stride 2 as the bottleneck's stride is a power of two.
+    """Build the client's part: log2(stride) convolutions of stride 2, or one of stride 1 for a bottleneck of stride 1.
 
-    At stride 1, it is a single convolution of stride 1. All have the bottleneck's number of output channels.
-    channels: of the input.
+    All have the bottleneck's number of output channels. channels: of the input.
     """
     halvings = bottleneck.stride.bit_length() - 1
     layers = [

@@ -1,8 +1,8 @@
 """Checkpoints of a running training, as safetensors and JSON, from which it resumes exactly.
 
-A checkpoint is a folder ``step_<n>`` with ``state.safetensors`` and ``state.json``. It is written to a temporary name,
-flushed to disk, and renamed, so that the previous checkpoint stays intact if the process dies. The two newest ones are
-kept.
+A checkpoint is a folder ``step_<n>`` with ``state.safetensors`` and ``state.json``. It is written under a temporary
+name, flushed to disk, and renamed, so that the previous checkpoint stays intact if the process dies. The two newest
+checkpoints are kept.
 """
 
 from __future__ import annotations

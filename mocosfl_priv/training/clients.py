@@ -43,9 +43,9 @@ class Clients(Protocol):
         """Encode images with the clients' momentum models, without gradient."""
 
     def learn(self, pool: Tensor, rates: Tensor) -> None:
-        """Take one SGD step per client with the gradients from the backward pass; then update the momentum models.
+        """Take one SGD step per client with the gradients from the backward pass.
 
-        rates: float64 (P,), the clients' learning rates.
+        With `ema_update: after_step`, then update the momentum models. rates: float64 (P,), of the clients.
         """
 
     def end_step(self) -> None:

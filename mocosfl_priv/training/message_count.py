@@ -15,7 +15,8 @@ def encodes_once(training: TrainingConfig, frozen_client: bool) -> bool:
     """Whether each view is encoded once, and the result serves as query and as key.
 
     This holds with `paper_gradient: one_sided`, and for frozen clients, whose online and momentum models are the same.
-    Otherwise each view is encoded twice, by the online model and by the momentum model.
+    Otherwise queries are encoded by the online model and keys by the momentum model; with a symmetric loss, each view
+    is then encoded twice.
     """
     return training.paper_gradient == "one_sided" or frozen_client
 

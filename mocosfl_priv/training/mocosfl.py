@@ -104,7 +104,7 @@ class MocoSFL:
         self._epoch_losses: list[Tensor] = []
         self._pool = torch.arange(batches.clients)
         self._unsynchronised = False  # whether a client has learned since the last synchronisation
-        # both copied just before the last averaging, which makes clients equal
+        # both copied just before the last averaging, which removes or reduces the differences between clients
         self._before_averaging: tuple[State, ...] = ()  # parameters of the pool's first clients
         self._compared: ClientCopies | None = None  # what the client signature is computed from
         self._client_bytes = 4 * count_parameters(model.client)
@@ -260,7 +260,8 @@ class MocoSFL:
         """Return the current model: the server's trunk and projector, and the mean of the last pool as the client.
 
         Its `participants` are parameters of single clients. If a client has learned since the last averaging, or there
-        was none, these are the current ones; otherwise those from just before it, since averaging made clients equal.
+        was none, these are the current ones; otherwise those from just before it, since averaging removes or reduces
+        the differences between clients.
         """
         if self.clients.trainable:
             # not strict: the mean holds parameters only, since buffers are constants of the architecture

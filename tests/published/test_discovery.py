@@ -76,7 +76,7 @@ def test_the_releases_own_layout(tmp_path: Path) -> None:
         (attack("0.0410", "nan", "14.7"), None, "no finished attack"),
         (attack("1e", "0.4", "14.7"), None, "no finished attack"),
         ("\x00\xff not a log", None, "no finished attack"),
-        (None, None, "never attacked this checkpoint"),
+        (None, None, "this checkpoint was not attacked"),
     ],
 )
 def test_attacks_that_cannot_be_read_are_told_and_do_no_harm(

@@ -95,7 +95,7 @@ def test_cut_and_bottleneck_are_inferred(cut: int, tmp_path: Path) -> None:
         ),
         ({"1.weight": torch.zeros(4)}, "with an unexpected cut.bias"),
         ({"1.weight": torch.zeros(4, 32, 3, 3)}, r"cut.weight has shape \(4, 32, 3, 3\), not \(4, 64, 3, 3\)"),
-        ({"12.conv1.weight": torch.zeros(1)}, "no parameter of a unit from 0 to 8"),
+        ({"12.conv1.weight": torch.zeros(1)}, "no parameter belongs to a unit from 0 to 8"),
         ({"epoch": 3}, "not a plain state dict"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_sweep_of_one_experiment_is_that_run(folder: Path, tmp_path: Path) -> 
     (run,) = read_runs(tmp_path)
     assert run.labels == {} and len(run.record.cells) == len(record.cells)
     (tmp_path / "runs" / "older").symlink_to(folder / "runs" / variant_name(ROUNDED))
-    with pytest.raises(ConfigurationError, match="holds 2 runs: name one"):
+    with pytest.raises(ConfigurationError, match="holds 2 runs: give the path of one"):
         read_runs(tmp_path)
 
 
