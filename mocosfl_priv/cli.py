@@ -49,10 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
-        kept = (
-            "completed parts are stored; continue with --resume" if words[:1] == ["sweep"] else "no result was written"
-        )
-        _fail(f"interrupted; {kept}", EXIT_INTERRUPTED)
+        _fail(f"interrupted; {_kept(words)}", EXIT_INTERRUPTED)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except MocosflPrivError as error:
@@ -73,6 +70,15 @@ class _Interrupted(BaseException):
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise _Interrupted
+
+
+def _kept(words: list[str]) -> str:
+    """What an interrupted command leaves behind, and how to continue."""
+    if words[:1] == ["sweep"]:
+        return "completed parts are stored; continue with --resume"
+    if words[:1] == ["serve"] or any(word.split("=")[0] == "--checkpoints" for word in words):
+        return "no result was written; the same command continues from its checkpoints"
+    return "no result was written"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -173,7 +173,8 @@ def client(
         ),
     ] = None,
     patience: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Give up after this long without a server. Default: never.")
+        float,
+        typer.Option(metavar="SECONDS", show_default="never", help="Give up after this long without a server."),
     ] = float("inf"),
     meter: Annotated[
         str | None,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.shares import Rate, quantile_interval, share_interval
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
-from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, RunRecord, semi_column
+from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, UNDEFENDED, RunRecord, semi_column
 from reports.analysis.per_image import (
     GROUP,
     Key,
@@ -119,6 +119,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
     options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     ensemble = ensembles(record)
+    controls = [str(p["label"]) for p in record.info["plugins"]["defenses"] if p["origin"] == UNDEFENDED]
     rows = []
     for group, system in record.per_image.groupby(GROUP, sort=False):
         key: tuple[Any, ...] = tuple(group)
@@ -130,7 +131,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             fraction: mean_interval(per_seed(probe, semi_column(fraction)), groups=places, **options)
             for fraction in record.info["config"]["evaluation"]["label_fractions"]
         }
-        undefended = of_system(record.probe, ("none", key[1], 0.0))
+        undefended = of_system(record.probe, (next(iter(controls), ""), key[1], 0.0))
         shared: dict[str, Any] = {
             "defense": str(key[0]),
             "cut_layer": int(key[1]),
@@ -148,7 +149,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             ),
             "linear_against_none": (
                 mean_interval(differences(probe, "linear", undefended, "linear"), groups=places, **options)
-                if len(undefended) == len(probe) and key[0] != "none"
+                if len(undefended) == len(probe) and key[0] not in controls
                 else None
             ),
         }

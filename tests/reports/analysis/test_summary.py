@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -153,8 +154,14 @@ def test_guesses_alone_are_never_called_a_leak(tiny_run: RunResult) -> None:
     assert "no attack does better than a blind guess" in sentences(rows)[0]
 
 
-def test_cost_in_accuracy_is_paired_with_the_undefended_system(tiny_run: RunResult) -> None:
+@pytest.mark.parametrize("label", ["none", "control"])
+def test_cost_in_accuracy_is_paired_with_the_undefended_system(label: str, tiny_run: RunResult) -> None:
+    """The undefended system is the one whose defense is `none`, whatever its label."""
     record = tiny_run.record
+    info = json.loads(json.dumps(record.info))
+    info["plugins"]["defenses"][0]["label"] = label
+    tables = (table.assign(defense=label) for table in (record.probe, record.per_image, record.cells))
+    record = replace(record, info=info, **dict(zip(("probe", "per_image", "cells"), tables, strict=True)))
     worse = record.probe.assign(defense="mine", linear=False)
     both = replace(
         record,
