@@ -90,7 +90,7 @@ def test_tensorboard_reads_what_the_run_holds(stored: tuple[RunRecord, Path], tm
     (tmp_path / "back.png").write_bytes(image.encoded_image_string)
     shown, drawn = (np.asarray(Image.open(path)) for path in (tmp_path / "back.png", folder / "figures" / "leak.png"))
     assert np.array_equal(shown, drawn)
-    with pytest.raises(ConfigurationError, match="shown twice"):
+    with pytest.raises(ConfigurationError, match="would show both runs"):
         TensorBoard(tmp_path / "logs").show(record, folder)
 
 
@@ -115,7 +115,7 @@ def test_the_command(stored: tuple[RunRecord, Path], tmp_path: Path, capsys: pyt
     words = ["mirror", str(folder), "--tensorboard", str(tmp_path / "logs")]
     for arguments, code, expected in [
         (words, 0, "is shown at"),
-        (words, 2, "shown twice"),
+        (words, 2, "would show both runs"),
         (words[:2], 2, "nowhere to show it"),
         (["mirror", str(tmp_path), *words[2:]], 2, "not a run directory"),
     ]:
