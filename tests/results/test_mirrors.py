@@ -90,7 +90,7 @@ def test_tensorboard_reads_what_the_run_holds(stored: tuple[RunRecord, Path], tm
     (tmp_path / "back.png").write_bytes(image.encoded_image_string)
     shown, drawn = (np.asarray(Image.open(path)) for path in (tmp_path / "back.png", folder / "figures" / "leak.png"))
     assert np.array_equal(shown, drawn)
-    with pytest.raises(ConfigurationError, match="shown twice"):
+    with pytest.raises(ConfigurationError, match="would show both runs"):
         TensorBoard(tmp_path / "logs").show(record, folder)
 
 
