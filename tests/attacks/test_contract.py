@@ -217,7 +217,7 @@ def test_a_small_attack_keeps_the_contract() -> None:
         (Diverges, "returns NaN or infinity"),
         (DrawsElsewhere, "draw from `seed`"),
         (FindsTheVictims, "look at nothing but `view`"),
-        (HidesANeed, "with nothing but its `needs` it does not work: this attack reached for auxiliary_data"),
+        (HidesANeed, "breaks the contract of an attack: this attack reached for auxiliary_data"),
         (HidesANeedInOptional, "with nothing but its `needs` it does not work"),
         (NeedsTooMuch, "works without query"),
         (IgnoresTheClock, "with no time left it takes 3 optimiser steps"),

@@ -84,8 +84,8 @@ def test_what_does_not_fit_is_one_line(net: Path, function: str, message: str) -
 @pytest.mark.parametrize("attacks", [True, False])
 def test_a_plan_refuses_it_before_training(net: Path, tiny: dict[str, Any], attacks: bool) -> None:
     if attacks:
-        tiny["attacks"] = [{"name": "decoder", "architecture": f"{net}:too_small"}]
+        tiny["attacks"] = [{"name": "decoder", "architecture": f"{net}:wants_more"}]
     else:
-        tiny["defenses"] = [{"name": "adversarial_noise", "decoder": f"{net}:too_small"}]
-    with pytest.raises(ConfigurationError, match="too_small makes"):
+        tiny["defenses"] = [{"name": "adversarial_noise", "decoder": f"{net}:wants_more"}]
+    with pytest.raises(ConfigurationError, match="wants_more fails on smashed data"):
         Experiment.from_dict(tiny).plan()

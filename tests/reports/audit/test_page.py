@@ -255,6 +255,6 @@ def test_labels_say_what_tells_checkpoints_apart() -> None:
 
 def test_an_audit_by_blind_attacks_alone_has_a_page(tmp_path: Path) -> None:
     record = made_up({"blind": {"floor": 1.0}, "seen": {"floor": 1.0}})
-    record.info["plugins"]["attacks"] = [{"label": "floor", "blind": True}]
+    record.info["plugins"]["attacks"] = [{"label": "floor", "origin": "attacks.floor:Floor", "blind": True}]
     page = write_report(record, tmp_path).read_text(encoding="utf-8")
     assert "data:image" in page  # the figure of floors
