@@ -104,10 +104,10 @@ class Composition(Defense):
             smashed = defense.protect(smashed, rng, kind)
         return smashed
 
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, client_ids: Tensor, step: int, rng: torch.Generator) -> Tensor:
         for defense in self._defenses:
             if isinstance(defense, Detector):
-                keys = defense.replace_keys(keys, owners, step, rng)
+                keys = defense.replace_keys(keys, client_ids, step, rng)
         return keys
 
     def filter_gradient(self, gradient: Tensor, rng: torch.Generator) -> Tensor:

@@ -73,11 +73,11 @@ class SplitGuard(Detector):
     def prepare(self, context: DefenderContext) -> None:
         self._clients, self._device = context.training.clients, context.compute.device
 
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, client_ids: Tensor, step: int, rng: torch.Generator) -> Tensor:
         if not self._kept:
             self._kept = self._nothing_yet(keys)
         kept = self._kept
-        clients, rows = torch.unique_consecutive(owners, return_counts=True)
+        clients, rows = torch.unique_consecutive(client_ids, return_counts=True)
         # one draw for both choices: false or not, and of the rest which half
         draw = torch.rand(len(clients), generator=rng, device=rng.device).cpu()
         share = self.fake_probability
@@ -87,7 +87,7 @@ class SplitGuard(Detector):
             group.fill_(UNUSED)
         self._sent = _Sent(step, clients, tuple(rows.tolist()), group)
         false = self._sent.false_rows(keys)
-        disguised = torch.where(false, kept["last_key"][owners], keys)
+        disguised = torch.where(false, kept["last_key"][client_ids], keys)
         kept["last_key"][clients] = keys[rows.cumsum(0) - 1]
         kept["has_sent"][clients] = True
         return disguised

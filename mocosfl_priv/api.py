@@ -32,7 +32,7 @@ from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.processes import local_engine
 from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
-from mocosfl_priv.sweep.schedule import Engine, Observer, Unobserved, run_tasks
+from mocosfl_priv.sweep.schedule import Engine, SilentSweepProgress, SweepProgress, run_tasks
 from mocosfl_priv.sweep.stored_record import stored_record
 from mocosfl_priv.sweep.tasks import TaskPlanner
 
@@ -152,7 +152,12 @@ class Sweep:
         return cls(load_sweep(path, overrides, defenses, attacks, scale))
 
     def run(
-        self, out: Path | str, engine: Engine | None = None, observer: Observer | None = None, *, resume: bool = False
+        self,
+        out: Path | str,
+        engine: Engine | None = None,
+        progress: SweepProgress | None = None,
+        *,
+        resume: bool = False,
     ) -> SweepResult:
         """Compute what the store in `out` lacks, then write a run directory per variant and the table of all.
 
@@ -160,7 +165,7 @@ class Sweep:
         A cell that fails leaves a row that says why. Raises ConfigurationError before
         anything is computed; StorageError, and whatever interrupts, when it stops early: what is complete is kept.
         """
-        observer = observer or Unobserved()
+        progress = progress or SilentSweepProgress()
         engine = engine or local_engine(self.document.compute)
         with (
             closing(engine),
@@ -178,13 +183,13 @@ class Sweep:
                 lines += [*checked.laboratory.roles.reading, *(f"warning: {warning}" for warning in checked.warnings)]
             if not resume:  # in the store, and in the run directories
                 require_room(folder.folder, 2 * sum(sizes), f"--out {folder.folder}")
-            observer.has_read(list(dict.fromkeys(lines)))
+            progress.has_read(list(dict.fromkeys(lines)))
             tasks = missing.in_order
-            observer.planned(tasks, len(missing.cells), missing.cached)
-            failures = run_tasks(tasks, engine, observer)
+            progress.planned(tasks, len(missing.cells), missing.cached)
+            failures = run_tasks(tasks, engine, progress)
             results = {}
             for place, variant in enumerate(self.document.variants, start=1):
-                observer.reporting(variant.name, place, len(self.document.variants))
+                progress.reporting(variant.name, place, len(self.document.variants))
                 results[variant.name] = self._report(variant, keys[variant.name], folder, failures)
             return SweepResult(folder.folder, self._write_table(folder, results), results)
 

@@ -153,8 +153,8 @@ def sweep(
 
     planned = Sweep.from_yaml(config_path(config), set_ or [], defense or [], attack or [], scale)
     runs_on = _engine(engine, workers, planned.document.compute)
-    with TerminalSweep(Console(stderr=True), runs_on.slots) as observer:
-        result = planned.run(out, runs_on, observer, resume=resume)
+    with TerminalSweep(Console(stderr=True), runs_on.slots) as progress:
+        result = planned.run(out, runs_on, progress, resume=resume)
     for name, run in result.runs.items():
         print_table(run)
         print(f"\nrun: {out / 'runs' / name}\n")

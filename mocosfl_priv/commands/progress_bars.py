@@ -180,12 +180,12 @@ class TerminalSweep:
             self._bar.stop()
 
     def has_read(self, lines: Sequence[str]) -> None:
-        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        """See :class:`mocosfl_priv.sweep.schedule.SweepProgress`."""
         for line in lines:
             self._print(line)
 
     def planned(self, tasks: Sequence[Task], cells: int, cached: int) -> None:
-        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        """See :class:`mocosfl_priv.sweep.schedule.SweepProgress`."""
         self._open = {task.key: task.segment for task in tasks}
         self._expected = Expectations(self._open.values())
         self._total = len(tasks)
@@ -195,12 +195,12 @@ class TerminalSweep:
         )
 
     def started(self, task: Task) -> None:
-        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        """See :class:`mocosfl_priv.sweep.schedule.SweepProgress`."""
         self._running[task.key] = time.monotonic()
         self._bar.update(self._line, description=f"[bold]{task.segment.title}")
 
     def ended(self, task: Task, failure: str) -> None:
-        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        """See :class:`mocosfl_priv.sweep.schedule.SweepProgress`."""
         seconds = time.monotonic() - self._running.pop(task.key, time.monotonic())
         segment = self._open.pop(task.key)
         if not failure:
@@ -212,7 +212,7 @@ class TerminalSweep:
         self._print(f"[{done}/{self._total}] {elapsed} {segment.title}: {outcome} · {self._left()}")
 
     def reporting(self, name: str, place: int, count: int) -> None:
-        """See :class:`mocosfl_priv.sweep.schedule.Observer`."""
+        """See :class:`mocosfl_priv.sweep.schedule.SweepProgress`."""
         self._bar.update(self._line, description=f"[bold]report of {name}", left="")
         self._print(f"run directory {place} of {count}: {name}")
 

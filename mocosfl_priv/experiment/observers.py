@@ -207,7 +207,7 @@ def _copied(message: Message) -> Message:
     labels = None if message.labels is None else message.labels.clone()
     return replace(
         message,
-        owners=message.owners.clone(),
+        client_ids=message.client_ids.clone(),
         queries=message.queries.detach().clone(),
         keys=message.keys.detach().clone(),
         labels=labels,

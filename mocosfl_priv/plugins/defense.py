@@ -299,7 +299,7 @@ class Detector(Defense):
     It records and does not intervene. It is refused where clients are frozen, since no gradient comes in there.
     """
 
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    def replace_keys(self, keys: Tensor, client_ids: Tensor, step: int, rng: torch.Generator) -> Tensor:
         """The keys that really go out beside the queries of the same rows.
 
         Called after :meth:`protect`, in training only, and only where a gradient will come in; the next
@@ -307,7 +307,7 @@ class Detector(Defense):
 
         Args:
             keys: float (n, *smashed_shape).
-            owners: int64 (n,) on the CPU, the clients of the rows, who know their own keys only.
+            client_ids: int64 (n,) on the CPU, the clients of the rows, who know their own keys only.
             step: of training, from 0.
             rng: draw all randomness from it.
 

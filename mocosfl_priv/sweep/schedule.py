@@ -61,7 +61,7 @@ class Engine(Protocol):
         """Abandon running tasks and end all processes."""
 
 
-class Observer(Protocol):
+class SweepProgress(Protocol):
     """Receives the progress of a sweep, such as to display it."""
 
     def has_read(self, lines: Sequence[str]) -> None:
@@ -80,8 +80,8 @@ class Observer(Protocol):
         """Called after all tasks, before run directory `name` is written: number `place` of `count`, from 1."""
 
 
-class Unobserved:
-    """An observer that does nothing."""
+class SilentSweepProgress:
+    """Shows nothing."""
 
     def has_read(self, lines: Sequence[str]) -> None:
         """Nothing to show."""
@@ -149,7 +149,7 @@ class _Agenda:
         return lost
 
 
-def run_tasks(tasks: Sequence[Task], engine: Engine, observer: Observer) -> dict[str, str]:
+def run_tasks(tasks: Sequence[Task], engine: Engine, progress: SweepProgress) -> dict[str, str]:
     """Compute all `tasks`, and return the causes of failures by task key.
 
     A needed key that is not among `tasks` counts as done. Tasks that need a failed task fail too; all others continue.
@@ -164,7 +164,7 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, observer: Observer) -> dict
         while agenda.ready and len(running) < engine.slots:
             task = agenda.ready.pop()
             attempts[task.key] += 1
-            observer.started(task)
+            progress.started(task)
             running[engine.submit(task)] = task
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             task, error = running.pop(future), future.exception()
@@ -178,7 +178,7 @@ def run_tasks(tasks: Sequence[Task], engine: Engine, observer: Observer) -> dict
             if died:
                 failure = f"the process that computed it died {ATTEMPTS} times ({failure})"
             for settled in (task, *agenda.settle(task.key, bool(failure))):
-                observer.ended(settled, failure)
+                progress.ended(settled, failure)
                 if failure:
                     failures[settled.key] = failure
     return failures

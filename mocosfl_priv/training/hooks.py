@@ -60,8 +60,8 @@ class ClientHooks(Protocol):
 class KeyHooks(Protocol):
     """What hooks have besides :class:`ClientHooks` where they may replace keys."""
 
-    def replace_keys(self, keys: Tensor, owners: Tensor, step: int, rng: torch.Generator) -> Tensor:
-        """The keys that really go out beside the queries of the same rows, same shape; owners: int64 (n,) on the CPU,
+    def replace_keys(self, keys: Tensor, client_ids: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """The keys that really go out beside the queries of the same rows, same shape; client_ids: int64 (n,) on the CPU,
         the clients of the rows. Not called where no gradient will come in.
         """
 
@@ -96,7 +96,7 @@ class Message:
     Args:
         step: from 0.
         steps: how many are planned.
-        owners: int64 (n,) on the CPU, the clients that sent.
+        client_ids: int64 (n,) on the CPU, the clients that sent.
         queries: float (n, *smashed_shape), detached.
         keys: the same shape; keys[i] belongs to the other view of queries[i]'s image.
         labels: int64 (n,) in supervised split learning; None in self-supervised training, where nobody sends any.
@@ -104,7 +104,7 @@ class Message:
 
     step: int
     steps: int
-    owners: Tensor
+    client_ids: Tensor
     queries: Tensor
     keys: Tensor
     labels: Tensor | None = None

@@ -182,13 +182,13 @@ class MocoSFL:
             order = client_by_client(part.sizes, queries.device)
             queries, keys = torch.cat([queries, keys])[order], torch.cat([keys, queries])[order]
             own = order < images  # rows that the clients' online models encoded; only these get a gradient
-        owners = part.pool.repeat_interleave(self._views * torch.tensor(part.sizes))
+        client_ids = part.pool.repeat_interleave(self._views * torch.tensor(part.sizes))
         if self.replay is not None and self.replay.status == "B":
             scale = torch.tensor(1 / batch_images, dtype=torch.float64)
-            parts.append({"queries": queries, "keys": keys, "owners": owners, "scale": scale})
-        message = Message(self.step_count, self.steps, owners, queries, keys)
+            parts.append({"queries": queries, "keys": keys, "client_ids": client_ids, "scale": scale})
+        message = Message(self.step_count, self.steps, client_ids, queries, keys)
         self.server_hooks.received(message)
-        loss, gradient = self.server.score(queries, keys, owners, 1 / batch_images, learning)
+        loss, gradient = self.server.score(queries, keys, client_ids, 1 / batch_images, learning)
         if learning:
             assert gradient is not None
             gradient = self.server_hooks.returned(message, gradient)
@@ -205,8 +205,8 @@ class MocoSFL:
             self._replay_order = replay.order(self._replay_rng)
         losses = []
         for part in replay.load(self._replay_order.pop(), self._compute.device):
-            owners, scale = part["owners"].cpu(), float(part["scale"])
-            loss, _ = self.server.score(part["queries"], part["keys"], owners, scale, False)
+            client_ids, scale = part["client_ids"].cpu(), float(part["scale"])
+            loss, _ = self.server.score(part["queries"], part["keys"], client_ids, scale, False)
             losses.append(loss)
         self.server.learn(server_rate(self.training, self._rate, self.step_count, self.steps))
         return torch.stack(losses).sum()

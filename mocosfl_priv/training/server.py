@@ -27,24 +27,24 @@ class FeatureMemory:
         self.keys = F.normalize(random, dim=2)
         self._next = torch.zeros(rings, dtype=torch.long)  # on the CPU, so that no slot needs a GPU synchronisation
 
-    def of(self, owners: Tensor) -> Tensor:
-        """Return the negatives for queries of the clients `owners`, int64 (n,): (size, dim) if shared by all clients,
+    def of(self, client_ids: Tensor) -> Tensor:
+        """Return the negatives for queries of the clients `client_ids`, int64 (n,): (size, dim) if shared by all clients,
         else (n, size, dim).
         """
-        return self.keys[0] if len(self.keys) == 1 else self.keys[owners]
+        return self.keys[0] if len(self.keys) == 1 else self.keys[client_ids]
 
-    def enqueue(self, keys: Tensor, owners: Tensor) -> None:
+    def enqueue(self, keys: Tensor, client_ids: Tensor) -> None:
         """Overwrite the oldest keys with new ones; if there are more than fit into a ring, the last ones are kept.
 
-        keys: (m, dim). owners: int64 (m,) on the CPU, the client of each key; keys of a client are contiguous.
+        keys: (m, dim). client_ids: int64 (m,) on the CPU, the client of each key; keys of a client are contiguous.
         """
         rings, size = self.keys.shape[:2]
-        owners = owners if rings > 1 else torch.zeros_like(owners)
-        ring, count = torch.unique_consecutive(owners, return_counts=True)
-        rank = torch.arange(len(owners)) - (count.cumsum(0) - count).repeat_interleave(count)
+        client_ids = client_ids if rings > 1 else torch.zeros_like(client_ids)
+        ring, count = torch.unique_consecutive(client_ids, return_counts=True)
+        rank = torch.arange(len(client_ids)) - (count.cumsum(0) - count).repeat_interleave(count)
         newest = (rank >= (count - size).repeat_interleave(count)).nonzero().squeeze(1)
-        slots = (self._next[owners] + rank) % size
-        self.keys[owners[newest], slots[newest]] = keys[newest]
+        slots = (self._next[client_ids] + rank) % size
+        self.keys[client_ids[newest], slots[newest]] = keys[newest]
         self._next[ring] = (self._next[ring] + count) % size
 
     def state(self) -> State:
@@ -111,12 +111,12 @@ class MocoServer:
         self._new_keys: list[tuple[Tensor, Tensor]] = []
 
     def score(
-        self, queries: Tensor, keys: Tensor, owners: Tensor, scale: float, want_gradient: bool
+        self, queries: Tensor, keys: Tensor, client_ids: Tensor, scale: float, want_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the loss of a part of the batch and add its gradients to those of the step.
 
         queries, keys: (m, *smashed_shape); queries[i] and keys[i] encode two views of the same image.
-        owners: int64 (m,) on the CPU, the client of each row.
+        client_ids: int64 (m,) on the CPU, the client of each row.
         scale: the loss is `scale` times the sum over the m queries.
         Returns the loss, a detached scalar, and its gradient with respect to `queries` (None without `want_gradient`).
         """
@@ -131,10 +131,10 @@ class MocoServer:
                 k = self.key(in_fast_layout(keys.detach(), self.key).to(kind))
         q = F.normalize(q.to(received.dtype), dim=1)
         k = F.normalize(k.to(received.dtype), dim=1)
-        memory = self.memory.of(owners).to(q.dtype)
+        memory = self.memory.of(client_ids).to(q.dtype)
         loss = scale * info_nce(q, k, memory, self._training.temperature, reduction="sum")
         loss.backward()
-        self._new_keys.append((k.to(self.memory.keys.dtype), owners))
+        self._new_keys.append((k.to(self.memory.keys.dtype), client_ids))
         return loss.detach(), received.grad
 
     def learn(self, learning_rate: float) -> None:
@@ -145,8 +145,8 @@ class MocoServer:
         self._optimiser.zero_grad(set_to_none=True)
         if self._training.ema_update == "after_step":
             self._update_key_model()
-        keys, owners = (torch.cat(column) for column in zip(*self._new_keys, strict=True))
-        self.memory.enqueue(keys, owners)
+        keys, client_ids = (torch.cat(column) for column in zip(*self._new_keys, strict=True))
+        self.memory.enqueue(keys, client_ids)
         self._new_keys = []
 
     @torch.no_grad()

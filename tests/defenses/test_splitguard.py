@@ -54,15 +54,15 @@ def plain_score(fakes: list[Tensor], some: list[Tensor], others: list[Tensor], a
 def test_the_score_is_the_published_one(compute: Compute) -> None:
     detector, noise = guard(compute, alpha=2.0), torch.Generator().manual_seed(0)
     seen: dict[int, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {client: ([], [], []) for client in range(3)}
-    owners = torch.tensor([0, 0, 1, 2, 2, 2])
+    client_ids = torch.tensor([0, 0, 1, 2, 2, 2])
     for step in range(30):
         keys = torch.randn(6, 2, 3, 3, generator=noise)
-        detector.replace_keys(keys, owners, step, noise)
+        detector.replace_keys(keys, client_ids, step, noise)
         gradient = torch.randn(6, 2, 3, 3, generator=noise) + 0.3
         detector.filter_gradient(gradient, noise)
         if step >= 3:
             for client, group in enumerate(detector._sent.group.tolist()):  # type: ignore[union-attr]
-                seen[client][group].append(gradient[owners == client].double())
+                seen[client][group].append(gradient[client_ids == client].double())
                 if group == 0 and all(seen[client]):
                     expected = plain_score(*seen[client], alpha=2.0, beta=2.0)
                     assert float(detector.state()["scores"][client, -1]) == pytest.approx(expected, rel=1e-4)
@@ -83,14 +83,14 @@ def test_the_score_in_closed_form() -> None:
 def test_false_messages_carry_the_last_key_of_their_client_and_their_gradient_is_dropped(
     compute: Compute, rng: torch.Generator
 ) -> None:
-    detector, owners = guard(compute), torch.tensor([0, 0, 1, 2, 2])
+    detector, client_ids = guard(compute), torch.tensor([0, 0, 1, 2, 2])
     last, drawn_false = torch.zeros(3, 1, 2, 2), 0
     for step in range(20):
         keys = torch.randn(5, 1, 2, 2, generator=rng)
-        sent = detector.replace_keys(keys, owners, step, rng)
+        sent = detector.replace_keys(keys, client_ids, step, rng)
         returned = detector.filter_gradient(torch.ones(5, 1, 2, 2), rng)
         for client in range(3):
-            mine = owners == client
+            mine = client_ids == client
             if bool(returned[mine].any()):
                 assert torch.equal(sent[mine], keys[mine]) and bool((returned[mine] == 1).all())
             else:
@@ -260,11 +260,11 @@ def test_the_contrastive_gradient_depends_on_keys_and_that_of_fsha_does_not(comp
     split = split_model(8, 16)
     run = training(compute, NoHooks(), split=split, own=photographs(60, 0))
     queries, keys, others = torch.randn(3, 6, *split.smashed_shape).unbind()
-    owners = torch.zeros(6, dtype=torch.long)
-    (_, true), (_, false) = (run.server.score(queries, k, owners, 1.0, True) for k in (keys, others))
+    client_ids = torch.zeros(6, dtype=torch.long)
+    (_, true), (_, false) = (run.server.score(queries, k, client_ids, 1.0, True) for k in (keys, others))
     assert true is not None and false is not None and float((true - false).norm()) > 0.1 * float(true.norm())
     hijack = hijacker(compute, split, photographs(60, 1))
-    messages = [Message(0, 10, owners, queries, k) for k in (keys, others)]
+    messages = [Message(0, 10, client_ids, queries, k) for k in (keys, others)]
     for message in messages:  # it listens first
         hijack.received(message)
         assert torch.equal(hijack.returned(message, true), true)

@@ -33,8 +33,8 @@ class Meddler:
         self.last_step = torch.tensor(-1)
 
     def received(self, message: Message) -> None:
-        assert message.queries.shape == message.keys.shape and len(message.owners) == len(message.queries)
-        assert message.labels is None and message.steps == 6 and message.owners.max() < 3
+        assert message.queries.shape == message.keys.shape and len(message.client_ids) == len(message.queries)
+        assert message.labels is None and message.steps == 6 and message.client_ids.max() < 3
         self.steps.append(message.step)
         self.drawn.append(float(torch.rand(())))
         self.last_step = torch.tensor(message.step)

@@ -183,11 +183,11 @@ def test_clients_keep_memories_of_their_own(size: int, batches: list[list[int]])
     memory = FeatureMemory(3, size, 1, torch.Generator().manual_seed(0))
     seen = [ring.flatten().tolist() for ring in memory.keys]
     counter = 10.0
-    for owners in batches:
-        keys = [counter + i for i in range(len(owners))]
-        counter += len(owners)
-        memory.enqueue(torch.tensor(keys).view(-1, 1), torch.tensor(owners, dtype=torch.long))
-        for key, owner in zip(keys, owners, strict=True):
+    for client_ids in batches:
+        keys = [counter + i for i in range(len(client_ids))]
+        counter += len(client_ids)
+        memory.enqueue(torch.tensor(keys).view(-1, 1), torch.tensor(client_ids, dtype=torch.long))
+        for key, owner in zip(keys, client_ids, strict=True):
             seen[owner].append(key)
     for ring, expected in zip(memory.keys, seen, strict=True):
         assert sorted(ring.flatten().tolist()) == sorted(expected[-size:])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mocosfl_priv.sweep.schedule import Unobserved, run_tasks
+from mocosfl_priv.sweep.schedule import SilentSweepProgress, run_tasks
 from mocosfl_priv.sweep.store import Store
 from tests.sweep.toy import KIND, number, task
 
@@ -56,7 +56,7 @@ def test_a_sweep_survives_the_loss_of_a_node(cluster: Any, tmp_path: Path) -> No
         assert engine.slots == 3
         killer = Timer(2.0, lose)
         killer.start()
-        failures = run_tasks([*trainings, *attacks], engine, Unobserved())
+        failures = run_tasks([*trainings, *attacks], engine, SilentSweepProgress())
         killer.join()
         assert gone_at[0] < len(trainings) + len(attacks) and engine.slots == 1
     finally:
@@ -74,7 +74,7 @@ def test_what_a_task_raises_comes_back_without_ray_around_it(cluster: Any, tmp_p
     engine = RayEngine(cluster.address)
     try:
         tasks = [task(store.folder, "bad", how="fail"), task(store.folder, "good")]
-        assert run_tasks(tasks, engine, Unobserved()) == {"bad": "ValueError: bad was asked to fail"}
+        assert run_tasks(tasks, engine, SilentSweepProgress()) == {"bad": "ValueError: bad was asked to fail"}
     finally:
         engine.close()
     assert store.has(KIND, "good")

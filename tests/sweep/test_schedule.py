@@ -17,13 +17,13 @@ import pytest
 from mocosfl_priv.errors import ConfigurationError, StorageError
 from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.processes import LocalEngine
-from mocosfl_priv.sweep.schedule import Task, Unobserved, run_tasks
+from mocosfl_priv.sweep.schedule import SilentSweepProgress, Task, run_tasks
 from mocosfl_priv.sweep.store import Store
 from tests.sweep.toy import KIND, number, task, write_number
 from tests.sweep.toy_sweep import TRAININGS
 
 
-class Watcher(Unobserved):
+class Watcher(SilentSweepProgress):
     def __init__(self) -> None:
         self.ended_with: dict[str, str] = {}
         self.order: list[str] = []

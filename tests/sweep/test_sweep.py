@@ -21,7 +21,7 @@ from mocosfl_priv.config import read_document
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.results import ATTACK_COSTS, CELL_KEYS, read_record
 from mocosfl_priv.sweep.document import load_sweep
-from mocosfl_priv.sweep.schedule import Task, ThisProcess, Unobserved
+from mocosfl_priv.sweep.schedule import SilentSweepProgress, Task, ThisProcess
 from mocosfl_priv.sweep.store import Store
 
 TIMINGS = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
@@ -40,7 +40,7 @@ class Interrupted(ThisProcess):
         return super().submit(task)
 
 
-class Counter(Unobserved):
+class Counter(SilentSweepProgress):
     def __init__(self) -> None:
         self.tasks: list[str] = []
         self.cached = -1

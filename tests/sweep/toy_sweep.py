@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mocosfl_priv.sweep.directory import SweepDirectory
 from mocosfl_priv.sweep.processes import LocalEngine
-from mocosfl_priv.sweep.schedule import Task, Unobserved, run_tasks
+from mocosfl_priv.sweep.schedule import SilentSweepProgress, Task, run_tasks
 from mocosfl_priv.sweep.store import Store
 from tests.sweep.toy import KIND, task
 
@@ -25,7 +25,7 @@ def main(folder: Path, workers: int) -> None:
     engine = LocalEngine(workers)
     try:
         with SweepDirectory(folder, resume=True) as sweep:
-            assert run_tasks(tasks(sweep.store), engine, Unobserved()) == {}
+            assert run_tasks(tasks(sweep.store), engine, SilentSweepProgress()) == {}
     finally:
         engine.close()
 

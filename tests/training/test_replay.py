@@ -27,7 +27,7 @@ def test_stored_messages_come_back(tmp_path: Path) -> None:
     replay.end_epoch(1, 1.0)
     replay.end_epoch(2, 1.0)
     assert replay.status == "B"
-    sent = [[{"queries": torch.rand(2, 3), "owners": torch.arange(2)} for _ in range(2)] for _ in range(12)]
+    sent = [[{"queries": torch.rand(2, 3), "client_ids": torch.arange(2)} for _ in range(2)] for _ in range(12)]
     for parts in sent:
         replay.store(parts)
     assert sorted(replay.order(torch.Generator())) == list(range(12))
