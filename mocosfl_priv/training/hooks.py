@@ -61,8 +61,8 @@ class KeyHooks(Protocol):
     """What hooks have besides :class:`ClientHooks` where they may replace keys."""
 
     def replace_keys(self, keys: Tensor, client_ids: Tensor, step: int, rng: torch.Generator) -> Tensor:
-        """The keys that really go out beside the queries of the same rows, same shape; client_ids: int64 (n,) on the CPU,
-        the clients of the rows. Not called where no gradient will come in.
+        """The keys that really go out beside the queries of the same rows, same shape; client_ids: int64 (n,) on the
+        CPU, the clients of the rows. Not called where no gradient will come in.
         """
 
 

@@ -28,8 +28,8 @@ class FeatureMemory:
         self._next = torch.zeros(rings, dtype=torch.long)  # on the CPU, so that no slot needs a GPU synchronisation
 
     def of(self, client_ids: Tensor) -> Tensor:
-        """Return the negatives for queries of the clients `client_ids`, int64 (n,): (size, dim) if shared by all clients,
-        else (n, size, dim).
+        """Return the negatives for queries of the clients `client_ids`, int64 (n,): (size, dim) if shared by all
+        clients, else (n, size, dim).
         """
         return self.keys[0] if len(self.keys) == 1 else self.keys[client_ids]
 

@@ -160,8 +160,13 @@ def test_cost_in_accuracy_is_paired_with_the_undefended_system(label: str, tiny_
     record = tiny_run.record
     info = json.loads(json.dumps(record.info))
     info["plugins"]["defenses"][0]["label"] = label
-    tables = (table.assign(defense=label) for table in (record.probe, record.per_image, record.cells))
-    record = replace(record, info=info, **dict(zip(("probe", "per_image", "cells"), tables, strict=True)))
+    record = replace(
+        record,
+        info=info,
+        probe=record.probe.assign(defense=label),
+        per_image=record.per_image.assign(defense=label),
+        cells=record.cells.assign(defense=label),
+    )
     worse = record.probe.assign(defense="mine", linear=False)
     both = replace(
         record,
