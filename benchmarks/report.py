@@ -32,9 +32,11 @@ from mocosfl_priv.results import (
 )
 from reports import write_reports
 from reports.analysis.comparison import BOTTLENECK, TARESSFL
+from reports.analysis.summary import ENSEMBLE
 
 CELLS = 500
 FLOOR = 0.065
+ATTACK_ORIGINS = {"ensemble": ENSEMBLE}
 ORIGINS = {"none": UNDEFENDED, "bottleneck": BOTTLENECK, "taressfl": TARESSFL}
 STRENGTH = {"floor": 0.0, "rmle": 0.6, "decoder": 0.85, "ensemble": 0.92}  # share of what leaks that an attack finds
 
@@ -167,7 +169,10 @@ def _info(grid: Grid) -> dict[str, Any]:
         "config_sha256": config.digest,
         "seeds": list(grid.seeds),
         "plugins": {
-            "attacks": [{"label": attack, "blind": attack == "floor"} for attack in grid.attacks],
+            "attacks": [
+                {"label": attack, "origin": ATTACK_ORIGINS.get(attack, f"{attack}:Mine"), "blind": attack == "floor"}
+                for attack in grid.attacks
+            ],
             "defenses": [{"label": label, "origin": ORIGINS.get(label, f"{label}:Mine")} for label in grid.defenses],
         },
         "systems": [

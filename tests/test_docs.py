@@ -21,6 +21,7 @@ from mocosfl_priv.runtime.compute import Compute
 from tests.attacks.closed_form import ColourMixClient, attend, make_view, photo_patches
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("plugins", "inversion", "defending")  # public rooms, whose members are listed below them
 PAGES = [
     path.relative_to(ROOT).as_posix() for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 ]  # all Markdown that people read
@@ -107,7 +108,12 @@ def test_relative_links_lead_to_a_file_and_a_heading(name: str) -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs/reference/api").glob("*.md"))
-    assert sorted(re.findall(r"^::: mocosfl_priv\.(\w+)$", pages, flags=re.MULTILINE)) == mocosfl_priv.__all__
+    assert (
+        sorted(
+            name for name in re.findall(r"^::: mocosfl_priv\.(\w+)$", pages, flags=re.MULTILINE) if name not in ROOMS
+        )
+        == mocosfl_priv.__all__
+    )
 
 
 def test_every_choice_of_the_paper_protocol_is_documented() -> None:

@@ -283,7 +283,7 @@ def _client(seed: int) -> nn.Module:
 
 
 def _untrained() -> nn.Module:
-    return _client(seed=7)
+    return _client(seed=7).requires_grad_(True)  # as a freshly built client is
 
 
 def _server() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import keyword
 from importlib.resources import files
@@ -47,9 +48,15 @@ def _class_name(kind: str, path: Path, template: str) -> str:
         raise ConfigurationError(f"{path.name!r} is the name of a test; the {kind}'s own test is written beside it")
     if importlib.util.find_spec(name) is not None and not path.exists():
         raise ConfigurationError(f"{path.name!r}: there is a module {name!r} already, and a test would import that one")
-    if f"import {class_name}\n" in template or f"    {class_name},\n" in template:
+    if class_name in _imported(template):
         raise ConfigurationError(f"{path.name!r}: the file imports another {class_name}; choose another name")
     return class_name
+
+
+def _imported(source: str) -> set[str]:
+    """The names that a module's import statements bind."""
+    statements = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
+    return {alias.asname or alias.name for statement in statements for alias in statement.names}
 
 
 def _template(name: str) -> str:

@@ -41,6 +41,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     """The same without the seconds that a new process needs to import torch; for what does not need one."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # plugins' folders are appended; the next test has others
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         with pytest.raises(SystemExit) as ended:

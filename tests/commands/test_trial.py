@@ -40,9 +40,9 @@ def test_a_new_defense_passes_the_test_that_comes_with_it(tmp_path: Path) -> Non
 
 
 def test_a_new_defense_is_named_after_its_file_and_keeps_the_house_rules(tmp_path: Path) -> None:
-    source, test = files = new_plugin("defense", tmp_path / "drop_some.py")
-    assert DEFENSES.load(str(source)).__name__ == "DropSome"
-    assert "from drop_some import DropSome" in test.read_text() and "MyDefense" not in test.read_text()
+    source, test = files = new_plugin("defense", tmp_path / "drop_others.py")
+    assert DEFENSES.load(str(source)).__name__ == "DropOthers"
+    assert "from drop_others import DropOthers" in test.read_text() and "MyDefense" not in test.read_text()
     for hook in ("architecture", "prepare", "client_loss", "protect", "filter_gradient", "state", "load_state"):
         assert f"def {hook}(self" in source.read_text()
     for command in (["check", "--ignore", "D102,ARG002,D103,INP,PLR,ANN"], ["format", "--check"]):

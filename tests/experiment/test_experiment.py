@@ -22,6 +22,8 @@ from mocosfl_priv import (
     Capability,
     DefenderContext,
     Defense,
+    Detection,
+    Detector,
     Experiment,
     Message,
     PreparedModel,
@@ -226,10 +228,11 @@ def test_every_system_trains_a_defense_of_its_own_which_is_as_old_as_its_model(t
         assert system.defense.plugin.state()["batches"] == 0
 
 
-class Watching(Counting):
+class Watching(Detector):
     """Detects, with clients that get no gradient."""
 
-    detects = True
+    def detection(self) -> Detection:
+        raise AssertionError("nothing is trained")
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
         return PreparedModel(context.build_model(), frozen_client=True)

@@ -232,7 +232,7 @@ def test_sweeps_are_compared_variant_by_variant(runs: list[StoredRun]) -> None:
     assert changed == {("digits", "32")} and found.headings[:3] == ["data", "codec", "system"]
     assert len(found.lines[0].cells()) == len(found.headings)
     assert found.notes[-1] == "Only the first has: data photos, codec 32."
-    with pytest.raises(ConfigurationError, match="the first has axes data, codec and the second no axes"):
+    with pytest.raises(ConfigurationError, match="the first has axes data, codec and the second has no axes"):
         compare_runs(runs, [StoredRun({}, runs[0].record)])
 
 

@@ -115,7 +115,7 @@ def test_the_command(stored: tuple[RunRecord, Path], tmp_path: Path, capsys: pyt
     words = ["mirror", str(folder), "--tensorboard", str(tmp_path / "logs")]
     for arguments, code, expected in [
         (words, 0, "copied to"),
-        (words, 2, "shown twice"),
+        (words, 2, "would show both runs"),
         (words[:2], 2, "no destination"),
         (["mirror", str(tmp_path), *words[2:]], 2, "not a run directory"),
     ]:
