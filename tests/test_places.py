@@ -29,6 +29,7 @@ from mocosfl_priv.results.record import LONGEST_NAME
 from mocosfl_priv.results.storage import SPARE_BYTES
 from mocosfl_priv.runtime.files import Lock
 from mocosfl_priv.sweep.directory import SweepDirectory
+from mocosfl_priv.sweep.schedule import ThisProcess
 from tests.interruption import Interruption
 
 
@@ -140,7 +141,7 @@ def test_ordinary_axes_with_long_values_fit_into_file_names(tiny: dict[str, Any]
     }
     path = tmp_path / "long.yaml"
     path.write_text(yaml.safe_dump({**tiny, "axes": axes}))
-    result = Sweep.from_yaml(path).run(tmp_path / "out")
+    result = Sweep.from_yaml(path).run(tmp_path / "out", ThisProcess())
     (name,) = result.runs
     assert len(name.encode()) <= LONGEST_NAME and (tmp_path / "out" / "runs" / name / "results.csv").is_file()
     (stored,) = read_runs(tmp_path / "out")

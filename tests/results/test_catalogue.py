@@ -10,11 +10,12 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.results.catalogue import query
 
 
-@pytest.fixture
-def runs(tiny_run: RunResult, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def runs(tiny_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
     for name in ("one", "deep/two"):
-        tiny_run.report(tmp_path / "runs" / name)
-    return tmp_path / "runs"
+        tiny_run.report(folder / name)
+    return folder
 
 
 def test_all_runs_below_a_folder_are_one_table(runs: Path, tiny_run: RunResult) -> None:
