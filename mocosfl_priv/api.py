@@ -180,7 +180,7 @@ class Sweep:
                 missing.add(checked, variant.name if variant.labels else "")
                 keys[variant.name] = run_key(checked)
                 sizes.append(result_bytes(checked))
-                lines += [*checked.laboratory.roles.reading, *(f"warning: {warning}" for warning in checked.warnings)]
+                lines += [*checked.context.roles.reading, *(f"warning: {warning}" for warning in checked.warnings)]
             if not resume:  # in the store, and in the run directories
                 require_room(folder.folder, 2 * sum(sizes), f"--out {folder.folder}")
             progress.has_read(list(dict.fromkeys(lines)))

@@ -115,7 +115,7 @@ def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter
         document = {**tiny, **{name: {**tiny.get(name, {}), **value} for name, value in changes.items()}}
         plan = Experiment.from_dict(document).plan()
         with pytest.raises(ConfigurationError) as refused:
-            checkpoints_of(plan.laboratory, plan.systems[0], tmp_path).verify()  # type: ignore[union-attr]
+            checkpoints_of(plan.context, plan.systems[0], tmp_path).verify()  # type: ignore[union-attr]
         return str(refused.value)
 
     assert "training.epochs is 2 in the checkpoint and 4 here; learning rates depend" in refusal(training={"epochs": 4})

@@ -108,7 +108,7 @@ def shard(
             held.enter_context(Lock(out / ".lock"))
         except OSError as error:
             raise ConfigurationError(f"--out {out} cannot be written: {error.strerror}") from error
-        private = experiment.plan().laboratory.roles[Role.CLIENT_PRIVATE]
+        private = experiment.plan().context.roles[Role.CLIENT_PRIVATE]
         for path, images in write_shards(private, experiment.config.training, chosen, out, client):
             print(f"{path}: {images} images")
 
@@ -296,7 +296,7 @@ def _run_devices(
         with console.status("reading data"):
             plan = experiment.plan()
         destination.require_room(result_bytes(plan))
-        show_reading(console, plan.laboratory.roles)
+        show_reading(console, plan.context.roles)
         with TerminalProgress(console) as progress:
             result = RunResult(run(plan, progress))
         page = result.report_to(destination)

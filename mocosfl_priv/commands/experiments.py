@@ -175,7 +175,7 @@ def validate(
 ) -> None:
     """Check a configuration against plugins, models, threat model and data, without training anything."""
     plan = experiment_of(config, set_, defense, attack, scale).checked()
-    print("\n".join([*plan.laboratory.roles.reading, *(f"warning: {warning}" for warning in plan.warnings)]))
+    print("\n".join([*plan.context.roles.reading, *(f"warning: {warning}" for warning in plan.warnings)]))
     print(f"valid: {plan.summary}; configuration {plan.config.digest[:12]}")
 
 
@@ -244,7 +244,7 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
         with console.status("reading data"):
             plan = experiment.checked()
         destination.require_room(result_bytes(plan))
-        show_reading(console, plan.laboratory.roles)
+        show_reading(console, plan.context.roles)
         show_warnings(console, plan.warnings)
         with TerminalProgress(console) as progress:
             result = run_planned(plan, progress, checkpoints)

@@ -60,7 +60,7 @@ def run_loopback(
     folder.mkdir(parents=True, exist_ok=True)
     if options.certs is not None:
         make_certificates(options.certs, clients, [])
-    private, training, seed = plan.laboratory.roles[Role.CLIENT_PRIVATE], plan.config.training, plan.systems[0].seed
+    private, training, seed = plan.context.roles[Role.CLIENT_PRIVATE], plan.config.training, plan.systems[0].seed
     shards = write_shards(private, training, seed, folder / "shards")[:clients]
     noise = ["--noise-seed", str(derive_seed(seed, "noise"))]  # makes the run repeatable
     processes = [

@@ -99,7 +99,7 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
         deployment.model,
         rows_per_image=deployment.participants.rows_per_image,
         frozen=frozen,
-        images=round(len(plan.laboratory.roles[Role.CLIENT_PRIVATE]) / training.clients),
+        images=round(len(plan.context.roles[Role.CLIENT_PRIVATE]) / training.clients),
         epochs=training.epochs,
     )
     terms = {

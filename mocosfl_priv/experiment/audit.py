@@ -50,7 +50,7 @@ class AuditPlan:
     config: ExperimentConfig
     checkpoints: tuple[PublishedCheckpoint, ...]
     attacks: tuple[Loaded[Attack], ...]
-    laboratory: EvaluationContext
+    context: EvaluationContext
     victim_sets: tuple[VictimSet, ...]
     undefended: Loaded[Defense] = field(default_factory=lambda: DEFENSES.create(PluginSpec(name="none")))
 
@@ -87,12 +87,12 @@ def plan_audit(config: ExperimentConfig) -> AuditPlan:
     attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
     for attack in attacks:
         reachable.require(attack.plugin.needs, attack.label)
-    laboratory = EvaluationContext(config, assign_roles(config.data, 0.0), compute, reachable)
+    context = EvaluationContext(config, assign_roles(config.data, 0.0), compute, reachable)
     published = load_attack_images(config.checkpoints)
-    sets = [laboratory.victims]
+    sets = [context.victims]
     if published is not None:
-        sets.append(laboratory.victim_set(PUBLISHED_VICTIMS, published, RELEASE))
-    return AuditPlan(config, found, attacks, laboratory, tuple(sets))
+        sets.append(context.victim_set(PUBLISHED_VICTIMS, published, RELEASE))
+    return AuditPlan(config, found, attacks, context, tuple(sets))
 
 
 def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
@@ -101,7 +101,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
     In its rows, `defense` and `checkpoint` are the checkpoint's name; what would need the server is missing.
     """
     progress = progress or Silent()
-    lab, config = plan.laboratory, plan.config
+    lab, config = plan.context, plan.config
     started = time.monotonic()
     progress.plan(
         [

@@ -29,7 +29,7 @@ class Plan:
     config: ExperimentConfig
     systems: tuple[System, ...]
     attacks: tuple[Loaded[Attack], ...]
-    laboratory: EvaluationContext
+    context: EvaluationContext
 
     @property
     def summary(self) -> str:
@@ -65,11 +65,11 @@ class Plan:
     @property
     def trainings(self) -> tuple[Training, ...]:
         """How every system is trained, the honest training first, and which attacks try what comes of it."""
-        return trainings(self.attacks, self.laboratory.threat)
+        return trainings(self.attacks, self.context.threat)
 
     def expert_steps(self, system: System) -> int:
         """Steps that the defense of `system` will report before training."""
-        lab = self.laboratory
+        lab = self.context
         model_config = system.defense.plugin.architecture(lab.config.model)
         return expert_steps(system.defense.plugin, defender_context(lab, system, model_config, Silent()))
 
@@ -88,7 +88,7 @@ class Plan:
     @property
     def training_steps(self) -> int:
         """Steps of one training."""
-        return planned_training_steps(self.laboratory)
+        return planned_training_steps(self.context)
 
 
 def plan(config: ExperimentConfig) -> Plan:
@@ -97,18 +97,18 @@ def plan(config: ExperimentConfig) -> Plan:
     Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
     """
     laid_out = lay_out(config)
-    laboratory = laid_out.laboratory
-    attacks = (*laid_out.attacks, *laboratory.curve_attacks)
-    _check_partition(laboratory)
-    _check_auxiliary_data(laboratory, attacks)
+    context = laid_out.context
+    attacks = (*laid_out.attacks, *context.curve_attacks)
+    _check_partition(context)
+    _check_auxiliary_data(context, attacks)
     _check_colluder(config, attacks)
     for system in laid_out.systems:  # a bottleneck that does not fit is found by building
-        model = laboratory.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        model = context.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
         for attack in attacks:
             attack.plugin.check(model.smashed_shape, model.image_shape)
     for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
         model_config = system.defense.plugin.architecture(config.model)
-        system.defense.plugin.check(defender_context(laboratory, system, model_config, Silent()))
+        system.defense.plugin.check(defender_context(context, system, model_config, Silent()))
         laid_out.expert_steps(system)
     return laid_out
 
@@ -137,7 +137,7 @@ def lay_out(config: ExperimentConfig) -> Plan:
                 f"leakage: attack {attack.label!r} attends a whole training and has no place in a leakage curve, whose "
                 "points are single moments; name the attacks of the curve in leakage.attacks"
             )
-    laboratory = EvaluationContext(config, roles, compute, threat, curve)
+    context = EvaluationContext(config, roles, compute, threat, curve)
     systems = tuple(
         System(defense, cut_layer, fraction, seed)
         for seed in config.seeds
@@ -146,7 +146,7 @@ def lay_out(config: ExperimentConfig) -> Plan:
         for fraction in (config.target_fractions if defense.plugin.uses_target_data else (0.0,))
     )
     _check_file_names(systems)
-    return Plan(config, systems, attacks, laboratory)
+    return Plan(config, systems, attacks, context)
 
 
 def _check_file_names(systems: Sequence[System]) -> None:

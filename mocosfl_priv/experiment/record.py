@@ -25,7 +25,7 @@ def assemble(
 
     models: the systems' checkpoints, as named arrays, by their file names. seconds: what it took.
     """
-    lab = plan.laboratory
+    lab = plan.context
     honest = [system for system in systems if not system.hijacker]
     hijacked = [system for system in systems if system.hijacker]
     defenses = {system.defense.label: system.defense for system in plan.systems}
@@ -67,15 +67,15 @@ def _probe_frame(plan: Plan, system: SystemResult) -> pd.DataFrame:
         {
             **{key: [value] * count for key, value in system.keys.items()},
             "image": np.arange(count),
-            "group": plan.laboratory.probe_data.test.groups.numpy(),
+            "group": plan.context.probe_data.test.groups.numpy(),
             "knn": system.utility.knn,
             "linear": system.utility.linear,
             **{semi_column(fraction): result.correct for fraction, result in system.utility.semi_supervised.items()},
-            "knn_raw_pixels": plan.laboratory.raw_pixels,
+            "knn_raw_pixels": plan.context.raw_pixels,
             "linear_untrained": system.untrained,
         }
     )
-    if not plan.laboratory.roles.labelled:  # whatever a classifier says of one class is right, and says nothing
+    if not plan.context.roles.labelled:  # whatever a classifier says of one class is right, and says nothing
         measured = frame.columns.difference([*SYSTEM_KEYS, "image", "group"])
         frame[measured] = np.nan
     return frame

@@ -60,7 +60,7 @@ def _held(checkpoints: Path | None, plan: Plan) -> Iterator[None]:
 
 
 def _run_plan(plan: Plan, progress: Progress, checkpoints: Path | None, remote: RemoteParticipants | None) -> RunRecord:
-    lab = plan.laboratory
+    lab = plan.context
     started = time.monotonic()
     systems: list[SystemResult] = []
     models: dict[str, dict[str, np.ndarray]] = {}

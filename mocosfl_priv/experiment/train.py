@@ -549,7 +549,7 @@ def grant_stream(lab: EvaluationContext, system: System, model: SplitModel, atta
 
 
 def _client_builder(lab: EvaluationContext, system: System) -> Callable[[], nn.Module]:
-    """Builds untrained clients; bound to settings only: a closure over the laboratory would carry the victims along."""
+    """Builds untrained clients; bound to settings only: a closure over the context would carry the victims along."""
     return partial(
         _untrained_client,
         system.defense.plugin.architecture(lab.config.model),

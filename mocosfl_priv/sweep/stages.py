@@ -162,7 +162,7 @@ class ExpertStage(Stage[TrainedExpert]):
     @property
     def document(self) -> Document:
         """See :class:`Stage`."""
-        found = expert_document(self.plan.laboratory, self.system)
+        found = expert_document(self.plan.context, self.system)
         assert found is not None, f"{self.system.title} has no expert"
         return found
 
@@ -177,7 +177,7 @@ class ExpertStage(Stage[TrainedExpert]):
     def compute(self, store: Store) -> TrainedExpert:
         """See :class:`Stage`; an interrupted training resumes from its last checkpoint."""
         scratch = store.scratch(self.key)
-        return resumed(lambda: train_expert(self.plan.laboratory, self.system, Checkpoints(scratch, self.key)), scratch)
+        return resumed(lambda: train_expert(self.plan.context, self.system, Checkpoints(scratch, self.key)), scratch)
 
     def save(self, made: TrainedExpert, folder: Path) -> None:
         """See :class:`Stage`."""
@@ -185,7 +185,7 @@ class ExpertStage(Stage[TrainedExpert]):
 
     def load(self, artefact: Artefact) -> TrainedExpert:
         """See :class:`Stage`."""
-        return load_expert(self.plan.laboratory, self.system, artefact)
+        return load_expert(self.plan.context, self.system, artefact)
 
 
 class SystemStage(Stage[TrainedSystem]):
@@ -196,7 +196,7 @@ class SystemStage(Stage[TrainedSystem]):
     @property
     def document(self) -> Document:
         """See :class:`Stage`."""
-        return system_document(self.plan.laboratory, self.system, self.training)
+        return system_document(self.plan.context, self.system, self.training)
 
     @property
     def segment(self) -> Segment:
@@ -212,7 +212,7 @@ class SystemStage(Stage[TrainedSystem]):
 
     @property
     def _expert(self) -> ExpertStage | None:
-        has_one = expert_trainer(self.plan.laboratory, self.system) is not None
+        has_one = expert_trainer(self.plan.context, self.system) is not None
         return ExpertStage(self.plan, (self.place[0], 0, 0)) if has_one else None
 
     def compute(self, store: Store) -> TrainedSystem:
@@ -224,7 +224,7 @@ class SystemStage(Stage[TrainedSystem]):
 
         def train() -> TrainedSystem:
             handed_out = obtain(expert, store) if expert else None
-            return train_system(self.plan.laboratory, self.system, None, scratch, how, expert=handed_out)
+            return train_system(self.plan.context, self.system, None, scratch, how, expert=handed_out)
 
         return resumed(train, scratch)
 
@@ -234,7 +234,7 @@ class SystemStage(Stage[TrainedSystem]):
 
     def load(self, artefact: Artefact) -> TrainedSystem:
         """See :class:`Stage`."""
-        return load_system(self.plan.laboratory, self.system, self.training, artefact)
+        return load_system(self.plan.context, self.system, self.training, artefact)
 
 
 class AttackStage(Stage[Attempt]):
@@ -245,7 +245,7 @@ class AttackStage(Stage[Attempt]):
     @property
     def document(self) -> Document:
         """See :class:`Stage`."""
-        return attack_document(self.plan.laboratory, self.system, self.training, self.attack)
+        return attack_document(self.plan.context, self.system, self.training, self.attack)
 
     @property
     def segment(self) -> Segment:
@@ -260,7 +260,7 @@ class AttackStage(Stage[Attempt]):
     def compute(self, store: Store) -> Attempt:
         """See :class:`Stage`."""
         trained = obtain(SystemStage(self.plan, self.place), store)
-        return attempt_on(self.plan.laboratory, trained, with_own_plugin(self.attack))
+        return attempt_on(self.plan.context, trained, with_own_plugin(self.attack))
 
     def save(self, made: Attempt, folder: Path) -> None:
         """See :class:`Stage`."""
@@ -283,7 +283,7 @@ class ScoreStage(Stage[dict[str, np.ndarray]]):
     @property
     def document(self) -> Document:
         """See :class:`Stage`."""
-        return score_document(self.plan.laboratory, self.system, self.training, self.attack)
+        return score_document(self.plan.context, self.system, self.training, self.attack)
 
     @property
     def segment(self) -> Segment:
@@ -307,7 +307,7 @@ class ScoreStage(Stage[dict[str, np.ndarray]]):
         if attempted.failure:
             raise RunFailedError(attempted.failure)
         bring_judge(self.plan, store)
-        lab = self.plan.laboratory
+        lab = self.plan.context
         return score_attempt(lab, lab.victims, attempted)
 
     def save(self, made: dict[str, np.ndarray], folder: Path) -> None:
@@ -327,7 +327,7 @@ class JudgeStage(Stage[RecognitionJudge]):
     @property
     def document(self) -> Document:
         """See :class:`Stage`."""
-        return judge_document(self.plan.laboratory)
+        return judge_document(self.plan.context)
 
     @property
     def segment(self) -> Segment:
@@ -337,7 +337,7 @@ class JudgeStage(Stage[RecognitionJudge]):
 
     def compute(self, store: Store) -> RecognitionJudge:  # noqa: ARG002 - it needs nothing
         """See :class:`Stage`."""
-        trained = self.plan.laboratory.recognition
+        trained = self.plan.context.recognition
         assert trained is not None, "a judge was planned where recognition is switched off"
         return trained
 
@@ -347,7 +347,7 @@ class JudgeStage(Stage[RecognitionJudge]):
 
     def load(self, artefact: Artefact) -> RecognitionJudge:
         """See :class:`Stage`."""
-        return load_judge(self.plan.laboratory, artefact)
+        return load_judge(self.plan.context, artefact)
 
 
 STAGES: dict[str, type[Stage[Any]]] = {
@@ -372,20 +372,20 @@ def cells_of(plan: Plan) -> Iterator[ScoreStage]:
 
 def judge_of(plan: Plan) -> JudgeStage | None:
     """Return the recognition judge of `plan`, or None if recognition is not measured."""
-    measured = plan.config.evaluation.recognition_epochs and plan.laboratory.roles.labelled
+    measured = plan.config.evaluation.recognition_epochs and plan.context.roles.labelled
     return JudgeStage(plan) if measured else None
 
 
 def bring_judge(plan: Plan, store: Store) -> None:
     """Make `plan` use the recognition judge from `store`, which computes it if needed; nothing if it has none."""
-    judge, lab = judge_of(plan), plan.laboratory
+    judge, lab = judge_of(plan), plan.context
     if judge is not None and "recognition" not in vars(lab):
         lab.recognition = obtain(judge, store)
 
 
 def expert_steps(plan: Plan, system: System) -> int:
     """Return the number of training steps of the expert of `system`; 0 if it has none."""
-    found = expert_trainer(plan.laboratory, system)
+    found = expert_trainer(plan.context, system)
     if found is None:
         return 0
     trainer, context, _ = found

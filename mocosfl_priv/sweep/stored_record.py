@@ -27,8 +27,8 @@ def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunR
     """
     judge = judge_of(plan)
     found = store.get(judge.kind, judge.key) if judge else None
-    # if the store has no judge, None keeps the laboratory from training one here
-    plan.laboratory.recognition = judge.load(found) if judge and found else None
+    # if the store has no judge, None keeps the context from training one here
+    plan.context.recognition = judge.load(found) if judge and found else None
     artefacts = {stage.place: (stage, store.get(stage.kind, stage.key)) for stage in systems_of(plan)}
     results = {
         place: load_result(stage.system, stage.training, artefact)
@@ -47,7 +47,7 @@ def _cell(
     stage: ScoreStage, systems: Mapping[Place, SystemResult], store: Store, failures: Mapping[str, str]
 ) -> CellResult:
     """The result row of `stage`: from the store, or a row that states why there is no result."""
-    lab, keys = stage.plan.laboratory, {**stage.system.keys, "attack": stage.attack.label}
+    lab, keys = stage.plan.context, {**stage.system.keys, "attack": stage.attack.label}
     attacked, system = stage.attacked, systems.get((*stage.place[:2], 0))
     attempt = store.get(attacked.kind, attacked.key) if system else None
     if system is None or attempt is None:

@@ -171,7 +171,7 @@ def test_a_single_image_of_a_class_is_read(tmp_path: Path) -> None:
         (root / split / "rare").mkdir()
         Image.fromarray(picture(3, len(split))).save(root / split / "rare" / "one.png")
     assert counts(both(root)[0])["rare"] == counts(both(root)[1])["rare"] == 1
-    assert Experiment.from_dict(case(f"imagefolder:{root}")).plan().laboratory.roles.labelled
+    assert Experiment.from_dict(case(f"imagefolder:{root}")).plan().context.roles.labelled
 
 
 WORDS = st.text(st.characters(categories=["L", "N"], include_characters=" -_.()'&"), min_size=1, max_size=12).filter(
@@ -227,9 +227,7 @@ def test_without_labels_no_accuracy_is_claimed(layout: str, tmp_path: Path) -> N
     document = case(f"imagefolder:{root}")
     document["evaluation"] |= {"recognition_epochs": 1, "label_fractions": [0.5]}  # type: ignore[operator]
     experiment = Experiment.from_dict(document)
-    assert (
-        "no labels: utility not measurable (all images are of one class)" in experiment.plan().laboratory.roles.reading
-    )
+    assert "no labels: utility not measurable (all images are of one class)" in experiment.plan().context.roles.reading
     result = experiment.run()
     row = result.table().iloc[0]
     measures = [

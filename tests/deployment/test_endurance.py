@@ -83,7 +83,7 @@ class Run:
         folder.mkdir()
         make_certificates(folder / "certs", CLIENTS, [])
         plan = Experiment.from_yaml(config).plan()
-        private = plan.laboratory.roles[Role.CLIENT_PRIVATE]
+        private = plan.context.roles[Role.CLIENT_PRIVATE]
         self._shards = [path for path, _ in write_shards(private, plan.config.training, 0, folder / "shards")]
         self._images, self._batch = len(private), plan.config.training.server_batch
         self._folder, self._config, self._module = folder, config, server_module
@@ -157,7 +157,7 @@ def run_once(folder: Path, config: Path, *, disturbed: bool, server_module: str 
 def simulated(config: Path) -> list[pd.DataFrame]:
     """Training histories of the same configuration with other seeds, undisturbed."""
     plan = Experiment.from_yaml(config, {"seeds": list(SPREAD_SEEDS)}).plan()
-    return [pd.DataFrame(train_system(plan.laboratory, system).trained.history) for system in plan.systems]
+    return [pd.DataFrame(train_system(plan.context, system).trained.history) for system in plan.systems]
 
 
 @dataclass(frozen=True)

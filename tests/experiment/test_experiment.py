@@ -51,7 +51,7 @@ TIMES = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
 def trained_tiny() -> tuple[Plan, TrainedSystem]:
     """The tiny system, trained once for the tests that only attack it."""
     plan = Experiment.from_dict(TINY).plan()
-    return plan, train_system(plan.laboratory, plan.systems[0])
+    return plan, train_system(plan.context, plan.systems[0])
 
 
 def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
@@ -75,10 +75,10 @@ def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
 
 
 def test_recognition_can_be_left_out_and_needs_enough_candidates(tiny: dict[str, Any]) -> None:
-    lab = Experiment.from_dict({**tiny, "evaluation": {"recognition_epochs": 0}}).plan().laboratory
+    lab = Experiment.from_dict({**tiny, "evaluation": {"recognition_epochs": 0}}).plan().context
     assert lab.recognition is None and all(np.isnan(level) for level in lab.recognition_levels.values())
     more = {**tiny["data"], "train_limit": 900}  # the probe test role has too few: training images fill up
-    lab = Experiment.from_dict({**tiny, "data": more}).plan().laboratory
+    lab = Experiment.from_dict({**tiny, "data": more}).plan().context
     assert lab.recognition is not None and lab.recognition_levels["reidentification_chance"] == 1 / 1000
     judged = lab.recognition(lab.victims.images)
     assert judged["reidentified"].mean() == 1
@@ -222,7 +222,7 @@ def test_every_system_trains_a_defense_of_its_own_which_is_as_old_as_its_model(t
     tiny["evaluation"] |= {"label_fractions": []}
     plan = Experiment.from_dict(tiny).plan()
     for system in plan.systems:
-        trained = train_system(plan.laboratory, system)
+        trained = train_system(plan.context, system)
         learned = trained.checkpoint()["defense.batches"]
         assert learned == trained.trained.selected_step  # one pass per step
         assert system.defense.plugin.state()["batches"] == 0
@@ -241,7 +241,7 @@ class Watching(Detector):
 def test_a_detector_of_frozen_clients_is_refused(tiny: dict[str, Any]) -> None:
     plan = Experiment.from_dict({**tiny, "defenses": [f"{__name__}:Watching"], "attacks": ["floor"]}).plan()
     with pytest.raises(ConfigurationError, match="Watching, cut 1, seed 0: a detector judges gradients"):
-        train_system(plan.laboratory, plan.systems[0])
+        train_system(plan.context, plan.systems[0])
 
 
 class Blinding(Attack):
@@ -290,7 +290,7 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
             "attacks": ["tests.experiment.test_experiment:Spy"],
         }
     ).plan()
-    lab = plan.laboratory
+    lab = plan.context
     trained = train_system(lab, plan.systems[0])
     attack_system(lab, trained, plan.attacks[0])
     view = Spy.views.pop()
@@ -307,7 +307,7 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
 
 
 def view_of(plan: Plan, trained: TrainedSystem) -> AttackerView:
-    lab = plan.laboratory
+    lab = plan.context
     return grant_view(lab, target_of(lab, trained.system, trained.model), plan.attacks[0], lab.victims.images)
 
 
@@ -338,7 +338,7 @@ def reachable(root: object) -> list[object]:
 
 def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None:
     plan = Experiment.from_dict({**tiny, "attacks": ["tests.experiment.test_experiment:Spy"]}).plan()
-    lab = plan.laboratory
+    lab = plan.context
     trained = train_system(lab, plan.systems[0])
     view = view_of(plan, trained)
     things = reachable(view)
@@ -347,20 +347,20 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     assert not forbidden & {id(thing) for thing in things}
     storages = {lab.victims.images.data_ptr(), *(lab.roles[role].images.data_ptr() for role in Role)}
     assert not any(isinstance(thing, Tensor) and thing.numel() and thing.data_ptr() in storages for thing in things)
-    # the walk does see what a closure over the laboratory would carry along
+    # the walk does see what a closure over the context would carry along
     assert id(lab) in {id(thing) for thing in reachable(lambda: lab)}
 
 
 def test_victims_poisoned_after_the_view_was_built_change_nothing(tiny: dict[str, Any]) -> None:
     attack = {"name": "decoder", "architecture": "unet_N1C8", "epochs": 1}
     plan = Experiment.from_dict({**tiny, "attacks": [attack]}).plan()
-    trained = train_system(plan.laboratory, plan.systems[0])
+    trained = train_system(plan.context, plan.systems[0])
     plugin = plan.attacks[0].plugin
     with global_seed(0, "clean"):
         clean = plugin.reconstruct(view_of(plan, trained), Budget(), 0)
     view = view_of(plan, trained)
-    plan.laboratory.victims.images.fill_(float("nan"))
-    plan.laboratory.roles[Role.VICTIMS].images.fill_(255)
+    plan.context.victims.images.fill_(float("nan"))
+    plan.context.roles[Role.VICTIMS].images.fill_(255)
     with global_seed(0, "clean"):
         assert torch.equal(plugin.reconstruct(view, Budget(), 0), clean)
 
@@ -381,7 +381,7 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     tiny["model"] |= {"width": 16}
     grants = ["client_weights", "auxiliary_data", "server_model", "colluding_client"]
     plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": {"grants": grants}}).plan()
-    lab, system = plan.laboratory, plan.systems[0]
+    lab, system = plan.context, plan.systems[0]
     trained = train_system(lab, system)
     target, victims = target_of(lab, system, trained.model), lab.victims.images
     inside, outside = (grant_view(lab, target, attack, victims) for attack in plan.attacks)
@@ -459,7 +459,7 @@ def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any])
             "threat": {"adaptive": False},
         }
     ).plan()
-    trained = train_system(plan.laboratory, plan.systems[0])
+    trained = train_system(plan.context, plan.systems[0])
     view = view_of(plan, trained)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -476,7 +476,7 @@ def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(t
             "threat": {"adaptive": False, "grants": ["query", "auxiliary_data"]},
         }
     ).plan()
-    trained = train_system(plan.laboratory, plan.systems[0])
+    trained = train_system(plan.context, plan.systems[0])
     view = view_of(plan, trained)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -503,7 +503,7 @@ def test_a_failed_attack_is_a_row_with_its_cause(
 ) -> None:
     plan, trained = trained_tiny
     faulty = ATTACKS.create(PluginSpec(name="tests.experiment.test_experiment:Faulty", how=how))
-    cell = attack_system(plan.laboratory, trained, faulty)
+    cell = attack_system(plan.context, trained, faulty)
     assert cause in cell.row["failure"]
     assert np.isnan([cell.row[name] for name in ("mse", "psnr", "leak_ratio")]).all()
     assert cell.reconstruction is None and len(cell.per_image) == 0
@@ -513,7 +513,7 @@ def test_an_attack_that_reaches_for_more_ends_the_run(trained_tiny: tuple[Plan, 
     plan, trained = trained_tiny
     reaching = ATTACKS.create(PluginSpec(name="tests.experiment.test_experiment:Faulty", how="reach"))
     with pytest.raises(ThreatModelError, match="reached for query"):
-        attack_system(plan.laboratory, trained, reaching)
+        attack_system(plan.context, trained, reaching)
 
 
 def test_a_failure_is_reported_and_takes_no_part_in_averages(tiny: dict[str, Any], tmp_path: Path) -> None:

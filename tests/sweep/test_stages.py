@@ -38,7 +38,7 @@ def planned() -> Plan:
 
 def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | None:
     """The address of the expert of one system, were the experiment `document`; on the images of `planned`."""
-    config, lab = parse_config(document), planned.laboratory
+    config, lab = parse_config(document), planned.context
     defense = DEFENSES.create(config.defenses[0])
     fraction = planned.systems[place].target_fraction if defense.plugin.uses_target_data else 0.0
     system = System(defense, config.cut_layers[0], fraction, config.seeds[0])

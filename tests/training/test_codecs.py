@@ -199,12 +199,12 @@ def small(**training: Any) -> Plan:
 def eight_bits() -> tuple[Plan, TrainedSystem]:
     """A system trained with messages of eight bits."""
     plan = small(codec="int8", gradient_codec="int8")
-    return plan, train_system(plan.laboratory, plan.systems[0])
+    return plan, train_system(plan.context, plan.systems[0])
 
 
 def test_utility_is_measured_on_what_arrives(eight_bits: tuple[Plan, TrainedSystem], compute: Compute) -> None:
     plan, trained = eight_bits
-    images, network = plan.laboratory.probe_data.test.images, trained.model
+    images, network = plan.context.probe_data.test.images, trained.model
     rng = torch.Generator().manual_seed(0)
     defense = trained.system.defense.plugin
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_utility_is_measured_on_what_arrives(eight_bits: tuple[Plan, TrainedSyst
 
 def test_attackers_get_and_simulate_what_arrives(eight_bits: tuple[Plan, TrainedSystem]) -> None:
     plan, trained = eight_bits
-    lab, attack = plan.laboratory, plan.attacks[0]
+    lab, attack = plan.context, plan.attacks[0]
     victims = lab.victims.images
     with torch.no_grad():
         plain = trained.model.client(victims)
@@ -231,7 +231,7 @@ def test_attackers_get_and_simulate_what_arrives(eight_bits: tuple[Plan, Trained
 def test_who_does_not_know_the_defense_still_knows_the_codec(eight_bits: tuple[Plan, TrainedSystem]) -> None:
     _, trained = eight_bits
     plan = small(codec="int8")
-    lab, attack = plan.laboratory, plan.attacks[0]
+    lab, attack = plan.context, plan.attacks[0]
     object.__setattr__(lab.threat, "adaptive", False)
     victims = lab.victims.images
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_rows_have_the_bytes_and_a_training_is_known_by_its_codecs(eight_bits: t
     traffic = trained.trained.traffic
     assert trained.cost["training_megabytes"] == pytest.approx(traffic.total / 2**20)
     documents = [
-        training_document(each.laboratory, each.systems[0], HONEST)
+        training_document(each.context, each.systems[0], HONEST)
         for each in (plan, small(codec="int8"), small(gradient_codec="int8"), small())
     ]
     assert all(a != b for i, a in enumerate(documents) for b in documents[:i])
