@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 def curves(scores: dict[tuple[str, int, int], float]) -> dict[Job, Curve]:
     return {
-        Job(setting, cut, seed, 10, 100, "data"): Curve([{"step": 10, "loss": 11.0, "knn": knn}])
+        Job(setting, cut, seed, 10, 100, "data"): Curve(
+            [{"step": 10, "loss": 11.0, "knn": knn, "client_signature": 2.8 if setting == "apart" else 0.02}]
+        )
         for (setting, cut, seed), knn in scores.items()
     }
 
@@ -42,9 +44,15 @@ def test_a_setting_that_does_not_learn_fails(setting: str) -> None:
 def test_a_setting_whose_clients_can_be_told_apart_fails_however_well_it_does() -> None:
     good = curves(GOOD)
     (job, *_) = (job for job in good if job.setting == "noniid_100")
-    good[job].points[0]["client_signature"] = 0.02
     assert compare(good, 0.02)["passed"]
     good[job].points[0]["client_signature"] = 2.8
+    assert compare(good, 0.02)["passed"] is False
+
+
+def test_a_control_whose_clients_cannot_be_told_apart_fails() -> None:
+    good = curves(GOOD)
+    (control,) = (job for job in good if job.setting == "apart")
+    good[control].points[0]["client_signature"] = 0.02
     assert compare(good, 0.02)["passed"] is False
 
 

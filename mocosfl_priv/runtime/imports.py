@@ -14,6 +14,9 @@ from types import ModuleType
 
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError
 
+DISTRIBUTION = Path(__file__).resolve().parents[2]  # the folder that has this package, and the three below beside it
+OWN = ("mocosfl_priv", "attacks", "defenses", "reports")
+
 
 def import_place(place: str, reference: str) -> ModuleType:
     """Import the module at `place`, the part of `reference` before its colon: a dotted name or a ``.py`` file.
@@ -63,7 +66,8 @@ def _import_module(module: str, reference: str) -> ModuleType:
 def source_files(path: Path) -> tuple[Path, ...]:
     """`path` and the files that it imports from beside it: from its folder, or below, and so on from these.
 
-    They are found in the source, so imports within functions count, too. What is installed does not count.
+    They are found in the source, so imports within functions count, too. What is installed does not count, nor do
+    mocosfl-priv's own packages, which also lie beside a plugin in the root of a checkout.
     """
     root = path.resolve().parent
     found, waiting = [path.resolve()], [path.resolve()]
@@ -107,11 +111,13 @@ def _imported(file: Path, root: Path) -> Iterator[Path]:
         if isinstance(node, ast.Import):
             for name in node.names:
                 yield from _beside(root, name.name.split("."))
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(file.parents):
             folder = file.parents[node.level - 1] if node.level else root
             if not folder.is_relative_to(root):
                 continue
             parts = node.module.split(".") if node.module else []
+            if node.level and (folder / "__init__.py").is_file():
+                yield folder / "__init__.py"
             yield from _beside(folder, parts)
             for name in node.names:
                 yield from _beside(folder, [*parts, name.name])
@@ -119,31 +125,34 @@ def _imported(file: Path, root: Path) -> Iterator[Path]:
 
 def _beside(folder: Path, parts: list[str]) -> Iterator[Path]:
     """The files in `folder` that importing the dotted name `parts` runs; none where it is not found there."""
+    if folder == DISTRIBUTION and parts and parts[0] in OWN:
+        return
     if parts[:1] == [folder.name] and (folder / "__init__.py").is_file():  # a package that imports itself by its name
+        yield folder / "__init__.py"
         parts = parts[1:]
     for length in range(1, len(parts) + 1):
         place = folder.joinpath(*parts[:length])
         for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
             if file.is_file():
-                yield file.resolve()
-
-
-_FOLDERS: list[str] = []  # of users' files, at the end of the module path
+                yield file
 
 
 def _make_importable(file: Path) -> None:
-    """Let `file` import what lies beside it. Raises ConfigurationError where another user's file has the same name."""
-    folder = str(file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-        _FOLDERS.append(folder)
-    for other in source_files(file)[1:]:
-        name = ".".join(other.relative_to(file.parent).with_suffix("").parts).removesuffix(".__init__")
-        loaded = sys.modules.get(name)
-        place = Path(getattr(loaded, "__file__", None) or other).resolve()
-        if place != other and any(place.is_relative_to(known) for known in _FOLDERS):
+    """Let `file` import what lies beside it. Raises ConfigurationError where Python finds another file by that name."""
+    folder = file.parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    for name in sorted({other.relative_to(folder).with_suffix("").parts[0] for other in source_files(file)[1:]}):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ValueError:  # a loaded module that says nothing of where it is from
+            continue
+        if name == "__init__" or spec is None or spec.origin is None:
+            continue
+        place = Path(spec.origin).resolve()
+        if place not in ((folder / f"{name}.py").resolve(), (folder / name / "__init__.py").resolve()):
             raise ConfigurationError(
-                f"file {file.name} imports {name!r} from beside it, but {place} was loaded under that name: rename one"
+                f"file {file.name} imports {name!r} from beside it, but Python finds {place} by that name: rename one"
             )
 
 

@@ -136,6 +136,20 @@ class IgnoresTheClock(Grey):
         return free.detach().clamp(0, 1)
 
 
+class LooksAtTheClockOnce(IgnoresTheClock):
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        if budget.exhausted:
+            return Grey.reconstruct(self, view, budget, seed)
+        return super().reconstruct(view, budget, seed)
+
+
+class LooksAtTheMean(Grey):
+    blind = True
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        return super().reconstruct(view, budget, seed) * float(view.smashed.mean().sigmoid())
+
+
 class HasNoAnswerWithoutSteps(Grey):
     def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         for _ in budget.iterate(5):
@@ -221,6 +235,8 @@ def test_a_small_attack_keeps_the_contract() -> None:
         (HidesANeedInOptional, "with nothing but its `needs` it does not work"),
         (NeedsTooMuch, "works without query"),
         (IgnoresTheClock, "with no time left it takes 3 optimiser steps"),
+        (LooksAtTheClockOnce, "it takes 3 optimiser steps with a budget of one step, and 3 with 12"),
+        (LooksAtTheMean, "blind = True"),
         (TrainsTheClient, "changes the weights of view.client"),
         (ChangesMessages, "changes view.smashed"),
         (LooksThough, "blind = True"),

@@ -90,8 +90,37 @@ def test_two_helpers_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / folder / "shared_helper_name.py").write_text("FACTOR = 1.0\n")
         (tmp_path / folder / f"mine_{folder}.py").write_text(DEFENSE.format(helper="shared_helper_name"))
     DEFENSES.load(str(tmp_path / "one" / "mine_one.py"))
-    with pytest.raises(ConfigurationError, match="was loaded under that name: rename one"):
+    with pytest.raises(ConfigurationError, match="by that name: rename one"):
         DEFENSES.load(str(tmp_path / "two" / "mine_two.py"))
+
+
+def test_a_file_named_like_a_module_of_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "fractions.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "mine_shadowed.py").write_text(DEFENSE.format(helper="fractions"))
+    with pytest.raises(ConfigurationError, match=r"imports 'fractions' from beside it, but Python finds .*rename one"):
+        DEFENSES.load(str(tmp_path / "mine_shadowed.py"))
+
+
+def test_linked_files_and_a_package_s_own_init_count(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked_factor.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "pk").mkdir()
+    (tmp_path / "pk" / "linked_factor.py").symlink_to(tmp_path / "elsewhere" / "linked_factor.py")
+    (tmp_path / "pk" / "__init__.py").write_text("C = 1\n")
+    (tmp_path / "pk" / "a.py").write_text("from . import C\nfrom .... import far\n")
+    (tmp_path / "pk" / "b.py").write_text(DEFENSE.format(helper="linked_factor"))
+    assert [file.name for file in source_files(tmp_path / "pk" / "a.py")] == ["a.py", "__init__.py"]
+    before = code_sha256(tmp_path / "pk" / "b.py")
+    assert DEFENSES.load(str(tmp_path / "pk" / "b.py")).__name__ == "Mine"
+    (tmp_path / "elsewhere" / "linked_factor.py").write_text("FACTOR = 2.0\n")
+    assert code_sha256(tmp_path / "pk" / "b.py") != before
+
+
+def test_our_own_packages_do_not_count_where_a_plugin_lies_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    text = b"from mocosfl_priv import Defense\nfrom attacks.rmle import RmleAttack\nimport defenses.none\n"
+    monkeypatch.setattr(Path, "read_bytes", lambda _self: text)  # of a file that is not written into the checkout
+    assert source_files(root / "my_defense.py") == (root / "my_defense.py",)
 
 
 def test_a_backbone_counts_what_it_imports(tmp_path: Path) -> None:
