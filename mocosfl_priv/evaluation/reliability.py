@@ -51,9 +51,7 @@ FLAGS = (
 )
 PLACE = [key for key in CELL_KEYS if key not in ("attack", "seed")]  # attacks are compared where these keys are equal
 ENOUGH_SEEDS = 3
-LARGEST_SIGNATURE = (
-    0.5  # nats; beyond it the short cut lowered the loss, and kNN stalled later (docs/LEARNING.md)
-)
+LARGEST_SIGNATURE = 0.5  # nats; beyond it the short cut lowered the loss, and kNN stalled later (docs/LEARNING.md)
 FEWEST_VALIDATIONS = 6  # with fewer, a training is too short to judge whether it has stopped learning
 FALLING_LOSS = 0.05  # the loss has fallen if it falls by this fraction from the first to the last third of a training
 RISING_KNN = 0.01  # kNN accuracy has risen if it rises by this much from the first to the last third

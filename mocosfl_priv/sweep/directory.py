@@ -66,7 +66,7 @@ class SweepDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not (self.folder / LOCK).exists():  # its holder has just removed it
+            if not self._holds_the_file():  # its holder has just removed it, or it has been made anew since
                 raise BlockingIOError
         except BlockingIOError as error:
             raise ConfigurationError(
@@ -87,6 +87,13 @@ class SweepDirectory:
             self._leave()
             raise
         return self
+
+    def _holds_the_file(self) -> bool:
+        """Whether the open lock file is still the one in the folder."""
+        assert self._lock is not None
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._lock.fileno()), (self.folder / LOCK).stat())
+        return False
 
     def _leave(self) -> None:
         """Let go of the lock; where nothing was computed, nothing stays of what was made."""
