@@ -132,12 +132,18 @@ def keeps_what_it_heard(make: Make) -> None:
     if Capability.TRAINING_STREAM not in visible or (listener := _attend(attack, visible, MESSAGES)) is None:
         return
     heard = {name: value.detach().clone() for name, value in listener.state().items()}
-    other = _attend(make(), visible, 0)
+    again_made = make()
+    other = _attend(again_made, visible, 0)
     assert other is not None, "it attends a training the first time, but not the second"
     other.load_state(heard)
     again = other.state()
     same = heard.keys() == again.keys() and all(torch.equal(heard[name], again[name]) for name in heard)
     assert same, "load_state of its listener does not bring back what state returned"
+    first = _reconstruct(attack, small_view(attack, listener=listener))
+    second = _reconstruct(again_made, small_view(again_made, listener=other))
+    assert torch.equal(first, second), (
+        "a listener that comes back from its state leads to another reconstruction: state must hold all that it learned"
+    )
 
 
 CHECKS = (
@@ -174,7 +180,10 @@ def small_victims() -> Tensor:
 
 
 def small_view(
-    attack: Attack, visible: frozenset[Capability] | None = None, victims: Tensor | None = None
+    attack: Attack,
+    visible: frozenset[Capability] | None = None,
+    victims: Tensor | None = None,
+    listener: ServerHooks | None = None,
 ) -> AttackerView:
     """A view for `attack` on messages of a small client: a convolution, with noise as its defense.
 
@@ -184,12 +193,14 @@ def small_view(
         attack: what the view is for.
         visible: capabilities that are granted; by default what the attack declares.
         victims: the images behind the messages; by default :func:`small_victims`.
+        listener: what attended the training; by default one that the attack makes.
 
     Returns:
         The view.
     """
     visible = with_implied(attack.needs | attack.optional) if visible is None else visible
-    listener = _attend(attack, visible, MESSAGES) if Capability.TRAINING_STREAM in visible else None
+    if listener is None and Capability.TRAINING_STREAM in visible:
+        listener = _attend(attack, visible, MESSAGES)
     client, protect = _client(seed=0), _noise(seed=2)
     with torch.no_grad():
         smashed = protect(client(small_victims() if victims is None else victims))

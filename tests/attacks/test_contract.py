@@ -207,6 +207,22 @@ class Forgets(Grey):
         return super().reconstruct(view, budget, seed)
 
 
+class SavesNothing(Forgets):
+    def attend(self, stream: StreamView, seed: int) -> ServerHooks | None:
+        class Silent(Listener):
+            def state(self) -> dict[str, Tensor]:
+                return {}
+
+            def load_state(self, state: dict[str, Tensor]) -> None:
+                pass
+
+        return Silent()
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        assert isinstance(view.listener, Listener)
+        return super().reconstruct(view, budget, seed) * float(view.listener.heard) / 10
+
+
 class StealsTheGradient(Forgets):
     def attend(self, stream: StreamView, seed: int) -> ServerHooks | None:
         class Steals(Listener):
@@ -241,6 +257,7 @@ def test_a_small_attack_keeps_the_contract() -> None:
         (ChangesMessages, "changes view.smashed"),
         (LooksThough, "blind = True"),
         (Forgets, "load_state of its listener"),
+        (SavesNothing, "state must hold all that it learned"),
         (StealsTheGradient, "returns no gradient of shape"),
     ],
 )
