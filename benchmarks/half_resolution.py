@@ -1,4 +1,4 @@
-"""A backbone of one's own (docs/CONFIGURATION.md): ResNet-8 whose stem halves the resolution, a third of the work."""
+"""A backbone of one's own (docs/tasks/own-model.md): ResNet-8 whose stem halves the resolution, a third of the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mocosfl_priv.models.layers import LayerOptions
 from mocosfl_priv.models.resnet import BasicBlock, Stem
 
 WIDTH = 16
-HALVED_FROM = 48  # pixels; from there on our stem has stride 2 of itself
+HALVED_FROM = 48  # pixels per side; from there on `Stem` has stride 2
 
 
 def resnet8(width: int | None, image_size: int) -> list[nn.Module]:

@@ -239,7 +239,7 @@ def _read_clients(run: Any, images: Any, classes: list[list[int]]) -> dict[str, 
         learned, tested = kinds[0][kind], kinds[1][kind]
         centre, scale = learned.mean(0), learned.std(0) + 1e-8
         learned, tested = (learned - centre) / scale, (tested - centre) / scale
-        reader = RidgeClassifier(alpha=100.0, solver="auto").fit(learned, owners)
+        reader = RidgeClassifier(alpha=100.0).fit(learned, owners)
         found[f"client_from_{kind}"] = float((reader.predict(tested) == owners).mean())
         of_class = _ridge(learned[first], has[owners[first]])
         best = of_class(tested[~first]).argmax(1)
