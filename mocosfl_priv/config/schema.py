@@ -253,10 +253,10 @@ class TrainingConfig(Section):
 
     @property
     def has_short_cut(self) -> bool:
-        """Whether clients that learn will give their keys a signature by which the server can tell clients apart.
+        """Whether clients that learn are expected to give their keys a signature by which the server can tell them apart.
 
-        Certain beforehand for several clients with different classes whose momentum models are never averaged
-        (docs/LEARNING.md). Clients that are handed a frozen model are not concerned.
+        Expected of several clients with different classes whose momentum models are never averaged (docs/LEARNING.md).
+        Clients with a frozen model are not concerned.
         """
         return self.clients > 1 and self.partition != "iid" and not self.average_momentum_models
 

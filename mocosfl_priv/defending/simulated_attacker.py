@@ -30,8 +30,12 @@ SMALLEST_SPREAD = 1e-4  # lower limit for the variance of a batch's colours, whi
 class SimulatedAttacker(NoHooks):
     """Decoders from smashed data to images, trained by Adam for the best score; their success is a loss for the client.
 
+    The simulated attacker of Li et al., "ResSFL: A Resistance Transfer Framework for Defending Model Inversion Attack
+    in Split Federated Learning", CVPR 2022.
+
     Args:
-        decoders: Architectures of one or several decoders, in the decoder grammar.
+        decoders: Architectures of one or several decoders, in the decoder grammar; see
+            :func:`mocosfl_priv.build_decoder`.
         smashed_shape: (c, h, w) of smashed data.
         image_shape: (3, h, w) of images.
         alpha: Weight of the client's loss, alpha * max(0, score - threshold) for the strongest decoder.
@@ -47,26 +51,6 @@ class SimulatedAttacker(NoHooks):
             others keep up the pressure.
         milestones: Shares of `steps` after which a decoder's learning rate is multiplied by `decay`.
         decay: See `milestones`.
-
-    The simulated attacker of Li et al., "ResSFL: A Resistance Transfer Framework for Defending Model Inversion Attack
-    in Split Federated Learning", CVPR 2022. With `refresh`, decoders begin afresh one at a time, so that the others
-    keep pressing: a client outruns decoders whose rate decays, and a real attacker begins when training is over.
-
-    Args:
-        decoders: one or several names; see :func:`mocosfl_priv.build_decoder`.
-        smashed_shape: (c, h, w) of smashed data.
-        image_shape: (3, h, w).
-        alpha: the client pays alpha * max(0, score - threshold) for the strongest decoder.
-        threshold: see `alpha`.
-        steps: how often it will :meth:`learn`.
-        batch_size: images in a call, which decides about the decoders' norms.
-        compute: device and precision.
-        seed: of the decoders' weights.
-        objective: what a score is, see :func:`score`.
-        refresh: after every so many steps the decoder that has learned for longest begins afresh, with new weights and
-            at the full rate; 0 for never.
-        milestones: shares of `steps` after which a decoder's rate is multiplied by `decay`.
-        decay: see `milestones`.
 
     >>> from mocosfl_priv.config import ComputeConfig
     >>> attacker = SimulatedAttacker(

@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is certain, before anything is trained, to make results say less than they seem to; a line each."""
+        """What is known before training to weaken the results: one line for each such setting."""
         learning = [system for system in self.systems if not system.defense.plugin.freezes_clients]
         if not learning or not self.config.training.has_short_cut:
             return ()
