@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for setting in settings
         for cut in ([0] if setting == "central" else [1] if setting in CONTROLS else cuts)
     ]
-    curves = dict(run_all(jobs, options.workers, options.keep))
+    curves = run_all(jobs, options.workers, options.keep)
     margin = QUICK_MARGIN if options.quick else MARGIN
     return {**compare(curves, margin), "minutes": round((time.monotonic() - started) / 60, 1), "setting": {
         "model": f"{options.backbone} (width 16), projector 1024, 32 px, bfloat16 where it is fast, one thread",

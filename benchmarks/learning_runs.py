@@ -85,7 +85,7 @@ class Curve:
         return max((point["client_signature"] for point in self.points if "client_signature" in point), default=0.0)
 
 
-def run_all(jobs: list[Job], workers: int, keep: Path | None) -> list[tuple[Job, Curve]]:
+def run_all(jobs: list[Job], workers: int, keep: Path | None) -> dict[Job, Curve]:
     """Every job with its curve, in the order of `jobs`; finished ones are read from `keep`."""
     done: dict[Job, Curve] = {}
     if keep is not None:
@@ -106,7 +106,7 @@ def run_all(jobs: list[Job], workers: int, keep: Path | None) -> list[tuple[Job,
                 unfinished = finished.with_suffix(".part")
                 unfinished.write_text(json.dumps(asdict(done[job])), encoding="utf-8")
                 unfinished.replace(finished)
-    return [(job, done[job]) for job in jobs]
+    return {job: done[job] for job in jobs}
 
 
 def train(job: Job) -> Curve:

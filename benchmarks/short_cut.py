@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     jobs = {name: _job(name, options) for name in options.variants}
-    curves = dict(run_all(list(jobs.values()), options.workers, options.keep))
+    curves = run_all(list(jobs.values()), options.workers, options.keep)
     found = {name: curves[job] for name, job in jobs.items()}
     if options.picture is not None:
         draw(found, options.picture)

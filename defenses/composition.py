@@ -22,7 +22,7 @@ from mocosfl_priv import (
     PluginEntry,
     PreparedModel,
 )
-from mocosfl_priv.plugins import Loaded, under, within
+from mocosfl_priv.plugins import Loaded, overrides, under, within
 
 ON_LEARNING = ("client_loss", "replace_keys", "filter_gradient")  # hooks without effect on clients that do not learn
 AT_MOST_ONE = {
@@ -141,23 +141,23 @@ def _check(parts: tuple[Loaded[Defense], ...]) -> None:
     for part in parts:
         if part.plugin.parts:
             raise ConfigurationError(f"{part.label} consists of several defenses itself: name its parts instead")
-        if not any(_overrides(part, hook) for hook in vars(Defense) if not hook.startswith("_")):
+        if not any(overrides(part.plugin, hook) for hook in vars(Defense) if not hook.startswith("_")):
             raise ConfigurationError(f"{part.label} does nothing, beside others too")
     origins = [part.origin for part in parts]
     for part in parts:
         if origins.count(part.origin) > 1:
             raise ConfigurationError(f"{part.label} stands twice")
     for hook, clash in AT_MOST_ONE.items():
-        several = [part for part in parts if _overrides(part, hook)]
+        several = [part for part in parts if overrides(part.plugin, hook)]
         if len(several) > 1:
             raise ConfigurationError(f"{_named(several)} both {clash}")
-    senders = [part for part in parts if _overrides(part, "protect")]
+    senders = [part for part in parts if overrides(part.plugin, "protect")]
     for part in senders:
-        if _overrides(part, "client_loss") and part is not senders[0]:
+        if overrides(part.plugin, "client_loss") and part is not senders[0]:
             raise ConfigurationError(
                 f"{part.label} learns about its own messages: it must stand before {senders[0].label}"
             )
-        if _overrides(part, "filter_gradient") and part is not senders[-1]:
+        if overrides(part.plugin, "filter_gradient") and part is not senders[-1]:
             raise ConfigurationError(
                 f"{part.label} learns from the gradients of its own messages: it must stand after {senders[-1].label}"
             )
@@ -172,7 +172,7 @@ def _check(parts: tuple[Loaded[Defense], ...]) -> None:
 def _refuse_idle(frozen: Loaded[Defense], parts: tuple[Loaded[Defense], ...]) -> None:
     """Raise ConfigurationError where another part works on what the clients of `frozen` learn."""
     for part in parts:
-        if part is not frozen and any(_overrides(part, hook) for hook in ON_LEARNING):
+        if part is not frozen and any(overrides(part.plugin, hook) for hook in ON_LEARNING):
             raise ConfigurationError(
                 f"{frozen.label} freezes the clients, and {part.label} works on what they learn: it would do nothing"
             )
@@ -180,7 +180,3 @@ def _refuse_idle(frozen: Loaded[Defense], parts: tuple[Loaded[Defense], ...]) ->
 
 def _named(parts: Iterable[Loaded[Defense]]) -> str:
     return " and ".join(part.label for part in parts)
-
-
-def _overrides(part: Loaded[Defense], hook: str) -> bool:
-    return getattr(type(part.plugin), hook, None) is not getattr(Defense, hook, None)

@@ -52,13 +52,13 @@ def page() -> str:
         else:
             level = "#" * (2 + section.count("."))
             parts.append(f"{level} `{section}`\n\n{_prose(summaries[section])}\n\n{_table(keys)}")
-    parts.append(_plugins(ATTACKS, "attack", "The attack suite", "ATTACKS.md"))
-    parts.append(_plugins(DEFENSES, "defense", "The defense suite", "DEFENSES.md"))
+    parts.append(_plugins(ATTACKS, "The attack suite", "ATTACKS.md"))
+    parts.append(_plugins(DEFENSES, "The defense suite", "DEFENSES.md"))
     return "\n".join(parts)
 
 
-def _plugins(registry: Registry, kind: str, title: str, target: str) -> str:  # type: ignore[type-arg]
-    parts = [PLUGINS.format(kind=kind, where=f"{kind}s", title=title, page=target)]
+def _plugins(registry: Registry, title: str, target: str) -> str:  # type: ignore[type-arg]
+    parts = [PLUGINS.format(kind=registry.kind, where=registry.package, title=title, page=target)]
     for name, origin in registry.origins().items():
         if not origin.startswith(registry.package + "."):
             continue  # of another package that is installed here
@@ -69,7 +69,7 @@ def _plugins(registry: Registry, kind: str, title: str, target: str) -> str:  # 
             for key in keys_of(parameter_model(cls))
         ]
         table = _table(keys) if keys else "No parameters.\n"
-        parts.append(f"### {kind} `{name}`\n\n{_prose(summary(cls))}\n\n{table}")
+        parts.append(f"### {registry.kind} `{name}`\n\n{_prose(summary(cls))}\n\n{table}")
     return "\n".join(parts)
 
 

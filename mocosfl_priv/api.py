@@ -179,7 +179,8 @@ class Sweep:
                 checked = plan(variant.config)
                 missing.add(checked, variant.name if variant.labels else "")
                 keys[variant.name] = run_key(checked)
-                sizes.append(result_bytes(checked))
+                if not resume:
+                    sizes.append(result_bytes(checked))
                 lines += [*checked.context.roles.reading, *(f"warning: {warning}" for warning in checked.warnings)]
             if not resume:  # in the store, and in the run directories
                 require_room(folder.folder, 2 * sum(sizes), f"--out {folder.folder}")

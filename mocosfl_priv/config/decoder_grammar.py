@@ -9,11 +9,6 @@ from mocosfl_priv.errors import ConfigurationError
 GRAMMAR = re.compile(r"(res|conv)_normN(\d+)C(\d+)|(edsr|unet|ressfl)_N(\d+)C(\d+)")
 
 
-def is_own_decoder(architecture: str) -> bool:
-    """Whether `architecture` is a reference to code, ``package.module:function`` or ``file.py:function``."""
-    return ":" in architecture
-
-
 def check_grammar(architecture: str) -> tuple[str, int, int]:
     """Take the name of an inversion network apart; see :func:`mocosfl_priv.inversion.build_decoder`.
 

@@ -48,7 +48,8 @@ def document_keys() -> list[Key]:
 
 def section_summaries() -> dict[str, str]:
     """What each section is for, by its dotted path: the first line of its class."""
-    return dict(_summaries(ExperimentConfig.model_json_schema(), "", ExperimentConfig.model_json_schema()["$defs"]))
+    schema = ExperimentConfig.model_json_schema()
+    return dict(_summaries(schema, "", schema["$defs"]))
 
 
 def keys_of(model: type[BaseModel]) -> Iterator[Key]:

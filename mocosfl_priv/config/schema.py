@@ -253,7 +253,7 @@ class TrainingConfig(Section):
 
     @property
     def has_short_cut(self) -> bool:
-        """Whether clients that learn are expected to give their keys a signature by which the server can tell them apart.
+        """Whether clients that learn are expected to give their keys a signature that tells the server their client.
 
         Expected of several clients with different classes whose momentum models are never averaged (docs/LEARNING.md).
         Clients with a frozen model are not concerned.

@@ -14,6 +14,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def _load(root: Path, split: str, image_size: int) -> ImageSet:
     images = np.stack([read(path, image_size, reading) for path in paths])
     reading.require_whole_range()
     if folder not in classes.values():
-        reading.skipped += Counter({LEFT: _litter_in(folder), "beside the class folders": _pictures_in(folder)})
+        reading.skipped += Counter(
+            {LEFT: _litter_in(folder), "beside the class folders": sum(1 for _ in _pictures(folder))}
+        )
     read_set = ImageSet.ungrouped(
         f"imagefolder:{root}/{split}",
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
@@ -140,7 +143,7 @@ def lay_out(root: Path, depth: int = 0) -> Layout:
         missing = "none of test/, val/, valid/, validation/" if train else "no train/"
         raise ConfigurationError(f"imagefolder: {root} has {_names(train or evaluated)} but {missing}")
     inner = [path for path in folders if {"train"} < {split_named(below.name) for below in _folders(path)} - {None}]
-    if len(folders) == 1 and not _pictures_in(root) and not _is_plain(folders[0]) and depth < DEEPEST:
+    if len(folders) == 1 and not any(_pictures(root)) and not _is_plain(folders[0]) and depth < DEEPEST:
         below = lay_out(folders[0], depth + 1)
         if not below.divided:
             return below
@@ -176,7 +179,7 @@ def _classes(folder: Path) -> dict[str, Path]:
     classes = {unicodedata.normalize("NFC", path.name): path for path in folders}
     if len(classes) < len(folders):
         raise ConfigurationError(f"imagefolder: {folder} holds two class folders with the same name: {_names(folders)}")
-    if not classes and not _pictures_in(folder):
+    if not classes and not any(_pictures(folder)):
         raise ConfigurationError(f"imagefolder: {folder} has no class folders, and {_holds(folder)}")
     return dict(sorted(classes.items())) or {UNLABELLED: folder}
 
@@ -188,9 +191,9 @@ def _folders(folder: Path) -> list[Path]:
         raise PictureError(f"{folder} cannot be opened: {error.strerror}") from error
 
 
-def _pictures_in(folder: Path) -> int:
-    """Number of pictures in `folder` itself, not in its subfolders."""
-    return sum(not is_litter(path.name) and path.is_file() and is_picture(path) for path in folder.iterdir())
+def _pictures(folder: Path) -> Iterator[Path]:
+    """The pictures in `folder` itself, not in its subfolders, each looked for only when it is asked for."""
+    return (path for path in folder.iterdir() if not is_litter(path.name) and path.is_file() and is_picture(path))
 
 
 def _litter_in(folder: Path) -> int:
@@ -206,7 +209,7 @@ def _alike(names: list[str]) -> str:
 
 def _is_plain(folder: Path) -> bool:
     """Whether `folder` holds pictures and no folders, and so can only be a class folder."""
-    return not _folders(folder) and _pictures_in(folder) > 0
+    return not _folders(folder) and any(_pictures(folder))
 
 
 def _holds(folder: Path) -> str:

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mocosfl_priv.config.decoder_grammar import is_own_decoder
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
 from mocosfl_priv.inversion.decoders import NormName, build_decoder
 from mocosfl_priv.inversion.own_decoder import check_own_decoder
+from mocosfl_priv.models.custom_backbone import is_own
 from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import global_seed
@@ -170,7 +170,7 @@ def check_decoders(decoders: Sequence[str], context: DefenderContext) -> None:
     >>> compute = Compute.resolve(ComputeConfig(device="cpu", precision="float32"))
     >>> check_decoders(["res_normN1C16"], small_context(Defense(), compute))
     """
-    own = [decoder for decoder in decoders if is_own_decoder(decoder)]
+    own = [decoder for decoder in decoders if is_own(decoder)]
     if own:
         model = context.build_model()
         for decoder in own:

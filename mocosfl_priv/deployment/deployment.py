@@ -11,7 +11,7 @@ from mocosfl_priv.deployment.reception import Reception, Terms
 from mocosfl_priv.deployment.remote_clients import Patience, RemoteClients
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import Defense
+from mocosfl_priv.plugins import Defense, overrides
 from mocosfl_priv.runtime.seeding import derive_seed
 from mocosfl_priv.training.message_count import rows_per_image
 from mocosfl_priv.training.participants import Simulated
@@ -104,17 +104,13 @@ def require_runs_on_devices(defense: Defense, label: str) -> None:
     """
     for part in [part.plugin for part in defense.parts] or [defense]:
         name = label if part is defense else f"{label} ({type(part).__name__})"
-        if found := [hook for hook in ON_RETURN if _overrides(part, hook)]:
+        if found := [hook for hook in ON_RETURN if overrides(part, hook)]:
             raise ConfigurationError(
                 f"defense {name!r} does not run on devices: it handles what the server sends back "
                 f"({', '.join(found)}), with state that all clients share"
             )
-        if _overrides(part, "state") and (found := [hook for hook in ON_WAY_OUT if _overrides(part, hook)]):
+        if overrides(part, "state") and (found := [hook for hook in ON_WAY_OUT if overrides(part, hook)]):
             raise ConfigurationError(
                 f"defense {name!r} does not run on devices: what it does at a client ({', '.join(found)}) is learned "
                 "from the messages of all clients, but a device has only its own"
             )
-
-
-def _overrides(defense: Defense, hook: str) -> bool:
-    return getattr(type(defense), hook, None) is not getattr(Defense, hook, None)

@@ -35,6 +35,7 @@ LITTER = frozenset({
 LEFT = "left by a system or editor"
 ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
 BITS_PER_SAMPLE, PHOTOMETRIC, LARGEST_SAMPLE, SAMPLE_FORMAT = 258, 262, 281, 339  # TIFF's
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 SIGNED = 2  # a sample's format
 FULL_16 = 2**16 - 1
 PROGRAMS = ("EPS",)
@@ -185,8 +186,9 @@ def _verify(file: BinaryIO) -> None:
     """Compare the checksums that a PNG has of its parts; Pillow decodes without that, and damage may go unnoticed."""
     from PIL import Image
 
-    with Image.open(file) as image:
-        if image.format == "PNG":
+    if file.read(len(PNG)) == PNG:
+        file.seek(0)
+        with Image.open(file) as image:
             image.verify()
     file.seek(0)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from mocosfl_priv.experiment.audit import AuditPlan
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.train import System
-from mocosfl_priv.models.split import SplitModel, build_split_model
+from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.training.checkpoints import KEPT
 
 NUMBER = 4  # bytes of a weight
 COPIES = 3  # of a network that learns, in a checkpoint: itself, its momentum model, its optimiser
 WIDE = 512  # numbers in a feature where the projector's own width is not configured
-NEUTRAL = ([0.5] * 3, [0.5] * 3)  # colours that a client normalises with, which take no space
 
 
 def result_bytes(plan: Plan | AuditPlan) -> int:
@@ -42,10 +39,9 @@ def _sizes(plan: Plan) -> Iterator[tuple[System, int, int]]:
     known: dict[object, tuple[int, int]] = {}
     for system in plan.systems:
         model = system.defense.plugin.architecture(plan.config.model)
-        key = (model.model_dump_json(), system.cut_layer)
+        key = (model, system.cut_layer)
         if key not in known:
-            with torch.random.fork_rng(devices=[]):
-                known[key] = _numbers(build_split_model(model, system.cut_layer, plan.config.data.image_size, *NEUTRAL))
+            known[key] = _numbers(plan.context.build_model(model, system.cut_layer, system.seed))
         yield (system, *known[key])
 
 

@@ -108,8 +108,9 @@ def plan(config: ExperimentConfig) -> Plan:
             attack.plugin.check(model.smashed_shape, model.image_shape)
     for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
         model_config = system.defense.plugin.architecture(config.model)
-        system.defense.plugin.check(defender_context(context, system, model_config, Silent()))
-        laid_out.expert_steps(system)
+        prepared_with = defender_context(context, system, model_config, Silent())
+        system.defense.plugin.check(prepared_with)
+        expert_steps(system.defense.plugin, prepared_with)
     return laid_out
 
 

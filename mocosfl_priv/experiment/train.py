@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -424,7 +424,7 @@ def expert_trainer(
     for part in (*plugin.parts, system.defense):
         trainer = part.plugin
         if isinstance(trainer, ExpertDefense) and (document := trainer.expert_document(context)) is not None:
-            return Loaded(part.label, trainer, part.origin, part.code_sha256, part.parameters), context, document
+            return cast(Loaded[ExpertDefense], part), context, document
     return None
 
 

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocosfl_priv.config.decoder_grammar import check_grammar, is_own_decoder
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.inversion.own_decoder import build_own_decoder
 from mocosfl_priv.inversion.ridge import fit_convolution
 from mocosfl_priv.models.convolution import zeroed
+from mocosfl_priv.models.custom_backbone import is_own
 
 Norm = Callable[[int], nn.Module]
 NormName = Literal["group", "batch"]
@@ -222,7 +223,7 @@ def build_decoder(
     >>> build_decoder("unet_N1C8", (4, 8, 8), (3, 16, 16))(torch.rand(2, 4, 8, 8)).shape
     torch.Size([2, 3, 16, 16])
     """
-    if is_own_decoder(architecture):
+    if is_own(architecture):
         return build_own_decoder(architecture, smashed_shape, image_shape)
     kind, blocks, channels = check_grammar(architecture)
     block = ResidualBlock if kind == "res" else ConvBlock

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +121,7 @@ def load_generator(reference: str, image_shape: tuple[int, int, int]) -> nn.Modu
     Traceback (most recent call last):
     mocosfl_priv.errors.ConfigurationError: file missing.py does not exist (paths are relative to the current folder)
     """
-    function = cast(Callable[[tuple[int, int, int]], Any], load_function(reference))
+    function = load_function(reference)
     try:
         generator = function(image_shape)
         if not isinstance(generator, nn.Module):

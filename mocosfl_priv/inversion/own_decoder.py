@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from mocosfl_priv.config.decoder_grammar import check_grammar, is_own_decoder
+from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.custom_backbone import load_function
+from mocosfl_priv.models.custom_backbone import is_own, load_function
 from mocosfl_priv.runtime.imports import one_line
 
 ROWS = 2  # messages of the trial of a decoder
@@ -27,7 +26,7 @@ def check_architecture(architecture: str) -> None:
 
     >>> check_architecture("unet_N2C32")
     """
-    if is_own_decoder(architecture):
+    if is_own(architecture):
         load_function(architecture)
     else:
         check_grammar(architecture)
@@ -46,7 +45,7 @@ def check_own_decoder(architecture: str, smashed_shape: Sequence[int], image_sha
 
     >>> check_own_decoder("unet_N2C32", (4, 8, 8), (3, 16, 16))
     """
-    if is_own_decoder(architecture):
+    if is_own(architecture):
         with torch.random.fork_rng():
             build_own_decoder(architecture, smashed_shape, image_shape)
 
@@ -56,7 +55,7 @@ def build_own_decoder(reference: str, smashed_shape: Sequence[int], image_shape:
 
     Raises ConfigurationError.
     """
-    function = cast(Callable[[tuple[int, ...], tuple[int, ...]], Any], load_function(reference))
+    function = load_function(reference)
     smashed, image = tuple(smashed_shape), tuple(image_shape)
     try:
         decoder = function(smashed, image)

@@ -18,12 +18,12 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean
 from mocosfl_priv.runtime.imports import code_sha256, import_place, one_line
 
 
-def is_own(backbone: str) -> bool:
-    """Whether `backbone` refers to a user's code, as ``package.module:function`` or ``file.py:function``."""
-    return ":" in backbone
+def is_own(reference: str) -> bool:
+    """Whether `reference` refers to a user's code, as ``package.module:function`` or ``file.py:function``."""
+    return ":" in reference
 
 
-def load_function(reference: str) -> Callable[[int | None, int], Any]:
+def load_function(reference: str) -> Callable[..., Any]:
     """Import the function that `reference` names; raises ConfigurationError when that fails."""
     place, name = reference.rsplit(":", 1)
     module = import_place(place, reference)
@@ -33,7 +33,7 @@ def load_function(reference: str) -> Callable[[int | None, int], Any]:
         raise ConfigurationError(f"{reference}: there is no function {name!r}; {did_you_mean(name, known)}")
     if not callable(function):
         raise ConfigurationError(f"{reference}: {name} is a {type(function).__name__}, not a function")
-    loaded: Callable[[int | None, int], Any] = function
+    loaded: Callable[..., Any] = function
     return loaded
 
 

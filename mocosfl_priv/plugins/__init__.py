@@ -17,6 +17,7 @@ from mocosfl_priv.plugins.defense import (
     TrainedExpert,
     detector_in,
     expert_steps,
+    overrides,
 )
 from mocosfl_priv.plugins.guarantee import (
     Guarantee,
@@ -83,6 +84,7 @@ __all__ = [
     "expert_steps",
     "load_optimiser_state",
     "optimiser_state",
+    "overrides",
     "parameter_descriptions",
     "parameter_model",
     "summary",

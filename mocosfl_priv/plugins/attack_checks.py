@@ -6,7 +6,6 @@ on a small client with a noisy defense, and raises AssertionError with a sentenc
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mocosfl_priv.config import ComputeConfig
-from mocosfl_priv.errors import ConfigurationError, ThreatModelError
+from mocosfl_priv.errors import ThreatModelError
 from mocosfl_priv.plugins.attack import Attack
 from mocosfl_priv.plugins.budget import Budget
+from mocosfl_priv.plugins.contract import copied, require, same
 from mocosfl_priv.plugins.threat import Capability, with_implied
 from mocosfl_priv.plugins.views import AttackerView, AuxiliaryData, StreamView
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.training.hooks import Message, ServerHooks
 
@@ -103,14 +102,15 @@ def leaves_its_view_as_it_was(make: Make) -> None:
     everything = frozenset(Capability)
     view = small_view(attack, everything)
     shown = {"client": view.client, "server": view.server, "colluder": view.colluder}
-    before = {name: copy.deepcopy(network.state_dict()) for name, network in shown.items()}
+    before = {name: copied(network.state_dict()) for name, network in shown.items()}
     smashed, images = view.smashed.clone(), view.auxiliary.images.clone()
     _reconstruct(attack, view)
     assert torch.equal(view.smashed, smashed), "it changes view.smashed: work on a clone"
     assert torch.equal(view.auxiliary.images, images), "it changes view.auxiliary.images: work on a clone"
     for name, network in shown.items():
-        same = all(torch.equal(value, before[name][key]) for key, value in network.state_dict().items())
-        assert same, f"it changes the weights of view.{name}: work on copy.deepcopy(view.{name})"
+        assert same(network.state_dict(), before[name]), (
+            f"it changes the weights of view.{name}: work on copy.deepcopy(view.{name})"
+        )
 
 
 def is_blind_if_it_says_so(make: Make) -> None:
@@ -131,14 +131,13 @@ def keeps_what_it_heard(make: Make) -> None:
     visible = with_implied(attack.needs | attack.optional)
     if Capability.TRAINING_STREAM not in visible or (listener := _attend(attack, visible, MESSAGES)) is None:
         return
-    heard = {name: value.detach().clone() for name, value in listener.state().items()}
+    heard = copied(listener.state())
     again_made = make()
     other = _attend(again_made, visible, 0)
     assert other is not None, "it attends a training the first time, but not the second"
     other.load_state(heard)
     again = other.state()
-    same = heard.keys() == again.keys() and all(torch.equal(heard[name], again[name]) for name in heard)
-    assert same, "load_state of its listener does not bring back what state returned"
+    assert same(heard, again), "load_state of its listener does not bring back what state returned"
     first = _reconstruct(attack, small_view(attack, listener=listener))
     second = _reconstruct(again_made, small_view(again_made, listener=other))
     assert torch.equal(first, second), (
@@ -159,15 +158,7 @@ CHECKS = (
 
 def require_attack_contract(make: Make, who: str) -> None:
     """Raise ConfigurationError, in one line that names `who`, unless all `CHECKS` pass."""
-    for check in CHECKS:
-        try:
-            check(make)
-        except (AssertionError, ThreatModelError) as broken:
-            raise ConfigurationError(f"{who} breaks the contract of an attack: {broken}") from broken
-        except ConfigurationError:
-            raise
-        except Exception as error:  # a user's code can fail in any way
-            raise ConfigurationError(f"{who} fails on six small images: {one_line(error)}") from error
+    require(CHECKS, make, who, "an attack", "six small images", broken=(AssertionError, ThreatModelError))
 
 
 def small_victims() -> Tensor:

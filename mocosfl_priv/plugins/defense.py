@@ -338,6 +338,22 @@ def detector_in(defense: Defense) -> Detector | None:
     return next((found for part in defense.parts if (found := detector_in(part.plugin)) is not None), None)
 
 
+def overrides(defense: Defense, hook: str) -> bool:
+    """Whether the class of a defense has a hook of its own instead of the default.
+
+    Args:
+        defense: any.
+        hook: name of a method, for example ``protect``.
+
+    Returns:
+        False for the default, and for a hook that only other kinds of defenses have.
+
+    >>> overrides(Defense(), "protect")
+    False
+    """
+    return getattr(type(defense), hook, None) is not getattr(Defense, hook, None)
+
+
 def expert_steps(defense: Defense, context: DefenderContext) -> int:
     """How many steps the pre-training of `defense` and of its parts will report.
 

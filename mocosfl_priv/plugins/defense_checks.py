@@ -6,24 +6,24 @@ it on a small model and random images, and raises AssertionError with a sentence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mocosfl_priv.config import ComputeConfig, ModelConfig, TrainingConfig
-from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.split import SplitModel, build_split_model
-from mocosfl_priv.plugins.defense import DefenderContext, Defense, Detector, ExpertDefense, PreparedModel
+from mocosfl_priv.plugins.contract import copied, require, same
+from mocosfl_priv.plugins.defense import DefenderContext, Defense, Detector, ExpertDefense, PreparedModel, detector_in
 from mocosfl_priv.runtime.compute import Compute
-from mocosfl_priv.runtime.imports import one_line
 from mocosfl_priv.runtime.seeding import global_seed
 from mocosfl_priv.training.hooks import MessageKind
 from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import PooledClients, PoolShape
 
 MESSAGES = 5
+SAID = ("a defense", "a small batch")  # in the message of a broken contract
 SMALL_MODEL = ModelConfig(backbone="resnet8", width=8, projector_hidden=8, projector_out=8)
 SMALL_TRAINING = TrainingConfig(clients=2, server_batch=8, queue_size=16, epochs=1, sync_period=2)
 
@@ -43,10 +43,9 @@ def keeps_shape_and_lets_gradients_through(make: Make) -> None:
     assert smashed.grad is not None, "no gradient passes through protect: is something detached?"
     assert bool(smashed.grad.isfinite().all()), "the gradient through protect is not finite"
     keys = torch.randn(smashed.shape, generator=_rng(2))
-    for part in (defense, *(part.plugin for part in defense.parts)):
-        if isinstance(part, Detector):
-            sent = part.replace_keys(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
-            assert _alike(sent, keys), f"replace_keys makes {_form(sent)} of keys {_form(keys)}"
+    if (detector := detector_in(defense)) is not None:
+        sent = detector.replace_keys(keys, torch.zeros(MESSAGES, dtype=torch.long), 0, _rng())
+        assert _alike(sent, keys), f"replace_keys makes {_form(sent)} of keys {_form(keys)}"
     gradient = torch.randn(smashed.shape, generator=_rng(1))
     filtered = defense.filter_gradient(gradient, _rng())
     assert _alike(filtered, gradient), f"filter_gradient makes {_form(filtered)} of a gradient {_form(gradient)}"
@@ -86,9 +85,9 @@ def keeps_its_state_while_it_protects(make: Make) -> None:
     """`protect` leaves `state` as it is; keys and messages outside of training leave no trace at all."""
     defense, smashed = _ready(make)
     for kind in MessageKind:
-        before = _copied_state(defense)
+        before = copied(defense.state())
         defense.protect(smashed.clone().requires_grad_(kind is MessageKind.QUERY), _rng(), kind)
-        assert _same(before, _copied_state(defense)), f"protect changes the state of the defense ({kind})"
+        assert same(before, copied(defense.state())), f"protect changes the state of the defense ({kind})"
     gradient = torch.randn(smashed.shape, generator=_rng(2))
     outcomes = []
     for others in ((), (MessageKind.KEY, MessageKind.INFERENCE)):
@@ -98,8 +97,8 @@ def keeps_its_state_while_it_protects(make: Make) -> None:
             with torch.set_grad_enabled(kind is MessageKind.INFERENCE):  # attackers search through the defense
                 defense.protect(-smashed, _rng(3), kind)
         if not isinstance(defense, Detector) and not defense.parts:  # those need keys between the two
-            outcomes.append({"gradient": defense.filter_gradient(gradient, _rng(4)), **_copied_state(defense)})
-    assert not outcomes or _same(*outcomes), (
+            outcomes.append({"gradient": defense.filter_gradient(gradient, _rng(4)), **copied(defense.state())})
+    assert not outcomes or same(*outcomes), (
         "protect remembers something of a key, or of a message outside of training, and filter_gradient then does "
         "something else; ask whether `kind` is MessageKind.QUERY"
     )
@@ -118,21 +117,21 @@ def trains_a_split_model(make: Make) -> None:
     )  # fmt: skip
     weights = [*outcome.model.client.parameters(), *outcome.model.trunk.parameters()]
     assert all(bool(weight.isfinite().all()) for weight in weights), "three steps of training end in NaN or infinity"
-    learned = {name: value.detach().clone() for name, value in outfit.defense.state().items()}
+    learned = copied(outfit.defense.state())
     other = _outfit(make).defense
     other.load_state(learned)
-    assert _same(other.state(), learned), "load_state does not bring back what state returned"
+    assert same(other.state(), learned), "load_state does not bring back what state returned"
 
 
 def comes_back_from_disk(make: Make) -> None:
     """With `restore` and `load_state` instead of `prepare`, it sends what it sent, and promises what it promised."""
     outfit = _outfit(make)
-    learned = {name: value.detach().clone() for name, value in outfit.defense.state().items()}
+    learned = copied(outfit.defense.state())
     other = make()
     other.restore(outfit.context)
     other.load_state(learned)
     smashed = torch.randn(MESSAGES, *outfit.prepared.model.smashed_shape, generator=_rng(1))
-    assert _same(other.state(), learned), "after restore and load_state the state is another one"
+    assert same(other.state(), learned), "after restore and load_state the state is another one"
     with torch.no_grad():
         sent = [defense.protect(smashed, _rng()) for defense in (outfit.defense, other)]
     assert torch.equal(*sent), "after restore and load_state protect sends something else: what prepare sets is missing"
@@ -145,8 +144,8 @@ def prepares_repeatably(make: Make) -> None:
     """
     first, second = _outfit(make), _outfit(make, with_expert=True)
     clients = [outfit.prepared.model.client.state_dict() for outfit in (first, second)]
-    assert _same(*clients), "prepare makes another client every time: draw from context.seed"
-    assert _same(first.defense.state(), second.defense.state()), "prepare ends in another state every time"
+    assert same(*clients), "prepare makes another client every time: draw from context.seed"
+    assert same(first.defense.state(), second.defense.state()), "prepare ends in another state every time"
 
 
 PROTECTION = (
@@ -160,24 +159,12 @@ CHECKS = (*PROTECTION, trains_a_split_model, comes_back_from_disk, prepares_repe
 
 def require_protection(make: Make, who: str) -> None:
     """Raise ConfigurationError, in one line that names `who`, unless the checks of `PROTECTION` pass."""
-    _require(PROTECTION, make, who)
+    require(PROTECTION, make, who, *SAID)
 
 
 def require_defense_contract(make: Make, who: str) -> None:
     """The same for all `CHECKS`, which prepare and train as well."""
-    _require(CHECKS, make, who)
-
-
-def _require(checks: Sequence[Callable[[Make], None]], make: Make, who: str) -> None:
-    for check in checks:
-        try:
-            check(make)
-        except AssertionError as broken:
-            raise ConfigurationError(f"{who} breaks the contract of a defense: {broken}") from broken
-        except ConfigurationError:
-            raise
-        except Exception as error:  # a user's code can fail in any way
-            raise ConfigurationError(f"{who} fails on a small batch: {one_line(error)}") from error
+    require(CHECKS, make, who, *SAID)
 
 
 @dataclass(frozen=True)
@@ -231,11 +218,3 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 def _form(value: object) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _copied_state(defense: Defense) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in defense.state().items()}
-
-
-def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +34,21 @@ def remove_empty(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def is_file_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file `descriptor` is the one at `path`, which may have been removed or made anew since."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Remove those of `folders` that are empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it is not empty, or gone
+            folder.rmdir()
 
 
 class Lock:
@@ -68,7 +84,7 @@ class Lock:
                 os.close(descriptor)
                 self._unlink()
                 return self
-            if self._is_there(descriptor):
+            if is_file_at(self.path, descriptor):
                 break
             os.close(descriptor)  # the previous holder removed the file after this process had opened it: try again
         os.ftruncate(descriptor, 0)
@@ -99,13 +115,5 @@ class Lock:
             self.path.unlink()
 
     def _remove_made(self) -> None:
-        for folder in self._made:
-            with contextlib.suppress(OSError):  # it is not empty, or gone
-                folder.rmdir()
+        remove_folders(self._made)
         self._made.clear()
-
-    def _is_there(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
-        except FileNotFoundError:
-            return False

@@ -34,7 +34,7 @@ def own_package(name: str) -> ModuleSpec:
     """
     spec = importlib.util.find_spec(name)
     places = [Path(place).resolve() for place in (spec.submodule_search_locations if spec else None) or ()]
-    expected = Path(__file__).resolve().parents[2] / name
+    expected = DISTRIBUTION / name
     if spec is not None and expected in places:
         return spec
     if spec is None:

@@ -29,7 +29,8 @@ CORE = Path(__file__).parents[1]
 
 # Packages and files of the core that cannot change any stored number. They are left out of all documents.
 NO_RESULT = (
-    "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "plugins/attack_checks.py",
+    "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "plugins/contract.py",
+    "plugins/attack_checks.py", "plugins/defense_checks.py", "experiment/disk.py",
     "results", "experiment/plan.py",
     "experiment/run.py", "experiment/audit.py", "experiment/record.py", "experiment/provenance.py", "config/scale.py",
     "config/keys.py",

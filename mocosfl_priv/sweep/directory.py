@@ -9,7 +9,6 @@ Contents:
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import IO
 
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.results import require_no_tilde, require_room
+from mocosfl_priv.runtime.files import is_file_at, remove_folders
 from mocosfl_priv.sweep.store import Store
 
 LOCK = "lock"
@@ -66,7 +66,9 @@ class SweepDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / LOCK).open("a+", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._holds_the_file():  # its holder has just removed it, or it has been made anew since
+            if not is_file_at(
+                self.folder / LOCK, self._lock.fileno()
+            ):  # its holder has just removed it, or it has been made anew since
                 raise BlockingIOError
         except BlockingIOError as error:
             raise ConfigurationError(
@@ -88,24 +90,17 @@ class SweepDirectory:
             raise
         return self
 
-    def _holds_the_file(self) -> bool:
-        """Whether the open lock file is still the one in the folder."""
-        assert self._lock is not None
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self._lock.fileno()), (self.folder / LOCK).stat())
-        return False
-
     def _leave(self) -> None:
         """Let go of the lock; where nothing was computed, nothing stays of what was made."""
         assert self._lock is not None
-        computed = any(path.is_file() for path in (self.folder / "store").glob("*/**/*")) or self.runs.exists()
-        if not self._was_there and not computed:
+        if not self._was_there and not self._has_results():
             shutil.rmtree(self.folder / "store", ignore_errors=True)
             (self.folder / LOCK).unlink(missing_ok=True)
-            for folder in self._fresh:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            remove_folders(self._fresh)
         self._lock.close()
+
+    def _has_results(self) -> bool:
+        return self.runs.exists() or any(path.is_file() for path in (self.folder / "store").glob("*/**/*"))
 
     def _owner(self) -> str:
         assert self._lock is not None

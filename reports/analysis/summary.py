@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -100,7 +100,12 @@ def system_name(defense: str, cut_layer: int, target_fraction: float) -> str:
 
 def ensembles(record: RunRecord) -> list[str]:
     """The labels under which the ensemble ran, in the order of the configuration."""
-    return [str(plugin["label"]) for plugin in record.info["plugins"]["attacks"] if plugin["origin"] == ENSEMBLE]
+    return labels_of(record, "attacks", ENSEMBLE)
+
+
+def labels_of(record: RunRecord, kind: Literal["attacks", "defenses"], origin: str) -> list[str]:
+    """The labels of those plugins of a run whose class is `origin`, in the order of the configuration."""
+    return [str(plugin["label"]) for plugin in record.info["plugins"][kind] if plugin["origin"] == origin]
 
 
 def key_of(row: SummaryRow) -> Key:
@@ -119,7 +124,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
     options = bootstrap_options(record)
     blind = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["blind"]}
     ensemble = ensembles(record)
-    controls = [str(p["label"]) for p in record.info["plugins"]["defenses"] if p["origin"] == UNDEFENDED]
+    controls = labels_of(record, "defenses", UNDEFENDED)
     rows = []
     for group, system in record.per_image.groupby(GROUP, sort=False):
         key: tuple[Any, ...] = tuple(group)

@@ -12,7 +12,7 @@ from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, 
 from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RELEASE, TEST_VICTIMS, RunRecord
 from reports.analysis.findings_text import flagged, undecided
 from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
-from reports.analysis.summary import WORST_CASE, ensembles
+from reports.analysis.summary import WORST_CASE, ensembles, labels_of
 
 DECODER = "attacks.decoder:DecoderAttack"  # with `preset: paper` it is the authors' attack, run by us
 NEARLY_BLIND = 0.1  # an attack that removes less than this share of a blind guess's error saw next to nothing
@@ -108,7 +108,7 @@ def released_victims(record: RunRecord) -> set[str]:
 
 def paper_attacks(record: RunRecord) -> set[str]:
     """The labels under which the authors' attack ran: the decoder attack with the preset of the paper."""
-    decoders = {plugin["label"] for plugin in record.info["plugins"]["attacks"] if plugin["origin"] == DECODER}
+    decoders = set(labels_of(record, "attacks", DECODER))
     entries = record.info["config"]["attacks"]
     paper = {entry["label"] or entry["name"] for entry in entries if entry.get("preset") == "paper"}
     return decoders & paper
