@@ -58,7 +58,7 @@ def test_every_defense_defends_what_is_trained_there(name: str, tiny: dict[str, 
 def test_float32_there_is_float32(tiny: dict[str, Any]) -> None:
     """Convolutions in TensorFloat-32, which is torch's default, err by a thousandth."""
     plan = Experiment.from_dict({**tiny, "compute": ON_GPU}).plan()
-    model = plan.context.build_model(plan.config.model, 1, 0)
+    model = plan.context.models.build(plan.config.model, 1, 0)
     images = plan.context.victims.images
     found = []
     for device in ("cpu", DEVICE):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.utility import BATCH
-from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
-from mocosfl_priv.experiment.observers import Observer, copied_auxiliary, visible_to
-from mocosfl_priv.plugins import Attack, AttackerView, Budget, Capability, Defense, Loaded
+from mocosfl_priv.experiment.conditions import AttackConditions
+from mocosfl_priv.experiment.observers import Observer, copied_auxiliary
+from mocosfl_priv.experiment.victims import VictimSet
+from mocosfl_priv.plugins import Attack, AttackerView, Capability, Defense, Loaded
 from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import ATTACK_COSTS
 from mocosfl_priv.runtime.imports import cause
@@ -82,36 +83,33 @@ class Attempt:
 
 
 def attempt(
-    lab: EvaluationContext,
+    conditions: AttackConditions,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
-    attended: Observer | None = None,
+    observer: Observer | None = None,
 ) -> list[Attempt]:
     """Run `attack` once on the messages of all victims; what it returned for each set.
 
-    attended: the attack's seat in the training of this client, if it had one; its costs count.
+    observer: of the attack in the training of this client, if it had one; its costs count.
 
     An attack that raises, or returns what its contract forbids, has failed: its attempts say why. Raises
     ThreatModelError when it reaches for more than it was granted.
     """
     seed = attack_seed(target.seed, attack)
-    view = grant_view(lab, target, attack, torch.cat([victims.images for victims in victim_sets]), attended)
-    limits = lab.config.threat
-    budget = Budget(
-        limits.seconds,
+    view = grant_view(conditions, target, attack, torch.cat([victims.images for victims in victim_sets]), observer)
+    budget = conditions.budget(
         progress,
-        steps=limits.steps,
-        spent_seconds=attended.seconds if attended else 0.0,
-        spent_steps=attended.messages if attended else 0,
+        spent_seconds=observer.seconds if observer else 0.0,
+        spent_steps=observer.messages if observer else 0,
     )
     failure, reconstruction = "", None
-    device = lab.compute.device
+    device = conditions.compute.device
     try:
         with peak_memory(device) as memory, global_seed(seed, "global"):
-            if attended is not None and attended.failure:
-                raise RunFailedError(attended.failure)
+            if observer is not None and observer.failure:
+                raise RunFailedError(observer.failure)
             returned = attack.plugin.reconstruct(view, budget, seed)
         expected = (len(view.smashed), *target.image_shape)
         reconstruction = check_reconstruction(returned, expected, attack.label)
@@ -127,7 +125,7 @@ def attempt(
         "attack_out_of_time": budget.exhausted,
     }
     assert cost.keys() == set(ATTACK_COSTS)
-    guarantee = target.defense.guarantee(_messages_seen(lab, target, attended))
+    guarantee = target.defense.guarantee(_messages_seen(conditions, target, observer))
     promises = [_promise(guarantee, victims) for victims in victim_sets]
     if reconstruction is None:
         return [Attempt(None, cost, failure, promise) for promise in promises]
@@ -155,16 +153,21 @@ def check_reconstruction(reconstruction: object, victims_shape: tuple[int, ...],
 
 
 def grant_view(
-    lab: EvaluationContext, target: Target, attack: Loaded[Attack], victims: Tensor, attended: Observer | None = None
+    conditions: AttackConditions,
+    target: Target,
+    attack: Loaded[Attack],
+    victims: Tensor,
+    observer: Observer | None = None,
 ) -> AttackerView:
     """The view of one attack: what it declared, as far as the threat model grants it, and nothing else.
 
     victims: float (n, 3, h, w) in [0, 1]; the view holds their messages only.
     """
-    plugin, defense, device = attack.plugin, copy.copy(target.defense), lab.compute.device
-    lab.threat.require(plugin.needs, attack.label)
+    threat, compute = conditions.threat, conditions.compute
+    defense, device = copy.copy(target.defense), compute.device
+    threat.require(attack.plugin.needs, attack.label)
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    visible = visible_to(attack, lab.threat)
+    visible = conditions.visible_to(attack)
     client = _own_copy(target.client, device)
     server = colluder = None
     if target.server is not None and Capability.SERVER_MODEL in visible:
@@ -174,54 +177,50 @@ def grant_view(
         colluder = _own_copy(client, device)
         for own, parameters in zip((client, colluder), target.participants, strict=False):
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
-    messages_per_victim, codec = _count_per_victim(lab, defense), target.codec
+    messages_per_victim, codec = conditions.count_messages(defense), target.codec
     messages_rng = generator(target.seed, "victims' messages", device=device)
     attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
     with torch.no_grad():
         smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])
-        smashed = observe(defense, messages_rng, messages_per_victim, smashed, codec)
+        smashed = mean_message(defense, messages_rng, messages_per_victim, smashed, codec)
     return AttackerView(
         smashed=smashed,
         image_shape=target.image_shape,
-        compute=lab.compute,
+        compute=compute,
         visible=visible,
         client=client,
-        protect=partial(observe, defense, attacker_rng, messages_per_victim, codec=codec),
+        protect=partial(mean_message, defense, attacker_rng, messages_per_victim, codec=codec),
         undefended=partial(as_received, codec=codec),
-        knows_defense=lab.threat.adaptive,
-        simulates_queries=Capability.CLIENT_WEIGHTS in lab.threat.grants,
-        auxiliary=copied_auxiliary(lab.auxiliary),
+        knows_defense=threat.adaptive,
+        simulates_queries=Capability.CLIENT_WEIGHTS in threat.grants,
+        auxiliary=copied_auxiliary(conditions.auxiliary),
         build_client=partial(on_device, target.build_client, device),
         server=server,
         colluder=colluder,
         simulator=defense.simulator,
-        listener=attended.listener if attended else None,
+        listener=observer.listener if observer else None,
     )
 
 
-def _count_per_victim(lab: EvaluationContext, defense: Defense) -> int:
-    """Who knows that messages are randomised waits for more of them; who does not takes the first."""
-    return lab.config.threat.messages_per_victim if defense.randomised and lab.threat.adaptive else 1
+def _messages_seen(conditions: AttackConditions, target: Target, observer: Observer | None) -> int:
+    """How many messages of one image an attacker has; an observer of training has all that training makes of an image,
+    too.
 
-
-def _messages_seen(lab: EvaluationContext, target: Target, attended: Observer | None) -> int:
-    """How many messages of one image an attacker has. Who attends training has all that it makes of an image, too.
-
-    Victims take no part in training, so this is more than was used against them: a promise that is also kept to the
-    private images, and the smaller for it.
+    Victims take no part in training, so this is more than was used against them: the promise also holds for the private
+    images, and is the smaller for it.
     """
-    return _count_per_victim(lab, target.defense) + (target.training_messages if attended else 0)
+    return conditions.count_messages(target.defense) + (target.training_messages if observer else 0)
 
 
 def _own_copy(module: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(module).to(device).eval().requires_grad_(False)
 
 
-def observe(
+def mean_message(
     defense: Defense, rng: torch.Generator, messages_per_victim: int, smashed: Tensor, codec: Codec = "fp32"
 ) -> Tensor:
-    """What is known of messages that are sent `messages_per_victim` times: the mean of what arrives of that many draws
-    of the defense.
+    """The mean of `messages_per_victim` messages of the same smashed data, as they arrive; the defense draws afresh for
+    each.
     """
     received = [as_received(defense.protect(smashed, rng), codec) for _ in range(messages_per_victim)]
     return received[0] if messages_per_victim == 1 else torch.stack(received).mean(0)

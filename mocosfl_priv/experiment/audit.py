@@ -17,9 +17,10 @@ from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment.attack import Target
-from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, try_attack
+from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
@@ -101,7 +102,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
     In its rows, `defense` and `checkpoint` are the checkpoint's name; what would need the server is missing.
     """
     progress = progress or Silent()
-    lab, config = plan.context, plan.config
+    context, config = plan.context, plan.config
     started = time.monotonic()
     progress.plan(
         [
@@ -124,19 +125,19 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
             described.append(
                 {**asdict(checkpoint), "path": str(checkpoint.path), "client_parameters": cost["client_parameters"]}
             )
-            rest = {"checkpoint": checkpoint.name, **cost, **lab.recognition_levels}
+            rest = {"checkpoint": checkpoint.name, **cost, **context.scoring.recognition_levels}
             for seed in config.seeds:
                 target = _target(plan, checkpoint, client, seed)
                 for attack in plan.attacks:
                     progress.segment()
                     keys = {**_keys(checkpoint), "seed": seed, "attack": attack.label}
-                    trials = try_attack(lab, target, attack, plan.victim_sets, progress)
-                    cells += [CellResult.of(trial, keys, rest) for trial in trials]
+                    scored = try_attack(context.conditions, context.scoring, target, attack, plan.victim_sets, progress)
+                    cells += [CellResult.of(attacked, keys, rest) for attacked in scored]
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     # a published client stands for its defense; nothing is added to what it sends
     defenses: Mapping[str, Loaded[Defense]] = {}
-    table, per_image, flags = gather(lab, cells, plan.attacks, defenses, plan.victim_sets)
+    table, per_image, flags = gather(context, cells, plan.attacks, defenses, plan.victim_sets)
     return RunRecord(
         cells=table,
         per_image=per_image,
@@ -145,7 +146,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
         leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
         images=pictures(cells, plan.victim_sets),
         info={
-            **common_info(lab, plan.attacks, defenses, flags, time.monotonic() - started),
+            **common_info(context, plan.attacks, defenses, flags, time.monotonic() - started),
             "audit": described,
             "victims": {victims.name: victims.origin for victims in plan.victim_sets},
         },

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mocosfl_priv.experiment.audit import AuditPlan
 from mocosfl_priv.experiment.plan import Plan
-from mocosfl_priv.experiment.train import System
+from mocosfl_priv.experiment.system import System
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.training.checkpoints import KEPT
 
@@ -41,7 +41,7 @@ def _sizes(plan: Plan) -> Iterator[tuple[System, int, int]]:
         model = system.defense.plugin.architecture(plan.config.model)
         key = (model, system.cut_layer)
         if key not in known:
-            known[key] = _numbers(plan.context.build_model(model, system.cut_layer, system.seed))
+            known[key] = _numbers(plan.context.models.build(model, system.cut_layer, system.seed))
         yield (system, *known[key])
 
 

@@ -1,7 +1,7 @@
-"""Attacks that attend a training: which ones do, which training each attends, and how they are kept apart from it.
+"""Attacks that observe a training: which ones do, which training each observes, and how they are kept apart from it.
 
-A listener works with copies, under a seed of its own, on its own time: a training that is listened to is, bit for bit,
-the training that is not.
+An observer works with copies, under a seed of its own, on its own time. A training with observers equals, bit for bit,
+the training without.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
+from mocosfl_priv.experiment.conditions import visible_to
 from mocosfl_priv.models.convolution import in_fast_layout
-from mocosfl_priv.plugins import Attack, AuxiliaryData, Capability, Loaded, StreamView, ThreatModel, with_implied
+from mocosfl_priv.plugins import Attack, AuxiliaryData, Capability, Loaded, StreamView, ThreatModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.imports import cause
 from mocosfl_priv.runtime.seeding import derive_seed, global_seed
@@ -25,19 +26,14 @@ from mocosfl_priv.training.hooks import Message, ServerHooks
 from mocosfl_priv.training.state import State, under, within
 
 
-def visible_to(attack: Loaded[Attack], threat: ThreatModel) -> frozenset[Capability]:
-    """What an attack declared, as far as it is granted."""
-    return with_implied(attack.plugin.needs | attack.plugin.optional) & threat.grants
-
-
 @dataclass(frozen=True)
 class Training:
-    """One training of a system: the attacks that attend it, and those that then try the model it leads to.
+    """One training of a system: the attacks that observe it, and those that then try the model it leads to.
 
     hijacker: the attack that chooses the gradients; None for the honest training.
     """
 
-    attending: tuple[Loaded[Attack], ...]
+    observing: tuple[Loaded[Attack], ...]
     attacks: tuple[Loaded[Attack], ...]
     hijacker: Loaded[Attack] | None = None
 
@@ -53,8 +49,8 @@ def trainings(attacks: Sequence[Loaded[Attack]], threat: ThreatModel) -> tuple[T
 class Observer:
     """One attack's listener, the seed it draws from, and what it has spent.
 
-    limit: seconds after which it hears no more; None for no limit. failure: the cause, in one line, after which it
-    hears no more either: the training goes on.
+    limit: seconds after which it gets no more messages; None for no limit. failure: the cause, in one line. After a
+    failure it gets no more messages, and the training goes on.
     """
 
     def __init__(self, label: str, listener: ServerHooks, seed: int, limit: float | None, device: torch.device) -> None:
@@ -99,7 +95,7 @@ class Observer:
         except ThreatModelError:
             raise
         except Exception as error:  # a user's attack can fail in any way
-            self.failure = f"while it attended training: {cause(error)}"
+            self.failure = f"while it observed training: {cause(error)}"
             return None
         finally:
             self.seconds += self._now() - started
@@ -118,57 +114,57 @@ class Observer:
         }
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken. What was spent stays spent, also on the way back to an earlier state."""
+        """Restore a saved state. What was spent stays spent, also when an earlier state is restored."""
         self.listener.load_state(within(state, "listener"))
         self.seconds = max(self.seconds, float(state["seconds"]))
         self.messages = max(self.messages, int(state["messages"]))
 
 
 class ObserverGroup:
-    """Everybody who attends one training and leaves it alone; implements `ServerHooks`."""
+    """All observers of one training, none of which changes it; implements `ServerHooks`."""
 
-    def __init__(self, attendees: Iterable[Observer]) -> None:
-        self._attendees = {attendee.label: attendee for attendee in attendees}
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = {observer.label: observer for observer in observers}
 
     def of(self, label: str) -> Observer | None:
-        """Who attends for the attack `label`; None if nobody does."""
-        return self._attendees.get(label)
+        """The observer of the attack `label`; None if it has none."""
+        return self._observers.get(label)
 
     @property
     def seconds(self) -> float:
-        """What all of them took of the training's time."""
-        return sum(attendee.seconds for attendee in self._attendees.values())
+        """Seconds that all of them took of the training's time."""
+        return sum(observer.seconds for observer in self._observers.values())
 
     def received(self, message: Message) -> None:
-        """Everybody gets a copy."""
-        for attendee in self._attendees.values():
-            attendee.received(message)
+        """Give a copy to every observer."""
+        for observer in self._observers.values():
+            observer.received(message)
 
-    def returned(self, message: Message, gradient: Tensor) -> Tensor:  # noqa: ARG002 - the audience only listens
-        """Unchanged."""
+    def returned(self, message: Message, gradient: Tensor) -> Tensor:  # noqa: ARG002 - observers only listen
+        """The gradient, unchanged."""
         return gradient
 
     def state(self) -> State:
-        """Everybody's, by the order in which they sit."""
+        """The states of all observers, by their order."""
         return {
             key: value
-            for place, attendee in enumerate(self._attendees.values())
-            for key, value in under(str(place), attendee.state()).items()
+            for place, observer in enumerate(self._observers.values())
+            for key, value in under(str(place), observer.state()).items()
         }
 
     def load_state(self, state: State) -> None:
-        """Go on where :meth:`state` was taken."""
-        for place, attendee in enumerate(self._attendees.values()):
-            attendee.load_state(within(state, str(place)))
+        """Restore a saved state."""
+        for place, observer in enumerate(self._observers.values()):
+            observer.load_state(within(state, str(place)))
 
 
 class MaliciousServer(ObserverGroup):
-    """A training whose gradients one attendee chooses."""
+    """A server whose gradients its observer chooses."""
 
     def returned(self, message: Message, gradient: Tensor) -> Tensor:
-        """What the hijacker makes of it."""
-        for attendee in self._attendees.values():
-            gradient = attendee.returned(message, gradient)
+        """What the hijacker makes of the gradient."""
+        for observer in self._observers.values():
+            gradient = observer.returned(message, gradient)
         return gradient
 
 

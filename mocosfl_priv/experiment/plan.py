@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.partitions import make_partition
-from mocosfl_priv.data.roles import Role, assign_roles
+from mocosfl_priv.data.roles import DataRoles, Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
+from mocosfl_priv.experiment.conditions import visible_to
 from mocosfl_priv.experiment.context import EvaluationContext
-from mocosfl_priv.experiment.observers import Training, trainings, visible_to
-from mocosfl_priv.experiment.train import System, defender_context, planned_training_steps
+from mocosfl_priv.experiment.observers import Training, trainings
+from mocosfl_priv.experiment.system import System
+from mocosfl_priv.experiment.train import defender_context, planned_training_steps
 from mocosfl_priv.models.split import validate_cut
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Loaded, ThreatModel, expert_steps
 from mocosfl_priv.runtime.compute import Compute
@@ -69,16 +71,15 @@ class Plan:
 
     def expert_steps(self, system: System) -> int:
         """Steps that the defense of `system` will report before training."""
-        lab = self.context
-        model_config = system.defense.plugin.architecture(lab.config.model)
-        return expert_steps(system.defense.plugin, defender_context(lab, system, model_config, Silent()))
+        model_config = system.defense.plugin.architecture(self.config.model)
+        return expert_steps(system.defense.plugin, defender_context(self.context, system, model_config, Silent()))
 
     def training_segment(self, system: System, training: Training, steps_before: int) -> Segment:
         """What `training` of `system` is called, and how long it may take, `steps_before` before it included."""
         guess = SECONDS_PER_STEP * self.training_steps + SECONDS_PER_EXPERT_STEP * steps_before
-        attending = "".join(f", {attack.label} attends" for attack in training.attending)
-        kind = f"train with {steps_before} expert steps{attending}"
-        return Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.attending)))
+        observing = "".join(f", {attack.label} observes" for attack in training.observing)
+        kind = f"train with {steps_before} expert steps{observing}"
+        return Segment(f"train {system.trained_title(training)}", kind, guess * (1 + len(training.observing)))
 
     def attack_segment(self, system: System, attack: Loaded[Attack]) -> Segment:
         """The same of `attack` on `system`."""
@@ -100,10 +101,10 @@ def plan(config: ExperimentConfig) -> Plan:
     context = laid_out.context
     attacks = (*laid_out.attacks, *context.curve_attacks)
     _check_partition(context)
-    _check_auxiliary_data(context, attacks)
+    _check_auxiliary_data(context.roles, attacks)
     _check_colluder(config, attacks)
     for system in laid_out.systems:  # a bottleneck that does not fit is found by building
-        model = context.build_model(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        model = context.models.build(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
         for attack in attacks:
             attack.plugin.check(model.smashed_shape, model.image_shape)
     for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
@@ -135,8 +136,8 @@ def lay_out(config: ExperimentConfig) -> Plan:
         threat.require(attack.plugin.needs, attack.label)
         if config.leakage.every and Capability.TRAINING_STREAM in visible_to(attack, threat):
             raise ConfigurationError(
-                f"leakage: attack {attack.label!r} attends a whole training and has no place in a leakage curve, whose "
-                "points are single moments; name the attacks of the curve in leakage.attacks"
+                f"leakage: attack {attack.label!r} observes a whole training and has no place in a leakage curve, "
+                "whose points are single moments; name the attacks of the curve in leakage.attacks"
             )
     context = EvaluationContext(config, roles, compute, threat, curve)
     systems = tuple(
@@ -162,18 +163,18 @@ def _check_file_names(systems: Sequence[System]) -> None:
             )
 
 
-def _check_partition(lab: EvaluationContext) -> None:
+def _check_partition(context: EvaluationContext) -> None:
     """Make one as training will: whether it is possible depends on the numbers of clients and images, not on seeds."""
-    training, private = lab.config.training, lab.roles[Role.CLIENT_PRIVATE]
-    make_partition(private.labels, training, None, generator(lab.config.seeds[0], "partition"))
+    training, private = context.config.training, context.private
+    make_partition(private.labels, training, None, generator(context.config.seeds[0], "partition"))
     if PoolShape.of(training).images > len(private):
         raise ConfigurationError(f"training.server_batch: a step needs {PoolShape.of(training).images} images, "
                                  f"but there are only {len(private)} private ones")  # fmt: skip
 
 
-def _check_auxiliary_data(lab: EvaluationContext, attacks: Sequence[Loaded[Attack]]) -> None:
+def _check_auxiliary_data(roles: DataRoles, attacks: Sequence[Loaded[Attack]]) -> None:
     """A threat model may grant auxiliary data of which there is none."""
-    if len(lab.roles[Role.AUXILIARY_TARGET]) + len(lab.roles[Role.AUXILIARY_SOURCE]) > 0:
+    if len(roles[Role.AUXILIARY_TARGET]) + len(roles[Role.AUXILIARY_SOURCE]) > 0:
         return
     for attack in attacks:
         if Capability.AUXILIARY_DATA in attack.plugin.needs:

@@ -19,9 +19,9 @@ import pandas as pd
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.evaluation.distribution_shift import image_statistics
 from mocosfl_priv.evaluation.reliability import NO_LABELS, AttackFacts, Flag, RunFacts, reliability_flags
-from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
-from mocosfl_priv.experiment.observers import visible_to
+from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.rows import CellResult
+from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.results import SCHEMA_VERSION, UNDEFENDED, cell_columns, image_key, victims_key
 
@@ -29,7 +29,7 @@ RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "sc
 
 
 def gather(
-    lab: EvaluationContext,
+    context: EvaluationContext,
     cells: Sequence[CellResult],
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
@@ -39,10 +39,10 @@ def gather(
     """Rows with their flags, per-image values, and the flags themselves. `defenses`: by their label in the rows.
     `training`: what happened to trained systems, see :class:`RunRecord`; None where nothing was trained.
     """
-    table = pd.DataFrame([cell.row for cell in cells], columns=cell_columns(lab.config.evaluation.label_fractions))
+    table = pd.DataFrame([cell.row for cell in cells], columns=cell_columns(context.config.evaluation.label_fractions))
     per_image = pd.concat([cell.per_image for cell in cells], ignore_index=True)
-    flags = reliability_flags(table, per_image, _facts(lab, attacks, defenses, victim_sets), training)
-    flags += _without_labels(lab)
+    flags = reliability_flags(table, per_image, _facts(context, attacks, defenses, victim_sets), training)
+    flags += _without_labels(context)
     table["flags"] = [
         ";".join(dict.fromkeys(flag.name for flag in flags if flag.concerns(row))) for _, row in table.iterrows()
     ]
@@ -58,14 +58,14 @@ def pictures(cells: Sequence[CellResult], victim_sets: Sequence[VictimSet]) -> d
 
 
 def common_info(
-    lab: EvaluationContext,
+    context: EvaluationContext,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     flags: Sequence[Flag],
     seconds: float,
 ) -> dict[str, Any]:
     """What a reader needs to trust or repeat any run, as JSON."""
-    config, judge = lab.config, lab.recognition
+    config, judge = context.config, context.scoring.judge
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -74,20 +74,20 @@ def common_info(
         "config": config.model_dump(mode="json"),
         "config_sha256": config.digest,
         "seeds": list(config.seeds),
-        "roles": {role.value: vars(record) for role, record in lab.roles.records.items()},
-        "duplicates_dropped": lab.roles.duplicates_dropped,
-        "read": list(lab.roles.reading),
-        "target_training_images": lab.roles.training_size,
-        "class_names": list(lab.probe_data.train.class_names),
-        "threat_model": {"grants": sorted(lab.threat.grants), "adaptive": lab.threat.adaptive},
-        "floor": {"kind": lab.victims.floor.kind, "mse": float(lab.victims.floor.mse.mean())},
-        "lpips": lab.lpips_note,
-        "compute": lab.compute.describe(),
+        "roles": {role.value: vars(record) for role, record in context.roles.records.items()},
+        "duplicates_dropped": context.roles.duplicates_dropped,
+        "read": list(context.roles.reading),
+        "target_training_images": context.roles.training_size,
+        "class_names": list(context.probes.data.train.class_names),
+        "threat_model": {"grants": sorted(context.threat.grants), "adaptive": context.threat.adaptive},
+        "floor": {"kind": context.victims.floor.kind, "mse": float(context.victims.floor.mse.mean())},
+        "lpips": context.scoring.lpips_note,
+        "compute": context.compute.describe(),
         "plugins": {
             "attacks": [
                 {
                     **_plugin_info(a, sorted(a.plugin.needs | a.plugin.optional)),
-                    "granted": sorted(visible_to(a, lab.threat)),
+                    "granted": sorted(context.conditions.visible_to(a)),
                     "blind": a.plugin.blind,
                 }
                 for a in attacks
@@ -96,8 +96,10 @@ def common_info(
         },
         "recognition": {
             # JSON has no NaN
-            **{name: None if math.isnan(level) else level for name, level in lab.recognition_levels.items()},
-            "note": judge.note if judge else f"Recognition not measured: {_why_no_judge(lab)}",
+            **{
+                name: None if math.isnan(level) else level for name, level in context.scoring.recognition_levels.items()
+            },
+            "note": judge.note if judge else f"Recognition not measured: {_why_no_judge(context)}",
         },
         "flags": [asdict(flag) for flag in flags],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
@@ -106,25 +108,25 @@ def common_info(
     }
 
 
-def _why_no_judge(lab: EvaluationContext) -> str:
-    return "evaluation.recognition_epochs is 0" if lab.roles.labelled else "there are no labels"
+def _why_no_judge(context: EvaluationContext) -> str:
+    return "evaluation.recognition_epochs is 0" if context.roles.labelled else "there are no labels"
 
 
-def _without_labels(lab: EvaluationContext) -> list[Flag]:
+def _without_labels(context: EvaluationContext) -> list[Flag]:
     """The flag of a run in which no accuracy means anything."""
-    if lab.roles.labelled:
+    if context.roles.labelled:
         return []
     return [Flag(NO_LABELS, "No labels: utility not measurable, since all images are of one class.")]
 
 
 def _facts(
-    lab: EvaluationContext,
+    context: EvaluationContext,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     victim_sets: Sequence[VictimSet],
 ) -> RunFacts:
     """What the flags need to know beside the results."""
-    roles = lab.roles
+    roles = context.roles
     private = roles[Role.CLIENT_PRIVATE]
     return RunFacts(
         attacks=[
@@ -132,7 +134,7 @@ def _facts(
                 label=attack.label,
                 kind=attack.origin,
                 parameters=_parameters(attack),
-                capabilities=frozenset(visible_to(attack, lab.threat)),
+                capabilities=frozenset(context.conditions.visible_to(attack)),
                 blind=attack.plugin.blind,
                 auxiliary_target=len(roles[Role.AUXILIARY_TARGET]),
                 auxiliary_source=len(roles[Role.AUXILIARY_SOURCE]),
@@ -141,15 +143,15 @@ def _facts(
         ],
         undefended=frozenset(label for label, defense in defenses.items() if defense.origin == UNDEFENDED),
         randomised=frozenset(label for label, defense in defenses.items() if defense.plugin.randomised),
-        messages_per_victim=lab.config.threat.messages_per_victim if lab.threat.adaptive else 1,
-        adaptive=lab.threat.adaptive,
+        messages_per_victim=context.config.threat.messages_per_victim if context.threat.adaptive else 1,
+        adaptive=context.threat.adaptive,
         victims={
             victims.name: image_statistics((victims.images * 255).round().byte().numpy(), victims.groups.numpy())
             for victims in victim_sets
         },
         target=image_statistics(private.images.numpy(), private.groups.numpy()),
-        samples=lab.config.evaluation.bootstrap_samples,
-        confidence=lab.config.evaluation.confidence,
+        samples=context.config.evaluation.bootstrap_samples,
+        confidence=context.config.evaluation.confidence,
     )
 
 

@@ -25,30 +25,30 @@ def assemble(
 
     models: the systems' checkpoints, as named arrays, by their file names. seconds: what it took.
     """
-    lab = plan.context
+    context, victims = plan.context, plan.context.victims
     honest = [system for system in systems if not system.hijacker]
     hijacked = [system for system in systems if system.hijacker]
     defenses = {system.defense.label: system.defense for system in plan.systems}
     training = pd.DataFrame([{**system.keys, **entry} for system in honest for entry in system.history])
-    table, per_image, flags = gather(lab, cells, plan.attacks, defenses, [lab.victims], training)
-    attacks = list({attack.label: attack for attack in (*lab.curve_attacks, *plan.attacks)}.values())
+    table, per_image, flags = gather(context, cells, plan.attacks, defenses, [victims], training)
+    attacks = list({attack.label: attack for attack in (*context.curve_attacks, *plan.attacks)}.values())
     return RunRecord(
         cells=table,
         per_image=per_image,
         probe=_probe_table(plan, honest),
         training=training,
         leakage=pd.DataFrame(
-            [{**system.keys, **row} for system in honest for row in system.observations], columns=LEAKAGE_COLUMNS
+            [{**system.keys, **row} for system in honest for row in system.leakage_points], columns=LEAKAGE_COLUMNS
         ),
         detections=pd.DataFrame(
             [{**system.keys, **system.detection} for system in (*honest, *hijacked) if system.detection],
             columns=DETECTION_COLUMNS,
         ),
-        images=pictures(cells, [lab.victims]),
+        images=pictures(cells, [victims]),
         info={
-            **common_info(lab, attacks, defenses, flags, seconds),
+            **common_info(context, attacks, defenses, flags, seconds),
             "systems": [{**system.keys, **system.info} for system in honest],
-            "hijacked": [_hijacked_info(system, lab.roles.labelled) for system in hijacked],
+            "hijacked": [_hijacked_info(system, context.roles.labelled) for system in hijacked],
         },
         config_yaml=plan.config.to_yaml(),
         checkpoints=models,
@@ -67,11 +67,11 @@ def _probe_frame(plan: Plan, system: SystemResult) -> pd.DataFrame:
         {
             **{key: [value] * count for key, value in system.keys.items()},
             "image": np.arange(count),
-            "group": plan.context.probe_data.test.groups.numpy(),
+            "group": plan.context.probes.data.test.groups.numpy(),
             "knn": system.utility.knn,
             "linear": system.utility.linear,
             **{semi_column(fraction): result.correct for fraction, result in system.utility.semi_supervised.items()},
-            "knn_raw_pixels": plan.context.raw_pixels,
+            "knn_raw_pixels": plan.context.probes.raw_pixels,
             "linear_untrained": system.untrained,
         }
     )

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from mocosfl_priv.evaluation.floor import leak_ratio
-from mocosfl_priv.evaluation.reconstruction import score
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Target, attempt
-from mocosfl_priv.experiment.context import EvaluationContext, VictimSet
+from mocosfl_priv.experiment.conditions import AttackConditions
 from mocosfl_priv.experiment.observers import Observer
+from mocosfl_priv.experiment.probes import Probes
+from mocosfl_priv.experiment.scoring import Scoring
+from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.plugins import Attack, Loaded
-from mocosfl_priv.results import CELL_KEYS, METRICS, ROLES, semi_column
+from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
 from mocosfl_priv.runtime.progress import Progress
 
 
@@ -81,9 +83,9 @@ class SystemResult:
     """What results say of a trained system: everything but its model.
 
     keys: the columns that identify it. hijacker: label of the attack that chose the gradients; empty for none.
-    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`EvaluationContext`.
-    history, observations: see :class:`TrainedModel`. detection: what a detector found, as a row says it; None without.
-    info: all else, as JSON.
+    file_stem: a file name that is unique within a run. untrained: the utility floor, see :class:`Probes`.
+    history, leakage_points: see :class:`TrainedModel`. detection: what a detector found, as a row says it; None
+    without. info: all else, as JSON.
     """
 
     keys: dict[str, Any]
@@ -93,13 +95,13 @@ class SystemResult:
     untrained: np.ndarray
     cost: dict[str, float]
     history: list[dict[str, float]]
-    observations: list[dict[str, Any]]
+    leakage_points: list[dict[str, Any]]
     detection: dict[str, Any] | None
     info: dict[str, Any]
 
-    def columns(self, lab: EvaluationContext) -> dict[str, Any]:
+    def columns(self, probes: Probes, scoring: Scoring) -> dict[str, Any]:
         """What the row of every attack on this system says of it; accuracies are NaN where there are no labels."""
-        measured = lab.roles.labelled
+        measured = probes.labelled
         return {
             "checkpoint": f"checkpoints/{self.file_stem}.safetensors",
             "knn_accuracy": _share(self.utility.knn, measured),
@@ -108,10 +110,10 @@ class SystemResult:
                 f"{semi_column(fraction)}_accuracy": _share(result.correct, measured)
                 for fraction, result in self.utility.semi_supervised.items()
             },
-            **lab.recognition_levels,
-            "knn_raw_pixels": _share(lab.raw_pixels, measured),
+            **scoring.recognition_levels,
+            "knn_raw_pixels": _share(probes.raw_pixels, measured),
             "linear_untrained": _share(self.untrained, measured),
-            "probe_selection": lab.config.evaluation.probe_selection,
+            "probe_selection": probes.evaluation.probe_selection,
             **self.cost,
         }
 
@@ -135,27 +137,23 @@ class CellResult:
         return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
 
 
-def score_attempt(lab: EvaluationContext, victims: VictimSet, attempted: Attempt) -> dict[str, np.ndarray]:
-    """Every metric of every image of `victims`: name to (n,); empty if the attack failed."""
-    if attempted.reconstruction is None:
-        return {}
-    # the judge knows the labels and candidates of the victims of the data roles only
-    judge = lab.recognition if victims.origin == ROLES else None
-    found = score(attempted.reconstruction, victims.images, victims.floor, lab.lpips, judge)
-    return {name: value.numpy() for name, value in found.items()}
+def score_attempt(scoring: Scoring, victims: VictimSet, attempted: Attempt) -> ScoredAttack:
+    """`attempted` with every metric of every image of `victims`; without any if the attack failed."""
+    reconstruction = attempted.reconstruction
+    return ScoredAttack(victims, attempted, {} if reconstruction is None else scoring.score(victims, reconstruction))
 
 
 def try_attack(
-    lab: EvaluationContext,
+    conditions: AttackConditions,
+    scoring: Scoring,
     target: Target,
     attack: Loaded[Attack],
     victim_sets: Sequence[VictimSet],
     progress: Progress | None = None,
-    attended: Observer | None = None,
+    observer: Observer | None = None,
 ) -> list[ScoredAttack]:
     """Let `attack` try all victims at once, and score each set by itself; see :func:`attempt`."""
-    attempts = attempt(lab, target, attack, victim_sets, progress, attended)
+    attempts = attempt(conditions, target, attack, victim_sets, progress, observer)
     return [
-        ScoredAttack(victims, attempted, score_attempt(lab, victims, attempted))
-        for victims, attempted in zip(victim_sets, attempts, strict=True)
+        score_attempt(scoring, victims, attempted) for victims, attempted in zip(victim_sets, attempts, strict=True)
     ]

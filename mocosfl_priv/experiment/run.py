@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.experiment.attack_system import attack_system, with_own_plugin
 from mocosfl_priv.experiment.disk import checkpoint_bytes
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
-from mocosfl_priv.experiment.train import DEFENDER, attack_system, checkpoints_of, train_system, with_own_plugin
+from mocosfl_priv.experiment.train import DEFENDER, checkpoints_of, train_system
 from mocosfl_priv.results import RunRecord, require_room
 from mocosfl_priv.runtime.files import Lock, remove_empty
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
@@ -60,28 +61,28 @@ def _held(checkpoints: Path | None, plan: Plan) -> Iterator[None]:
 
 
 def _run_plan(plan: Plan, progress: Progress, checkpoints: Path | None, remote: RemoteParticipants | None) -> RunRecord:
-    lab = plan.context
+    context = plan.context
     started = time.monotonic()
     systems: list[SystemResult] = []
     models: dict[str, dict[str, np.ndarray]] = {}
     cells: list[CellResult] = []
     for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
         for training in plan.trainings:
-            if (kept := checkpoints_of(lab, system, checkpoints, training)) is not None:
+            if (kept := checkpoints_of(context, system, checkpoints, training)) is not None:
                 kept.verify()
                 kept.below(DEFENDER).verify()
     progress.plan(_segments(plan))
-    lab.recognition  # noqa: B018 - trained here, lest the time of a system's training includes it
+    context.scoring.judge  # noqa: B018 - trained here, lest the time of a system's training includes it
     try:
         for system in plan.systems:
             for training in plan.trainings:
                 progress.segment()
-                trained = train_system(lab, system, progress, checkpoints, training, remote)
+                trained = train_system(context, system, progress, checkpoints, training, remote)
                 systems.append(trained.result())
                 models[f"{trained.file_stem}.safetensors"] = trained.checkpoint()
                 for attack in training.attacks:
                     progress.segment()
-                    cells.append(attack_system(lab, trained, with_own_plugin(attack), progress))
+                    cells.append(attack_system(context, trained, with_own_plugin(attack), progress))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     return assemble(plan, systems, models, cells, time.monotonic() - started)

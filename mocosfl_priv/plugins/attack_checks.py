@@ -79,7 +79,7 @@ def keeps_to_its_budget(make: Make) -> None:
     """Without any time left it takes no step and has an answer all the same; steps are drawn from the budget."""
     attack = make()
     view = small_view(attack)
-    with _optimiser_steps() as taken:  # in attending a training, steps are not the budget's
+    with _optimiser_steps() as taken:  # steps taken while observing a training are not the budget's
         _check_images(_reconstruct(attack, view, Budget(seconds=NO_TIME)))
     assert not taken, (
         f"with no time left it takes {len(taken)} optimiser steps: draw each from `budget.iterate(planned)`"

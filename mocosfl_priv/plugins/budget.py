@@ -20,7 +20,7 @@ class Budget:
         stage: what progress calls them.
         steps: limit of the steps that are drawn from :meth:`iterate`; None for no limit.
         parent: the budget that this one is a part of.
-        spent_seconds: what was used of it before, in attending the training.
+        spent_seconds: what was used of it before, while observing the training.
         spent_steps: the same in steps.
 
     >>> budget = Budget(steps=2)

@@ -7,6 +7,7 @@ address in the store: a changed document means a new address, so that stale resu
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +19,8 @@ from torch import Tensor
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.observers import Training
-from mocosfl_priv.experiment.train import System, expert_trainer, training_document
+from mocosfl_priv.experiment.system import System
+from mocosfl_priv.experiment.train import expert_trainer, training_document
 from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.sweep.store import address
@@ -39,83 +41,87 @@ NO_RESULT = (
     "evaluation/distribution_shift.py",
 )  # fmt: skip
 # Files that only score reconstructions, and therefore cannot change what an attack returns.
-NO_ATTACK = ("experiment/rows.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
+NO_ATTACK = ("experiment/rows.py", "experiment/scoring.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
 # Files that cannot change a training. Image metrics are not among them, since defenses train on them too.
-NO_TRAINING = (*NO_ATTACK, "experiment/attack.py", "evaluation/floor.py", "evaluation/perceptual.py")
+NO_TRAINING = (
+    *NO_ATTACK, "experiment/attack.py", "experiment/attack_system.py", "experiment/conditions.py",
+    "experiment/victims.py",
+    "evaluation/floor.py", "evaluation/perceptual.py",
+)  # fmt: skip
 UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label_fractions", "probe_selection"}
 
 
-def expert_document(lab: EvaluationContext, system: System) -> Document | None:
+def expert_document(context: EvaluationContext, system: System) -> Document | None:
     """Return the document of the expert that the defense of `system` trains before the clients train.
 
     The document leaves out the clients, their data, and how they use the expert. None if the defense has no expert.
     """
-    found = expert_trainer(lab, system)
+    found = expert_trainer(context, system)
     if found is None:
         return None
-    trainer, context, decides = found
-    model = system.defense.plugin.architecture(lab.config.model)
+    trainer, prepared_with, decides = found
+    model = system.defense.plugin.architecture(context.config.model)
     return {
         "stage": "expert",
         "code": code_version(NO_RESULT + NO_TRAINING),
         "libraries": library_versions(),
         "defense": [trainer.origin, trainer.code_sha256, decides],
         "model": [model.model_dump(mode="json"), backbone_code(model.backbone), system.cut_layer],
-        "images": [_pixels(context.target_images), lab.roles.records[Role.DEFENDER_SOURCE].content_sha256],
-        "image": [lab.config.data.image_size, lab.colour_statistics],
+        "images": [_pixels(prepared_with.target_images), context.roles.records[Role.DEFENDER_SOURCE].content_sha256],
+        "image": dataclasses.asdict(context.models),
         "seed": system.seed,
-        "compute": lab.compute.describe(),
+        "compute": context.compute.describe(),
     }
 
 
-def system_document(lab: EvaluationContext, system: System, training: Training) -> Document:
+def system_document(context: EvaluationContext, system: System, training: Training) -> Document:
     """Return the document of a trained system and its utility."""
-    attacked = lab.curve_attacks if lab.config.leakage.every else training.attending
-    expert = expert_document(lab, system)
+    attacked = context.curve_attacks if context.config.leakage.every else training.observing
+    expert = expert_document(context, system)
     return {
         "stage": "system",
         "code": code_version(NO_RESULT if attacked else NO_RESULT + NO_TRAINING),
         "libraries": library_versions(),
         "expert": address(expert) if expert else None,
-        "training": training_document(lab, system, training),
-        "utility": lab.config.evaluation.model_dump(mode="json", include=UTILITY),
+        "training": training_document(context, system, training),
+        "utility": context.config.evaluation.model_dump(mode="json", include=UTILITY),
         # attacks and metrics of the leakage curve, which is measured during training
-        "curve": [[attack.label for attack in attacked], _scoring(lab)] if lab.config.leakage.every else None,
+        "curve": [[attack.label for attack in attacked], _scoring(context)] if context.config.leakage.every else None,
     }
 
 
-def judge_document(lab: EvaluationContext) -> Document:
+def judge_document(context: EvaluationContext) -> Document:
     """Return the document of the classifier that judges recognition, with the victims' labels and the candidates."""
     return {
         "stage": "judge",
         "code": code_version(NO_RESULT),
         "libraries": library_versions(),
-        "epochs": lab.config.evaluation.recognition_epochs,
-        "seed": lab.config.data.role_seed,
-        "roles": {role: [r.content_sha256, r.label_sha256] for role, r in lab.roles.records.items()},
-        "compute": lab.compute.describe(),
+        "epochs": context.config.evaluation.recognition_epochs,
+        "seed": context.config.data.role_seed,
+        "roles": {role: [r.content_sha256, r.label_sha256] for role, r in context.roles.records.items()},
+        "compute": context.compute.describe(),
     }
 
 
-def attack_document(lab: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
+def attack_document(context: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
     """Return the document of what one attack on a trained system returns, without how it is scored."""
-    threat = lab.config.threat.model_dump(mode="json")
+    threat = context.config.threat.model_dump(mode="json")
     return {
         "stage": "attack",
         "code": code_version(NO_RESULT + NO_ATTACK),
-        "system": address(system_document(lab, system, training)),
+        "system": address(system_document(context, system, training)),
         "attack": [attack.label, attack.origin, attack.code_sha256, attack.parameters],
         "threat": threat | {"grants": sorted(threat["grants"])},
     }
 
 
-def score_document(lab: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
+def score_document(context: EvaluationContext, system: System, training: Training, attack: Loaded[Attack]) -> Document:
     """Return the document of the metrics of one attack's reconstructions."""
     return {
         "stage": "score",
         "code": code_version(NO_RESULT),
-        "attack": address(attack_document(lab, system, training, attack)),
-        "scoring": _scoring(lab),
+        "attack": address(attack_document(context, system, training, attack)),
+        "scoring": _scoring(context),
     }
 
 
@@ -123,10 +129,10 @@ def _pixels(images: Tensor) -> str:
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
 
-def _scoring(lab: EvaluationContext) -> Document:
+def _scoring(context: EvaluationContext) -> Document:
     return {
-        "judge": address(judge_document(lab)),
-        "lpips": [lab.config.evaluation.lpips_network, lab.lpips_note],
+        "judge": address(judge_document(context)),
+        "lpips": [context.config.evaluation.lpips_network, context.scoring.lpips_note],
     }
 
 

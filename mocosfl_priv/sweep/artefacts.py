@@ -17,10 +17,12 @@ from mocosfl_priv.evaluation.recognition import Classifier, RecognitionJudge
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Promise
+from mocosfl_priv.experiment.attack_system import observers_of
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.rows import SystemResult
-from mocosfl_priv.experiment.train import System, TrainedSystem, audience_of, restored_model, training_guarantee
+from mocosfl_priv.experiment.system import System, TrainedSystem
+from mocosfl_priv.experiment.train import restored_model, training_guarantee
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import TrainedExpert
 from mocosfl_priv.sweep.store import Artefact
@@ -38,15 +40,17 @@ def save_expert(expert: TrainedExpert, folder: Path) -> None:
     _write({"seconds": expert.earlier_seconds}, folder / FACTS)
 
 
-def load_expert(lab: EvaluationContext, system: System, artefact: Artefact) -> TrainedExpert:
+def load_expert(context: EvaluationContext, system: System, artefact: Artefact) -> TrainedExpert:
     """Load the expert of `system` that :func:`save_expert` wrote."""
-    model = lab.build_model(system.defense.plugin.architecture(lab.config.model), system.cut_layer, system.seed)
+    model = context.models.build(
+        system.defense.plugin.architecture(context.config.model), system.cut_layer, system.seed
+    )
     _fill(model, load_file(artefact.folder / TENSORS))
     return TrainedExpert(model, _read(artefact.folder / FACTS)["seconds"])
 
 
 def save_system(trained: TrainedSystem, folder: Path) -> None:
-    """Write a trained system into `folder`: weights, states of defense and attending attacks, utility and costs."""
+    """Write a trained system into `folder`: weights, states of defense and observers, utility and costs."""
     model, result = trained.model, trained.result()
     utility = result.utility
     few = {f"{fraction!r}": found for fraction, found in utility.semi_supervised.items()}
@@ -60,7 +64,7 @@ def save_system(trained: TrainedSystem, folder: Path) -> None:
         **under("model", _everything_in(model)),
         **{f"participants.{i}.{name}": v for i, copy in enumerate(model.participants) for name, v in copy.items()},
         **under("defense", trained.system.defense.plugin.state()),
-        **under("audience", trained.audience.state()),
+        **under("observers", trained.observers.state()),
         **under("arrays", {name: torch.from_numpy(np.asarray(values)) for name, values in arrays.items()}),
     }
     facts = {
@@ -69,10 +73,10 @@ def save_system(trained: TrainedSystem, folder: Path) -> None:
         "few_labels": {fraction: {"labels": found.labels, "epoch": found.epoch} for fraction, found in few.items()},
         "cost": result.cost,
         "history": result.history,
-        "observations": result.observations,
+        "leakage_points": result.leakage_points,
         "detection": result.detection,
         "info": result.info,
-        "failures": {attack.label: _failure(trained, attack.label) for attack in trained.training.attending},
+        "failures": {attack.label: _failure(trained, attack.label) for attack in trained.training.observing},
     }
     _save(tensors, folder / TENSORS)
     _write(facts, folder / FACTS)
@@ -95,31 +99,31 @@ def load_result(system: System, training: Training, artefact: Artefact) -> Syste
         untrained=arrays["untrained"],
         cost=facts["cost"],
         history=facts["history"],
-        observations=facts["observations"],
+        leakage_points=facts["leakage_points"],
         detection=facts["detection"],
         info=facts["info"],
     )
 
 
-def load_system(lab: EvaluationContext, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
+def load_system(context: EvaluationContext, system: System, training: Training, artefact: Artefact) -> TrainedSystem:
     """Load a trained system that :func:`save_system` wrote, ready to be attacked."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
     result = load_result(system, training, artefact)
     info = result.info
     system = system.with_own_defense()
-    model = restored_model(lab, system)
+    model = restored_model(context, system)
     _fill(model, within(tensors, "model"))
     model.participants = tuple(within(tensors, f"participants.{i}") for i in range(facts["participants"]))
     system.defense.plugin.load_state(within(tensors, "defense"))
-    audience = audience_of(lab, system, model, training)
-    audience.load_state(within(tensors, "audience"))
+    observers = observers_of(context, system, model, training)
+    observers.load_state(within(tensors, "observers"))
     for label, failure in facts["failures"].items():
-        if (attendee := audience.of(label)) is not None:
-            attendee.failure = failure
+        if (observer := observers.of(label)) is not None:
+            observer.failure = failure
     return TrainedSystem(
         system,
         training,
-        audience,
+        observers,
         TrainedModel(
             model,
             info["selected_step"],
@@ -127,14 +131,14 @@ def load_system(lab: EvaluationContext, system: System, training: Training, arte
             Traffic(**info["traffic_bytes"]),
             info["client_kernel"],
             result.history,
-            result.observations,
+            result.leakage_points,
             info["replay_epochs"],
         ),
         result.utility,
         result.untrained,
         result.cost,
         info["frozen_client"],
-        training_guarantee(lab, system, info["frozen_client"]),
+        training_guarantee(context, system, info["frozen_client"]),
     )
 
 
@@ -203,12 +207,12 @@ def save_judge(judge: RecognitionJudge, folder: Path) -> None:
     _write({"levels": judge.levels, "note": judge.note}, folder / FACTS)
 
 
-def load_judge(lab: EvaluationContext, artefact: Artefact) -> RecognitionJudge:
+def load_judge(context: EvaluationContext, artefact: Artefact) -> RecognitionJudge:
     """Load the recognition judge that :func:`save_judge` wrote, with its classifier frozen on the compute device."""
     tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
-    classifier = Classifier(lab.probe_data.classes)
+    classifier = Classifier(context.probes.data.classes)
     classifier.load_state_dict(within(tensors, "classifier"))
-    classifier = classifier.to(lab.compute.device).eval().requires_grad_(False)
+    classifier = classifier.to(context.compute.device).eval().requires_grad_(False)
     return RecognitionJudge(
         classifier, tensors["labels"], tensors.get("candidates"), **facts["levels"], note=facts["note"]
     )
@@ -234,8 +238,8 @@ def _within(names: list[str], prefix: str) -> list[str]:
 
 
 def _failure(trained: TrainedSystem, label: str) -> str:
-    attendee = trained.audience.of(label)
-    return attendee.failure if attendee else ""
+    observer = trained.observers.of(label)
+    return observer.failure if observer else ""
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

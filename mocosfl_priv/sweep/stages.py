@@ -23,18 +23,12 @@ import numpy as np
 from mocosfl_priv.errors import RunFailedError, StorageError
 from mocosfl_priv.evaluation.recognition import RecognitionJudge
 from mocosfl_priv.experiment.attack import Attempt
+from mocosfl_priv.experiment.attack_system import attempt_on, with_own_plugin
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.plan import SECONDS_PER_EXPERT_STEP, Plan
 from mocosfl_priv.experiment.rows import score_attempt
-from mocosfl_priv.experiment.train import (
-    System,
-    TrainedSystem,
-    attempt_on,
-    expert_trainer,
-    train_expert,
-    train_system,
-    with_own_plugin,
-)
+from mocosfl_priv.experiment.system import System, TrainedSystem
+from mocosfl_priv.experiment.train import expert_trainer, train_expert, train_system
 from mocosfl_priv.plugins import Attack, Loaded, TrainedExpert
 from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.addresses import (
@@ -219,7 +213,7 @@ class SystemStage(Stage[TrainedSystem]):
         """See :class:`Stage`; an interrupted training resumes from its last checkpoint."""
         if self.plan.config.leakage.every:
             bring_judge(self.plan, store)
-        how = replace(self.training, attending=tuple(with_own_plugin(attack) for attack in self.training.attending))
+        how = replace(self.training, observing=tuple(with_own_plugin(attack) for attack in self.training.observing))
         expert, scratch = self._expert, store.scratch(self.key)
 
         def train() -> TrainedSystem:
@@ -307,8 +301,8 @@ class ScoreStage(Stage[dict[str, np.ndarray]]):
         if attempted.failure:
             raise RunFailedError(attempted.failure)
         bring_judge(self.plan, store)
-        lab = self.plan.context
-        return score_attempt(lab, lab.victims, attempted)
+        context = self.plan.context
+        return score_attempt(context.scoring, context.victims, attempted).values
 
     def save(self, made: dict[str, np.ndarray], folder: Path) -> None:
         """See :class:`Stage`."""
@@ -337,7 +331,7 @@ class JudgeStage(Stage[RecognitionJudge]):
 
     def compute(self, store: Store) -> RecognitionJudge:  # noqa: ARG002 - it needs nothing
         """See :class:`Stage`."""
-        trained = self.plan.context.recognition
+        trained = self.plan.context.scoring.judge
         assert trained is not None, "a judge was planned where recognition is switched off"
         return trained
 
@@ -378,9 +372,9 @@ def judge_of(plan: Plan) -> JudgeStage | None:
 
 def bring_judge(plan: Plan, store: Store) -> None:
     """Make `plan` use the recognition judge from `store`, which computes it if needed; nothing if it has none."""
-    judge, lab = judge_of(plan), plan.context
-    if judge is not None and "recognition" not in vars(lab):
-        lab.recognition = obtain(judge, store)
+    judge, scoring = judge_of(plan), plan.context.scoring
+    if judge is not None and not scoring.has_judge:
+        scoring.use(obtain(judge, store))
 
 
 def expert_steps(plan: Plan, system: System) -> int:

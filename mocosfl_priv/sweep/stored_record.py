@@ -28,7 +28,7 @@ def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunR
     judge = judge_of(plan)
     found = store.get(judge.kind, judge.key) if judge else None
     # if the store has no judge, None keeps the context from training one here
-    plan.context.recognition = judge.load(found) if judge and found else None
+    plan.context.scoring.use(judge.load(found) if judge and found else None)
     artefacts = {stage.place: (stage, store.get(stage.kind, stage.key)) for stage in systems_of(plan)}
     results = {
         place: load_result(stage.system, stage.training, artefact)
@@ -47,17 +47,19 @@ def _cell(
     stage: ScoreStage, systems: Mapping[Place, SystemResult], store: Store, failures: Mapping[str, str]
 ) -> CellResult:
     """The result row of `stage`: from the store, or a row that states why there is no result."""
-    lab, keys = stage.plan.context, {**stage.system.keys, "attack": stage.attack.label}
+    context, keys = stage.plan.context, {**stage.system.keys, "attack": stage.attack.label}
     attacked, system = stage.attacked, systems.get((*stage.place[:2], 0))
     attempt = store.get(attacked.kind, attacked.key) if system else None
     if system is None or attempt is None:
-        return CellResult.of(ScoredAttack(lab.victims, _absent(stage, failures), {}), keys, {})
+        return CellResult.of(ScoredAttack(context.victims, _absent(stage, failures), {}), keys, {})
     attempted = attacked.load(attempt)
     score = store.get(stage.kind, stage.key) if not attempted.failure else None
     if score is None and not attempted.failure:
         attempted = _absent(stage, failures)
     values = stage.load(score) if score else {}
-    return CellResult.of(ScoredAttack(lab.victims, attempted, values), keys, system.columns(lab))
+    return CellResult.of(
+        ScoredAttack(context.victims, attempted, values), keys, system.columns(context.probes, context.scoring)
+    )
 
 
 def _absent(stage: ScoreStage, failures: Mapping[str, str]) -> Attempt:

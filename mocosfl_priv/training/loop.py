@@ -36,7 +36,7 @@ class TrainedModel:
     history: one entry per validation: `step`, `epoch`, `loss` (mean since the previous validation), `validation_knn`
         (the score, if a `validate` function was given) and `client_signature` (nats; only for simulated clients that
         are trained and can differ, see :mod:`mocosfl_priv.training.client_signature`).
-    observations: what `observe` returned, in order.
+    leakage_points: what the function of this name returned, in order.
     replay_epochs: number of epochs in each state (A, B, C) of loss-threshold replay; empty without replay.
     earlier_seconds: time spent by earlier processes, if the training was resumed from a checkpoint.
     """
@@ -47,7 +47,7 @@ class TrainedModel:
     traffic: Traffic
     kernel: str
     history: list[dict[str, float]] = field(default_factory=list)
-    observations: list[dict[str, Any]] = field(default_factory=list)
+    leakage_points: list[dict[str, Any]] = field(default_factory=list)
     replay_epochs: dict[str, int] = field(default_factory=dict)
     earlier_seconds: float = 0.0
 
@@ -66,8 +66,8 @@ def train_mocosfl(
     learning_rate: float | None = None,
     remote: RemoteParticipants | None = None,
     validate: Callable[[SplitModel], float] | None = None,
-    observe: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None = None,
-    observe_every: int = 0,
+    leakage_points: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None = None,
+    leakage_every: int = 0,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> TrainedModel:
@@ -81,7 +81,8 @@ def train_mocosfl(
     remote: makes the participants that take the place of the simulated clients, for example real devices.
     validate: scores a model, higher is better, on data that is neither test data nor victims; called every
         `training.monitor_every` epochs and at the end. Without it the last state is returned.
-    observe: called with (model, step, epoch) every `observe_every` epochs and at the end; must not change the model.
+    leakage_points: called with (model, step, epoch) every `leakage_every` epochs and at the end; must not change the
+        model.
     checkpoints: where the state is saved every `training.checkpoint_every` epochs and at the end. If a checkpoint is
         there, training resumes from the newest one, with the same result as without interruption.
     Raises RunFailedError when the loss is no longer finite.
@@ -96,7 +97,7 @@ def train_mocosfl(
     outcome = TrainedModel(model, steps, steps, run.traffic, run.kernel)
     record = _Record(outcome, (run.hooks, run.server_hooks))
     with global_seed(seed, "training"):
-        _run_to_the_end(run, record, validate, observe, observe_every, checkpoints, progress, started)
+        _run_to_the_end(run, record, validate, leakage_points, leakage_every, checkpoints, progress, started)
 
     run.assemble()
     run.participants.finish()
@@ -110,8 +111,8 @@ def _run_to_the_end(
     run: MocoSFL,
     record: _Record,
     validate: Callable[[SplitModel], float] | None,
-    observe: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None,
-    observe_every: int,
+    leakage_points: Callable[[SplitModel, int, float], list[dict[str, Any]]] | None,
+    leakage_every: int,
     checkpoints: Checkpoints | None,
     progress: Progress,
     started: float,
@@ -137,8 +138,8 @@ def _run_to_the_end(
         epoch = step * training.epochs / steps
         if step == steps or (validate is not None and due(training.monitor_every)):
             record.validated(step, epoch, run, validate)
-        if observe is not None and observe_every and due(observe_every):
-            outcome.observations += observe(run.assemble(), step, epoch)
+        if leakage_points is not None and leakage_every and due(leakage_every):
+            outcome.leakage_points += leakage_points(run.assemble(), step, epoch)
         if checkpoints is not None and due(training.checkpoint_every):
             tensors, facts = run.state()
             kept, noted = record.state()
@@ -200,7 +201,7 @@ class _Record:
             "best_score": None if self._best_score == -math.inf else self._best_score,
             "selected_step": self.outcome.selected_step,
             "history": self.outcome.history,
-            "observations": self.outcome.observations,
+            "leakage_points": self.outcome.leakage_points,
         }
 
     def load_state(self, tensors: State, facts: dict[str, Any]) -> None:
@@ -212,7 +213,7 @@ class _Record:
         self._best_score = -math.inf if facts["best_score"] is None else facts["best_score"]
         self.outcome.selected_step = facts["selected_step"]
         self.outcome.history = facts["history"]
-        self.outcome.observations = facts["observations"]
+        self.outcome.leakage_points = facts["leakage_points"]
 
 
 def _require_finite(losses: list[Tensor], step: int) -> None:

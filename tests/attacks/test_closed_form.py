@@ -93,7 +93,7 @@ def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, 
     ],
     ids=["fsha", "sdar"],
 )
-def test_nothing_comes_out_of_attending_such_a_client_but_the_blind_guess(attack: Attack, compute: Compute) -> None:
+def test_nothing_comes_out_of_observing_such_a_client_but_the_blind_guess(attack: Attack, compute: Compute) -> None:
     victims, known = photo_patches(64, "test"), photo_patches(600)
     listener = attend(attack, ConstantClient(), photo_patches(48), known, compute)
     error = mse(run(attack, make_view(ConstantClient(), victims, known, compute, listener=listener)), victims)

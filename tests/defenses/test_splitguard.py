@@ -249,11 +249,11 @@ def hijacker(compute: Compute, split: SplitModel, auxiliary: Tensor) -> Maliciou
         auxiliary=AuxiliaryData(auxiliary.float() / 255, torch.ones(len(auxiliary), dtype=torch.bool)),
         build_client=lambda: split_model(8, 16).client,
     )  # fmt: skip
-    attendee = attach(
+    observer = attach(
         Loaded("fsha", FshaAttack("res_normN0C4", rows=16, starts=1, iterations=40), "", ""), stream, 0, None
     )
-    assert attendee is not None
-    return MaliciousServer([attendee])
+    assert observer is not None
+    return MaliciousServer([observer])
 
 
 def test_the_contrastive_gradient_depends_on_keys_and_that_of_fsha_does_not(compute: Compute) -> None:

@@ -34,8 +34,10 @@ from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.errors import ConfigurationError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.attack import grant_view
+from mocosfl_priv.experiment.attack_system import attack_system, target_of
 from mocosfl_priv.experiment.plan import Plan
-from mocosfl_priv.experiment.train import TrainedSystem, attack_system, target_of, train_system
+from mocosfl_priv.experiment.system import TrainedSystem
+from mocosfl_priv.experiment.train import train_system
 from mocosfl_priv.plugins import ATTACKS
 from mocosfl_priv.results import CELL_KEYS, DETECTION_COLUMNS, read_record, write_record
 from mocosfl_priv.runtime.progress import Silent
@@ -75,15 +77,16 @@ def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
 
 
 def test_recognition_can_be_left_out_and_needs_enough_candidates(tiny: dict[str, Any]) -> None:
-    lab = Experiment.from_dict({**tiny, "evaluation": {"recognition_epochs": 0}}).plan().context
-    assert lab.recognition is None and all(np.isnan(level) for level in lab.recognition_levels.values())
+    scoring = Experiment.from_dict({**tiny, "evaluation": {"recognition_epochs": 0}}).plan().context.scoring
+    assert scoring.judge is None and all(np.isnan(level) for level in scoring.recognition_levels.values())
     more = {**tiny["data"], "train_limit": 900}  # the probe test role has too few: training images fill up
-    lab = Experiment.from_dict({**tiny, "data": more}).plan().context
-    assert lab.recognition is not None and lab.recognition_levels["reidentification_chance"] == 1 / 1000
-    judged = lab.recognition(lab.victims.images)
+    context = Experiment.from_dict({**tiny, "data": more}).plan().context
+    judge, victims = context.scoring.judge, context.victims.images
+    assert judge is not None and judge.levels["reidentification_chance"] == 1 / 1000
+    judged = judge(victims)
     assert judged["reidentified"].mean() == 1
-    assert judged["recognised"].mean() == pytest.approx(lab.recognition_levels["recognition_ceiling"])
-    noise = lab.recognition(torch.rand(lab.victims.images.shape, generator=torch.Generator().manual_seed(0)))
+    assert judged["recognised"].mean() == pytest.approx(judge.levels["recognition_ceiling"])
+    noise = judge(torch.rand(victims.shape, generator=torch.Generator().manual_seed(0)))
     assert noise["reidentified"].mean() < 0.1 and noise["recognised"].mean() < judged["recognised"].mean()
 
 
@@ -290,11 +293,11 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
             "attacks": ["tests.experiment.test_experiment:Spy"],
         }
     ).plan()
-    lab = plan.context
-    trained = train_system(lab, plan.systems[0])
-    attack_system(lab, trained, plan.attacks[0])
+    context = plan.context
+    trained = train_system(context, plan.systems[0])
+    attack_system(context, trained, plan.attacks[0])
     view = Spy.views.pop()
-    victims = lab.victims.images
+    victims = context.victims.images
     with torch.no_grad():
         plain = trained.model.client(victims)
     torch.testing.assert_close(view.smashed, 10 * plain)
@@ -307,8 +310,9 @@ def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) ->
 
 
 def view_of(plan: Plan, trained: TrainedSystem) -> AttackerView:
-    lab = plan.context
-    return grant_view(lab, target_of(lab, trained.system, trained.model), plan.attacks[0], lab.victims.images)
+    context = plan.context
+    target = target_of(context, trained.system, trained.model)
+    return grant_view(context.conditions, target, plan.attacks[0], context.victims.images)
 
 
 def reachable(root: object) -> list[object]:
@@ -338,17 +342,17 @@ def reachable(root: object) -> list[object]:
 
 def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None:
     plan = Experiment.from_dict({**tiny, "attacks": ["tests.experiment.test_experiment:Spy"]}).plan()
-    lab = plan.context
-    trained = train_system(lab, plan.systems[0])
+    context = plan.context
+    trained = train_system(context, plan.systems[0])
     view = view_of(plan, trained)
     things = reachable(view)
     assert any(thing is view.client for thing in things) and any(isinstance(thing, NoDefense) for thing in things)
-    forbidden = {id(lab), id(lab.roles), id(lab.victims), id(lab.victims.images), id(trained)}
+    forbidden = {id(context), id(context.roles), id(context.victims), id(context.victims.images), id(trained)}
     assert not forbidden & {id(thing) for thing in things}
-    storages = {lab.victims.images.data_ptr(), *(lab.roles[role].images.data_ptr() for role in Role)}
+    storages = {context.victims.images.data_ptr(), *(context.roles[role].images.data_ptr() for role in Role)}
     assert not any(isinstance(thing, Tensor) and thing.numel() and thing.data_ptr() in storages for thing in things)
     # the walk does see what a closure over the context would carry along
-    assert id(lab) in {id(thing) for thing in reachable(lambda: lab)}
+    assert id(context) in {id(thing) for thing in reachable(lambda: context)}
 
 
 def test_victims_poisoned_after_the_view_was_built_change_nothing(tiny: dict[str, Any]) -> None:
@@ -381,10 +385,10 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     tiny["model"] |= {"width": 16}
     grants = ["client_weights", "auxiliary_data", "server_model", "colluding_client"]
     plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": {"grants": grants}}).plan()
-    lab, system = plan.context, plan.systems[0]
-    trained = train_system(lab, system)
-    target, victims = target_of(lab, system, trained.model), lab.victims.images
-    inside, outside = (grant_view(lab, target, attack, victims) for attack in plan.attacks)
+    context, system = plan.context, plan.systems[0]
+    trained = train_system(context, system)
+    target, victims = target_of(context, system, trained.model), context.victims.images
+    inside, outside = (grant_view(context.conditions, target, attack, victims) for attack in plan.attacks)
     victim, colluder = trained.model.participants
     with torch.no_grad():
         sender = trained.model.copy().client
@@ -398,7 +402,7 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
         torch.testing.assert_close(inside.server(inside.smashed), trained.model.projector(features))
     assert {n for n, _ in inside.server.named_children()} == {"trunk", "projector"}
     things = reachable(inside)
-    own = {id(part) for part in (lab, trained, trained.model, trained.model.trunk, trained.model.client)}
+    own = {id(part) for part in (context, trained, trained.model, trained.model.trunk, trained.model.client)}
     assert not own & {id(thing) for thing in things}
     held = {thing.data_ptr() for thing in things if isinstance(thing, Tensor) and thing.numel()}
     parts = (trained.model.client, trained.model.trunk, trained.model.projector)
@@ -415,7 +419,7 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     for name in ("floor", "colluder", "shadow"):
         fast = {} if name == "floor" else {"architecture": "res_normN0C8", "epochs": 2, "iterations": 10}
         fast |= {"starts": 2} if name == "shadow" else {}
-        rows[name] = attack_system(lab, trained, ATTACKS.create(PluginSpec(name=name, **fast))).row
+        rows[name] = attack_system(context, trained, ATTACKS.create(PluginSpec(name=name, **fast))).row
     for name in ("colluder", "shadow"):
         assert rows[name]["attack_steps"] > 0 and rows[name]["attack_queries"] == 0
         assert rows[name]["mse"] < 1.15 * rows["floor"]["mse"]  # little learned, and little claimed

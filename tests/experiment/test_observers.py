@@ -72,7 +72,7 @@ class Hijacking(Listening):
     needs = frozenset({C.GRADIENT_CHANNEL})
 
 
-def attendee(listener: Any, seed: int = 0, limit: float | None = None) -> Observer:
+def observer_of(listener: Any, seed: int = 0, limit: float | None = None) -> Observer:
     return Observer("meddler", listener, seed, limit, torch.device("cpu"))
 
 
@@ -83,12 +83,12 @@ def loaded(attack: Attack, label: str) -> Loaded[Attack]:
 def test_a_passive_listener_changes_nothing_and_hears_everything(compute: Compute) -> None:
     plain, heard, meddler = model(), model(), Meddler()
     alone = train(plain, compute)
-    attended = train(heard, compute, server_hooks=ObserverGroup([attendee(meddler)]))
+    attended = train(heard, compute, server_hooks=ObserverGroup([observer_of(meddler)]))
     assert meddler.steps == [0, 1, 2, 3, 4, 5]
     assert alone.history == attended.history
     assert all(torch.equal(a, b) for a, b in zip(state(plain), state(heard), strict=True))
     again = Meddler()
-    train(model(), compute, server_hooks=ObserverGroup([attendee(again)]))
+    train(model(), compute, server_hooks=ObserverGroup([observer_of(again)]))
     assert again.drawn == meddler.drawn and len(set(again.drawn)) == 6
 
 
@@ -101,11 +101,11 @@ def test_who_asks_the_defense_does_not_change_what_it_remembers_of_training(name
             super().received(message)
 
     trained = []
-    for audience in (None, ObserverGroup([attendee(Curious())])):
+    for observers in (None, ObserverGroup([observer_of(Curious())])):
         defense, network = DEFENSES.create(PluginSpec(name=name)).plugin, model()
         defense.prepare(replace(small_context(defense, compute), build_model=model, training_steps=6))
-        train(network, compute, hooks=defense, server_hooks=audience)
-        assert audience is None or not audience.of("meddler").failure  # type: ignore[union-attr]
+        train(network, compute, hooks=defense, server_hooks=observers)
+        assert observers is None or not observers.of("meddler").failure  # type: ignore[union-attr]
         trained.append([*state(network), *defense.state().values()])
     assert len(trained[0]) > len(state(model()))
     assert all(torch.equal(alone, attended) for alone, attended in zip(*trained, strict=True))
@@ -128,7 +128,7 @@ def test_a_hijacker_chooses_what_the_clients_learn(compute: Compute) -> None:
             pass
 
     train(plain, compute, **one_step)
-    train(hijacked, compute, **one_step, server_hooks=MaliciousServer([attendee(Turning())]))
+    train(hijacked, compute, **one_step, server_hooks=MaliciousServer([observer_of(Turning())]))
     for start, honest, turned in zip(before, plain.client.parameters(), hijacked.client.parameters(), strict=True):
         torch.testing.assert_close(turned - start, start - honest)
     for honest, turned in zip(plain.trunk.parameters(), hijacked.trunk.parameters(), strict=True):
@@ -141,12 +141,12 @@ def test_a_gradient_that_does_not_fit_is_named(compute: Compute, wrong: Any, wha
         def returned(self, message: Message, gradient: Tensor) -> Tensor:
             return wrong(gradient)
 
-    seated = attendee(Wrong())
+    observer = observer_of(Wrong())
     train(
-        model(), compute, server_hooks=MaliciousServer([seated])
+        model(), compute, server_hooks=MaliciousServer([observer])
     )  # the clients' training goes on with the honest gradient
-    assert re.fullmatch(rf"it returned {what} for a gradient of \(.*\)", seated.failure)
-    assert seated.messages == 1
+    assert re.fullmatch(rf"it returned {what} for a gradient of \(.*\)", observer.failure)
+    assert observer.messages == 1
 
 
 def test_a_listener_that_fails_is_named(compute: Compute) -> None:
@@ -154,34 +154,34 @@ def test_a_listener_that_fails_is_named(compute: Compute) -> None:
         def received(self, message: Message) -> None:
             raise KeyError("oops")
 
-    seated = attendee(Failing())
-    train(model(), compute, server_hooks=ObserverGroup([seated]))
-    assert seated.failure.startswith("while it attended training: KeyError")
+    observer = observer_of(Failing())
+    train(model(), compute, server_hooks=ObserverGroup([observer]))
+    assert observer.failure.startswith("while it observed training: KeyError")
 
 
 def test_who_is_out_of_time_hears_no_more(compute: Compute) -> None:
     meddler = Meddler()
-    seated = attendee(meddler, limit=1e-9)
-    train(model(), compute, server_hooks=ObserverGroup([seated]))
-    assert meddler.steps == [0] and seated.messages == 1 and seated.seconds > 0
+    observer = observer_of(meddler, limit=1e-9)
+    train(model(), compute, server_hooks=ObserverGroup([observer]))
+    assert meddler.steps == [0] and observer.messages == 1 and observer.seconds > 0
 
 
 def test_listeners_come_back_to_the_moment_of_the_chosen_checkpoint(compute: Compute) -> None:
     scores = iter([1.0, 2.0, 0.5])
     meddler = Meddler()
-    seated = attendee(meddler)
+    observer = observer_of(meddler)
     outcome = train(
-        model(), compute, epochs=3, validate=lambda _: next(scores), server_hooks=ObserverGroup([seated])
+        model(), compute, epochs=3, validate=lambda _: next(scores), server_hooks=ObserverGroup([observer])
     )  # fmt: skip
     assert outcome.selected_step == 4 and int(meddler.last_step) == 3
-    assert seated.messages == 6  # what was spent stays spent
+    assert observer.messages == 6  # what was spent stays spent
 
 
 def test_active_attacks_get_a_training_of_their_own() -> None:
     attacks = [loaded(Listening(), "l"), loaded(Hijacking(), "h"), loaded(Hijacking(), "i")]
     honest, first, second = trainings(attacks, ThreatModel.of(["gradient_channel"]))
-    assert honest.attending == honest.attacks == (attacks[0],) and honest.hijacker is None
-    assert first.attending == first.attacks == (attacks[1],) and first.hijacker is attacks[1]
+    assert honest.observing == honest.attacks == (attacks[0],) and honest.hijacker is None
+    assert first.observing == first.attacks == (attacks[1],) and first.hijacker is attacks[1]
     assert second.hijacker is attacks[2]
 
 

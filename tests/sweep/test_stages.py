@@ -17,7 +17,7 @@ from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import ComputeConfig, parse_config
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.plan import Plan
-from mocosfl_priv.experiment.train import System
+from mocosfl_priv.experiment.system import System
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.plugins.defense_checks import SMALL_TRAINING, small_context
 from mocosfl_priv.runtime.compute import Compute
@@ -38,12 +38,12 @@ def planned() -> Plan:
 
 def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | None:
     """The address of the expert of one system, were the experiment `document`; on the images of `planned`."""
-    config, lab = parse_config(document), planned.context
+    config, context = parse_config(document), planned.context
     defense = DEFENSES.create(config.defenses[0])
     fraction = planned.systems[place].target_fraction if defense.plugin.uses_target_data else 0.0
     system = System(defense, config.cut_layers[0], fraction, config.seeds[0])
-    lab = EvaluationContext(config, lab.roles, lab.compute, lab.threat)
-    found = expert_document(lab, system)
+    context = EvaluationContext(config, context.roles, context.compute, context.threat)
+    found = expert_document(context, system)
     return address(found) if found else None
 
 

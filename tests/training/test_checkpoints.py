@@ -91,8 +91,10 @@ def train(
         split, batches, training, steps=STEPS, compute=compute, seed=0, hooks=NoisyLearner(),
         server_hooks=server_hooks(split) if server_hooks else None,
         validate=lambda model: float(next(model.client.parameters()).detach().double().sum().sin()),
-        observe=lambda model, step, _: [{"step": step, "weight": float(next(model.trunk.parameters()).detach().sum())}],
-        observe_every=3, checkpoints=Checkpoints(folder, identity) if folder else None,
+        leakage_points=lambda model, step, _: [
+            {"step": step, "weight": float(next(model.trunk.parameters()).detach().sum())}
+        ],
+        leakage_every=3, checkpoints=Checkpoints(folder, identity) if folder else None,
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def weights(model: SplitModel) -> dict[str, Tensor]:
 def assert_same(one: TrainedModel, other: TrainedModel) -> None:
     """Exactly: losses, scores, traffic, choice of checkpoint, every weight."""
     assert one.history == other.history
-    assert one.observations == other.observations
+    assert one.leakage_points == other.leakage_points
     assert one.traffic == other.traffic
     assert one.selected_step == other.selected_step
     assert one.replay_epochs == other.replay_epochs
@@ -141,7 +143,7 @@ def test_resumed_equals_uninterrupted(settings: dict[str, Any], stop_at: int, tm
 
 def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
     """A hijacking attack and a passive one, with networks, optimisers and random draws of their own."""
-    audiences: list[MaliciousServer] = []
+    groups: list[MaliciousServer] = []
 
     def seated(split: SplitModel) -> MaliciousServer:
         stream = StreamView(
@@ -154,15 +156,15 @@ def test_who_attends_goes_on_too(tmp_path: Path, compute: Compute) -> None:
             FshaAttack("res_normN0C4", rows=8, patience=3, starts=1, iterations=4),
             SdarAttack("res_normN0C4", rows=8),
         ]
-        attendees = [attach(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
-        audiences.append(MaliciousServer([attendee for attendee in attendees if attendee is not None]))
-        return audiences[-1]
+        attached = [attach(Loaded(type(a).__name__, a, "", ""), stream, 0, None) for a in attacks]
+        groups.append(MaliciousServer([observer for observer in attached if observer is not None]))
+        return groups[-1]
 
     whole = train(None, compute, server_hooks=seated)
     with pytest.raises(Stopped):
         train(tmp_path, compute, stop_at=7, server_hooks=seated)
     assert_same(train(tmp_path, compute, server_hooks=seated), whole)
-    uninterrupted, resumed = audiences[0].state(), audiences[2].state()
+    uninterrupted, resumed = groups[0].state(), groups[2].state()
     assert uninterrupted.keys() == resumed.keys() and int(resumed["0.messages"]) == STEPS
     for name, value in uninterrupted.items():
         assert name.endswith("seconds") or torch.equal(value, resumed[name]), name

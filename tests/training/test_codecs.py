@@ -20,15 +20,10 @@ from mocosfl_priv.config import CodecName
 from mocosfl_priv.device.codecs import CODECS, Codec, decode, encode
 from mocosfl_priv.evaluation.utility import features, to_unit_range
 from mocosfl_priv.experiment.attack import grant_view
+from mocosfl_priv.experiment.attack_system import grant_stream, target_of
 from mocosfl_priv.experiment.plan import Plan
-from mocosfl_priv.experiment.train import (
-    HONEST,
-    TrainedSystem,
-    grant_stream,
-    target_of,
-    train_system,
-    training_document,
-)
+from mocosfl_priv.experiment.system import HONEST, TrainedSystem
+from mocosfl_priv.experiment.train import train_system, training_document
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.codecs import as_received, message_bytes
 from mocosfl_priv.training.hooks import NoHooks, Unattended
@@ -204,7 +199,7 @@ def eight_bits() -> tuple[Plan, TrainedSystem]:
 
 def test_utility_is_measured_on_what_arrives(eight_bits: tuple[Plan, TrainedSystem], compute: Compute) -> None:
     plan, trained = eight_bits
-    images, network = plan.context.probe_data.test.images, trained.model
+    images, network = plan.context.probes.data.test.images, trained.model
     rng = torch.Generator().manual_seed(0)
     defense = trained.system.defense.plugin
     with torch.no_grad():
@@ -216,30 +211,30 @@ def test_utility_is_measured_on_what_arrives(eight_bits: tuple[Plan, TrainedSyst
 
 def test_attackers_get_and_simulate_what_arrives(eight_bits: tuple[Plan, TrainedSystem]) -> None:
     plan, trained = eight_bits
-    lab, attack = plan.context, plan.attacks[0]
-    victims = lab.victims.images
+    context, attack = plan.context, plan.attacks[0]
+    victims = context.victims.images
     with torch.no_grad():
         plain = trained.model.client(victims)
     arrived = by_a_device(10 * plain, "int8")
-    view = grant_view(lab, target_of(lab, trained.system, trained.model), attack, victims)
+    view = grant_view(context.conditions, target_of(context, trained.system, trained.model), attack, victims)
     assert torch.equal(view.smashed, arrived) and not torch.equal(view.smashed, 10 * plain)
     assert torch.equal(view.query(victims), arrived) and torch.equal(view.protect(plain), arrived)
-    stream = grant_stream(lab, trained.system, trained.model, attack)
+    stream = grant_stream(context, trained.system, trained.model, attack)
     assert torch.equal(stream.protect(plain), arrived)
 
 
 def test_who_does_not_know_the_defense_still_knows_the_codec(eight_bits: tuple[Plan, TrainedSystem]) -> None:
     _, trained = eight_bits
     plan = small(codec="int8")
-    lab, attack = plan.context, plan.attacks[0]
-    object.__setattr__(lab.threat, "adaptive", False)
-    victims = lab.victims.images
+    context, attack = plan.context, plan.attacks[0]
+    object.__setattr__(context.threat, "adaptive", False)
+    victims = context.victims.images
     with torch.no_grad():
         plain = trained.model.client(victims)
     arrived = by_a_device(plain, "int8")
-    view = grant_view(lab, target_of(lab, trained.system, trained.model), attack, victims)
+    view = grant_view(context.conditions, target_of(context, trained.system, trained.model), attack, victims)
     assert torch.equal(view.query(victims), arrived) and torch.equal(view.protect(plain), arrived)
-    assert torch.equal(grant_stream(lab, trained.system, trained.model, attack).protect(plain), arrived)
+    assert torch.equal(grant_stream(context, trained.system, trained.model, attack).protect(plain), arrived)
 
 
 def test_rows_have_the_bytes_and_a_training_is_known_by_its_codecs(eight_bits: tuple[Plan, TrainedSystem]) -> None:
