@@ -58,26 +58,26 @@ class Experiment:
         return plan(self.config)
 
     def checked(self) -> Plan | AuditPlan:
-        """The same for any configuration: one with `checkpoints` is an audit, which trains nothing."""
-        return self.plan() if self.config.checkpoints is None else plan_audit(self.config)
+        """The same for any configuration: one with `audit_models` is an audit, which trains nothing."""
+        return self.plan() if self.config.audit_models is None else plan_audit(self.config)
 
-    def run(self, progress: Progress | None = None, checkpoints: Path | str | None = None) -> RunResult:
+    def run(self, progress: Progress | None = None, resume_dir: Path | str | None = None) -> RunResult:
         """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs.
 
-        checkpoints: folder in which trainings keep their state; after an interruption the same call goes on from it.
+        resume_dir: folder for the checkpoints of trainings; after an interruption the same call resumes from them.
         """
-        return run_planned(self.checked(), progress, Path(checkpoints) if checkpoints is not None else None)
+        return run_planned(self.checked(), progress, Path(resume_dir) if resume_dir is not None else None)
 
 
 def run_planned(
-    checked: Plan | AuditPlan, progress: Progress | None = None, checkpoints: Path | None = None
+    checked: Plan | AuditPlan, progress: Progress | None = None, resume_dir: Path | None = None
 ) -> RunResult:
     """Run a plan that was made before, so that its data is not read twice."""
     if isinstance(checked, AuditPlan):
-        if checkpoints is not None:
-            raise ConfigurationError("--checkpoints keeps the state of trainings, and an audit trains nothing")
+        if resume_dir is not None:
+            raise ConfigurationError("--resume-dir keeps the state of trainings, and an audit trains nothing")
         return RunResult(run_audit(checked, progress))
-    return RunResult(run_plan(checked, progress, checkpoints))
+    return RunResult(run_plan(checked, progress, resume_dir))
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Sweep:
                 destination.commit(lambda staging: write_record(record, staging))
         if (record.cells["failure"] == "").all():  # else another attempt may end otherwise
             note_written(folder.store, key, record, place)
-        return RunResult(replace(record, images={}, checkpoints={}))  # on the disk; a grid's would fill the memory
+        return RunResult(replace(record, images={}, models={}))  # on the disk; a grid's would fill the memory
 
     def _write_table(self, folder: SweepDirectory, results: Mapping[str, RunResult]) -> pd.DataFrame:
         tables = []

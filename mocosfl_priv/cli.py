@@ -31,6 +31,8 @@ app = typer.Typer(
 for commands in (experiments, results, listing, devices):
     app.add_typer(commands.app)
 
+FORMER_OPTIONS = {"--checkpoints": "--resume-dir"}
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run a command, report any error as one line on stderr, and exit with the documented code.
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [_present_name(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         code = app(args=words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -64,6 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"unexpected {type(error).__name__}: {error} (add --debug for the traceback)", EXIT_FAILED)
 
 
+def _present_name(word: str) -> str:
+    """`word`, or the present name of an option under its former name, which is read for one version."""
+    option, equals, value = word.partition("=")
+    if option not in FORMER_OPTIONS:
+        return word
+    print(
+        f"mocosfl-priv: {option} is now called {FORMER_OPTIONS[option]}; its former name is read for the last time",
+        file=sys.stderr,
+    )
+    return FORMER_OPTIONS[option] + equals + value
+
+
 class _Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Typer catches KeyboardInterrupt; this exception passes through it to :func:`main`."""
 
@@ -76,7 +90,7 @@ def _kept(words: list[str]) -> str:
     """What an interrupted command leaves behind, and how to continue."""
     if words[:1] == ["sweep"]:
         return "completed parts are stored; continue with --resume"
-    if words[:1] == ["serve"] or any(word.split("=")[0] == "--checkpoints" for word in words):
+    if words[:1] == ["serve"] or any(word.split("=")[0] == "--resume-dir" for word in words):
         return "no result was written; the same command continues from its checkpoints"
     return "no result was written"
 

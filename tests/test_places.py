@@ -97,8 +97,8 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_held_too(tiny: dict[str, Any], tmp_path: Path) -> None:
-    with Lock(tmp_path / "lock"), pytest.raises(ConfigurationError, match="checkpoints: another run is at work in"):
-        Experiment.from_dict(tiny).run(checkpoints=tmp_path)
+    with Lock(tmp_path / "lock"), pytest.raises(ConfigurationError, match="--resume-dir: another run is at work in"):
+        Experiment.from_dict(tiny).run(resume_dir=tmp_path)
 
 
 def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter(
@@ -124,7 +124,7 @@ def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter
     several = refusal(training={"ema": 0.9, "momentum": 0.5, "temperature": 0.2, "sync_period": 3, "queue_size": 64})
     assert several.count(" in the checkpoint and ") == 4 and "and 1 more differ" in several
     tiny["compute"] = {"device": "cpu", "threads": 2}
-    assert len(Experiment.from_dict(tiny).run(checkpoints=tmp_path).record.training) > 0
+    assert len(Experiment.from_dict(tiny).run(resume_dir=tmp_path).record.training) > 0
 
 
 def test_ordinary_axes_with_long_values_fit_into_file_names(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_what_a_run_will_write_is_known_before(tiny: dict[str, Any], tmp_path: P
     tiny["model"] |= {"width": 16, "projector_out": None}
     plan = Experiment.from_dict(tiny).plan()
     (tmp_path / "out").mkdir()
-    write_record(run_plan(plan, checkpoints=tmp_path / "state"), tmp_path / "out")
+    write_record(run_plan(plan, resume_dir=tmp_path / "state"), tmp_path / "out")
     for expected, folder in ((result_bytes(plan), tmp_path / "out"), (checkpoint_bytes(plan), tmp_path / "state")):
         written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         assert written < expected + SPARE_BYTES / 64 and expected < 4 * written
@@ -336,20 +336,20 @@ def test_what_a_run_will_write_is_known_before(tiny: dict[str, Any], tmp_path: P
     with pytest.MonkeyPatch.context() as patched:
         left = SPARE_BYTES + checkpoint_bytes(plan) - 1
         patched.setattr(shutil, "disk_usage", lambda _: usage(2**41, 2**41 - left, left))
-        with pytest.raises(ConfigurationError, match=r"checkpoints .*: the disk has"):
-            run_plan(plan, checkpoints=tmp_path / "more")
+        with pytest.raises(ConfigurationError, match=r"--resume-dir .*: the disk has"):
+            run_plan(plan, resume_dir=tmp_path / "more")
     assert not (tmp_path / "more").exists()
 
 
 def test_checkpoints_inside_the_results_and_an_unexpanded_home_are_refused(tmp_path: Path) -> None:
     with Destination(tmp_path / "runs" / "out") as destination:
-        destination.require_apart(tmp_path / "runs" / "state", "--checkpoints")
-        destination.require_apart(tmp_path / "runs" / "out.checkpoints", "--checkpoints")
+        destination.require_apart(tmp_path / "runs" / "state", "--resume-dir")
+        destination.require_apart(tmp_path / "runs" / "out.checkpoints", "--resume-dir")
         for place in ("out", "out/state", "out/../out/a/b"):
-            with pytest.raises(ConfigurationError, match=r"--checkpoints .* lies in --out"):
-                destination.require_apart(tmp_path / "runs" / place, "--checkpoints")
-        with pytest.raises(ConfigurationError, match="--checkpoints ~/state: the shell has left ~ as it is"):
-            destination.require_apart(Path("~/state"), "--checkpoints")
+            with pytest.raises(ConfigurationError, match=r"--resume-dir .* lies in --out"):
+                destination.require_apart(tmp_path / "runs" / place, "--resume-dir")
+        with pytest.raises(ConfigurationError, match="--resume-dir ~/state: the shell has left ~ as it is"):
+            destination.require_apart(Path("~/state"), "--resume-dir")
     assert not list(tmp_path.iterdir())
     for open_ in (lambda: Destination(Path("~/out")), lambda: SweepDirectory(Path("~/out"), resume=False)):
         with pytest.raises(ConfigurationError, match="--out ~/out: the shell has left ~ as it is"):

@@ -213,7 +213,7 @@ def audits(drawn: Drawn) -> Callable[[], int]:
         state[name] = state[name] * float("nan") if weights == "nan" else state[name][:-1]
     torch.save({wrapper: state} if wrapper else state, clients / drawn.draw.choice(["client.tar", "my client.pth"]))
     (clients / "._client.tar").write_bytes(APPLE_DOUBLE)
-    config = make_config(drawn, make_tree(drawn), checkpoints=str(clients))
+    config = make_config(drawn, make_tree(drawn), audit_models=str(clients))
     if drawn.draw.random() < 0.9:
         return lambda: command("validate", str(config))
     return lambda: command("run", str(config), "--out", str(drawn.folder / "out"))

@@ -134,7 +134,7 @@ def serve(
     codec: CodecOption = None,
     gradient_codec: GradientCodecOption = None,
     heartbeat: HeartbeatOption = 5.0,
-    checkpoints: Annotated[
+    resume_dir: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder for the state of unfinished training. Default: beside --out."),
     ] = None,
@@ -150,7 +150,7 @@ def serve(
         raise ConfigurationError("serve: give either --certs FOLDER, or --plain (loopback addresses only)")
     _require_address(listen)  # before data is read
     options = _serve_options(listen, certs, deadline, patience, heartbeat, device, least)
-    place = checkpoints or checkpoints_beside(out)
+    place = resume_dir or checkpoints_beside(out)
     _run_devices(
         out, device_experiment(config, set_, codec, gradient_codec), overwrite,
         lambda plan, progress: run_server(plan, options, place, progress), place,
@@ -278,7 +278,7 @@ def _run_devices(
     experiment: Experiment,
     overwrite: bool,
     run: Callable[[Plan, Progress], RunRecord],
-    checkpoints: Path | None = None,
+    resume_dir: Path | None = None,
 ) -> None:
     """Run a plan with devices, write results, report and cost table, and print both tables."""
     from mocosfl_priv.api import RunResult
@@ -291,8 +291,8 @@ def _run_devices(
     _log_to_terminal()
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
-        if checkpoints is not None:
-            destination.require_apart(checkpoints, "--checkpoints")
+        if resume_dir is not None:
+            destination.require_apart(resume_dir, "--resume-dir")
         with console.status("reading data"):
             plan = experiment.plan()
         destination.require_room(result_bytes(plan))

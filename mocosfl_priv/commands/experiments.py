@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-CheckpointsOption = Annotated[
+ResumeDirOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER", help="Save training checkpoints here; after an interruption, the same command resumes."
@@ -123,13 +123,13 @@ def run(
     set_: SetOption = None,
     defense: DefenseOption = None,
     attack: AttackOption = None,
-    checkpoints: CheckpointsOption = None,
+    resume_dir: ResumeDirOption = None,
     overwrite: OverwriteOption = False,
     scale: ScaleOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Run an experiment and write its results and report to a directory, all of them or none."""
-    _run(config, out, set_, defense, attack, overwrite, checkpoints, scale)
+    _run(config, out, set_, defense, attack, overwrite, resume_dir, scale)
 
 
 @app.command()
@@ -222,13 +222,13 @@ def _run(
     defenses: Sequence[str] | None,
     attacks: Sequence[str] | None,
     overwrite: bool,
-    checkpoints: Path | None = None,
+    resume_dir: Path | None = None,
     scale: str | None = None,
 ) -> None:
-    _run_to(out, experiment_of(config, overrides, defenses, attacks, scale), overwrite, checkpoints)
+    _run_to(out, experiment_of(config, overrides, defenses, attacks, scale), overwrite, resume_dir)
 
 
-def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Path | None = None) -> None:
+def _run_to(out: Path, experiment: Experiment, overwrite: bool, resume_dir: Path | None = None) -> None:
     """Run an experiment, write its run directory, and print its table, and the verdict if it has a candidate."""
     from mocosfl_priv.api import run_planned
     from mocosfl_priv.commands.progress_bars import TerminalProgress
@@ -239,15 +239,15 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, checkpoints: Pat
     own_package("reports")  # fail before the run, not after it, if the package cannot be used
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
-        if checkpoints is not None:
-            destination.require_apart(checkpoints, "--checkpoints")
+        if resume_dir is not None:
+            destination.require_apart(resume_dir, "--resume-dir")
         with console.status("reading data"):
             plan = experiment.checked()
         destination.require_room(result_bytes(plan))
         show_reading(console, plan.context.roles)
         show_warnings(console, plan.warnings)
         with TerminalProgress(console) as progress:
-            result = run_planned(plan, progress, checkpoints)
+            result = run_planned(plan, progress, resume_dir)
         page = result.report_to(destination)
     print_table(result)
     print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")

@@ -17,7 +17,7 @@ from mocosfl_priv.errors import ConfigurationError, did_you_mean
 
 LOG = logging.getLogger("mocosfl-priv")
 # Keys that have another name now; the former one is read for one version.
-FORMER_NAMES = {"threat.observations": "threat.messages_per_victim"}
+FORMER_NAMES = {"threat.observations": "threat.messages_per_victim", "checkpoints": "audit_models"}
 
 
 class _Misleading(str):
@@ -135,13 +135,14 @@ def _with_present_names(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `raw` without the keys of `FORMER_NAMES`; ConfigurationError where a key has both its names."""
     document = dict(raw)
     for former, present in FORMER_NAMES.items():
-        section, old = former.split(".")
-        new = present.split(".")[1]
-        if isinstance(document.get(section), Mapping) and old in document[section]:
-            if new in document[section]:
+        section, _, old = former.rpartition(".")
+        new = present.rpartition(".")[2]
+        keys = document.get(section) if section else document
+        if isinstance(keys, Mapping) and old in keys:
+            if new in keys:
                 raise ConfigurationError(f"{former} is the former name of {present}: give one of them")
-            renamed = {new if key == old else key: value for key, value in document[section].items()}
-            document[section] = renamed
+            renamed = {new if key == old else key: value for key, value in keys.items()}
+            document = {**document, section: renamed} if section else renamed
             _present_name(former)
     return document
 

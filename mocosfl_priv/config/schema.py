@@ -378,7 +378,7 @@ class ExperimentConfig(Section):
     protocol: Literal["strict", "paper"] = Field(
         "strict", description="paper: repeat the choices of MocoSFL's research code, pitfalls included"
     )
-    checkpoints: Path | None = Field(
+    audit_models: Path | None = Field(
         None,
         description="audit: attack the published client models below this folder (the public MocoSFL release's layout, "
         "or flat files) instead of training; defenses, cut_layers, target_fractions, model and training are theirs",

@@ -47,10 +47,10 @@ class ServeOptions:
     least: int | None = None
 
 
-def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progress | None = None) -> RunRecord:
+def serve(plan: Plan, options: ServeOptions, resume_dir: Path, progress: Progress | None = None) -> RunRecord:
     """Run the one system of `plan` with devices as clients; the record's `info` has ``devices`` and ``device_costs``.
 
-    checkpoints: folder of the training state; a server that is started again resumes from it.
+    resume_dir: folder for the checkpoints of the training; a server that is started again resumes from it.
     Raises ConfigurationError if the plan cannot be run with devices.
     """
     require_servable(plan, options)
@@ -87,7 +87,7 @@ def serve(plan: Plan, options: ServeOptions, checkpoints: Path, progress: Progre
         trusting=certificates is None,
     )
     try:
-        record = run_plan(plan, progress, checkpoints, deployment)
+        record = run_plan(plan, progress, resume_dir, deployment)
     except DeviceError as error:
         raise ConfigurationError(str(error)) from error
     finally:

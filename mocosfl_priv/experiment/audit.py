@@ -49,7 +49,7 @@ class AuditPlan:
     """A checked audit, ready to run."""
 
     config: ExperimentConfig
-    checkpoints: tuple[PublishedCheckpoint, ...]
+    models: tuple[PublishedCheckpoint, ...]
     attacks: tuple[Loaded[Attack], ...]
     context: EvaluationContext
     victim_sets: tuple[VictimSet, ...]
@@ -59,7 +59,7 @@ class AuditPlan:
     def summary(self) -> str:
         """For people, before it runs."""
         sets = " and ".join(f"{len(v.images)} {v.name} images" for v in self.victim_sets)
-        return f"{len(self.checkpoints)} published clients, {len(self.attacks)} attacks, on {sets}"
+        return f"{len(self.models)} published clients, {len(self.attacks)} attacks, on {sets}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -69,19 +69,19 @@ class AuditPlan:
     @property
     def picture_bytes(self) -> int:
         """See :class:`mocosfl_priv.experiment.plan.Plan`."""
-        cells = len(self.checkpoints) * len(self.attacks) * len(self.config.seeds)
+        cells = len(self.models) * len(self.attacks) * len(self.config.seeds)
         return sum(victims.images.numel() for victims in self.victim_sets) * (cells + 1)
 
 
 def plan_audit(config: ExperimentConfig) -> AuditPlan:
-    """Check `config` and find what is to be attacked below ``config.checkpoints``.
+    """Check `config` and find what is to be attacked below ``config.audit_models``.
 
     Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
     """
-    assert config.checkpoints is not None
+    assert config.audit_models is not None
     if config.data.image_size != IMAGE_SIZE:
         raise ConfigurationError(f"data.image_size: the published clients take {IMAGE_SIZE} pixels")
-    found = tuple(find_published(config.checkpoints))
+    found = tuple(find_published(config.audit_models))
     compute = Compute.resolve(config.compute)
     threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
     reachable = ThreatModel(threat.grants - NOT_THERE, threat.adaptive)
@@ -89,7 +89,7 @@ def plan_audit(config: ExperimentConfig) -> AuditPlan:
     for attack in attacks:
         reachable.require(attack.plugin.needs, attack.label)
     context = EvaluationContext(config, assign_roles(config.data, 0.0), compute, reachable)
-    published = load_attack_images(config.checkpoints)
+    published = load_attack_images(config.audit_models)
     sets = [context.victims]
     if published is not None:
         sets.append(context.victim_set(PUBLISHED_VICTIMS, published, RELEASE))
@@ -111,7 +111,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
                 attack.label,
                 0.0 if attack.plugin.blind else config.threat.seconds or SECONDS_PER_ATTACK,
             )
-            for checkpoint in plan.checkpoints
+            for checkpoint in plan.models
             for _ in config.seeds
             for attack in plan.attacks
         ]
@@ -119,7 +119,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
     cells: list[CellResult] = []
     described: list[dict[str, Any]] = []
     try:
-        for checkpoint in plan.checkpoints:
+        for checkpoint in plan.models:
             client = load_published_client(checkpoint.path)
             cost = _cost(client)
             described.append(

@@ -23,7 +23,7 @@ def assemble(
 ) -> RunRecord:
     """The record of a run of `plan`: `systems` and `cells` in its order, of which some may be missing or have failed.
 
-    models: the systems' checkpoints, as named arrays, by their file names. seconds: what it took.
+    models: the systems' selected checkpoints, as named arrays, by their file names. seconds: what it took.
     """
     context, victims = plan.context, plan.context.victims
     honest = [system for system in systems if not system.hijacker]
@@ -51,7 +51,7 @@ def assemble(
             "hijacked": [_hijacked_info(system, context.roles.labelled) for system in hijacked],
         },
         config_yaml=plan.config.to_yaml(),
-        checkpoints=models,
+        models=models,
     )
 
 

@@ -103,7 +103,7 @@ class SystemResult:
         """What the row of every attack on this system says of it; accuracies are NaN where there are no labels."""
         measured = probes.labelled
         return {
-            "checkpoint": f"checkpoints/{self.file_stem}.safetensors",
+            "checkpoint": f"models/{self.file_stem}.safetensors",
             "knn_accuracy": _share(self.utility.knn, measured),
             "linear_accuracy": _share(self.utility.linear, measured),
             **{

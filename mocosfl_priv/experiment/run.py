@@ -25,42 +25,42 @@ from mocosfl_priv.training.participants import RemoteParticipants
 def run_plan(
     plan: Plan,
     progress: Progress | None = None,
-    checkpoints: Path | None = None,
+    resume_dir: Path | None = None,
     remote: RemoteParticipants | None = None,
 ) -> RunRecord:
     """Train every system, attack it with every attack, and gather the record.
 
-    checkpoints: folder in which trainings keep their state and from which they go on; nothing else is written.
+    resume_dir: folder for the checkpoints of trainings, from which they resume; nothing else is written.
     remote: see :func:`mocosfl_priv.training.loop.train_mocosfl`.
     Errors propagate.
     """
-    with _held(checkpoints, plan):
-        return _run_plan(plan, progress or Silent(), checkpoints, remote)
+    with _held(resume_dir, plan):
+        return _run_plan(plan, progress or Silent(), resume_dir, remote)
 
 
 @contextmanager
-def _held(checkpoints: Path | None, plan: Plan) -> Iterator[None]:
-    """The folder of checkpoints for this process alone, with room to write; ConfigurationError where that is not so."""
-    if checkpoints is None:
+def _held(resume_dir: Path | None, plan: Plan) -> Iterator[None]:
+    """Lock the folder of checkpoints, and check that it has room; ConfigurationError where that is not so."""
+    if resume_dir is None:
         yield
         return
     with ExitStack() as held:
         try:
-            held.enter_context(Lock(checkpoints / "lock"))
+            held.enter_context(Lock(resume_dir / "lock"))
         except BlockingIOError as error:
             raise ConfigurationError(
-                f"checkpoints: another run is at work in {checkpoints} ({error.strerror}); wait for it, or choose "
+                f"--resume-dir: another run is at work in {resume_dir} ({error.strerror}); wait for it, or choose "
                 "another folder"
             ) from error
         except OSError as error:
-            raise ConfigurationError(f"checkpoints: {checkpoints} cannot be written: {error.strerror}") from error
-        held.callback(remove_empty, checkpoints)  # of trainings that kept no state
-        there = any(checkpoints.glob("*/step_*"))  # what an earlier run has written needs no room again
-        require_room(checkpoints, 0 if there else checkpoint_bytes(plan), f"checkpoints {checkpoints}")
+            raise ConfigurationError(f"--resume-dir: {resume_dir} cannot be written: {error.strerror}") from error
+        held.callback(remove_empty, resume_dir)  # of trainings that kept no state
+        there = any(resume_dir.glob("*/step_*"))  # what an earlier run has written needs no room again
+        require_room(resume_dir, 0 if there else checkpoint_bytes(plan), f"--resume-dir {resume_dir}")
         yield
 
 
-def _run_plan(plan: Plan, progress: Progress, checkpoints: Path | None, remote: RemoteParticipants | None) -> RunRecord:
+def _run_plan(plan: Plan, progress: Progress, resume_dir: Path | None, remote: RemoteParticipants | None) -> RunRecord:
     context = plan.context
     started = time.monotonic()
     systems: list[SystemResult] = []
@@ -68,7 +68,7 @@ def _run_plan(plan: Plan, progress: Progress, checkpoints: Path | None, remote: 
     cells: list[CellResult] = []
     for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
         for training in plan.trainings:
-            if (kept := checkpoints_of(context, system, checkpoints, training)) is not None:
+            if (kept := checkpoints_of(context, system, resume_dir, training)) is not None:
                 kept.verify()
                 kept.below(DEFENDER).verify()
     progress.plan(_segments(plan))
@@ -77,7 +77,7 @@ def _run_plan(plan: Plan, progress: Progress, checkpoints: Path | None, remote: 
         for system in plan.systems:
             for training in plan.trainings:
                 progress.segment()
-                trained = train_system(context, system, progress, checkpoints, training, remote)
+                trained = train_system(context, system, progress, resume_dir, training, remote)
                 systems.append(trained.result())
                 models[f"{trained.file_stem}.safetensors"] = trained.checkpoint()
                 for attack in training.attacks:

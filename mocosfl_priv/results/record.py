@@ -116,7 +116,7 @@ class RunRecord:
     images: the victims (:func:`victims_key`), and the reconstructions of each cell that did not fail
         (:func:`image_key`); uint8 (n, 3, h, w).
     info: everything else, as JSON; the content of run.json. config_yaml: the complete configuration.
-    checkpoints: arrays by name, for each file name.
+    models: arrays by name, for each file name.
     """
 
     cells: pd.DataFrame
@@ -127,7 +127,7 @@ class RunRecord:
     images: dict[str, np.ndarray]
     info: dict[str, Any]
     config_yaml: str
-    checkpoints: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    models: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
     detections: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=DETECTION_COLUMNS))
 
 

@@ -10,7 +10,7 @@ A run directory holds
     run.json              configuration, data-role hashes, versions, seeds, floors, plugin code hashes
     config.yaml           the configuration with every default written out; can be run again
     images.safetensors    victims and reconstructions, uint8
-    checkpoints/          client, trunk and projector of every trained system, safetensors
+    models/               client, trunk and projector of every trained system, safetensors
 It is written under a temporary name and then renamed, so that it is always complete.
 
 The folder of a sweep holds a run directory for every variant in ``runs/``, and a ``results.csv`` with the rows of all
@@ -58,13 +58,13 @@ def write_record(record: RunRecord, folder: Path) -> None:
     (folder / "run.json").write_text(json.dumps(record.info, indent=2) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text(record.config_yaml, encoding="utf-8")
     save_file(record.images, folder / "images.safetensors")
-    (folder / "checkpoints").mkdir()
-    for name, arrays in record.checkpoints.items():
-        save_file(arrays, folder / "checkpoints" / name)
+    (folder / "models").mkdir()
+    for name, arrays in record.models.items():
+        save_file(arrays, folder / "models" / name)
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run directory, without its checkpoints.
+    """Read a run directory, without its models.
 
     Raises ConfigurationError if `folder` is not a run directory, is damaged, or has another schema version.
     """

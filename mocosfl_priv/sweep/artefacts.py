@@ -142,8 +142,8 @@ def load_system(context: EvaluationContext, system: System, training: Training, 
     )
 
 
-class StoredCheckpoints(Mapping[str, dict[str, np.ndarray]]):
-    """The checkpoints of stored systems by file name, read on access, since all of a grid may not fit into memory."""
+class StoredModels(Mapping[str, dict[str, np.ndarray]]):
+    """Models of stored systems by file name, read on access, since all of a grid may not fit into memory."""
 
     def __init__(self, artefacts: Mapping[str, Artefact]) -> None:
         self._artefacts = artefacts

@@ -103,9 +103,9 @@ def load_sweep(
         parsed = with_added_plugins(
             parse_config(config, where=f"{path}, {name}" if name else str(path)), defenses, attacks
         )
-        if parsed.checkpoints is not None:
+        if parsed.audit_models is not None:
             raise ConfigurationError(
-                f"{path}: checkpoints: an audit of published clients cannot be swept; use `mocosfl-priv run`"
+                f"{path}: audit_models: an audit of published clients cannot be swept; use `mocosfl-priv run`"
             )
         variants.append(Variant(name or short_name(parsed.name), labels, parsed))
     for setting in SAME_FOR_ALL:

@@ -44,7 +44,7 @@ def note_written(store: Store, key: str, record: RunRecord, folder: Path) -> Non
 def as_written(store: Store, key: str, folder: Path) -> RunRecord | None:
     """Return the record in `folder` if it is the run directory with address `key` and all its files are unchanged.
 
-    The record comes without images and checkpoints. Otherwise returns None.
+    The record comes without images and models. Otherwise returns None.
     """
     found = store.get(KIND, key)
     if found is None or not all(

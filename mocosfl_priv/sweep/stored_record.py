@@ -9,7 +9,7 @@ from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, ScoredAttack, SystemResult
 from mocosfl_priv.results import ATTACK_COSTS, RunRecord
-from mocosfl_priv.sweep.artefacts import StoredCheckpoints, load_result
+from mocosfl_priv.sweep.artefacts import StoredModels, load_result
 from mocosfl_priv.sweep.stages import Place, ScoreStage, cells_of, judge_of, systems_of
 from mocosfl_priv.sweep.store import Store
 
@@ -39,8 +39,8 @@ def stored_record(plan: Plan, store: Store, failures: Mapping[str, str]) -> RunR
     cells = [_cell(stage, results, store, failures) for stage in cells_of(plan)]
     seconds = sum(result.cost["training_seconds"] for result in results.values())
     seconds += sum(cell.row["attack_seconds"] for cell in cells if not cell.row["failure"])
-    checkpoints = StoredCheckpoints({name: found for name, found in models.items() if found is not None})
-    return assemble(plan, list(results.values()), checkpoints, cells, seconds)
+    kept = StoredModels({name: found for name, found in models.items() if found is not None})
+    return assemble(plan, list(results.values()), kept, cells, seconds)
 
 
 def _cell(

@@ -96,9 +96,9 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"checkpoints: {self.folder} cannot be created: {error.strerror}") from error
+            raise ConfigurationError(f"--resume-dir: {self.folder} cannot be created: {error.strerror}") from error
         if not os.access(self.folder, os.W_OK):
-            raise ConfigurationError(f"checkpoints: {self.folder} is not writable")
+            raise ConfigurationError(f"--resume-dir: {self.folder} is not writable")
         if steps := self._steps():
             self._document(steps[-1])
 

@@ -73,6 +73,12 @@ def one_clear_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
+def test_an_option_under_its_former_name_is_read_with_one_line(in_process: Run, config: Path) -> None:
+    result = in_process("run", str(config), "--out", "x", "--checkpoints=x/state")
+    assert "--checkpoints is now called --resume-dir; its former name is read for the last time" in result.stderr
+    assert result.returncode == 2 and "--resume-dir x/state lies in --out" in result.stderr and not Path("x").exists()
+
+
 def test_workers_are_no_matter_of_a_cluster(in_process: Run, config: Path) -> None:
     said = one_clear_line(in_process("sweep", str(config), "--out", "x", "--engine", "ray", "--workers", "2"), 2)
     assert "--workers counts processes on this machine" in said and not Path("x").exists()

@@ -210,3 +210,6 @@ def test_a_key_under_its_former_name_is_read_with_one_line(caplog: pytest.LogCap
     assert [record.message for record in caplog.records] == [line, line]
     with pytest.raises(ConfigurationError, match=r"threat\.observations is the former name of"):
         parse_config({"threat": {"observations": 3, "messages_per_victim": 4}})
+    assert parse_config({"checkpoints": "somewhere"}).audit_models == Path("somewhere")  # a key of no section
+    assert parse_config({}, ["checkpoints=there"]).audit_models == Path("there")
+    assert caplog.records[-1].message.startswith("checkpoints is now called audit_models")

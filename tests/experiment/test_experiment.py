@@ -450,8 +450,8 @@ def test_an_attack_cannot_spoil_what_comes_after_it(tiny: dict[str, Any], tiny_r
     run = Experiment.from_dict({**tiny, "attacks": [vandal, *tiny["attacks"]]}).run()
     after = run.table().iloc[1:].reset_index(drop=True)
     pd.testing.assert_frame_equal(after.drop(columns=TIMES), tiny_run.table().drop(columns=TIMES))
-    name, arrays = next(iter(run.record.checkpoints.items()))
-    assert all(np.array_equal(arrays[key], tiny_run.record.checkpoints[name][key]) for key in arrays)
+    name, arrays = next(iter(run.record.models.items()))
+    assert all(np.array_equal(arrays[key], tiny_run.record.models[name][key]) for key in arrays)
 
 
 def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any]) -> None:
@@ -537,7 +537,7 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     folder = page.parent
     assert {path.name for path in folder.iterdir()} == {
         "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "leakage.csv", "run.json", "config.yaml",
-        "images.safetensors", "checkpoints", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv",
+        "images.safetensors", "models", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv",
         "leaderboard.csv", "leaderboard.md",
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
@@ -631,8 +631,8 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
     assert counting.started == len(counting.planned) == 2 + 3
     # who only listens leaves the training as it was, bit by bit
     pd.testing.assert_frame_equal(run.record.training, tiny_run.record.training)
-    (honest_file, honest), (hijacked_file, hijacked) = run.record.checkpoints.items()
-    before = next(iter(tiny_run.record.checkpoints.values()))
+    (honest_file, honest), (hijacked_file, hijacked) = run.record.models.items()
+    before = next(iter(tiny_run.record.models.values()))
     assert all(np.array_equal(honest[name], before[name]) for name in before)
     assert not all(np.array_equal(hijacked[name], before[name]) for name in before)
     table = run.table().set_index("attack")
@@ -678,16 +678,16 @@ def test_an_interrupted_experiment_goes_on_from_its_checkpoints(
         with pytest.raises(KeyboardInterrupt):
             experiment.run(Interruption(steps), tmp_path)
     assert next(tmp_path.glob(f"{expert['name']}_cut1_target*_seed0/defender")).is_dir()
-    resumed = experiment.run(checkpoints=tmp_path)
+    resumed = experiment.run(resume_dir=tmp_path)
     pd.testing.assert_frame_equal(resumed.table().drop(columns=TIMES), whole.table().drop(columns=TIMES))
     pd.testing.assert_frame_equal(resumed.record.training, whole.record.training)
-    for file, found in resumed.record.checkpoints.items():
-        expected = whole.record.checkpoints[file]
+    for file, found in resumed.record.models.items():
+        expected = whole.record.models[file]
         assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
         assert any(name.startswith("defense.attacker.") for name in found) == (expert["name"] == "ressfl")
     other = Experiment.from_dict({**document, "training": {**document["training"], "ema": 0.9}})
     with pytest.raises(ConfigurationError, match="belongs to another configuration"):
-        other.run(checkpoints=tmp_path)
+        other.run(resume_dir=tmp_path)
 
 
 def test_everything_at_once(tiny: dict[str, Any]) -> None:

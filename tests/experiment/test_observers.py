@@ -217,6 +217,6 @@ def test_a_leakage_curve_has_no_place_for_them(tiny: dict[str, Any]) -> None:
         "threat": {"grants": ["training_stream", "auxiliary_data", "architecture"]},
     }
     plan(Experiment.from_dict(stream).config)
-    with pytest.raises(ConfigurationError, match="leakage: attack 'sdar' attends a whole training"):
+    with pytest.raises(ConfigurationError, match="leakage: attack 'sdar' observes a whole training"):
         plan(Experiment.from_dict({**stream, "leakage": {"every": 1}}).config)
     plan(Experiment.from_dict({**stream, "leakage": {"every": 1, "attacks": ["floor"]}}).config)

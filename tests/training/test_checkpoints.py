@@ -193,7 +193,7 @@ def test_two_interruptions_and_an_unfinished_write(
 
 def test_a_folder_that_cannot_be_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match=r"checkpoints: .* cannot be created: Not a directory"):
+    with pytest.raises(ConfigurationError, match=r"--resume-dir: .* cannot be created: Not a directory"):
         Checkpoints(tmp_path / "file" / "below", "x").verify()
     Checkpoints(tmp_path / "new" / "folder", "x").verify()
 
