@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from mocosfl_priv.commands import devices, experiments, listing, results
+from mocosfl_priv.commands import audits, devices, experiments, listing, results
 from mocosfl_priv.errors import MocosflPrivError
 
 EXIT_UNUSABLE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Measure how much a split-learning system leaks, and what a defense costs.\n\n"
     "Start with `mocosfl-priv demo`. Exit codes: 0 success, 2 invalid request, 3 failed run, 130 interrupted.",
 )
-for commands in (experiments, results, listing, devices):
+for commands in (experiments, audits, results, listing, devices):
     app.add_typer(commands.app)
 
 FORMER_OPTIONS = {"--checkpoints": "--resume-dir"}

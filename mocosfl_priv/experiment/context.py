@@ -48,6 +48,16 @@ class EvaluationContext:
         """The clients' private images, with which they train."""
         return self.roles[Role.CLIENT_PRIVATE]
 
+    @property
+    def represented(self) -> ImageSet:
+        """The images that the victims should be like: the clients' own."""
+        return self.private
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that accuracies are about."""
+        return self.probes.data.train.class_names
+
     @cached_property
     def conditions(self) -> AttackConditions:
         """What attacks work with."""

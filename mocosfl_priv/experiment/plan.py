@@ -99,20 +99,26 @@ def plan(config: ExperimentConfig) -> Plan:
     """
     laid_out = lay_out(config)
     context = laid_out.context
-    attacks = (*laid_out.attacks, *context.curve_attacks)
     _check_partition(context)
-    _check_auxiliary_data(context.roles, attacks)
-    _check_colluder(config, attacks)
-    for system in laid_out.systems:  # a bottleneck that does not fit is found by building
-        model = context.models.build(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
-        for attack in attacks:
-            attack.plugin.check(model.smashed_shape, model.image_shape)
+    check_attacks(laid_out)
     for system in laid_out.systems:  # a defense refuses here what it cannot prepare with
         model_config = system.defense.plugin.architecture(config.model)
         prepared_with = defender_context(context, system, model_config, Silent())
         system.defense.plugin.check(prepared_with)
         expert_steps(system.defense.plugin, prepared_with)
     return laid_out
+
+
+def check_attacks(laid_out: Plan) -> None:
+    """Raise ConfigurationError unless all attacks have the data they need, and fit the smashed data of all systems."""
+    config, context = laid_out.config, laid_out.context
+    attacks = (*laid_out.attacks, *context.curve_attacks)
+    _check_auxiliary_data(context.roles, attacks)
+    _check_colluder(config, attacks)
+    for system in laid_out.systems:  # a bottleneck that does not fit is found by building
+        model = context.models.build(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        for attack in attacks:
+            attack.plugin.check(model.smashed_shape, model.image_shape)
 
 
 def lay_out(config: ExperimentConfig) -> Plan:

@@ -11,25 +11,61 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from mocosfl_priv.data.roles import Role
+from mocosfl_priv.config import ExperimentConfig
+from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.data.roles import DataRoles, Role
 from mocosfl_priv.evaluation.distribution_shift import image_statistics
 from mocosfl_priv.evaluation.reliability import NO_LABELS, AttackFacts, Flag, RunFacts, reliability_flags
-from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.conditions import AttackConditions
 from mocosfl_priv.experiment.rows import CellResult
+from mocosfl_priv.experiment.scoring import Scoring
 from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.plugins import Attack, Defense, Loaded
 from mocosfl_priv.results import SCHEMA_VERSION, UNDEFENDED, cell_columns, image_key, victims_key
+
+
+class Circumstances(Protocol):
+    """What is recorded of a run, whatever was attacked; :class:`EvaluationContext` is one."""
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The settings."""
+
+    @property
+    def roles(self) -> DataRoles:
+        """The images."""
+
+    @property
+    def conditions(self) -> AttackConditions:
+        """What attacks were granted."""
+
+    @property
+    def scoring(self) -> Scoring:
+        """The metrics."""
+
+    @property
+    def victims(self) -> VictimSet:
+        """The victims, with their floor."""
+
+    @property
+    def represented(self) -> ImageSet:
+        """The images that the victims should be like."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that accuracies are about."""
+
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
 
 
 def gather(
-    context: EvaluationContext,
+    context: Circumstances,
     cells: Sequence[CellResult],
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
@@ -58,7 +94,7 @@ def pictures(cells: Sequence[CellResult], victim_sets: Sequence[VictimSet]) -> d
 
 
 def common_info(
-    context: EvaluationContext,
+    context: Circumstances,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     flags: Sequence[Flag],
@@ -78,11 +114,14 @@ def common_info(
         "duplicates_dropped": context.roles.duplicates_dropped,
         "read": list(context.roles.reading),
         "target_training_images": context.roles.training_size,
-        "class_names": list(context.probes.data.train.class_names),
-        "threat_model": {"grants": sorted(context.threat.grants), "adaptive": context.threat.adaptive},
+        "class_names": list(context.class_names),
+        "threat_model": {
+            "grants": sorted(context.conditions.threat.grants),
+            "adaptive": context.conditions.threat.adaptive,
+        },
         "floor": {"kind": context.victims.floor.kind, "mse": float(context.victims.floor.mse.mean())},
         "lpips": context.scoring.lpips_note,
-        "compute": context.compute.describe(),
+        "compute": context.conditions.compute.describe(),
         "plugins": {
             "attacks": [
                 {
@@ -108,11 +147,11 @@ def common_info(
     }
 
 
-def _why_no_judge(context: EvaluationContext) -> str:
+def _why_no_judge(context: Circumstances) -> str:
     return "evaluation.recognition_epochs is 0" if context.roles.labelled else "there are no labels"
 
 
-def _without_labels(context: EvaluationContext) -> list[Flag]:
+def _without_labels(context: Circumstances) -> list[Flag]:
     """The flag of a run in which no accuracy means anything."""
     if context.roles.labelled:
         return []
@@ -120,14 +159,14 @@ def _without_labels(context: EvaluationContext) -> list[Flag]:
 
 
 def _facts(
-    context: EvaluationContext,
+    context: Circumstances,
     attacks: Sequence[Loaded[Attack]],
     defenses: Mapping[str, Loaded[Defense]],
     victim_sets: Sequence[VictimSet],
 ) -> RunFacts:
     """What the flags need to know beside the results."""
     roles = context.roles
-    private = roles[Role.CLIENT_PRIVATE]
+    represented = context.represented
     return RunFacts(
         attacks=[
             AttackFacts(
@@ -136,20 +175,20 @@ def _facts(
                 parameters=_parameters(attack),
                 capabilities=frozenset(context.conditions.visible_to(attack)),
                 blind=attack.plugin.blind,
-                auxiliary_target=len(roles[Role.AUXILIARY_TARGET]),
-                auxiliary_source=len(roles[Role.AUXILIARY_SOURCE]),
+                auxiliary_target=roles.count(Role.AUXILIARY_TARGET),
+                auxiliary_source=roles.count(Role.AUXILIARY_SOURCE),
             )
             for attack in attacks
         ],
         undefended=frozenset(label for label, defense in defenses.items() if defense.origin == UNDEFENDED),
         randomised=frozenset(label for label, defense in defenses.items() if defense.plugin.randomised),
-        messages_per_victim=context.config.threat.messages_per_victim if context.threat.adaptive else 1,
-        adaptive=context.threat.adaptive,
+        messages_per_victim=context.config.threat.messages_per_victim if context.conditions.threat.adaptive else 1,
+        adaptive=context.conditions.threat.adaptive,
         victims={
             victims.name: image_statistics((victims.images * 255).round().byte().numpy(), victims.groups.numpy())
             for victims in victim_sets
         },
-        target=image_statistics(private.images.numpy(), private.groups.numpy()),
+        target=image_statistics(represented.images.numpy(), represented.groups.numpy()),
         samples=context.config.evaluation.bootstrap_samples,
         confidence=context.config.evaluation.confidence,
     )

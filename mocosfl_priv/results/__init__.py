@@ -7,6 +7,7 @@ from mocosfl_priv.results.record import (
     COLUMNS,
     COSTS,
     DETECTION_COLUMNS,
+    GIVEN,
     GUARANTEE,
     LEAKAGE_COLUMNS,
     METRICS,
@@ -35,6 +36,7 @@ from mocosfl_priv.results.storage import (
     replace_files,
     require_no_tilde,
     require_room,
+    run_folders,
     write_record,
 )
 
@@ -45,6 +47,7 @@ __all__ = [
     "COLUMNS",
     "COSTS",
     "DETECTION_COLUMNS",
+    "GIVEN",
     "GUARANTEE",
     "LEAKAGE_COLUMNS",
     "METRICS",
@@ -67,6 +70,7 @@ __all__ = [
     "replace_files",
     "require_no_tilde",
     "require_room",
+    "run_folders",
     "semi_column",
     "short_name",
     "variant_name",

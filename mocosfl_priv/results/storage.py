@@ -100,8 +100,16 @@ def read_runs(folder: Path) -> list[StoredRun]:
 
     Raises ConfigurationError as :func:`read_record` does.
     """
+    return [StoredRun(labels, read_record(place)) for place, labels in run_folders(folder)]
+
+
+def run_folders(folder: Path) -> list[tuple[Path, dict[str, str]]]:
+    """The run directories of a run or of all variants of a sweep, each with its label on every axis.
+
+    Raises ConfigurationError for a sweep without axes that does not hold exactly one run.
+    """
     if not _is_sweep(folder):
-        return [StoredRun({}, read_record(folder))]
+        return [(folder, {})]
     columns = pd.read_csv(folder / "results.csv", nrows=0).columns.tolist()
     axes = columns[: columns.index(CELL_KEYS[0])] if CELL_KEYS[0] in columns else []
     if not axes:  # a sweep of one experiment
@@ -110,10 +118,10 @@ def read_runs(folder: Path) -> list[StoredRun]:
             raise ConfigurationError(
                 f"{folder} is a sweep without axes, and holds {len(found)} runs: give the path of one of them"
             )
-        return [StoredRun({}, read_record(found[0]))]
+        return [(found[0], {})]
     points = pd.read_csv(folder / "results.csv", usecols=axes, dtype=str, keep_default_na=False)[axes].drop_duplicates()
     variants: list[dict[str, str]] = [dict(zip(axes, point, strict=True)) for point in points.to_numpy()]
-    return [StoredRun(labels, read_record(folder / "runs" / variant_name(labels))) for labels in variants]
+    return [(folder / "runs" / variant_name(labels), labels) for labels in variants]
 
 
 def _is_sweep(folder: Path) -> bool:

@@ -1,0 +1,244 @@
+"""Attack the trained systems of a finished run again, with other attacks, budgets or threat models; train none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mocosfl_priv.config import ExperimentConfig, load_config
+from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.data.roles import Role, check_disjoint
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.utility import to_unit_range
+from mocosfl_priv.experiment.attack import Target
+from mocosfl_priv.experiment.attack_system import target_of, with_own_plugin
+from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.plan import Plan, check_attacks, lay_out
+from mocosfl_priv.experiment.provenance import common_info, gather, pictures
+from mocosfl_priv.experiment.rows import CellResult, try_attack
+from mocosfl_priv.experiment.system import System
+from mocosfl_priv.experiment.train import restored_model
+from mocosfl_priv.models.split import SplitModel
+from mocosfl_priv.plugins import ATTACKS, Attack, Capability, Loaded, ThreatModel
+from mocosfl_priv.results import (
+    ATTACK_COSTS,
+    CELL_KEYS,
+    GIVEN,
+    GUARANTEE,
+    LEAKAGE_COLUMNS,
+    METRICS,
+    TEST_VICTIMS,
+    RunRecord,
+)
+from mocosfl_priv.runtime.progress import Progress, Segment, Silent
+from mocosfl_priv.training.state import within
+
+# what only the training itself could grant, and what a run does not keep
+NOT_KEPT = frozenset({Capability.COLLUDING_CLIENT, Capability.TRAINING_STREAM, Capability.GRADIENT_CHANNEL})
+# columns of a row that are about the attack; all others are about the system
+OF_THE_ATTACK = {*CELL_KEYS, *METRICS, *GUARANTEE, *ATTACK_COSTS, "mse_floor", "leak_ratio", "failure", "flags"}
+FORMER_FOLDER = "checkpoints"  # of models, in runs of earlier versions
+
+
+@dataclass(frozen=True)
+class AgainPlan:
+    """Checked attacks on the systems of a finished run.
+
+    folder: of that run. record: what it left. plan: its grid, with the attacks and the threat model of now.
+    """
+
+    folder: Path
+    record: RunRecord
+    plan: Plan
+
+    @property
+    def summary(self) -> str:
+        """For people, before it runs."""
+        return f"{len(self.plan.systems)} trained systems, {len(self.plan.attacks)} attacks; nothing is trained"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Defenses whose code is not what it was when the run was made."""
+        then = {plugin["label"]: plugin["code_sha256"] for plugin in self.record.info["plugins"]["defenses"]}
+        defenses = {system.defense.label: system.defense for system in self.plan.systems}
+        return tuple(
+            f"the code of defense {label!r} has changed since {self.folder} was made"
+            for label, defense in defenses.items()
+            if then.get(label) != defense.code_sha256
+        )
+
+    @property
+    def context(self) -> EvaluationContext:
+        """What all attacks share."""
+        return self.plan.context
+
+    @property
+    def picture_bytes(self) -> int:
+        """See :class:`mocosfl_priv.experiment.plan.Plan`."""
+        return self.context.victims.images.numel() * (self.plan.cells + 1)
+
+
+def plan_again(
+    folder: Path,
+    record: RunRecord,
+    attacks: Sequence[str],
+    overrides: Sequence[str] = (),
+    victims: ImageSet | None = None,
+) -> AgainPlan:
+    """Check new attacks on the systems of the run in `folder`.
+
+    Args:
+        folder: A run directory.
+        record: What it holds.
+        attacks: Names or references; they take the place of the run's own, unless `overrides` set the key `attacks`.
+        overrides: ``key=value`` texts for the sections `threat`, `evaluation` and `compute`, and for `attacks`.
+        victims: Other images to attack, of the same size; None for the run's own.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigurationError: `folder` holds no trained systems, its data is no longer what it was, a key would change
+            the systems, or an attack does not fit (ThreatModelError if it is not granted what it needs).
+
+    """
+    if "systems" not in record.info or record.info.get("own_model"):
+        raise ConfigurationError(f"{folder} is an audit, and holds no trained systems; audit the model again instead")
+    for override in overrides:
+        section = override.partition("=")[0].partition(".")[0]
+        if section not in ("threat", "evaluation", "compute", "attacks"):
+            raise ConfigurationError(
+                f"--set {override}: the systems are trained already; only threat, evaluation, compute and attacks may "
+                "be set"
+            )
+    own = [f"attacks=[{', '.join(repr(name) for name in attacks)}]"] if attacks else []
+    config = load_config(folder / "config.yaml", [*own, "leakage.every=0", *overrides])
+    plan = _attacked(config)
+    context = plan.context
+    kept = record.info["roles"]
+    changed = [
+        role for role, now in context.roles.records.items() if kept[role]["content_sha256"] != now.content_sha256
+    ]
+    if changed:
+        raise ConfigurationError(f"{folder}: images of {', '.join(changed)} have changed since the run was made")
+    if victims is not None:
+        _use_victims(context, victims)
+    missing = [system.file_stem for system in plan.systems if _model_file(folder, system) is None]
+    if missing:
+        raise ConfigurationError(f"{folder}: there is no model of {missing[0]} in models/")
+    check_attacks(plan)
+    return AgainPlan(folder, record, plan)
+
+
+def _attacked(config: ExperimentConfig) -> Plan:
+    """The grid of `config`, without what a run does not keep of its training."""
+    reachable = ThreatModel.of(set(config.threat.grants) - NOT_KEPT, config.threat.adaptive)
+    for spec in config.attacks:
+        attack = ATTACKS.create(spec)
+        reachable.require(attack.plugin.needs, attack.label)
+    plan = lay_out(config)
+    return replace(plan, context=replace(plan.context, threat=reachable))
+
+
+def _use_victims(context: EvaluationContext, victims: ImageSet) -> None:
+    shape, needed = tuple(victims.images.shape[1:]), tuple(context.roles[Role.VICTIMS].images.shape[1:])
+    if shape != needed:
+        raise ConfigurationError(f"victims: images of shape {shape}, but those of the run have {needed}")
+    auxiliary = {role: context.roles[role].digests() for role in (Role.AUXILIARY_TARGET, Role.AUXILIARY_SOURCE)}
+    check_disjoint({**auxiliary, Role.VICTIMS: victims.digests()})
+    context.victims = context.victim_set(TEST_VICTIMS, to_unit_range(victims.images), GIVEN, victims.groups)
+
+
+def stored_system(context: EvaluationContext, system: System, folder: Path) -> tuple[System, SplitModel]:
+    """Load a trained system from a run directory: the system with what its defense has learned, and its model.
+
+    Raises ConfigurationError when its file is missing, damaged, or of another architecture.
+    """
+    path = _model_file(folder, system)
+    if path is None:
+        raise ConfigurationError(f"{folder}: there is no model of {system.title} in models/")
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    system = system.with_own_defense()
+    model = restored_model(context, system)
+    for name, value in model.named_state().items():
+        if name not in stored or stored[name].shape != value.shape:
+            raise ConfigurationError(f"{path}: {name} is missing, or of another shape than the configuration says")
+        value.copy_(stored[name])
+    system.defense.plugin.load_state(within(stored, "defense"))
+    model.to(context.compute.device)
+    return system, model
+
+
+def _model_file(folder: Path, system: System) -> Path | None:
+    places = [folder / place / f"{system.file_stem}.safetensors" for place in ("models", FORMER_FOLDER)]
+    return next((path for path in places if path.is_file()), None)
+
+
+def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
+    """Attack every system of the run, and gather the record: its rows keep what the run measured of the systems."""
+    progress = progress or Silent()
+    started = time.monotonic()
+    plan, context, stored = again.plan, again.context, again.record
+    progress.plan([plan.attack_segment(system, attack) for system in plan.systems for attack in plan.attacks])
+    context.scoring.judge  # noqa: B018 - trained before the first attack is timed
+    cells: list[CellResult] = []
+    try:
+        for planned in plan.systems:
+            system, model = stored_system(context, planned, again.folder)
+            measured = _measured(stored.cells, system)
+            target = target_of(context, system, model)
+            for attack in plan.attacks:
+                progress.segment()
+                cells.append(_cell(context, target, with_own_plugin(attack), system, measured, progress))
+    except ConfigurationError as error:  # found too late to be called a request that was refused
+        raise RunFailedError(str(error)) from error
+    defenses = {system.defense.label: system.defense for system in plan.systems}
+    table, per_image, flags = gather(context, cells, plan.attacks, defenses, [context.victims], stored.training)
+    return RunRecord(
+        cells=table,
+        per_image=per_image,
+        probe=stored.probe,
+        training=stored.training,
+        leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
+        images=pictures(cells, [context.victims]),
+        info={
+            **common_info(context, plan.attacks, defenses, flags, time.monotonic() - started),
+            "systems": stored.info["systems"],
+            "hijacked": [],
+            "trained_in": {"folder": str(again.folder), "config_sha256": stored.info["config_sha256"]},
+        },
+        config_yaml=plan.config.to_yaml(),
+    )
+
+
+def _cell(
+    context: EvaluationContext,
+    target: Target,
+    attack: Loaded[Attack],
+    system: System,
+    measured: dict[str, Any],
+    progress: Progress,
+) -> CellResult:
+    (scored,) = try_attack(context.conditions, context.scoring, target, attack, [context.victims], progress)
+    return CellResult.of(scored, {**system.keys, "attack": attack.label}, measured)
+
+
+def _measured(cells: pd.DataFrame, system: System) -> dict[str, Any]:
+    """What the rows of the run say of a system, whatever attacked it."""
+    keys = system.keys
+    rows = cells
+    for name, value in keys.items():
+        rows = rows[rows[name] == value]
+    if rows.empty:
+        raise ConfigurationError(f"the run has no row of {system.title}")
+    return {name: value for name, value in rows.iloc[0].items() if name not in OF_THE_ATTACK}

@@ -1,0 +1,405 @@
+"""Attack a split model that a user trained, at one or more cuts; nothing is trained but the attacks' own networks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mocosfl_priv.config import ExperimentConfig
+from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.data.roles import DataRoles, Role, check_disjoint, role_record
+from mocosfl_priv.device.accounting import FLOAT_BYTES
+from mocosfl_priv.errors import ConfigurationError, RunFailedError
+from mocosfl_priv.evaluation.cross_validation import FEWEST, cross_validated_knn, cross_validated_probe, folds_of
+from mocosfl_priv.evaluation.perceptual import load_lpips
+from mocosfl_priv.evaluation.utility import BATCH, to_unit_range
+from mocosfl_priv.experiment.attack import Target
+from mocosfl_priv.experiment.conditions import AttackConditions
+from mocosfl_priv.experiment.provenance import common_info, gather, pictures
+from mocosfl_priv.experiment.rows import CellResult, try_attack
+from mocosfl_priv.experiment.scoring import Scoring
+from mocosfl_priv.experiment.victims import VictimSet
+from mocosfl_priv.models.own_model import OwnSplit
+from mocosfl_priv.models.split import count_parameters, forward_flops
+from mocosfl_priv.plugins import ATTACKS, Attack, AuxiliaryData, Capability, Defense, Loaded, ThreatModel
+from mocosfl_priv.plugins.defense import ExpertDefense, overrides
+from mocosfl_priv.results import LEAKAGE_COLUMNS, ROLES, SYSTEM_KEYS, TEST_VICTIMS, RunRecord
+from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Progress, Segment, Silent
+from mocosfl_priv.runtime.seeding import derive_seed, generator, global_seed
+
+SECONDS_PER_ATTACK = 60.0  # a first guess, soon replaced
+# what only a training by this package, or other participants, could grant
+NOT_THERE = frozenset({Capability.COLLUDING_CLIENT, Capability.TRAINING_STREAM, Capability.GRADIENT_CHANNEL})
+WHILE_TRAINING = ("architecture", "prepare", "client_loss", "filter_gradient")
+
+
+@dataclass(frozen=True)
+class OwnContext:
+    """What all attacks of the audit share; the parts that :mod:`provenance` reads, without a training."""
+
+    config: ExperimentConfig
+    roles: DataRoles
+    conditions: AttackConditions
+    scoring: Scoring
+    victims: VictimSet
+
+    @property
+    def represented(self) -> ImageSet:
+        """The images that the victims should be like: the attacker's, from which the blind guess comes."""
+        return self.roles[Role.AUXILIARY_SOURCE]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The victims' classes."""
+        return self.roles[Role.VICTIMS].class_names
+
+
+@dataclass(frozen=True)
+class OwnAuditPlan:
+    """A checked audit of a user's model, ready to run.
+
+    splits: the client and server at every cut. build_untrained: makes a client like the user's with new weights, from
+    a seed, for each of them; empty where that cannot be done.
+    """
+
+    config: ExperimentConfig
+    splits: tuple[OwnSplit, ...]
+    build_untrained: tuple[Callable[[int], nn.Module], ...]
+    attacks: tuple[Loaded[Attack], ...]
+    defenses: tuple[Loaded[Defense], ...]
+    context: OwnContext
+
+    @property
+    def summary(self) -> str:
+        """For people, before it runs."""
+        cuts = f"{len(self.splits)} cuts" if len(self.splits) > 1 else "1 client"
+        return f"{cuts}, {len(self.defenses)} defenses, {len(self.attacks)} attacks, {self.victims} victims"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None: nothing is trained."""
+        return ()
+
+    @property
+    def victims(self) -> int:
+        """How many images are attacked."""
+        return len(self.context.victims.images)
+
+    @property
+    def cells(self) -> int:
+        """Rows of the result."""
+        return len(self.splits) * len(self.defenses) * len(self.attacks) * len(self.config.seeds)
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of the pictures that the result will hold."""
+        return self.context.victims.images.numel() * (self.cells + 1)
+
+
+def plan_own_audit(
+    config: ExperimentConfig,
+    splits: Sequence[OwnSplit],
+    victims: ImageSet,
+    auxiliary: ImageSet,
+    defenses: Sequence[Loaded[Defense]],
+    build_untrained: Callable[[], nn.Module] | None = None,
+) -> OwnAuditPlan:
+    """Check an audit of a user's model.
+
+    Args:
+        config: Attacks, threat model, seeds, metrics and the machine; its other sections are not used.
+        splits: The user's client and server, at every cut.
+        victims: The images under attack.
+        auxiliary: The attacker's images. Those that are victims, too, are left out.
+        defenses: What is applied to messages; the first should be the undefended control.
+        build_untrained: Makes a client with new weights; None to draw the weights of the user's client anew.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigurationError: The images or the defenses do not fit (ThreatModelError for attacks that are not granted
+            what they need).
+
+    """
+    if victims.images.shape[1:] != auxiliary.images.shape[1:]:
+        raise ConfigurationError(
+            f"auxiliary: images of {_size(auxiliary)}, but the victims have {_size(victims)}; give both one size"
+        )
+    for defense in defenses:
+        if isinstance(defense.plugin, ExpertDefense) or any(overrides(defense.plugin, hook) for hook in WHILE_TRAINING):
+            raise ConfigurationError(
+                f"defense {defense.label!r} works while a model trains; audit a model that was trained with it, or "
+                "name a defense that only changes messages"
+            )
+    compute = Compute.resolve(config.compute)
+    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
+    builders, why = _builders(splits, build_untrained)
+    absent = set(NOT_THERE)
+    if any(split.server is None for split in splits):
+        absent.add(Capability.SERVER_MODEL)
+    if not builders:
+        absent.add(Capability.ARCHITECTURE)
+    threat = ThreatModel(threat.grants - absent, threat.adaptive)
+    attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
+    for attack in attacks:
+        threat.require(attack.plugin.needs, attack.label)
+        for split in splits:
+            attack.plugin.check(split.smashed_shape, image_shape_of(victims))
+    roles = own_roles(victims, auxiliary)
+    if why:
+        roles = replace(roles, reading=(*roles.reading, f"{why}; attacks get no untrained client"))
+    known = to_unit_range(roles[Role.AUXILIARY_SOURCE].images)
+    conditions = AttackConditions(
+        threat,
+        AuxiliaryData(known.to(compute.device), torch.zeros(len(known), dtype=torch.bool, device=compute.device)),
+        compute,
+        config.threat.messages_per_victim,
+        config.threat.seconds,
+        config.threat.steps,
+    )
+    context = OwnContext(
+        config,
+        roles,
+        conditions,
+        Scoring(*load_lpips(config.evaluation.lpips_network), lambda: None),
+        VictimSet.of(TEST_VICTIMS, to_unit_range(victims.images), ROLES, known, victims.groups),
+    )
+    return OwnAuditPlan(config, tuple(splits), builders, attacks, tuple(defenses), context)
+
+
+def _builders(
+    splits: Sequence[OwnSplit], build_untrained: Callable[[], nn.Module] | None
+) -> tuple[tuple[Callable[[int], nn.Module], ...], str]:
+    """What makes untrained clients, one for every split; or none and the reason."""
+    if build_untrained is not None:
+        return (lambda _: build_untrained(),) * len(splits), ""
+    builders = tuple(split.build_untrained for split in splits)
+    try:
+        for build in builders:
+            build(0)
+    except ConfigurationError as error:
+        return (), str(error)
+    return builders, ""
+
+
+def own_roles(victims: ImageSet, auxiliary: ImageSet) -> DataRoles:
+    """The roles of an audit's images; auxiliary images that are victims, too, or that occur twice, are left out."""
+    seen = set(victims.digests().tolist())
+    kept = []
+    for index, digest in enumerate(auxiliary.digests().tolist()):
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(index)
+    dropped = len(auxiliary) - len(kept)
+    if not kept:
+        raise ConfigurationError("auxiliary: every image is also a victim; give the attacker other images")
+    sets = {Role.VICTIMS: victims, Role.AUXILIARY_SOURCE: auxiliary.select(torch.tensor(kept))}
+    check_disjoint({role: images.digests() for role, images in sets.items()})
+    remarks = [f"duplicates: {dropped} auxiliary images are left out, as victims or other images have the same pixels"]
+    return DataRoles(
+        sets,
+        {role: role_record(images) for role, images in sets.items()},
+        training_size=len(kept),
+        duplicates_dropped=dropped,
+        reading=(victims.description, auxiliary.description, *(remarks if dropped else ())),
+    )
+
+
+def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRecord:
+    """Attack the model at every cut, behind every defense, with every attack, and gather the record.
+
+    In its rows, `cut_layer` is the place of the cut in the order in which cuts were given, from 1.
+    """
+    progress = progress or Silent()
+    started = time.monotonic()
+    context, config = plan.context, plan.config
+    systems = [
+        (place, split, defense, seed)
+        for seed in config.seeds
+        for place, split in enumerate(plan.splits)
+        for defense in plan.defenses
+    ]
+    progress.plan([
+        Segment(
+            f"attack {_title(split, defense)}: {attack.label}",
+            attack.label,
+            0.0 if attack.plugin.blind else config.threat.seconds or SECONDS_PER_ATTACK,
+        )
+        for _, split, defense, _ in systems
+        for attack in plan.attacks
+    ])  # fmt: skip
+    cells: list[CellResult] = []
+    probes: list[pd.DataFrame] = []
+    described: list[dict[str, Any]] = []
+    try:
+        for place, split, defense, seed in systems:
+            keys = {"defense": defense.label, "cut_layer": place + 1, "target_fraction": 0.0, "seed": seed}
+            probe = _probe(plan, split, defense, seed)
+            cost = _cost(split.client, context.victims.images.shape[1:])
+            rest = {"checkpoint": split.cut, **_accuracies(probe), **cost, **context.scoring.recognition_levels}
+            target = _target(plan, place, defense, seed)
+            for attack in plan.attacks:
+                progress.segment()
+                tried = try_attack(context.conditions, context.scoring, target, attack, [context.victims], progress)
+                cells += [CellResult.of(scored, {**keys, "attack": attack.label}, rest) for scored in tried]
+            probes.append(pd.DataFrame({**{key: [value] * plan.victims for key, value in keys.items()}, **probe}))
+            described.append({
+                **keys, "cut": split.cut, "smashed_shape": list(split.smashed_shape), "frozen_client": True,
+                "guarantee": None, "randomised_client": split.randomised, "has_server": split.server is not None,
+            })  # fmt: skip
+    except ConfigurationError as error:  # found too late to be called a request that was refused
+        raise RunFailedError(str(error)) from error
+    by_label = {defense.label: defense for defense in plan.defenses}
+    table, per_image, flags = gather(context, cells, plan.attacks, by_label, [context.victims])
+    return RunRecord(
+        cells=table,
+        per_image=per_image,
+        probe=pd.concat(probes, ignore_index=True),
+        training=pd.DataFrame(columns=[*SYSTEM_KEYS, "step", "epoch", "loss", "validation_knn"]),
+        leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
+        images=pictures(cells, [context.victims]),
+        info={
+            **common_info(context, plan.attacks, by_label, flags, time.monotonic() - started),
+            "systems": described,
+            "cuts": {str(place): split.cut for place, split in enumerate(plan.splits, start=1) if split.cut},
+            "own_model": True,
+        },
+        config_yaml=config.to_yaml(),
+    )
+
+
+class RepeatedMessages(nn.Module):
+    """A client that adds noise of its own, as seen by an attacker who takes the mean of several of its messages."""
+
+    def __init__(self, client: nn.Module, messages: int) -> None:
+        super().__init__()
+        self.client = client
+        self.messages = messages
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean of `messages` messages of the same images."""
+        return torch.stack([self.client(images) for _ in range(self.messages)]).mean(0)
+
+
+def _target(plan: OwnAuditPlan, place: int, defense: Loaded[Defense], seed: int) -> Target:
+    split, conditions = plan.splits[place], plan.context.conditions
+    client = split.client
+    if split.randomised and conditions.threat.adaptive:
+        client = RepeatedMessages(client, conditions.messages_per_victim)
+    return Target(
+        title=_title(split, defense),
+        client=client,
+        image_shape=image_shape_of(plan.context.roles[Role.VICTIMS]),
+        defense=defense.plugin,
+        server=split.server,
+        build_client=_UntrainedClient(plan.build_untrained[place], derive_seed(seed, "attacker's clone"))
+        if plan.build_untrained
+        else _no_client,
+        seed=seed,
+    )
+
+
+def _no_client() -> nn.Module:
+    raise RunFailedError("there is no untrained client of this architecture")
+
+
+@dataclass(frozen=True)
+class _UntrainedClient:
+    """Makes the same untrained client at every call."""
+
+    build: Callable[[int], nn.Module]
+    seed: int
+
+    def __call__(self) -> nn.Module:
+        with global_seed(self.seed):
+            return self.build(self.seed).eval()
+
+
+def _title(split: OwnSplit, defense: Loaded[Defense]) -> str:
+    return f"{defense.label}, cut after {split.cut}" if split.cut else defense.label
+
+
+def image_shape_of(images: ImageSet) -> tuple[int, int, int]:
+    """Channels, height and width."""
+    channels, height, width = images.images.shape[1:]
+    return channels, height, width
+
+
+def _size(images: ImageSet) -> str:
+    channels, height, width = image_shape_of(images)
+    return f"{height} x {width} pixels with {channels} channels"
+
+
+def _cost(client: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
+    parameter = next(client.parameters(), torch.zeros(1))
+    with torch.no_grad():
+        elements = client(torch.zeros(1, *image_shape, device=parameter.device)).numel()
+    return {
+        "client_parameters": count_parameters(client),
+        "client_flops": forward_flops(client, image_shape),
+        "smashed_bytes_per_image": elements * FLOAT_BYTES,
+    }
+
+
+def _accuracies(probe: Mapping[str, Any]) -> dict[str, float]:
+    mean = {name: float(np.mean(probe[name])) for name in ("knn", "linear", "knn_raw_pixels", "linear_untrained")}
+    return {
+        "knn_accuracy": mean["knn"],
+        "linear_accuracy": mean["linear"],
+        "knn_raw_pixels": mean["knn_raw_pixels"],
+        "linear_untrained": mean["linear_untrained"],
+        "probe_selection": "cross-validation" if not math.isnan(mean["knn"]) else "",
+    }
+
+
+def _probe(plan: OwnAuditPlan, split: OwnSplit, defense: Loaded[Defense], seed: int) -> dict[str, Any]:
+    """Whether each victim is classified correctly, cross-validated among the victims; NaN without enough labels."""
+    images = plan.context.roles[Role.VICTIMS]
+    unmeasured = np.full(len(images), np.nan)
+    probe: dict[str, Any] = {
+        "image": np.arange(len(images)),
+        "group": images.groups.numpy(),
+        **dict.fromkeys(("knn", "linear", "knn_raw_pixels", "linear_untrained"), unmeasured),
+    }
+    if not plan.context.roles.labelled or len(images) < FEWEST:
+        return probe
+    evaluation, labels = plan.config.evaluation, images.labels
+    folds, classes = folds_of(images.groups, plan.config.data.role_seed), len(images.class_names)
+    networks = [split.client, *([split.server] if split.server is not None else [])]
+    found = _features(networks, defense, images.images, seed)
+    pixels = to_unit_range(images.images).flatten(1)
+    temperature = evaluation.knn_temperature
+    probe["knn"] = cross_validated_knn(found, labels, folds, classes, temperature)
+    probe["linear"] = cross_validated_probe(found, labels, folds, evaluation.linear_probe_penalties)
+    probe["knn_raw_pixels"] = cross_validated_knn(pixels - pixels.mean(0), labels, folds, classes, temperature)
+    return probe
+
+
+@torch.no_grad()
+def _features(networks: Sequence[nn.Module], defense: Loaded[Defense], images: Tensor, seed: int) -> Tensor:
+    """What the last network makes of the client's messages, flattened: float (n, d)."""
+    client, *server = networks
+    rng = generator(seed, "probe")
+    out = []
+    with global_seed(seed, "probe"):
+        for batch in images.split(BATCH):
+            values = defense.plugin.protect(client(to_unit_range(batch)), rng)
+            for network in server:
+                values = network(values)
+            out.append(values.flatten(1).float())
+    return torch.cat(out)
+
+
+def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
+    """At most `limit` of the images, drawn evenly from their classes by `seed`; all for None."""
+    return images if limit is None else replace(images.balanced(limit, generator(seed, "victims")), read=images.read)
