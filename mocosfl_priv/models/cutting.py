@@ -10,6 +10,7 @@ does not.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ LISTED = 24  # most names in a message
 # torch's own modules are one operation each, save these, which run modules that a user may want to cut at
 CONTAINERS = (nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer, nn.DataParallel)
 SIZE_METHODS = frozenset({"size", "dim", "ndimension", "numel", "nelement"})
-SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
+SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_nested", "requires_grad"})
+MOST_QUESTIONS = 200  # of a network about sizes; each costs one trace
 
 
 def cut_model(model: nn.Module, name: str, image_shape: ImageShape) -> tuple[nn.Module, nn.Module | None]:
@@ -63,7 +65,7 @@ def cut_model(model: nn.Module, name: str, image_shape: ImageShape) -> tuple[nn.
     images = probe_images(copied, image_shape, BATCHES[-1])
     first_run(copied, images.clone(), "the model")
     _require_one_output(_outputs(copied, name, images), name, len(images))
-    trace = _trace(copied, name)
+    trace = _trace(copied, image_shape, name)
     if trace is not None:
         refusal = trace.refusal(name)
         client, server = trace.split(name, image_shape) if not refusal else (None, None)
@@ -91,7 +93,7 @@ def cut_names(model: nn.Module, image_shape: ImageShape | None = None) -> tuple[
         ConfigurationError: `model` cannot be copied, has weights that are not finite, or fails on this shape.
     """
     copied = copy_in_eval_mode(model, "the model")
-    trace = _trace(copied)
+    trace = _trace(copied, image_shape)
     names = trace.names() if trace is not None else None
     if image_shape is None:
         return names if names is not None else tuple(n for n, _ in copied.named_modules(remove_duplicate=False) if n)
@@ -121,15 +123,60 @@ class _Whole(nn.Module):
         return self.model(images)
 
 
+class _SizeQuestion(BaseException):  # not an Exception, so that a model that catches those does not catch it
+    """A traced network asks something about sizes; it is answered outside the trace, where modules can be run."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node, what: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.node = node
+        self.what = what
+
+    def answer(self, whole: nn.Module, image_shape: ImageShape | None) -> Any:
+        """What holds for every number of images; None if there is no such answer."""
+        if image_shape is None:
+            return None
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self.graph, copies)
+        graph.output(copies[self.node])
+        module = fx.GraphModule(whole, graph)
+        numbers = (*BATCHES, *SIZING_BATCHES)
+        try:
+            found = {self.what(run(module, probe_images(whole, image_shape, number))) for number in numbers}
+        except Exception:  # what has no length, for example
+            return None
+        return found.pop() if len(found) == 1 else None
+
+
+class _Value(fx.Proxy):
+    """A value in a traced network that is a number where Python needs one, if it is a size."""
+
+    tracer: _Tracer
+
+    def __len__(self) -> int:
+        return self.tracer.ask(self.node, len)
+
+    def __index__(self) -> int:
+        return self.tracer.ask(self.node, operator.index)
+
+    def __int__(self) -> int:
+        return self.tracer.ask(self.node, int)
+
+    def __float__(self) -> float:
+        return self.tracer.ask(self.node, float)
+
+
 class _Tracer(fx.Tracer):
     """Records what each module returned; `opened` modules are traced, `opaque` ones are one operation each."""
 
     proxy_buffer_attributes = True  # else what is computed of buffers would become a constant
 
-    def __init__(self, opened: set[nn.Module], opaque: set[nn.Module]) -> None:
+    def __init__(self, opened: set[nn.Module], opaque: set[nn.Module], answers: list[Any]) -> None:
         super().__init__()
         self.opened = opened
         self.opaque = opaque
+        self.answers = iter(answers)
         self.calls: dict[nn.Module, list[_Call]] = {}
         self.failed: nn.Module | None = None
 
@@ -139,6 +186,20 @@ class _Tracer(fx.Tracer):
         return (
             m not in self.opened and not isinstance(m, CONTAINERS) and super().is_leaf_module(m, module_qualified_name)
         )
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.ask(obj.node, bool))
+
+    def ask(self, node: fx.Node, what: Callable[[Any], Any]) -> Any:
+        """Answer a question about sizes, such as ``if x.dim() == 3``, or end the trace with it."""
+        if node in _of_images(list(self.graph.nodes)):
+            raise fx.proxy.TraceError("control flow depends on the images")
+        for answer in self.answers:
+            return answer
+        raise _SizeQuestion(self.graph, node, what)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -189,7 +250,6 @@ class _Trace:
         if not isinstance(calls[0].result, fx.Proxy):
             return f"its output is a {type(calls[0].result).__name__}, not one tensor"
         cut, end = calls[0].result.node, calls[0].end
-        needed = {cut}
         for user in self.nodes[end:]:
             for used in user.all_input_nodes:
                 if used in self.data and used is not cut and self.places[used] < end and not _is_size(user):
@@ -197,9 +257,7 @@ class _Trace:
                         f"the server would also need {_described(used)}, which {_described(user)} takes, and the "
                         "client does not send it"
                     )
-                if used in needed and not _is_size(user):
-                    needed.add(user)
-        return None if self.nodes[-1] in needed else "the model's output does not depend on its output"
+        return None
 
     def split(self, name: str, image_shape: ImageShape) -> tuple[nn.Module, nn.Module]:
         """Build client and server; they share the modules that both use."""
@@ -272,7 +330,7 @@ def _as_function(few: Any, more: Any) -> Any:
     """A size with `SIZING_BATCHES` images as (constant, per image); a list of them for a shape; else the value."""
     if isinstance(few, tuple):
         return [_as_function(a, b) for a, b in zip(few, more, strict=True)]
-    if isinstance(few, int):
+    if isinstance(few, int) and not isinstance(few, bool):
         per_image = (more - few) // (SIZING_BATCHES[1] - SIZING_BATCHES[0])
         return (few - per_image * SIZING_BATCHES[0], per_image)
     return few
@@ -324,7 +382,7 @@ def _described(node: fx.Node) -> str:
     return f"{operation}() in {stack[-1] if stack and stack[-1] else 'the model'}"
 
 
-def _trace(model: nn.Module, name: str = "") -> _Trace | None:
+def _trace(model: nn.Module, image_shape: ImageShape | None, name: str = "") -> _Trace | None:
     """Trace `model`, opened at the modules that contain `name`; None where that fails.
 
     What the trace computed without the images, such as the tensors that a forward pass makes, becomes attributes of
@@ -332,6 +390,7 @@ def _trace(model: nn.Module, name: str = "") -> _Trace | None:
     """
     tensors = [*model.parameters(), *model.buffers()]
     opaque_types: set[type[nn.Module]] = set()
+    answers: list[Any] = []
     while True:
         # a network may keep what it computes while it is traced, so its structure is copied, but not its weights
         traced = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
@@ -341,14 +400,21 @@ def _trace(model: nn.Module, name: str = "") -> _Trace | None:
         parts = name.split(".") if name else []
         opened = {traced, *(traced.get_submodule(".".join(parts[:count])) for count in range(1, len(parts)))}
         opaque = {module for module in names if type(module) in opaque_types and module not in opened}
-        tracer, whole = _Tracer(opened, opaque), _Whole(traced)
+        tracer, whole = _Tracer(opened, opaque, answers), _Whole(traced)
         try:
             graph = tracer.trace(whole)
+        except _SizeQuestion as question:
+            answer = question.answer(whole, image_shape)
+            if answer is None or len(answers) == MOST_QUESTIONS:
+                return None
+            answers.append(answer)
+            continue
         except Exception:  # a user's module can fail in any way
             failed = tracer.failed
             if failed is None or failed in opened or type(failed) in opaque_types:
                 return None
             opaque_types.add(type(failed))  # as one operation, it need not be traced
+            answers.clear()
             continue
         for node in graph.nodes:
             if node.op == "get_attr" and not node.target.startswith(f"{ROOT}."):
@@ -478,25 +544,28 @@ def _require_closed(model: nn.Module, name: str, image_shape: ImageShape) -> Non
 
     The model is run on other images, with the module's output replaced by that of the first images. Nothing may change.
     """
-    shape = probe_images(model, image_shape, 2)
-    probes = [shape, probe_images(model, image_shape, 2, seed=1), torch.zeros_like(shape), torch.ones_like(shape)]
-    for images, others in zip(probes, [*probes[1:], probes[0]], strict=True):
+    drawn = [probe_images(model, image_shape, 2, seed=seed) for seed in (0, 1)]
+    probes = [*drawn, torch.zeros_like(drawn[0]), torch.ones_like(drawn[0])]
+    sent: list[Tensor] = []
+    expected: list[Any] = []
+    for images in probes:
         outputs: list[Any] = []
         with _listening(model, name, outputs):
-            expected = run(model, images)
+            expected.append(run(model, images))
         _require_one_output(outputs, name, len(images))
-        if not same_values(run(model, images), expected):
+        sent += outputs
+        if not same_values(run(model, images), expected[-1]):
             raise ConfigurationError(
                 f"--cut {name}: the model draws noise that no seed repeats, so the cut cannot be checked: draw it from "
                 "torch's, NumPy's or Python's global generator"
             )
-        (smashed,) = outputs
-        handle = model.get_submodule(name).register_forward_hook(lambda *_, sent=smashed: sent.clone())
+    for place, smashed in enumerate(sent):
+        handle = model.get_submodule(name).register_forward_hook(lambda *_, replaced=smashed: replaced.clone())
         try:
-            got = run(model, others)
+            got = run(model, probes[place - 1])
         finally:
             handle.remove()
-        if not same_values(got, expected):
+        if not same_values(got, expected[place]):
             raise ConfigurationError(
                 f"--cut {name}: the server would also need another value that is computed of the images before the "
                 "cut, such as a skip connection, and the client does not send it"
