@@ -21,10 +21,11 @@ from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.experiment.victims import VictimSet
+from mocosfl_priv.models.initialisation import reinitialised
 from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
-from mocosfl_priv.published.loader import load_published_client, reinitialised
+from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.results import LEAKAGE_COLUMNS, PUBLISHED_VICTIMS, RELEASE, SYSTEM_KEYS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent

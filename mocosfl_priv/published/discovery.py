@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mocosfl_priv.config import parse_bottleneck
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.published.loader import CIFAR_MEAN, CIFAR_STD, STRIDE, load_published_client, read_weights_only
+from mocosfl_priv.models.weights import read_weights_only
+from mocosfl_priv.published.loader import CIFAR_MEAN, CIFAR_STD, STRIDE, load_published_client
 from mocosfl_priv.published.logs import LoggedValues, find_in_table, read_logs, read_table
 
 RELEASED_CLIENT = "checkpoint_c_best.tar"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from mocosfl_priv.config import Bottleneck
@@ -15,28 +13,12 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.bottleneck import compress
 from mocosfl_priv.models.layers import LayerOptions, Normalise
 from mocosfl_priv.models.resnet import RESNETS
-from mocosfl_priv.runtime.imports import one_line
-from mocosfl_priv.runtime.seeding import global_seed
+from mocosfl_priv.models.weights import DEEPEST_WRAPPER, PREFIXES, WRAPPERS, read_weights_only, require_plain
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 IMAGE_SIZE = 32
 STEM_CHANNELS = 64
-WRAPPERS = ("state_dict", "model_state_dict", "model", "client", "net", "network", "weights")
-# prefixes that DataParallel, torch.compile, MoCo and users' own modules put before every parameter name; of MoCo's two
-# encoders, the query encoder is read
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "encoder_q.",
-    "base_encoder.",
-    "backbone.",
-    "encoder.",
-    "client.",
-    "model.",
-    "net.",
-)
-DEEPEST_WRAPPER = 3  # most nested wrappers
 PARTIAL_PREFIX = "encoder_q."  # parameters without this prefix are not part of the client and are dropped
 STRIDE = 2  # of every published bottleneck (C4S2); it cannot be inferred from a state dict
 
@@ -76,17 +58,6 @@ def load_published_client(path: Path | str, cut_layer: int | None = None) -> nn.
     return module
 
 
-def reinitialised(client: nn.Module, seed: int) -> nn.Module:
-    """Return a copy of `client` with newly initialised weights."""
-    fresh = copy.deepcopy(client)
-    with global_seed(seed, "initialisation"):
-        for module in fresh.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return fresh
-
-
 def _unit_numbers(state: Mapping[str, Tensor]) -> set[int]:
     return {int(name.split(".")[0]) for name in state if name.split(".")[0].isdecimal()}
 
@@ -98,23 +69,6 @@ def _with_named_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for name, value in state.items()}  # fmt: skip
 
 
-def read_weights_only(path: Path) -> object:
-    """Load what torch saved in `path`, onto the CPU: tensors and plain containers of tensors.
-
-    Other objects are never unpickled, since that could run code. Raises ConfigurationError for a file that is missing
-    or holds anything else.
-    """
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    except Exception as error:  # torch raises many kinds of errors for other files
-        raise ConfigurationError(
-            f"{path}: not a torch file with weights only ({type(error).__name__}). Pickled models are not loaded, as "
-            "that could run code; save the state dict instead: torch.save(model.state_dict(), file)"
-        ) from error
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     state = read_weights_only(path)
     for _ in range(DEEPEST_WRAPPER):
@@ -124,11 +78,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise ConfigurationError(f"{path}: not a plain state dict of tensors, but a {type(state).__name__}")
+    require_plain(state, path)
     for name, value in state.items():
-        if value.layout is not torch.strided or value.is_quantized:
-            raise ConfigurationError(f"{path}: {name} is quantised or sparse: save it as plain float32")
-        if value.is_meta:
-            raise ConfigurationError(f"{path}: {name} holds no numbers: it was saved from the meta device")
         if not bool((value if value.is_complex() else value.float()).isfinite().all()):  # float64 reaches further
             raise ConfigurationError(f"{path}: weights are not finite: {name}")
     mine = _without_prefixes(state)

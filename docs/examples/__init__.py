@@ -1,0 +1,1 @@
+"""Split networks as users bring them; each file has a function ``split``."""
