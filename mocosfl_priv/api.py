@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
+from mocosfl_priv.data.given import read_given
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
 from mocosfl_priv.experiment.audit import AuditPlan, plan_audit, run_audit
@@ -57,16 +58,38 @@ class Experiment:
         """Check everything that can be checked before training; raises ConfigurationError."""
         return plan(self.config)
 
-    def checked(self) -> Plan | AuditPlan:
-        """The same for any configuration: one with `checkpoints` is an audit, which trains nothing."""
-        return self.plan() if self.config.checkpoints is None else plan_audit(self.config)
+    def checked(self, data: Any = None, source: Any = None) -> Plan | AuditPlan:
+        """The same for any configuration: one with `checkpoints` is an audit, which trains nothing.
 
-    def run(self, progress: Progress | None = None, checkpoints: Path | str | None = None) -> RunResult:
+        data, source: as in :meth:`run`.
+        """
+        section, given = read_given(self.config.data, data, source)
+        config = self.config.model_copy(update={"data": section})
+        return plan(config, given) if config.checkpoints is None else plan_audit(config, given)
+
+    def run(
+        self,
+        progress: Progress | None = None,
+        checkpoints: Path | str | None = None,
+        *,
+        data: Any = None,
+        source: Any = None,
+    ) -> RunResult:
         """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs.
 
-        checkpoints: folder in which trainings keep their state; after an interruption the same call goes on from it.
+        Args:
+            progress: is told how far the run is.
+            checkpoints: folder in which trainings keep their state; after an interruption the same call goes on from
+                it.
+            data: target data as an object, instead of `data.dataset`: images as uint8 or floats in [0, 1], (n, h, w),
+                (n, h, w, 3) or (n, 3, h, w), as an array or tensor; (images, labels) or (images, labels, groups); a
+                mapping of ``train`` and ``test`` to any of these; or a data set of torch or Hugging Face. Without
+                splits one image in five, or one group in five, is a test image. The configuration that the run records
+                names the data by the SHA-256 of its content.
+            source: source data likewise, instead of `data.source`.
+
         """
-        return run_planned(self.checked(), progress, Path(checkpoints) if checkpoints is not None else None)
+        return run_planned(self.checked(data, source), progress, Path(checkpoints) if checkpoints is not None else None)
 
 
 def run_planned(
