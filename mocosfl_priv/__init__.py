@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mocosfl_priv.api import RunResult as RunResult
     from mocosfl_priv.api import Sweep as Sweep
     from mocosfl_priv.api import SweepResult as SweepResult
+    from mocosfl_priv.audits import attack_again as attack_again
+    from mocosfl_priv.audits import audit as audit
     from mocosfl_priv.config import ExperimentConfig as ExperimentConfig
     from mocosfl_priv.config import ModelConfig as ModelConfig
     from mocosfl_priv.config import PluginEntry as PluginEntry
@@ -73,6 +75,10 @@ _HOMES = {
         "RunResult",
         "Sweep",
         "SweepResult",
+    ),
+    "audits": (
+        "attack_again",
+        "audit",
     ),
     "config": (
         "ExperimentConfig",

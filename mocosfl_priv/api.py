@@ -10,37 +10,29 @@ A grid that is too long for one sitting is a sweep: `Sweep.from_yaml(...).run("o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from mocosfl_priv.config import ExperimentConfig, load_config, parse_config
-from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.data.own_data import read_images
+from mocosfl_priv.data.given import read_given
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.reliability import BOUND_VIOLATED
-from mocosfl_priv.experiment.attack_again import AgainPlan, plan_again, run_again
 from mocosfl_priv.experiment.audit import AuditPlan, plan_audit, run_audit
 from mocosfl_priv.experiment.disk import result_bytes
-from mocosfl_priv.experiment.own_audit import OwnAuditPlan, image_shape_of, limited, plan_own_audit, run_own_audit
 from mocosfl_priv.experiment.plan import Plan, lay_out, plan
 from mocosfl_priv.experiment.run import run_plan
-from mocosfl_priv.models.own_model import OwnSplit, own_splits
-from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.results import (
     Destination,
     RunRecord,
     StoredRun,
-    read_record,
     read_runs,
     replace_files,
     require_room,
-    run_folders,
     variant_name,
     write_record,
 )
@@ -53,8 +45,6 @@ from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
 from mocosfl_priv.sweep.schedule import Engine, SilentSweepProgress, SweepProgress, run_tasks
 from mocosfl_priv.sweep.stored_record import stored_record
 from mocosfl_priv.sweep.tasks import TaskPlanner
-
-MOST_VICTIMS = 128  # of an audit, unless more are asked for
 
 
 @dataclass(frozen=True)
@@ -77,183 +67,38 @@ class Experiment:
         """Check everything that can be checked before training; raises ConfigurationError."""
         return plan(self.config)
 
-    def checked(self) -> Plan | AuditPlan:
-        """The same for any configuration: one with `audit_models` is an audit, which trains nothing."""
-        return self.plan() if self.config.audit_models is None else plan_audit(self.config)
+    def checked(self, data: Any = None, source: Any = None) -> Plan | AuditPlan:
+        """The same for any configuration: one with `audit_models` is an audit, which trains nothing.
 
-    def run(self, progress: Progress | None = None, resume_dir: Path | str | None = None) -> RunResult:
+        data, source: as in :meth:`run`.
+        """
+        section, given = read_given(self.config.data, data, source)
+        config = self.config.model_copy(update={"data": section})
+        return plan(config, given) if config.audit_models is None else plan_audit(config, given)
+
+    def run(
+        self,
+        progress: Progress | None = None,
+        resume_dir: Path | str | None = None,
+        *,
+        data: Any = None,
+        source: Any = None,
+    ) -> RunResult:
         """Train, attack, score. Raises ConfigurationError before, RunFailedError while it runs.
 
-        resume_dir: folder for the checkpoints of trainings; after an interruption the same call resumes from them.
+        Args:
+            progress: is told how far the run is.
+            resume_dir: folder for the checkpoints of trainings; after an interruption the same call resumes from
+                them.
+            data: target data as an object, instead of `data.dataset`: images as uint8 or floats in [0, 1], (n, h, w),
+                (n, h, w, 3) or (n, 3, h, w), as an array or tensor; (images, labels) or (images, labels, groups); a
+                mapping of ``train`` and ``test`` to any of these; or a data set of torch or Hugging Face. Without
+                splits one image in five, or one group in five, is a test image. The configuration that the run records
+                names the data by the SHA-256 of its content.
+            source: source data likewise, instead of `data.source`.
+
         """
-        return run_planned(self.checked(), progress, Path(resume_dir) if resume_dir is not None else None)
-
-
-def audit(
-    client: nn.Module,
-    server: nn.Module | None = None,
-    *,
-    victims: Any,
-    auxiliary: Any,
-    cuts: Sequence[str] = (),
-    build_untrained: Callable[[], nn.Module] | None = None,
-    defense: str | Mapping[str, Any] | None = None,
-    attacks: Sequence[str | Mapping[str, Any]] = ("ensemble",),
-    labels: Any = None,
-    threat: Mapping[str, Any] | None = None,
-    size: int | tuple[int, int] | None = None,
-    limit: int | None = MOST_VICTIMS,
-    seed: int = 0,
-    name: str = "audit",
-    progress: Progress | None = None,
-) -> RunResult:
-    """Measure what a split model of your own leaks. Nothing is trained but the attacks' own networks.
-
-    Args:
-        client: The layers that a device runs, or with `cuts` a whole network: images float (n, c, h, w) in [0, 1] to
-            smashed data (n, ...). Normalisation belongs to it. It is used in eval mode, and is not changed.
-        server: The layers that the server runs, if it is known: smashed data to features or class scores.
-        victims: The images under attack: an array, tensor, path or data set; see docs/tasks/own-data.md. The model was
-            best not trained on them, unless the question is what it leaks of its training images.
-        auxiliary: The attacker's images, likewise. The closer they are to the victims, the stronger is the attacker.
-        cuts: Names of modules of a whole network: it is cut after each, and every cut is attacked.
-        build_untrained: Makes a client with new weights; by default, the weights of `client` are drawn anew.
-        defense: A defense that changes messages, by name or as a mapping with parameters; it is compared with none.
-        attacks: Attacks by name, or as mappings with parameters. The blind guess is always among them.
-        labels: Classes of the victims, (n,), or a CSV file; for accuracies, cross-validated among the victims.
-        threat: The keys of the configuration's section `threat`, such as ``{"seconds": 60}``.
-        size: Pixels per side, or (height, width), to which images are resized; None leaves them as they are.
-        limit: At most this many victims, drawn by `seed`; None for all.
-        seed: Of all draws.
-        name: In the report.
-        progress: What is told how far the audit is.
-
-    Returns:
-        The result, with one system per cut and defense.
-
-    Raises:
-        ConfigurationError: The model, the images or the settings do not fit, before anything is computed.
-        RunFailedError: While the audit runs.
-
-    >>> from torch import nn
-    >>> images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    >>> found = audit(nn.Conv2d(3, 8, 3, padding=1), victims=images[:8], auxiliary=images[8:], attacks=["floor"])
-    >>> found.table()["attack"].tolist()
-    ['floor']
-    """
-    read = {"size": size}
-    attacked, _ = read_images(victims, labels=labels, **read)
-    known, _ = read_images(auxiliary, channels=attacked.images.shape[1], **read)
-    splits = own_splits(client if server is None else (client, server), image_shape_of(attacked), cuts)
-    planned = plan_model_audit(
-        splits, limited(attacked, limit, seed), known, build_untrained=build_untrained, defense=defense,
-        settings={"name": name, "seeds": [seed], "attacks": list(attacks), "threat": dict(threat or {})},
-    )  # fmt: skip
-    return RunResult(run_own_audit(planned, progress))
-
-
-def attack_again(
-    folder: Path | str,
-    attacks: Sequence[str] = ("ensemble",),
-    *,
-    victims: Any = None,
-    limit: int | None = None,
-    overrides: Sequence[str] = (),
-    progress: Progress | None = None,
-    tell: Callable[[AgainPlan], None] = lambda _: None,
-) -> list[tuple[dict[str, str], RunResult]]:
-    """Attack the trained systems of a finished run or sweep again. Nothing is trained but the attacks' own networks.
-
-    Args:
-        folder: A run directory, or the folder of a sweep.
-        attacks: Names or references. The blind guess is always among them.
-        victims: Other images to attack, of the same size; see docs/tasks/own-data.md. None for the run's own.
-        limit: At most so many of `victims`.
-        overrides: ``key=value`` texts for threat model, metrics and machine, and for `attacks` with parameters.
-        progress: What is told how far it is.
-        tell: Called with every plan before anything is computed.
-
-    Returns:
-        The results, a run each, with its labels on the axes of the sweep; none for a single run. Their rows identify
-        the systems as the rows of the run do, and repeat what was measured of them.
-
-    Raises:
-        ConfigurationError: Before anything is computed: the runs hold no trained systems, or what was asked for does
-            not fit them.
-        RunFailedError: While attacks run.
-
-    """
-    others = None
-    plans = []
-    for place, labels in run_folders(Path(folder)):
-        record = read_record(place)
-        if victims is not None and others is None:
-            pixels = next(iter(record.images.values())).shape
-            others, _ = read_images(victims, size=(pixels[2], pixels[3]), channels=pixels[1])
-            others = limited(others, limit, 0)
-        plans.append((labels, plan_again(place, record, _with_floor(attacks), overrides, others)))
-    for _, planned in plans:
-        tell(planned)
-    return [(labels, RunResult(run_again(planned, progress))) for labels, planned in plans]
-
-
-def write_attacks(results: Sequence[tuple[dict[str, str], RunResult]], destination: Destination) -> Path:
-    """Write what :func:`attack_again` returned as a run directory, or as the folder of a sweep; returns the report."""
-    if len(results) == 1:
-        return results[0][1].report_to(destination)
-    own_package("reports")
-    from reports import write_report, write_reports
-
-    def write(folder: Path) -> None:
-        for labels, result in results:
-            place = folder / "runs" / variant_name(labels)
-            place.mkdir(parents=True)
-            write_record(result.record, place)
-            write_report(result.record, place)
-        _joint_table(results).to_csv(folder / "results.csv", index=False)
-        write_reports([StoredRun(labels, result.record) for labels, result in results], folder)
-
-    return destination.commit(write) / "report.html"
-
-
-def _joint_table(results: Sequence[tuple[Mapping[str, str], RunResult]]) -> pd.DataFrame:
-    """The rows of all variants, with a column for every axis in front."""
-    tables = []
-    for labels, result in results:
-        table = result.table()
-        for place, (axis, label) in enumerate(labels.items()):
-            table.insert(place, axis, label)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def plan_model_audit(
-    splits: Sequence[OwnSplit],
-    victims: ImageSet,
-    auxiliary: ImageSet,
-    *,
-    settings: Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    build_untrained: Callable[[], nn.Module] | None = None,
-    defense: str | Mapping[str, Any] | None = None,
-) -> OwnAuditPlan:
-    """Check an audit of a model of one's own; see :func:`audit`. settings: sections of a configuration."""
-    document = {
-        **settings,
-        "attacks": _with_floor(settings["attacks"]),
-        "defenses": ["none"] if defense is None else ["none", defense],
-        "cut_layers": list(range(1, len(splits) + 1)),
-        "data": {"dataset": victims.name, "source": auxiliary.name, "victims": len(victims)},
-        "evaluation": {"recognition_epochs": 0, "label_fractions": []},
-    }
-    config = parse_config(document, overrides)
-    defenses = [DEFENSES.create(spec) for spec in config.defenses]
-    return plan_own_audit(config, splits, victims, auxiliary, defenses, build_untrained)
-
-
-def _with_floor(attacks: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
-    names = [entry if isinstance(entry, str) else entry.get("name") for entry in attacks]
-    return [*([] if "floor" in names else ["floor"]), *attacks]
+        return run_planned(self.checked(data, source), progress, Path(resume_dir) if resume_dir is not None else None)
 
 
 def run_planned(
@@ -399,7 +244,7 @@ class Sweep:
         return RunResult(replace(record, images={}, models={}))  # on the disk; a grid's would fill the memory
 
     def _write_table(self, folder: SweepDirectory, results: Mapping[str, RunResult]) -> pd.DataFrame:
-        table = _joint_table([(variant.labels, results[variant.name]) for variant in self.document.variants])
+        table = joint_table([(variant.labels, results[variant.name]) for variant in self.document.variants])
         replace_files(folder.folder, lambda staging: table.to_csv(staging / "results.csv", index=False))
         return table
 
@@ -423,6 +268,36 @@ class SweepResult:
         """See :meth:`RunResult.require_success`, of all variants."""
         for run in self.runs.values():
             run.require_success()
+
+
+def write_results(results: Sequence[tuple[dict[str, str], RunResult]], destination: Destination) -> Path:
+    """Write results, each with its labels by axis, as a run directory or the folder of a sweep; returns the report."""
+    if len(results) == 1:
+        return results[0][1].report_to(destination)
+    own_package("reports")
+    from reports import write_report, write_reports
+
+    def write(folder: Path) -> None:
+        for labels, result in results:
+            place = folder / "runs" / variant_name(labels)
+            place.mkdir(parents=True)
+            write_record(result.record, place)
+            write_report(result.record, place)
+        joint_table(results).to_csv(folder / "results.csv", index=False)
+        write_reports([StoredRun(labels, result.record) for labels, result in results], folder)
+
+    return destination.commit(write) / "report.html"
+
+
+def joint_table(results: Sequence[tuple[Mapping[str, str], RunResult]]) -> pd.DataFrame:
+    """The rows of all variants, with a column for every axis in front."""
+    tables = []
+    for labels, result in results:
+        table = result.table()
+        for place, (axis, label) in enumerate(labels.items()):
+            table.insert(place, axis, label)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def report_stored(folder: Path) -> Path:

@@ -59,7 +59,8 @@ def audit(
     debug: DebugOption = False,
 ) -> None:
     """Measure what a split model that you trained leaks; nothing is trained but the attacks' own networks."""
-    from mocosfl_priv.api import RunResult, plan_model_audit
+    from mocosfl_priv.api import RunResult
+    from mocosfl_priv.audits import plan_model_audit
     from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.data.own_data import read_images
     from mocosfl_priv.experiment.own_audit import image_shape_of, limited, run_own_audit
@@ -101,7 +102,8 @@ def attack_(
     debug: DebugOption = False,
 ) -> None:
     """Attack the trained systems of a finished run again, with other attacks, budgets or victims; trains nothing."""
-    from mocosfl_priv.api import attack_again, write_attacks
+    from mocosfl_priv.api import write_results
+    from mocosfl_priv.audits import attack_again
     from mocosfl_priv.commands.progress_bars import TerminalProgress
     from mocosfl_priv.experiment.attack_again import AgainPlan
     from mocosfl_priv.results import Destination
@@ -121,7 +123,7 @@ def attack_(
                 run, attack or ["ensemble"], victims=victims, limit=limit, overrides=set_ or (), progress=progress,
                 tell=tell,
             )  # fmt: skip
-        page = write_attacks(results, destination)
+        page = write_results(results, destination)
     for labels, result in results:
         if labels:
             print("\n" + ", ".join(f"{axis} {label}" for axis, label in labels.items()))

@@ -54,9 +54,25 @@ def plain_types(annotation: Any) -> set[Any]:
 class DataConfig(Section):
     """Which images play which role."""
 
-    dataset: str = Field("photos", description="target data: a name from `ls datasets`, or imagefolder:PATH")
+    dataset: str = Field(
+        "photos",
+        description="target data: a name from `ls datasets`, imagefolder:PATH, torchvision:CLASS, a file of arrays or "
+        "tensors, a Parquet file, a folder of Hugging Face datasets, or your own file.py:function",
+    )
     path: Path | None = Field(
         None, description="where the target files lie: torchvision's root, or a class-folder tree of that data set"
+    )
+    labels: Path | None = Field(
+        None, description="CSV file with columns file, label and optionally group, split: labels of a flat folder"
+    )
+    label_column: str | None = Field(None, description="column or array with the labels, if it has an unusual name")
+    group_column: str | None = Field(
+        None,
+        description="column or array that says which images belong together (patient, subject, session); no two "
+        "roles share a group. `group` is found without it",
+    )
+    group_pattern: str | None = Field(
+        None, description="the same from the names of files: a regular expression with one capture group"
     )
     source: str = Field("photos-source", description="out-of-domain data for defender and attacker")
     source_path: Path | None = Field(None, description="like path, for the source data")
@@ -74,6 +90,27 @@ class DataConfig(Section):
         0.5, description="share of the source data that is the attacker's; the rest is the defender's"
     )
     role_seed: int = Field(0, description="assigns roles; shared by all seeds so that victims are the same")
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _one_capture_group(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(
+                f"{pattern!r} has {groups} capture groups; it needs exactly one, such as '(patient[0-9]+)_'"
+            )
+        return pattern
+
+    @model_validator(mode="after")
+    def _groups_in_one_way(self) -> DataConfig:
+        if self.group_column is not None and self.group_pattern is not None:
+            raise ValueError("group_column and group_pattern both say which images belong together; give one of them")
+        return self
 
 
 class ModelConfig(Section):

@@ -9,12 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from mocosfl_priv.data import image_folder, photos, torchvision_sets
+from mocosfl_priv.config import DataConfig
+from mocosfl_priv.data import image_folder, own_data, photos, torchvision_sets
+from mocosfl_priv.data.examples import Naming
+from mocosfl_priv.data.given import GIVEN_PREFIX
 from mocosfl_priv.data.image_set import ImageSet
+from mocosfl_priv.data.own_data import FOLDER_PREFIX
+from mocosfl_priv.data.python_objects import user_path
 from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 Split = Literal["train", "test"]
-FOLDER_PREFIX = "imagefolder:"
 
 NAMES = {
     "photos": "32x32 patches of six photographs; part of the scikit-image wheel, nothing to download",
@@ -25,12 +29,16 @@ NAMES = {
     "cifar100": "60,000 images, 100 classes, 32x32; through torchvision",
     "svhn": "99,289 house-number digits, 32x32; through torchvision",
     "stl10": "13,000 labelled images, 10 classes, 96x96; through torchvision",
-    "imagefolder:PATH": "your own images, in a folder per class",
+    "torchvision:CLASS": "image sets of torchvision by their class, such as MNIST, Flowers102, CelebA:Smiling",
+    "imagefolder:PATH": "your own images, in a folder per class, or with data.labels in one folder",
+    "FILE": "your own arrays, tensors or image bytes: .npz, .npy, .pt, .h5, .parquet",
+    "FOLDER": "what Hugging Face datasets saved on disk, or a folder of Parquet files",
+    "FILE.py:FUNCTION": "a function of your own that returns arrays, tensors or a data set",
 }
 
 
 def load_split(name: str, split: Split, image_size: int = 32, path: Path | None = None) -> ImageSet:
-    """Load one split of the data set `name`, as square images of `image_size` pixels a side.
+    """Load one split of the data set `name`, as square RGB images of `image_size` pixels a side.
 
     path: for torchvision's data sets, their root folder, or a tree of class folders with the same images.
     Raises ConfigurationError when the name is unknown, or files are missing or unreadable.
@@ -39,7 +47,7 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         place = name.removeprefix(FOLDER_PREFIX)
         if not place.strip():
             raise ConfigurationError(f"{FOLDER_PREFIX} names no folder; write {FOLDER_PREFIX}PATH, with . for this one")
-        return image_folder.load(_at_home(Path(place)), split, image_size)
+        return image_folder.load(user_path(place), split, image_size)
     if name in photos.SETS:
         if image_size != photos.PATCH:
             raise ConfigurationError(f"data.image_size: {name} has images of {photos.PATCH} pixels only")
@@ -48,15 +56,47 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)
+    if own_data.is_own(name):
+        train, test = own_data.read_splits(name, image_size, root=path)
+        return (train if split == "train" else test)[0]
+    if name.startswith(GIVEN_PREFIX):
+        raise ConfigurationError(
+            f"data set {name[:24]}... was an object in Python: give it to Experiment.run(data=...)"
+        )
     with suppress(OSError):  # the name may not be a valid path
-        if _at_home(Path(name)).exists():
+        if user_path(name).exists():
             raise ConfigurationError(f"data set {name!r} is a path on this disk: write {FOLDER_PREFIX}{name}")
     raise unknown_name("data set", name, NAMES)
 
 
-def _at_home(path: Path) -> Path:
-    """Replace ``~`` in `path` by the home folder; raises ConfigurationError for an unknown user (``~name``)."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+def load_target(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Load the training and the test images of the target data, with the labels and groups that `config` names.
+
+    Raises ConfigurationError as :func:`load_split`; or when labels or groups that it names are not there.
+    """
+    naming = Naming(config.labels, config.label_column, config.group_column, config.group_pattern)
+    if own_data.is_own(config.dataset):
+        (train, _), (test, _) = own_data.read_splits(config.dataset, config.image_size, naming, config.path)
+        return train, test
+    for key in ("labels", "label_column", "group_column", "group_pattern"):
+        if getattr(config, key) is not None:
+            raise ConfigurationError(f"data.{key} is for data of one's own; {config.dataset} has its labels and groups")
+    return (
+        load_split(config.dataset, "train", config.image_size, config.path),
+        load_split(config.dataset, "test", config.image_size, config.path),
+    )
+
+
+def load_source(config: DataConfig) -> ImageSet:
+    """Load the training images of the source data; its groups are told as those of the target data if it has them.
+
+    Raises ConfigurationError as :func:`load_split`.
+    """
+    groups = config.group_column is not None or config.group_pattern is not None
+    if own_data.is_own(config.source) and not (config.source.startswith(FOLDER_PREFIX) and not groups):
+        naming = Naming(group_column=config.group_column, group_pattern=config.group_pattern)
+        (train, _), _ = own_data.read_splits(
+            config.source, config.image_size, naming, config.source_path, require_groups=False
+        )
+        return train
+    return load_split(config.source, "train", config.image_size, config.source_path)

@@ -10,27 +10,36 @@ what was found.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from mocosfl_priv.data.examples import TRAIN, UNLABELLED, WHOLE, Examples, image_sets, is_test
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.device.pictures import ARRAYS, LEFT, PictureError, Reading, find, fit, is_litter, is_picture, read
+from mocosfl_priv.data.pixel_arrays import stacked
+from mocosfl_priv.device.pictures import (
+    ARRAYS,
+    LEFT,
+    PictureError,
+    Reading,
+    Size,
+    find,
+    fit,
+    is_litter,
+    is_picture,
+    read,
+)
 from mocosfl_priv.errors import ConfigurationError
 
-__all__ = ["Layout", "fit", "is_class_tree", "lay_out", "load", "split_named"]
+__all__ = ["Layout", "examples", "fit", "is_class_tree", "lay_out", "load", "split_named"]
 
 SPLIT_NAME = re.compile(r"(train|training|test|testing|val|valid|validation)[ _-]*(set|data|images?|imgs?|split)?")
 TRAIN_WORDS, TEST_WORDS, VALIDATION_WORDS = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
-TEST_SHARE = 5  # one image in so many is a test image, where a tree is divided
-UNLABELLED = "unlabelled"  # name of the single class of images without class folders
 DEEPEST = 4  # at most so many nested folders, each the only one in its parent, are searched for a tree
 NAMED = 8  # at most so many folders are named in a message
 
@@ -68,17 +77,32 @@ def load(root: Path, split: str, image_size: int) -> ImageSet:
     Every image is resized and centre-cropped to `image_size` pixels a side. Raises ConfigurationError for a missing
     tree, an ambiguous layout, an empty class folder, or a file that cannot be read as a picture.
     """
+    return image_sets({split: examples(root, split, image_size)}, f"imagefolder:{root}")[split][0]
+
+
+def examples(root: Path, split: str, size: Size) -> Examples:
+    """Read one split ("train" or "test") of the tree at `root`, or all images of a tree without splits (`WHOLE`).
+
+    Args:
+        root: the tree.
+        split: which images; a tree without splits is divided.
+        size: pixels per side, (height, width), or None for as large as they are.
+
+    Raises:
+        ConfigurationError: see :func:`load`.
+
+    """
     try:
-        return _load(root, split, image_size)
+        return _read(root, split, size)
     except (PictureError, OSError) as error:
         raise ConfigurationError(f"imagefolder: {error}") from error
 
 
-def _load(root: Path, split: str, image_size: int) -> ImageSet:
+def _read(root: Path, split: str, size: Size) -> Examples:
     if not root.is_dir():
         raise ConfigurationError(f"imagefolder: {_no_folder(root)}")
     layout = lay_out(root)
-    folder = layout.train if split == "train" else layout.test
+    folder = layout.train if split == TRAIN else layout.test
     classes = _classes(folder)
     trained = _classes(layout.train)
     if classes.keys() != trained.keys():
@@ -92,25 +116,28 @@ def _load(root: Path, split: str, image_size: int) -> ImageSet:
         if not found:
             holds = f"; {reading.text}" if reading.text else ""
             raise ConfigurationError(f"imagefolder: the class folder {place} holds no images{holds}")
-        if layout.divided:
-            found = [path for path in found if _is_test(path.relative_to(folder)) == (split == "test")]
+        if layout.divided and split != WHOLE:
+            found = [path for path in found if is_test(path.relative_to(folder).as_posix()) == (split != TRAIN)]
         paths += found
         labels += [label] * len(found)
     if not paths:
         raise ConfigurationError(f"imagefolder: {folder} has no images for its {split} split")
-    images = np.stack([read(path, image_size, reading) for path in paths])
+    images = stacked([read(path, size, reading) for path in paths], f"imagefolder:{root}")
     reading.require_whole_range()
     if folder not in classes.values():
         reading.skipped += Counter(
             {LEFT: _litter_in(folder), "beside the class folders": sum(1 for _ in _pictures(folder))}
         )
-    read_set = ImageSet.ungrouped(
-        f"imagefolder:{root}/{split}",
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(labels, dtype=torch.long),
-        tuple(classes),
+    names = tuple(path.relative_to(root).as_posix() for path in paths)
+    labelled = folder not in classes.values()
+    return Examples(
+        images,
+        reading,
+        labels=np.array(labels) if labelled else None,
+        class_names=tuple(classes) if labelled else None,
+        names=names,
+        notes=tuple(filter(None, (layout.note, _alike(list(classes))))),
     )
-    return replace(read_set, read=_joined(reading.text, layout.note, _alike(list(classes))))
 
 
 def lay_out(root: Path, depth: int = 0) -> Layout:
@@ -168,7 +195,7 @@ def is_class_tree(path: Path) -> bool:
 
 def _no_folder(root: Path) -> str:
     if root.is_file() and root.suffix.lower() in ARRAYS:
-        return f"{root} holds arrays or tensors, which are not read; write each picture to a file in a class folder"
+        return f"{root} holds arrays or tensors and is no folder: leave {root.suffix} files without imagefolder:"
     return f"{root} is a file, not a folder" if root.exists() else f"there is no folder {root}"
 
 
@@ -231,7 +258,3 @@ def _joined(*parts: str) -> str:
 def _names(folders: list[Path]) -> str:
     more = f" and {len(folders) - NAMED} more" if len(folders) > NAMED else ""
     return ", ".join(f"{path.name}/" for path in folders[:NAMED]) + more
-
-
-def _is_test(relative: Path) -> bool:
-    return hashlib.sha256(relative.as_posix().encode("utf-8", "surrogateescape")).digest()[0] % TEST_SHARE == 0

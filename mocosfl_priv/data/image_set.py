@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NONE: frozenset[str] = frozenset()
 MOST_NAMED = 12  # at most so many classes are named in a description
 
 
@@ -18,10 +19,11 @@ class ImageSet:
     """Images of one split.
 
     name: identifies data set and split, for example ``photos/train``.
-    images: uint8, shape (n, 3, height, width).
+    images: uint8, shape (n, channels, height, width), with 3 channels (RGB) or 1 (grey). Experiments have 3.
     labels: int64, shape (n,), indices into `class_names`.
     groups: int64, shape (n,). Images with the same number may share pixels (overlapping patches of a photograph), so a
         group is never divided between two roles that must be disjoint. Otherwise every image is a group of its own.
+    group_names: what the user calls each group, such as a patient; empty where nobody named any.
     read: remarks for the user on how the files were read, for example which were skipped; empty for a selection.
     """
 
@@ -31,11 +33,12 @@ class ImageSet:
     class_names: tuple[str, ...]
     groups: Tensor
     read: str = ""
+    group_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
-            raise ValueError(f"{self.name}: images must be uint8 (n, 3, h, w), got {self.images.shape}")
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] not in (1, 3):
+            raise ValueError(f"{self.name}: images must be uint8 (n, 3 or 1, h, w), got {self.images.shape}")
         if len(self.labels) != n or len(self.groups) != n:
             raise ValueError(f"{self.name}: {n} images but {len(self.labels)} labels, {len(self.groups)} groups")
 
@@ -49,7 +52,20 @@ class ImageSet:
 
     def select(self, indices: Tensor) -> ImageSet:
         """Return the images at `indices`, int64 (m,), in that order."""
-        return ImageSet(self.name, self.images[indices], self.labels[indices], self.class_names, self.groups[indices])
+        return ImageSet(
+            self.name,
+            self.images[indices],
+            self.labels[indices],
+            self.class_names,
+            self.groups[indices],
+            group_names=self.group_names,
+        )
+
+    def names_of_groups(self) -> frozenset[str]:
+        """Return the names of the groups that have an image here; empty where nobody named any."""
+        return (
+            frozenset(self.group_names[group] for group in self.groups.unique().tolist()) if self.group_names else NONE
+        )
 
     @property
     def description(self) -> str:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mocosfl_priv.config import DataConfig
-from mocosfl_priv.data.datasets import load_split
+from mocosfl_priv.data.datasets import load_source, load_target
+from mocosfl_priv.data.given import GivenData
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.runtime.seeding import generator
@@ -38,6 +39,7 @@ class Role(StrEnum):
     PROBE_TEST = "probe_test"
 
 
+MOST_NAMED = 5  # at most so many groups are named in a message
 MAY_OVERLAP = {frozenset({Role.CLIENT_PRIVATE, Role.PROBE_TRAIN})}
 
 
@@ -76,10 +78,15 @@ class DataRoles:
     @property
     def labelled(self) -> bool:
         """Whether there is more than one class; otherwise accuracy has no meaning."""
-        return len(self.sets[Role.PROBE_TRAIN].labels.unique()) > 1
+        tested = self.sets.get(Role.PROBE_TRAIN, self.sets[Role.VICTIMS])  # an audit has no images for probes
+        return len(tested.labels.unique()) > 1
 
     def __getitem__(self, role: Role) -> ImageSet:
         return self.sets[role]
+
+    def count(self, role: Role) -> int:
+        """Number of images of a role, 0 for one that is not there."""
+        return len(self.sets[role]) if role in self.sets else 0
 
     def defender_target(self, fraction: float) -> ImageSet:
         """Return the defender's target images for a fraction of the target training set.
@@ -90,17 +97,17 @@ class DataRoles:
         return self.sets[Role.DEFENDER_TARGET].select(torch.arange(_share(fraction, self.training_size)))
 
 
-def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRoles:
+def assign_roles(config: DataConfig, largest_target_fraction: float, given: GivenData | None = None) -> DataRoles:
     """Load target and source data and give every image its role.
 
-    largest_target_fraction: of the target training set, for the defender.
+    largest_target_fraction: of the target training set, for the defender. given: images that were read before.
     Raises ConfigurationError when the data has too few images for the configured roles, or when roles that must be
     disjoint share an image.
     """
     rng = generator(config.role_seed, "roles")
-    train = load_split(config.dataset, "train", config.image_size, config.path)
-    test = load_split(config.dataset, "test", config.image_size, config.path)
-    source = load_split(config.source, "train", config.image_size, config.source_path)
+    train, test = (given and given.target) or load_target(config)
+    source = (given and given.source) or load_source(config)
+    _require_own_groups(train, test, source)
     described = [images.description for images in (train, test, source)]
     if config.train_limit:
         train = train.balanced(config.train_limit, rng)
@@ -129,14 +136,14 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
     from_train, private = _deal_groups(train, wanted, rng)
     if len(private) == 0:
         raise ConfigurationError(
-            "data: no training image is left for the clients; the training set has too few groups of images that share "
-            "no pixels"
+            "data: no training image is left for the clients; the training set has too few groups of images that "
+            + ("belong together" if train.group_names else "share no pixels")
         )
     if config.victims >= len(test):
         raise ConfigurationError(
             f"data.victims: {config.victims} victims leave no image to test probes; there are {len(test)} test images"
         )
-    test_order = torch.randperm(len(test), generator=rng)
+    victims, probed = _deal_victims(test, config.victims, rng)
     from_source, defender_source = _deal_groups(
         source, {Role.AUXILIARY_SOURCE: _share(config.auxiliary_source_fraction, len(source))}, rng
     )
@@ -146,18 +153,20 @@ def assign_roles(config: DataConfig, largest_target_fraction: float) -> DataRole
         Role.CLIENT_PRIVATE: (train, private),
         Role.PROBE_TRAIN: (train, private),
         Role.DEFENDER_SOURCE: (source, defender_source),
-        Role.VICTIMS: (test, test_order[: config.victims].sort().values),
-        Role.PROBE_TEST: (test, test_order[config.victims :].sort().values),
+        Role.VICTIMS: (test, victims),
+        Role.PROBE_TEST: (test, probed),
     }
     sets = {role: images.select(index) for role, (images, index) in chosen.items()}
     digests = {role: image_set.digests() for role, image_set in sets.items()}
     check_disjoint(digests)
+    check_groups(sets)
+    unused = len(train) + len(test) - sum(len(index) for index in (*from_train.values(), private, victims, probed))
     return DataRoles(
         sets=sets,
-        records={role: _record(sets[role], chosen[role][1], digests[role]) for role in Role},
+        records={role: role_record(sets[role], chosen[role][1], digests[role]) for role in Role},
         training_size=n,
         duplicates_dropped=dropped,
-        reading=(*described, *_remarks(train, dropped, contradicting)),
+        reading=(*described, *_remarks(train, dropped, contradicting), *_group_remarks(train, test, unused)),
     )
 
 
@@ -171,6 +180,50 @@ def _remarks(train: ImageSet, dropped: int, contradicting: int) -> list[str]:
     if len(train.labels.unique()) < 2:
         remarks.append("no labels: utility not measurable (all images are of one class)")
     return remarks
+
+
+def _group_remarks(train: ImageSet, test: ImageSet, unused: int) -> list[str]:
+    """A line of text for the user where groups are named: how many there are, and how many images they cost."""
+    if not train.group_names:
+        return []
+    named = len(train.names_of_groups() | test.names_of_groups())
+    left = f"; {unused} images are left out because their group has another role" if unused else ""
+    return [f"groups: no two of the roles that must be disjoint share one of the {named} groups{left}"]
+
+
+def _require_own_groups(train: ImageSet, test: ImageSet, source: ImageSet) -> None:
+    """Raise ConfigurationError if a named group is in both splits, or in target and source data."""
+    target = train.names_of_groups() | test.names_of_groups()
+    for shared, both, remedy in (
+        (
+            train.names_of_groups() & test.names_of_groups(),
+            "in the training and in the test split; give the images without splits, and they are divided by groups",
+            "",
+        ),
+        (target & source.names_of_groups(), "in the target and in the source data", "; if they differ, rename them"),
+    ):
+        if shared:
+            named = ", ".join(sorted(shared)[:MOST_NAMED])
+            more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
+            raise ConfigurationError(f"data: the groups {named}{more} are {both}{remedy}")
+
+
+def _deal_victims(test: ImageSet, victims: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The indices of the victims and of the images that test probes, ascending.
+
+    Images are dealt one by one where nobody named groups: neither role is trained on, so patches that overlap reveal
+    nothing. Named groups are never divided.
+    """
+    if not test.group_names:
+        order = torch.randperm(len(test), generator=rng)
+        return order[:victims].sort().values, order[victims:].sort().values
+    dealt, rest = _deal_groups(test, {Role.VICTIMS: victims}, rng)
+    if not len(rest):
+        raise ConfigurationError(
+            f"data.victims: {victims} victims leave no group to test probes; the test images are of "
+            f"{len(test.names_of_groups())} groups"
+        )
+    return dealt[Role.VICTIMS].sort().values, rest
 
 
 def _under_two_labels(*sets: ImageSet) -> int:
@@ -196,6 +249,15 @@ def check_disjoint(digests: Mapping[Role, np.ndarray]) -> None:
             problems.append(f"{first} and {second} share {shared} images")
     if problems:
         raise ConfigurationError(f"data roles overlap: {'; '.join(problems)}; choose other source or target data")
+
+
+def check_groups(sets: Mapping[Role, ImageSet]) -> None:
+    """Raise ConfigurationError, which names the pair, if roles share a named group that must be disjoint."""
+    names = {role: images.names_of_groups() for role, images in sets.items()}
+    for first, second in combinations(names, 2):
+        if frozenset({first, second}) not in MAY_OVERLAP and names[first] & names[second]:
+            shared = ", ".join(sorted(names[first] & names[second])[:MOST_NAMED])
+            raise ConfigurationError(f"data roles overlap: {first} and {second} share the groups {shared}")
 
 
 def _share(fraction: float, n: int) -> int:
@@ -260,7 +322,8 @@ def _deal_groups(
     return dealt, torch.cat(rest).sort().values if rest else torch.empty(0, dtype=torch.long)
 
 
-def _record(images: ImageSet, indices: Tensor, digests: np.ndarray) -> RoleRecord:
+def role_record(images: ImageSet, indices: Tensor, digests: np.ndarray) -> RoleRecord:
+    """What a result records of `images`, which have the `indices`, int64 (n,), in their data set, and the `digests`."""
     index_text = images.name + ":" + ",".join(str(i) for i in indices.tolist())
     return RoleRecord(
         images=len(images),

@@ -6,11 +6,13 @@ scaling, white background for transparency) and all skipped files are counted in
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,6 +23,8 @@ from .errors import DeviceError
 
 if TYPE_CHECKING:
     from PIL import Image  # imported where it is used, since it takes 4 MB of memory and shard files do not need it
+
+Size = int | tuple[int, int] | None  # pixels per side, or (height, width); None for as large as it is
 
 SUFFIXES = frozenset({
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",
@@ -39,6 +43,7 @@ PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 SIGNED = 2  # a sample's format
 FULL_16 = 2**16 - 1
 PROGRAMS = ("EPS",)
+GREY = frozenset({"1", "L", "LA", "La", "F", "I"})  # Pillow's modes without colours, those of 16 bits aside
 LONGEST_SHAPE = 16  # times a picture's shorter side that its longer side may have before its ends are cut off
 DEEP_COLOUR = re.compile(r";16[BLN]")  # in Pillow's raw modes: 16 bits a colour, of which it keeps the upper 8
 LEAST_SHARE = 1 / 4  # of their range that deep pictures must reach: 12 and 14 bits in 16 are no dark pictures
@@ -55,6 +60,7 @@ class Reading:
     skipped: number of skipped files and folders by kind.
     kinds: number of pictures by kind, such as bit depth or "turned upright by their EXIF".
     sizes: number of pictures by (width, height).
+    grey: number of pictures without colours.
     brightest: of the picture with more than 8 bits that reaches the largest share of its value range: this share, the
         file, its largest value and the end of the range; None without such pictures.
     """
@@ -62,6 +68,7 @@ class Reading:
     skipped: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    grey: int = 0
     brightest: tuple[float, Path, int, int] | None = None
 
     @property
@@ -155,31 +162,65 @@ def _opens(path: Path) -> bool:
         return False
 
 
-def read(path: Path, size: int, reading: Reading) -> np.ndarray:
-    """Read the picture in `path`, turn it upright, and fit it by :func:`fit`; returns uint8 (size, size, 3), RGB.
+def read(path: Path, size: Size, reading: Reading) -> np.ndarray:
+    """Read the picture in `path`, turn it upright, and fit it by :func:`fit`; returns uint8 (height, width, 3), RGB.
 
     16-bit pictures are scaled by their bit depth, and float pictures must lie in [0, 1]. Transparent pixels get a white
     background. Of several frames the first is read. What was done is counted in `reading`. Raises PictureError if the
     file is damaged, or its value range is unknown.
+
+    Args:
+        path: the file.
+        size: pixels per side, or (height, width); None leaves the picture as large as it is.
+        reading: counts what was done.
     """
-    from PIL import Image, UnidentifiedImageError
+    with _refusing(path), path.open("rb") as file:  # as a file: what Pillow maps by its path it misreads where a TIFF
+        return _decoded(file, path, size, reading)  # says that it is turned
+
+
+def read_bytes(content: bytes, name: str, size: Size, reading: Reading) -> np.ndarray:
+    """The same of the bytes of a picture file, which messages call `name`."""
+    with _refusing(Path(name), content):
+        return _decoded(io.BytesIO(content), Path(name), size, reading)
+
+
+def read_image(image: Image.Image, name: str, size: Size, reading: Reading) -> np.ndarray:
+    """The same of an open Pillow image, which messages call `name`."""
+    with _refusing(Path(name)):
+        return _converted(image, Path(name), size, reading)
+
+
+@contextmanager
+def _refusing(path: Path, content: bytes | None = None) -> Iterator[None]:
+    """Turn whatever a damaged picture raises into a PictureError that names `path`."""
+    from PIL import UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures, odd tags: what matters is an error or counted
-            # as a file: what Pillow maps by its path it misreads where a TIFF says that it is turned
-            with path.open("rb") as file:
-                _verify(file)
-                with Image.open(file) as image:
-                    picture = _upright(image, path, reading)
-                    reading.sizes[picture.size] += 1
-                    return fit(picture, size)
+            yield
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{path} cannot be read: {_no_picture(path)}") from error
+        raise PictureError(f"{path} cannot be read: {_no_picture(path, content)}") from error
     except Exception as error:  # a damaged file fails in as many ways as there are formats
         raise PictureError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _decoded(file: BinaryIO, path: Path, size: Size, reading: Reading) -> np.ndarray:
+    from PIL import Image
+
+    _verify(file)
+    with Image.open(file) as image:
+        return _converted(image, path, size, reading)
+
+
+def _converted(image: Image.Image, path: Path, size: Size, reading: Reading) -> np.ndarray:
+    grey = image.mode in GREY or image.mode.startswith("I;16")
+    picture = _upright(image, path, reading)
+    reading.sizes[picture.size] += 1
+    reading.grey += grey
+    return np.asarray(picture) if size is None else fit(picture, size)
 
 
 def _verify(file: BinaryIO) -> None:
@@ -193,9 +234,10 @@ def _verify(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _no_picture(path: Path) -> str:
+def _no_picture(path: Path, content: bytes | None = None) -> str:
     try:
-        return "the file is empty" if path.stat().st_size == 0 else "not an image"
+        size = path.stat().st_size if content is None else len(content)
+        return "the file is empty" if size == 0 else "not an image"
     except OSError as error:
         return str(error.strerror)
 
@@ -310,19 +352,28 @@ def _opaque(image: Image.Image, reading: Reading) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Resize the shorter side to `size` and crop the centre; returns uint8 (size, size, 3)."""
+def fit(image: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
+    """Resize and crop the centre, so that as much as possible of the image remains.
+
+    Args:
+        image: RGB or grey, 8 bits.
+        size: pixels per side, or (height, width).
+
+    Returns:
+        uint8 (height, width, 3), or (height, width) of a grey image.
+    """
     from PIL import Image
 
+    tall, wide = (size, size) if isinstance(size, int) else size
     longest = LONGEST_SHAPE * min(image.size)
     if max(image.size) > longest:  # enlarged as a whole, a strip would fill the memory
         left, top = (max(0, (side - longest) // 2) for side in image.size)
         image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
     width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        wanted = (max(size, round(width * scale)), max(size, round(height * scale)))
+    if (width, height) != (wide, tall):
+        scale = max(wide / width, tall / height)
+        wanted = (max(wide, round(width * scale)), max(tall, round(height * scale)))
         image = image.resize(wanted, Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        left, top = (image.width - wide) // 2, (image.height - tall) // 2
+        image = image.crop((left, top, left + wide, top + tall))
     return np.asarray(image)

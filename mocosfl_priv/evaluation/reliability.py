@@ -155,7 +155,7 @@ def reliability_flags(
         *_victims_off_distribution(facts),
         *_about_defenses(cells, facts),
         *_out_of_time(cells),
-        *_few_seeds(cells),
+        *_few_seeds(cells, "attack" if training is None else "training"),
         *_about_trainings(training),
     ]
     return sorted(found, key=lambda flag: FLAGS.index(flag.name))
@@ -388,12 +388,14 @@ def _out_of_time(cells: pd.DataFrame) -> Iterator[Flag]:
         yield Flag("out-of-time", sentence, **key)
 
 
-def _few_seeds(cells: pd.DataFrame) -> Iterator[Flag]:
+def _few_seeds(cells: pd.DataFrame, varied: str) -> Iterator[Flag]:
+    """varied: what the seeds vary, "training", or "attack" where nothing was trained."""
     seeds = cells["seed"].nunique()
     if seeds < ENOUGH_SEEDS:
-        covered = "and the variation of training only roughly" if seeds > 1 else "but not the variation of training"
+        what = "training" if varied == "training" else "attacks"
+        covered = f"and the variation of {what} only roughly" if seeds > 1 else f"but not the variation of {what}"
         sentence = (
-            f"{seeds} training seed{'s' if seeds > 1 else ''}: intervals cover the choice of images {covered}. "
+            f"{seeds} {varied} seed{'s' if seeds > 1 else ''}: intervals cover the choice of images {covered}. "
             f"A published number needs at least {ENOUGH_SEEDS}."
         )
         yield Flag("few-seeds", sentence)

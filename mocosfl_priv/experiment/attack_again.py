@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from mocosfl_priv.results import (
     TEST_VICTIMS,
     RunRecord,
 )
-from mocosfl_priv.runtime.progress import Progress, Segment, Silent
+from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.training.state import within
 
 # what only the training itself could grant, and what a run does not keep
@@ -88,7 +89,7 @@ class AgainPlan:
 def plan_again(
     folder: Path,
     record: RunRecord,
-    attacks: Sequence[str],
+    attacks: Sequence[str | Mapping[str, Any]],
     overrides: Sequence[str] = (),
     victims: ImageSet | None = None,
 ) -> AgainPlan:
@@ -97,7 +98,8 @@ def plan_again(
     Args:
         folder: A run directory.
         record: What it holds.
-        attacks: Names or references; they take the place of the run's own, unless `overrides` set the key `attacks`.
+        attacks: Names or references, or mappings with parameters; they take the place of the run's own, unless
+            `overrides` set the key `attacks`.
         overrides: ``key=value`` texts for the sections `threat`, `evaluation` and `compute`, and for `attacks`.
         victims: Other images to attack, of the same size; None for the run's own.
 
@@ -118,7 +120,7 @@ def plan_again(
                 f"--set {override}: the systems are trained already; only threat, evaluation, compute and attacks may "
                 "be set"
             )
-    own = [f"attacks=[{', '.join(repr(name) for name in attacks)}]"] if attacks else []
+    own = [f"attacks={json.dumps(list(attacks))}"] if attacks else []
     config = load_config(folder / "config.yaml", [*own, "leakage.every=0", *overrides])
     plan = _attacked(config)
     context = plan.context
@@ -241,4 +243,4 @@ def _measured(cells: pd.DataFrame, system: System) -> dict[str, Any]:
         rows = rows[rows[name] == value]
     if rows.empty:
         raise ConfigurationError(f"the run has no row of {system.title}")
-    return {name: value for name, value in rows.iloc[0].items() if name not in OF_THE_ATTACK}
+    return {str(name): value for name, value in rows.iloc[0].items() if name not in OF_THE_ATTACK}

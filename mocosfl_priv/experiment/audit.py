@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mocosfl_priv.config import ExperimentConfig, PluginSpec
+from mocosfl_priv.data.given import GivenData
 from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
@@ -74,9 +75,10 @@ class AuditPlan:
         return sum(victims.images.numel() for victims in self.victim_sets) * (cells + 1)
 
 
-def plan_audit(config: ExperimentConfig) -> AuditPlan:
+def plan_audit(config: ExperimentConfig, given: GivenData | None = None) -> AuditPlan:
     """Check `config` and find what is to be attacked below ``config.audit_models``.
 
+    given: images that are given in Python, which `config` names by their content.
     Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
     """
     assert config.audit_models is not None
@@ -89,7 +91,7 @@ def plan_audit(config: ExperimentConfig) -> AuditPlan:
     attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
     for attack in attacks:
         reachable.require(attack.plugin.needs, attack.label)
-    context = EvaluationContext(config, assign_roles(config.data, 0.0), compute, reachable)
+    context = EvaluationContext(config, assign_roles(config.data, 0.0, given), compute, reachable)
     published = load_attack_images(config.audit_models)
     sets = [context.victims]
     if published is not None:

@@ -193,22 +193,31 @@ def _builders(
 
 
 def own_roles(victims: ImageSet, auxiliary: ImageSet) -> DataRoles:
-    """The roles of an audit's images; auxiliary images that are victims, too, or that occur twice, are left out."""
+    """The roles of an audit's images. Auxiliary images are left out that are victims, too, that occur twice, or whose
+    group has the name of a victim's group.
+    """
     seen = set(victims.digests().tolist())
+    taken = {victims.group_names[group] for group in victims.groups.tolist()} if victims.group_names else set()
     kept = []
     for index, digest in enumerate(auxiliary.digests().tolist()):
-        if digest not in seen:
+        group = auxiliary.group_names[int(auxiliary.groups[index])] if auxiliary.group_names else None
+        if digest not in seen and group not in taken:
             seen.add(digest)
             kept.append(index)
     dropped = len(auxiliary) - len(kept)
     if not kept:
-        raise ConfigurationError("auxiliary: every image is also a victim; give the attacker other images")
+        raise ConfigurationError(
+            "auxiliary: every image is also a victim, or of a victim's group; give the attacker other images"
+        )
     sets = {Role.VICTIMS: victims, Role.AUXILIARY_SOURCE: auxiliary.select(torch.tensor(kept))}
-    check_disjoint({role: images.digests() for role, images in sets.items()})
-    remarks = [f"duplicates: {dropped} auxiliary images are left out, as victims or other images have the same pixels"]
+    digests = {role: images.digests() for role, images in sets.items()}
+    check_disjoint(digests)
+    remarks = [
+        f"{dropped} auxiliary images are left out: they are victims, too, occur twice, or share a group with a victim"
+    ]
     return DataRoles(
         sets,
-        {role: role_record(images) for role, images in sets.items()},
+        {role: role_record(images, torch.arange(len(images)), digests[role]) for role, images in sets.items()},
         training_size=len(kept),
         duplicates_dropped=dropped,
         reading=(victims.description, auxiliary.description, *(remarks if dropped else ())),
@@ -351,7 +360,7 @@ def _cost(client: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
     }
 
 
-def _accuracies(probe: Mapping[str, Any]) -> dict[str, float]:
+def _accuracies(probe: Mapping[str, Any]) -> dict[str, Any]:
     mean = {name: float(np.mean(probe[name])) for name in ("knn", "linear", "knn_raw_pixels", "linear_untrained")}
     return {
         "knn_accuracy": mean["knn"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mocosfl_priv.config import ExperimentConfig
+from mocosfl_priv.data.given import GivenData
 from mocosfl_priv.data.partitions import make_partition
 from mocosfl_priv.data.roles import DataRoles, Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
@@ -92,12 +93,13 @@ class Plan:
         return planned_training_steps(self.context)
 
 
-def plan(config: ExperimentConfig) -> Plan:
+def plan(config: ExperimentConfig, given: GivenData | None = None) -> Plan:
     """Lay out the grid of `config`, and check everything that can be checked before training.
 
+    given: images that are given in Python, which `config` names by their content.
     Raises ConfigurationError (ThreatModelError for attacks that are not granted what they need).
     """
-    laid_out = lay_out(config)
+    laid_out = lay_out(config, given)
     context = laid_out.context
     _check_partition(context)
     check_attacks(laid_out)
@@ -121,7 +123,7 @@ def check_attacks(laid_out: Plan) -> None:
             attack.plugin.check(model.smashed_shape, model.image_shape)
 
 
-def lay_out(config: ExperimentConfig) -> Plan:
+def lay_out(config: ExperimentConfig, given: GivenData | None = None) -> Plan:
     """The grid of `config`, against plugins, models and threat model: what :func:`plan` has checked once before.
 
     A defense that sees no target data runs once, with target fraction 0, however many fractions are asked for.
@@ -136,7 +138,7 @@ def lay_out(config: ExperimentConfig) -> Plan:
         for cut_layer in config.cut_layers:
             validate_cut(defense.plugin.architecture(config.model), cut_layer)
     used = config.target_fractions if any(d.plugin.uses_target_data for d in defenses) else (0.0,)
-    roles = assign_roles(config.data, max(used))
+    roles = assign_roles(config.data, max(used), given)
     curve = tuple(ATTACKS.create(spec) for spec in config.leakage.attacks) or attacks
     for attack in curve:
         threat.require(attack.plugin.needs, attack.label)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.inversion.decoders import NORMS, ResidualBlock
-from mocosfl_priv.models.custom_backbone import load_function
-from mocosfl_priv.runtime.imports import one_line
+from mocosfl_priv.runtime.imports import load_function, one_line
 
 SMALLEST_MAP = 4  # pixels per side; images are halved until they are this small, or have an odd side
 NORM = NORMS["group"]

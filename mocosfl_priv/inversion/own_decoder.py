@@ -9,8 +9,8 @@ from torch import nn
 
 from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.models.custom_backbone import is_own, load_function
-from mocosfl_priv.runtime.imports import one_line
+from mocosfl_priv.models.custom_backbone import is_own
+from mocosfl_priv.runtime.imports import load_function, one_line
 
 ROWS = 2  # messages of the trial of a decoder
 

@@ -6,35 +6,20 @@ The model can be cut after any unit.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from mocosfl_priv.errors import ConfigurationError, did_you_mean
-from mocosfl_priv.runtime.imports import code_sha256, import_place, one_line
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.runtime.imports import code_sha256, load_function, one_line
 
 
 def is_own(reference: str) -> bool:
     """Whether `reference` refers to a user's code, as ``package.module:function`` or ``file.py:function``."""
     return ":" in reference
-
-
-def load_function(reference: str) -> Callable[..., Any]:
-    """Import the function that `reference` names; raises ConfigurationError when that fails."""
-    place, name = reference.rsplit(":", 1)
-    module = import_place(place, reference)
-    function = getattr(module, name, None)
-    if function is None:
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise ConfigurationError(f"{reference}: there is no function {name!r}; {did_you_mean(name, known)}")
-    if not callable(function):
-        raise ConfigurationError(f"{reference}: {name} is a {type(function).__name__}, not a function")
-    loaded: Callable[..., Any] = function
-    return loaded
 
 
 def backbone_code(backbone: str) -> str:

@@ -21,10 +21,10 @@ from mocosfl_priv.models.client_check import (
     probe_images,
     run,
 )
-from mocosfl_priv.models.custom_backbone import is_own, load_function
+from mocosfl_priv.models.custom_backbone import is_own
 from mocosfl_priv.models.cutting import cut_model
 from mocosfl_priv.models.initialisation import reinitialised
-from mocosfl_priv.runtime.imports import one_line
+from mocosfl_priv.runtime.imports import load_function, one_line
 from mocosfl_priv.runtime.seeding import global_seed
 
 
@@ -89,22 +89,29 @@ def load_own_splits(reference: str, image_shape: ImageShape, cuts: Sequence[str]
         ConfigurationError: In one line: the function cannot be imported, fails, or returns something else; see
             :func:`cut_model` and :func:`check_client` for what can be wrong with a network.
     """
-    returned = _returned(reference)
+    return own_splits(_returned(reference), image_shape, cuts, reference)
+
+
+def own_splits(
+    returned: object, image_shape: ImageShape, cuts: Sequence[str] = (), where: str = "the model"
+) -> list[OwnSplit]:
+    """Check a client, a client and its server, or a whole network, and cut the latter; see :func:`load_own_splits`.
+
+    where: what messages call it.
+    """
     twice = [cut for place, cut in enumerate(cuts) if cut in cuts[:place]]
     if twice:
         raise ConfigurationError(f"--cut {twice[0]} stands twice")
-    client, server = _pair(returned, reference)
+    client, server = _pair(returned, where)
     if not cuts:
-        checked = check_client(client, image_shape, f"{reference}: the client")
+        checked = check_client(client, image_shape, f"{where}: the client")
         if server is not None:
-            server = _checked_server(server, checked.client, image_shape, reference)
+            server = _checked_server(server, checked.client, image_shape, where)
         return [OwnSplit(checked.client, server, "", checked.smashed_shape, checked.randomised, checked.client)]
     if isinstance(returned, tuple | list):
-        raise ConfigurationError(
-            f"--cut {cuts[0]}: {reference} returns a client and a server; --cut cuts a whole network"
-        )
-    whole = copy_in_eval_mode(client, f"{reference}: the model")
-    return [_cut(whole, cut, image_shape, reference) for cut in cuts]
+        raise ConfigurationError(f"--cut {cuts[0]}: {where} is a client and a server; --cut cuts a whole network")
+    whole = copy_in_eval_mode(client, f"{where}: the model")
+    return [_cut(whole, cut, image_shape, where) for cut in cuts]
 
 
 def _cut(model: nn.Module, cut: str, image_shape: ImageShape, reference: str) -> OwnSplit:

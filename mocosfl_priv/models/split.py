@@ -15,9 +15,10 @@ from mocosfl_priv.config import ModelConfig, parse_bottleneck
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.backbones import build_units, find_backbone, unit_shapes
 from mocosfl_priv.models.bottleneck import compress, expand
-from mocosfl_priv.models.custom_backbone import check_stackable, is_own, load_function
+from mocosfl_priv.models.custom_backbone import check_stackable, is_own
 from mocosfl_priv.models.layers import GlobalAveragePool, Normalise, drop_shortcuts
 from mocosfl_priv.models.projector import build_projector
+from mocosfl_priv.runtime.imports import load_function
 
 
 @dataclass

@@ -7,12 +7,13 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from mocosfl_priv.errors import ConfigurationError, MocosflPrivError
+from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, did_you_mean
 
 DISTRIBUTION = Path(__file__).resolve().parents[2]  # the folder that has this package, and the three below beside it
 OWN = ("mocosfl_priv", "attacks", "defenses", "reports")
@@ -24,6 +25,20 @@ def import_place(place: str, reference: str) -> ModuleType:
     Paths are relative to the current folder. Raises ConfigurationError, with a message of one line, on any failure.
     """
     return _import_file(Path(place)) if place.endswith(".py") else _import_module(place, reference)
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """Import the function that `reference` names; raises ConfigurationError when that fails."""
+    place, name = reference.rsplit(":", 1)
+    module = import_place(place, reference)
+    function = getattr(module, name, None)
+    if function is None:
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise ConfigurationError(f"{reference}: there is no function {name!r}; {did_you_mean(name, known)}")
+    if not callable(function):
+        raise ConfigurationError(f"{reference}: {name} is a {type(function).__name__}, not a function")
+    loaded: Callable[..., Any] = function
+    return loaded
 
 
 def own_package(name: str) -> ModuleSpec:

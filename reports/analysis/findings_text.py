@@ -149,6 +149,8 @@ def flagged(record: RunRecord) -> list[str]:
 
 def _against(accuracy: Interval, what: str, gain: Interval, whom: str, floor: float) -> str:
     """A sentence that compares an accuracy with its floor, judged by the interval of the paired difference."""
+    if isnan(floor):
+        return f"{what} {100 * accuracy.value:.1f} %"
     relation = "above" if gain.low > 0 else "below" if gain.high < 0 else "not shown to differ from"
     return f"{what} {100 * accuracy.value:.1f} %, {relation} {whom} ({100 * floor:.1f} %)"
 

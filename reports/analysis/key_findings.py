@@ -73,7 +73,9 @@ def _whom(record: RunRecord) -> str:
 def _sure(record: RunRecord, rows: list[SummaryRow], family: Family) -> str:
     seeds, victims = len(record.info["seeds"]), len(record.images[victims_key(TEST_VICTIMS)])
     level = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
-    training = f"{seeds} training seeds" if seeds > 1 else "one training seed, so other trainings may differ"
+    what = "attack" if record.info.get("own_model") else "training"
+    others = "attacks with other seeds" if what == "attack" else "other trainings"
+    training = f"{seeds} {what} seeds" if seeds > 1 else f"one {what} seed, so {others} may differ"
     flags = len(record.info["flags"])
     flagged = (
         f"{flags} reliability flag{'s' if flags != 1 else ''}, explained below" if flags else "no reliability flag"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isnan
 
 import pandas as pd
 
@@ -167,7 +168,7 @@ def leaderboard_cells(entry: Entry) -> list[str]:
         matched if entry.control else "–",
         f"{row.cost['smashed_bytes_per_image']:,.0f}",
         f"{row.cost['client_flops'] / 1e6:,.2f}",
-        f"{row.cost['training_megabytes']:,.1f}",
+        "–" if isnan(row.cost["training_megabytes"]) else f"{row.cost['training_megabytes']:,.1f}",
         str(row.seeds),
         str(entry.flags),
     ]

@@ -218,11 +218,16 @@ def _cost_lines(section: Section) -> list[list[str]]:
         [
             row.system,
             *(compact(row.cost[name]) for name in ("client_parameters", "client_flops", "smashed_bytes_per_image")),
-            *(f"{row.cost[name]:.1f}" for name in ("training_megabytes", "paper_megabytes_per_client")),
-            *(f"{row.cost[name]:.0f}" for name in ("training_seconds", "attack_seconds")),
+            *(_number(row.cost[name], ".1f") for name in ("training_megabytes", "paper_megabytes_per_client")),
+            *(_number(row.cost[name], ".0f") for name in ("training_seconds", "attack_seconds")),
         ]
         for row in section.headlines
     ]
+
+
+def _number(value: float, form: str) -> str:
+    """A number, or a dash where there is none, as of the training of a model that was trained elsewhere."""
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def _client_lines(section: Section) -> list[list[str]]:
@@ -261,7 +266,8 @@ def _probability(p_value: float) -> str:
 
 def _floor(record: RunRecord) -> str:
     floor = record.info["floor"]
-    return f"{floor['kind']} of the private images, MSE {floor['mse']:.4f} on these victims"
+    known = "the attacker's own images" if record.info.get("own_model") else "the private images"
+    return f"{floor['kind']} of {known}, MSE {floor['mse']:.4f} on these victims"
 
 
 def _judge(record: RunRecord) -> list[str]:

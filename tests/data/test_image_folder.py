@@ -130,7 +130,7 @@ def test_linked_folders_are_read_and_a_class_that_is_linked_twice_is_refused(tmp
 def test_arrays_are_refused_with_a_hint(tmp_path: Path) -> None:
     array = tmp_path / "pathmnist.npz"
     np.savez(array, train_images=np.zeros((2, 8, 8), np.uint8))
-    assert "holds arrays or tensors, which are not read; write each picture to a file" in refusal(array)
+    assert "holds arrays or tensors and is no folder: leave .npz files without imagefolder:" in refusal(array)
     for split in ("train", "test"):
         (tmp_path / "npy" / split / "a").mkdir(parents=True)
         np.save(tmp_path / "npy" / split / "a" / "0.npy", np.zeros((8, 8, 3), np.uint8))
