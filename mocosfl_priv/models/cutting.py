@@ -31,13 +31,13 @@ from mocosfl_priv.models.client_check import (
 )
 
 ROOT = "model"  # the network's name in the module that is traced
-BATCHES = (1, 2, 4)  # numbers of images with which the parts are compared with the whole network
+BATCHES = (1, 2, 4)  # numbers of images with which the parts are compared with the whole network, with those below
 SIZING_BATCHES = (2, 3)  # with which sizes are measured as functions of the number of images
 LISTED = 24  # most names in a message
 # torch's own modules are one operation each, save these, which run modules that a user may want to cut at
 CONTAINERS = (nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer, nn.DataParallel)
 SIZE_METHODS = frozenset({"size", "dim", "ndimension", "numel", "nelement"})
-SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_nested", "requires_grad"})
+SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_nested"})
 MOST_QUESTIONS = 200  # of a network about sizes; each costs one trace
 
 
@@ -133,7 +133,7 @@ class _SizeQuestion(BaseException):  # not an Exception, so that a model that ca
         self.what = what
 
     def answer(self, whole: nn.Module, image_shape: ImageShape | None) -> Any:
-        """What holds for every number of images; None if there is no such answer."""
+        """What holds for all images that are tried; None if there is no such answer."""
         if image_shape is None:
             return None
         graph = fx.Graph()
@@ -141,9 +141,8 @@ class _SizeQuestion(BaseException):  # not an Exception, so that a model that ca
         graph.graph_copy(self.graph, copies)
         graph.output(copies[self.node])
         module = fx.GraphModule(whole, graph)
-        numbers = (*BATCHES, *SIZING_BATCHES)
         try:
-            found = {self.what(run(module, probe_images(whole, image_shape, number))) for number in numbers}
+            found = {self.what(run(module, images)) for images in _probes(whole, image_shape)}
         except Exception:  # what has no length, for example
             return None
         return found.pop() if len(found) == 1 else None
@@ -424,6 +423,15 @@ def _trace(model: nn.Module, image_shape: ImageShape | None, name: str = "") -> 
         return _Trace(model, graph, calls)
 
 
+def _probes(model: nn.Module, image_shape: ImageShape) -> list[Tensor]:
+    """Images on which parts and whole are compared: random ones in several numbers, and black and white ones.
+
+    The latter are there since a size, too, can depend on the images: on how many pixels are bright, for example.
+    """
+    drawn = [probe_images(model, image_shape, number) for number in sorted({*BATCHES, *SIZING_BATCHES})]
+    return [*drawn, torch.zeros_like(drawn[1]), torch.ones_like(drawn[1])]
+
+
 def _agree(model: nn.Module, name: str, client: nn.Module, server: nn.Module, image_shape: ImageShape) -> bool:
     """Whether client and server compute to the last bit what the module and the model do."""
 
@@ -432,14 +440,13 @@ def _agree(model: nn.Module, name: str, client: nn.Module, server: nn.Module, im
         sent.append(smashed.clone())
         return server(smashed)
 
-    for number in BATCHES:
-        images = probe_images(model, image_shape, number)
+    for seed, images in enumerate(_probes(model, image_shape)):
         sent: list[Tensor] = []
         outputs: list[Any] = []
         with _listening(model, name, outputs):
-            expected = run(model, images, seed=number)
+            expected = run(model, images, seed)
         try:
-            got = run(_Applied(both), images, seed=number)
+            got = run(_Applied(both), images, seed)
         except Exception:  # a user's module can fail in any way
             return False
         if not same_values(outputs, sent) or not same_values(expected, got):
@@ -461,10 +468,9 @@ class _Applied(nn.Module):
 def _trusted(model: nn.Module, trace: _Trace, image_shape: ImageShape) -> bool:
     """Whether the traced network computes what the model does, so that what it says of the model is true."""
     whole = fx.GraphModule(_Whole(trace.model), trace.graph)
-    for number in BATCHES:
-        images = probe_images(model, image_shape, number)
+    for seed, images in enumerate(_probes(model, image_shape)):
         try:
-            if not same_values(run(whole, images, seed=number), run(model, images, seed=number)):
+            if not same_values(run(whole, images, seed), run(model, images, seed)):
                 return False
         except Exception:  # a user's module can fail in any way
             return False
@@ -544,8 +550,8 @@ def _require_closed(model: nn.Module, name: str, image_shape: ImageShape) -> Non
 
     The model is run on other images, with the module's output replaced by that of the first images. Nothing may change.
     """
-    drawn = [probe_images(model, image_shape, 2, seed=seed) for seed in (0, 1)]
-    probes = [*drawn, torch.zeros_like(drawn[0]), torch.ones_like(drawn[0])]
+    drawn = [probe_images(model, image_shape, 2, seed) for seed in (0, 1)]
+    probes = [*drawn, torch.zeros_like(drawn[0]), torch.ones_like(drawn[0])]  # one size, so that they can be exchanged
     sent: list[Tensor] = []
     expected: list[Any] = []
     for images in probes:

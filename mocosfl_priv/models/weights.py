@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.runtime.imports import one_line
@@ -31,7 +32,7 @@ PREFIXES = (
     "net.",
 )
 DEEPEST_WRAPPER = 3  # most nested wrappers
-KNOWN_PREFIX = re.compile(f"(?:{'|'.join(re.escape(p) for p in (*PREFIXES, *(f'{w}.' for w in WRAPPERS)))})*")
+KNOWN_PREFIX = re.compile(f"(?:(?:{'|'.join(sorted({p.removesuffix('.') for p in (*PREFIXES, *WRAPPERS)}))})\\.)*")
 UNUSED = "num_batches_tracked"  # of BatchNorm, in eval mode; old files do not have it
 SHOWN = 3  # most names of one kind in a message
 
@@ -48,9 +49,19 @@ def read_weights_only(path: Path) -> object:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     except Exception as error:  # torch raises many kinds of errors for other files
         raise ConfigurationError(
-            f"{path}: not a torch file with weights only ({type(error).__name__}). Pickled models are not loaded, as "
-            "that could run code; save the state dict instead: torch.save(model.state_dict(), file)"
+            f"{path}: not a torch file with weights only ({type(error).__name__}{_other_classes(path)}). Pickled "
+            "models are not loaded, as that could run code; save the state dict instead: "
+            "torch.save(model.state_dict(), file)"
         ) from error
+
+
+def _other_classes(path: Path) -> str:
+    """What a file holds besides weights, such as a model or the options of its training; nothing is unpickled."""
+    try:
+        found = get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged file, or one of an older format
+        return ""
+    return f": it holds {_some(found)}" if found else ""
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -73,7 +84,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         try:
-            stored: object = load_file(path)
+            with path.open("rb"):  # the system says best why it cannot be read
+                stored: object = load_file(path)
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
         except (SafetensorError, ValueError, KeyError) as error:

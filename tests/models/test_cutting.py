@@ -129,6 +129,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.first = nn.Conv2d(3, 3, 3, padding=1)
         self.second = nn.Conv2d(3, 3, 3, padding=1)
         self.head = nn.Linear(3 * 64, 4)
@@ -164,7 +165,7 @@ class OpaqueBlock(nn.Module):
         self.inner = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) if float(x.sum()) > 0 else x
+        return self.inner(x) if float(x.abs().sum()) > 0 else x
 
 
 class WithOpaqueBlock(Net):
@@ -276,6 +277,14 @@ class SometimesHeard(Net):
         return self.head((self.second(self.first(x)) if float(x.sum()) > 0 else x * 1).flatten(1))
 
 
+class CountsBright(Net):
+    """How many pixels are bright decides, by a size, what follows; nearly every image has some."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head((self.second(y) if x[x > 0.5].numel() > 0 else self.second(y * 2)).flatten(1))
+
+
 class Steered(Net):
     """A number that is computed of the images before the cut is used after it."""
 
@@ -343,6 +352,12 @@ def test_a_client_that_cannot_be_traced_stops_at_the_cut_and_learns() -> None:
     smashed.sum().backward()
     assert images.grad is not None and float(images.grad.abs().sum()) > 0
     assert not any(module._forward_hooks for module in client.modules())
+
+
+def test_a_size_that_depends_on_the_images_is_not_taken_for_a_constant() -> None:
+    assert cut_model(CountsBright(), "second", SMALL)[1] is None
+    with pytest.raises(ConfigurationError, match="server would also need another value"):
+        cut_model(CountsBright(), "first", SMALL)
 
 
 def test_noise_is_not_frozen_by_a_cut() -> None:
