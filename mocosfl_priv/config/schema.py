@@ -60,7 +60,7 @@ class DataConfig(Section):
         "tensors, a Parquet file, a folder of Hugging Face datasets, or your own file.py:function",
     )
     path: Path | None = Field(
-        None, description="where the target files lie: torchvision's root, or a class-folder tree of that data set"
+        None, description="where the target files of torchvision lie: its root, or a class-folder tree of that data set"
     )
     labels: Path | None = Field(
         None, description="CSV file with columns file, label and optionally group, split: labels of a flat folder"

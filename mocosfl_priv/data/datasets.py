@@ -56,7 +56,7 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
         if path is not None and image_folder.is_class_tree(path.expanduser()):
             return image_folder.load(path.expanduser(), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)
-    if own_data.is_own(name):
+    if _is_own(name):
         train, test = own_data.read_splits(name, image_size, root=path)
         return (train if split == "train" else test)[0]
     if name.startswith(GIVEN_PREFIX):
@@ -69,17 +69,24 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
     raise unknown_name("data set", name, NAMES)
 
 
+def _is_own(name: str) -> bool:
+    """Whether `name` refers to a user's own data; a name of ours comes first, whatever lies in the current folder."""
+    ours = name in photos.SETS or name in torchvision_sets.NAMES or name.startswith(GIVEN_PREFIX)
+    return not ours and own_data.is_own(name)
+
+
 def load_target(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Load the training and the test images of the target data, with the labels and groups that `config` names.
 
     Raises ConfigurationError as :func:`load_split`; or when labels or groups that it names are not there.
     """
     naming = Naming(config.labels, config.label_column, config.group_column, config.group_pattern)
-    if own_data.is_own(config.dataset):
+    if _is_own(config.dataset):
         (train, _), (test, _) = own_data.read_splits(config.dataset, config.image_size, naming, config.path)
         return train, test
+    built_in = config.dataset in (*photos.SETS, *torchvision_sets.NAMES)
     for key in ("labels", "label_column", "group_column", "group_pattern"):
-        if getattr(config, key) is not None:
+        if built_in and getattr(config, key) is not None:
             raise ConfigurationError(f"data.{key} is for data of one's own; {config.dataset} has its labels and groups")
     return (
         load_split(config.dataset, "train", config.image_size, config.path),
@@ -93,7 +100,7 @@ def load_source(config: DataConfig) -> ImageSet:
     Raises ConfigurationError as :func:`load_split`.
     """
     groups = config.group_column is not None or config.group_pattern is not None
-    if own_data.is_own(config.source) and not (config.source.startswith(FOLDER_PREFIX) and not groups):
+    if _is_own(config.source) and not (config.source.startswith(FOLDER_PREFIX) and not groups):
         naming = Naming(group_column=config.group_column, group_pattern=config.group_pattern)
         (train, _), _ = own_data.read_splits(
             config.source, config.image_size, naming, config.source_path, require_groups=False

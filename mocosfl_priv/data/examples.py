@@ -190,8 +190,8 @@ def divided(found: Mapping[str, Examples], where: str) -> tuple[Examples, Exampl
         of = f"{len(set(whole.groups.tolist()))} groups" if whole.groups is not None else f"{len(tested)} images"
         raise ConfigurationError(f"{where}: {of} are too few to divide them into training and test; give two splits")
     only = f"only the split {split} is there: " if split else ""
-    by = "whole groups" if whole.groups is not None else "images"
-    whole = replace(whole, notes=(*whole.notes, f"{only}divided into training and test by {by}"))
+    by = " by groups" if whole.groups is not None else ""
+    whole = replace(whole, notes=(*whole.notes, f"{only}{len(tested)} images divided into training and test{by}"))
     return whole.select(np.flatnonzero(~tested)), whole.select(np.flatnonzero(tested))
 
 

@@ -45,7 +45,7 @@ from mocosfl_priv.data.pixel_arrays import with_channels
 from mocosfl_priv.data.python_objects import from_object, user_path
 from mocosfl_priv.device.pictures import PictureError, Size
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.runtime.imports import load_function, one_line
+from mocosfl_priv.runtime.imports import load_function, one_line, referenced_file
 
 FOLDER_PREFIX, TORCHVISION_PREFIX = "imagefolder:", "torchvision:"
 TABLE_SUFFIX = ".parquet"
@@ -102,6 +102,8 @@ def read_images(
         naming, group = replace(naming, group_column=group), None
     if isinstance(source, ImageSet):
         return _converted(source, channels)
+    if labels is not None and hasattr(source, "shape"):  # their number tells three grey images from one with colours
+        source, labels = (source, labels), None
     where, found = _open(source, size, naming, root, split)
     if split:
         train, test = divided(found, where) if set(found) != {split} else (found[split],) * 2
@@ -228,14 +230,12 @@ def _folder(source: str, size: Size, naming: Naming, split: str | None) -> dict[
 
 
 def _is_function(name: str) -> bool:
+    """Whether `name` refers to a function of a file, whether or not it is there, or of a module that is there."""
+    if name.startswith((FOLDER_PREFIX, TORCHVISION_PREFIX)):
+        return False
     place, colon, function = name.rpartition(":")
-    is_module = place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
-    return (
-        bool(colon)
-        and function.isidentifier()
-        and is_module
-        and not name.startswith((FOLDER_PREFIX, TORCHVISION_PREFIX))
-    )
+    in_file = bool(colon) and place.endswith(".py") and function.isidentifier()
+    return in_file or referenced_file(name) is not None
 
 
 def _called(reference: str, size: Size, naming: Naming) -> dict[str, Examples]:
