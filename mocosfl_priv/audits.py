@@ -155,6 +155,8 @@ def attack_again(
         plans.append((labels, plan_again(place, record, _with_floor(attacks), overrides, others)))
     for _, planned in plans:
         tell(planned)
+    if progress is not None:
+        progress.plan([segment for _, planned in plans for segment in planned.segments])
     return [(labels, RunResult(run_again(planned, progress))) for labels, planned in plans]
 
 

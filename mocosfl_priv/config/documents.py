@@ -143,7 +143,8 @@ def _with_present_names(raw: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigurationError(f"{former} is the former name of {present}: give one of them")
             renamed = {new if key == old else key: value for key, value in keys.items()}
             document = {**document, section: renamed} if section else renamed
-            _present_name(former)
+            if keys[old] is not None:  # as the configuration of a finished run has it, which nobody wrote
+                _present_name(former)
     return document
 
 

@@ -81,6 +81,11 @@ class AgainPlan:
         return self.plan.context
 
     @property
+    def segments(self) -> list[Segment]:
+        """The attacks, in the order in which they run."""
+        return [self.plan.attack_segment(system, a) for system in self.plan.systems for a in self.plan.attacks]
+
+    @property
     def picture_bytes(self) -> int:
         """See :class:`mocosfl_priv.experiment.plan.Plan`."""
         return self.context.victims.images.numel() * (self.plan.cells + 1)
@@ -187,11 +192,13 @@ def _model_file(folder: Path, system: System) -> Path | None:
 
 
 def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
-    """Attack every system of the run, and gather the record: its rows keep what the run measured of the systems."""
+    """Attack every system of the run, and gather the record: its rows keep what the run measured of the systems.
+
+    progress: was given the plan's segments before.
+    """
     progress = progress or Silent()
     started = time.monotonic()
     plan, context, stored = again.plan, again.context, again.record
-    progress.plan([plan.attack_segment(system, attack) for system in plan.systems for attack in plan.attacks])
     context.scoring.judge  # noqa: B018 - trained before the first attack is timed
     cells: list[CellResult] = []
     try:
