@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mocosfl_priv.inversion import build_decoder as build_decoder
     from mocosfl_priv.inversion import held_out_split as held_out_split
     from mocosfl_priv.inversion import train_inverter as train_inverter
+    from mocosfl_priv.models.weights import load_weights as load_weights
     from mocosfl_priv.plugins import ATTACKS as ATTACKS
     from mocosfl_priv.plugins import DEFENSES as DEFENSES
     from mocosfl_priv.plugins import Attack as Attack
@@ -106,6 +107,7 @@ _HOMES = {
         "held_out_split",
         "train_inverter",
     ),
+    "models.weights": ("load_weights",),
     "plugins": (
         "ATTACKS",
         "Attack",

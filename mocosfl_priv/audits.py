@@ -73,9 +73,9 @@ def audit(
         ConfigurationError: The model, the images or the settings do not fit, before anything is computed.
         RunFailedError: While the audit runs.
 
-    >>> from torch import nn
+    >>> import torch
     >>> images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    >>> found = audit(nn.Conv2d(3, 8, 3, padding=1), victims=images[:8], auxiliary=images[8:], attacks=["floor"])
+    >>> found = audit(torch.nn.Conv2d(3, 8, 3, padding=1), victims=images[:8], auxiliary=images[8:], attacks=["floor"])
     >>> found.table()["attack"].tolist()
     ['floor']
     """
@@ -142,6 +142,11 @@ def attack_again(
         ConfigurationError: Before anything is computed: the runs hold no trained systems, or what was asked for does
             not fit them.
         RunFailedError: While attacks run.
+
+    >>> attack_again("runs/no-such-run", ["floor"])
+    Traceback (most recent call last):
+        ...
+    mocosfl_priv.errors.ConfigurationError: ...
 
     """
     others = None

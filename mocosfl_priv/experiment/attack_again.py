@@ -38,7 +38,7 @@ from mocosfl_priv.results import (
     TEST_VICTIMS,
     RunRecord,
 )
-from mocosfl_priv.runtime.progress import Progress, Silent
+from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.training.state import within
 
 # what only the training itself could grant, and what a run does not keep

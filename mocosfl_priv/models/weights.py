@@ -115,6 +115,11 @@ def load_weights(module: nn.Module, weights: Path | str | Mapping[str, Tensor], 
         ConfigurationError: In one line: names that are missing or too many, with the prefix that would make them fit;
             shapes that differ; a tensor that is not finite in the module's dtype, or not of floating-point numbers; or
             see :func:`read_weights`.
+
+    >>> from torch import nn
+    >>> trained = {f"module.{name}": value for name, value in nn.Linear(2, 2).state_dict().items()}
+    >>> load_weights(nn.Linear(2, 2), {"state_dict": trained})
+    'module.'
     """
     lazy = [name for name, value in [*module.named_parameters(), *module.named_buffers()] if is_lazy(value)]
     if lazy:

@@ -149,6 +149,7 @@ def heat_maps(rows: list[SummaryRow]) -> Chart:
     targets = sorted(set(table["target"]), key=float)
     metrics = {"R": (".2f", "rocket_r"), "MSE": (".4f", "rocket"), "SSIM": (".2f", "rocket_r"),
                "linear probe (%)": (".1f", "viridis")}  # fmt: skip
+    metrics = {name: look for name, look in metrics.items() if table[name].notna().any()}  # accuracy needs labels
     figure = Figure(figsize=(3 + 2.6 * len(metrics), 1.3 + 0.34 * len(places)), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True)
     for axis, (name, (form, colours)) in zip(axes, metrics.items(), strict=True):

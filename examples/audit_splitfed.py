@@ -1,11 +1,15 @@
-"""A client and a server as SplitFed saves them: two state dicts in one file, each from a parallel module."""
+"""Audit a client and a server as SplitFed saves them: two state dicts in one file, each from a parallel module.
+
+SPLITFED_CHECKPOINT=splitfed.pth uv run python examples/audit_splitfed.py VICTIMS AUXILIARY runs/splitfed [ATTACK ...]
+"""
 
 import os
+import sys
 from pathlib import Path
 
 from torch import nn
 
-from mocosfl_priv.models.weights import load_weights
+from mocosfl_priv import RunResult, audit, load_weights
 
 CHECKPOINT = Path(os.environ.get("SPLITFED_CHECKPOINT", "splitfed.pth"))
 
@@ -28,3 +32,14 @@ def split() -> tuple[nn.Module, nn.Module]:
     load_weights(mine, CHECKPOINT, prefix="client.module.")
     load_weights(theirs, CHECKPOINT, prefix="server.module.")
     return mine, theirs
+
+
+def main(victims: str, auxiliary: str, out: str, *attacks: str) -> RunResult:
+    """Audit the client, with the server known to the attacker, and write the report to the folder `out`."""
+    run = audit(*split(), victims=victims, auxiliary=auxiliary, size=32, attacks=attacks or ["ensemble"])
+    run.report(out)
+    return run
+
+
+if __name__ == "__main__":
+    print(main(*sys.argv[1:]).table()[["attack", "leak_ratio"]])

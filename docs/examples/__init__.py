@@ -1,1 +1,0 @@
-"""Split networks as users bring them; each file has a function ``split``."""
