@@ -68,9 +68,9 @@ class DipAttack(Attack):
     def _optimise(self, view: AttackerView, smashed: Tensor, steps: Iterator[int], rng: torch.Generator) -> Tensor:
         """The best running mean of every victim of one chunk; mid-grey without a single step."""
         scale = view.smashed.square().mean().clamp(min=1e-12)
-        _, height, width = view.image_shape
+        colours, height, width = view.image_shape
         networks = StackedSkipNetworks(
-            len(smashed), self.channels, _fitting_scales(self.scales, height, width), smashed.device
+            len(smashed), self.channels, _fitting_scales(self.scales, height, width), smashed.device, colours
         )
         noise = torch.randn((len(smashed), self.channels, height, width), generator=rng).to(smashed.device)
         optimiser = torch.optim.Adam(networks.parameters, lr=self.learning_rate)

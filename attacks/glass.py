@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mocosfl_priv import Attack, AttackerView, Budget, Capability, derive_seed, held_out_split, mean_image, mse
-from mocosfl_priv.inversion import Ridge, VariationalAutoencoder, load_generator
+from mocosfl_priv.inversion import Ridge, VariationalAutoencoder, channel_axes, load_generator
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 TRIAL_IMAGES = 16
@@ -267,11 +267,12 @@ def _deviation(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _channel_weights(view: AttackerView, known: Tensor, smashed: Tensor) -> Tensor:
-    """Weights (1, c, 1, ...) of squared differences, such that guessing the mean of `smashed` costs 1 on average.
+    """Weights (1, c, 1, ...), for tokens (1, 1, d), of squared differences.
 
-    All zero where the smashed data does not depend on the image.
+    They are such that guessing the mean of `smashed` costs 1 on average, and all zero where it does not depend on the
+    image.
     """
-    axes = [0, *range(2, smashed.dim())]
+    axes = channel_axes(smashed)
     plain = view.client(known[:ROWS_AT_ONCE])
     randomness = 0.5 * (view.protect(plain) - view.protect(plain)).square().mean(axes, keepdim=True)
     signal = (plain - plain.mean(0)).square().mean(axes, keepdim=True)

@@ -203,7 +203,7 @@ def _beginning(send: MessageEncoder, smashed: Tensor, known: Tensor, others: Ten
     if len(others) == 0:
         return begin
     sent = send(others)
-    standardise = Standardise(sent)
+    standardise = Standardise(sent, known.shape[2:])
     regression, messages = Ridge(standardise(sent), others), standardise(smashed)
     candidates = [begin, *(regression(messages, strength).clamp(0, 1) for strength in REGRESSION_RIDGES)]
     return min(candidates, key=lambda images: float(mse(images[: len(known)], known).mean()))

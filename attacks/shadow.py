@@ -89,7 +89,8 @@ class ShadowAttack(Attack):
             return self.contrast * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
         shadows = [redrawn(view.untrained_client(), rng) for _ in range(self.starts)]
-        likeness = FitTarget(moments(view.smashed), known.draw(rng), view.protect, contrast if self.contrast else None)
+        further = contrast if self.contrast else None
+        likeness = FitTarget(moments(view.smashed), known.draw(rng), view.protect, further, view.image_shape[0])
         shadow = fit_best(shadows, likeness, self.fit, budget.share(FIT_SHARE))
         shadow.requires_grad_(False)
         sender = MessageEncoder(in_batches(shadow), view.protect)

@@ -35,11 +35,11 @@ def moco_v2_view(images: Tensor, generator: torch.Generator) -> Tensor:
     Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020: crop, colour jitter, grey, blur, mirror.
 
     Args:
-        images: uint8 (n, 3, h, w), or float in [0, 1].
+        images: uint8 (n, c, h, w), or float in [0, 1]; grey or colour. Grey images keep their hue and saturation.
         generator: on the device of `images`; each image has draws of its own.
 
     Returns:
-        Float32 (n, 3, h, w) in [0, 1].
+        Float32 (n, c, h, w) in [0, 1].
 
     >>> moco_v2_view(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3, 32, 32])
@@ -71,7 +71,7 @@ def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *pa
 
 
 def _grey_image(images: Tensor) -> Tensor:
-    return grey(images).expand(-1, 3, -1, -1)
+    return grey(images).expand(-1, images.shape[1], -1, -1)
 
 
 def _flip(images: Tensor) -> Tensor:
@@ -151,7 +151,9 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Return the luma of RGB images (n, 3, h, w), as (n, 1, h, w)."""
+    """Return the luma of RGB images (n, 3, h, w), as (n, 1, h, w); grey images as they are."""
+    if images.shape[1] == 1:
+        return images
     weights = images.new_tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
@@ -172,7 +174,9 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Rotate the hue in HSV by `factor` (n,), in fractions of the full circle."""
+    """Rotate the hue in HSV by `factor` (n,), in fractions of the full circle; grey images have none."""
+    if images.shape[1] == 1:
+        return images
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low

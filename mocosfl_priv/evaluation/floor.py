@@ -17,18 +17,18 @@ from mocosfl_priv.evaluation.image_metrics import mse
 
 
 def constant_colour(images: Tensor) -> Tensor:
-    """Return the image (3, h, w) that is filled with the mean colour of images (n, 3, h, w)."""
-    return images.mean((0, 2, 3)).view(3, 1, 1).expand(images.shape[1:]).contiguous()
+    """Return the image (c, h, w) that is filled with the mean colour of images (n, c, h, w)."""
+    return images.mean((0, 2, 3)).view(-1, 1, 1).expand(images.shape[1:]).contiguous()
 
 
 def mean_image(images: Tensor) -> Tensor:
     """The pixelwise mean of images: the guess of an attacker that looks at no message.
 
     Args:
-        images: float (n, 3, h, w), n at least 1.
+        images: float (n, c, h, w), n at least 1.
 
     Returns:
-        Float (3, h, w), in the range of `images`.
+        Float (c, h, w), in the range of `images`.
 
     >>> mean_image(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)).unique()
     tensor([0.5000])
@@ -40,7 +40,7 @@ def mean_image(images: Tensor) -> Tensor:
 class Floor:
     """The better of the two blind guesses and its error.
 
-    kind: "constant colour" or "mean image". image: (3, h, w) in [0, 1]. mse: (n,), per victim.
+    kind: "constant colour" or "mean image". image: (c, h, w) in [0, 1]. mse: (n,), per victim.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Floor:
 
 
 def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
-    """Compute the floor for `victims` from `known` images of the same distribution; both float (n, 3, h, w) in [0, 1].
+    """Compute the floor for `victims` from `known` images of the same distribution; both float (n, c, h, w) in [0, 1].
 
     The better guess is also chosen on `known`: each is estimated on every other image and compared on the rest. The
     chosen guess is then estimated on all of `known`.
@@ -62,7 +62,7 @@ def blind_guess_floor(known: Tensor, victims: Tensor) -> Floor:
 
 
 def hindsight_floor(victims: Tensor) -> Tensor:
-    """Return the errors (n,) of the single guess that is best for exactly these victims (n, 3, h, w): their mean image.
+    """Return the errors (n,) of the single guess that is best for exactly these victims (n, c, h, w): their mean image.
 
     For independent images, no guess that ignores the smashed data has a smaller expected mean error, whatever it knows
     of their distribution. Bounds that must hold for any attacker are therefore computed from this floor.

@@ -33,7 +33,7 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the distance per image, (n,), of images (n, 3, h, w) in [0, 1], without gradient."""
+        """Return the distance per image, (n,), of images (n, c, h, w) in [0, 1], grey or colour, without gradient."""
         return torch.cat([self.distance(x, y) for x, y in zip(a.split(BATCH), b.split(BATCH), strict=True)])
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -43,8 +43,13 @@ class Lpips:
 
 
 def _prepare(images: Tensor) -> Tensor:
-    """Scale images from [0, 1] to [-1, 1], as lpips expects, and enlarge small ones to `MINIMUM_SIZE`."""
+    """Scale images from [0, 1] to [-1, 1], as lpips expects, and enlarge small ones to `MINIMUM_SIZE`.
+
+    Grey images are repeated as three equal colours, as the backbone was trained on colour images only.
+    """
     images = images.clamp(0, 1) * 2 - 1
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
     if min(images.shape[-2:]) < MINIMUM_SIZE:
         images = nn.functional.interpolate(images, size=(MINIMUM_SIZE, MINIMUM_SIZE), mode="bilinear")
     return images

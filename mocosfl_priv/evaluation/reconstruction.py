@@ -18,7 +18,7 @@ def score(
 ) -> dict[str, Tensor]:
     """Compute all metrics per image, as float (n,) by name.
 
-    reconstruction, victims: float (n, 3, h, w) in [0, 1].
+    reconstruction, victims: float (n, c, h, w) in [0, 1].
     A metric is NaN where it cannot be measured: `ssim` for images with fewer than 11 pixels a side, `lpips` without
     its weights, `recognised` and `reidentified` without a judge.
     """

@@ -4,6 +4,10 @@ from mocosfl_priv.config.decoder_grammar import (
     check_grammar,
 )
 from mocosfl_priv.data.augmentation import moco_v2_view
+from mocosfl_priv.inversion.arrangement import (
+    as_maps,
+    channel_axes,
+)
 from mocosfl_priv.inversion.colour_match import (
     believable,
     sample,
@@ -87,12 +91,14 @@ __all__ = [
     "Standardise",
     "Unlabelled",
     "VariationalAutoencoder",
+    "as_maps",
     "batch_size_for",
     "believable",
     "blind_guess",
     "build_critic",
     "build_decoder",
     "build_pilot",
+    "channel_axes",
     "check_architecture",
     "check_grammar",
     "check_own_decoder",

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mocosfl_priv.inversion.arrangement import channel_axes
+
 DEAD = 1e-6  # channels with a smaller standard deviation carry no information
 
 
 def explained(maps: Tensor, by: Tensor) -> float:
     """Return the share of the variance of `maps` (n, c, ...) that `by`, of the same shape, explains; in [0, 1].
 
-    It is averaged over channels, so that channels with large values do not dominate; 0 if all maps are equal.
+    It is averaged over channels, so that channels with large values do not dominate; 0 if all maps are equal. Of tokens
+    (n, t, d), what all messages have in common at a place is no variance. A single message of tokens or of a vector has
+    none.
     """
-    axes = [0, *range(2, maps.dim())]
+    if maps.dim() == 3:
+        common = maps.mean(0, keepdim=True)
+        maps, by = maps - common, by - common
+    axes = channel_axes(maps)
     variance = maps.var(axes)
     alive = variance > DEAD**2
     if not bool(alive.any()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,8 +19,9 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.evaluation.image_metrics import mse, ssim_zeropad
 from mocosfl_priv.evaluation.perceptual import Lpips
+from mocosfl_priv.inversion.arrangement import channel_axes, token_grid
 from mocosfl_priv.inversion.confidence import DEAD
-from mocosfl_priv.inversion.decoders import SubPixelDecoder
+from mocosfl_priv.inversion.decoders import ArrangedDecoder, SubPixelDecoder, begins_linear
 from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability
 from mocosfl_priv.runtime.compute import Compute
 
@@ -207,15 +208,16 @@ def train_inverter(
     """
     known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
     messages = sender(known)
-    first = Standardise(messages) if standardise else nn.Identity()
+    first = Standardise(messages, train.shape[2:]) if standardise else nn.Identity()
     network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
     held_out = HeldOut(sender, validation, compute)
-    if isinstance(decoder, SubPixelDecoder):
+    if isinstance(decoder, SubPixelDecoder | ArrangedDecoder):
         messages = first(messages)
         if not bool(messages.isfinite().all()):
             raise RunFailedError("the inversion network cannot be trained: messages of auxiliary images are not finite")
         decoder.begin_linear(messages, known)
-        if not (recipe.ssim_weight or recipe.lpips_weight):  # otherwise the best MSE is not the goal
+        # with another loss, the best MSE is not the goal
+        if begins_linear(decoder) and not (recipe.ssim_weight or recipe.lpips_weight):
             held_out.compare(network)
     del messages, known
     decay = 0.01 if recipe.one_cycle else 0.0
@@ -371,8 +373,12 @@ class EncodedPool:
 class Standardise(nn.Module):
     """Zero mean and unit deviation per channel, by the statistics of smashed data that is seen once.
 
+    Tokens have a mean at every place, since embeddings of positions are added to them; a token before the grid, as a
+    class token, has deviations of its own.
+
     Args:
-        smashed: float (n, c, ...), the examples.
+        smashed: float (n, c, h, w), tokens (n, t, d) or vectors (n, d): the examples.
+        image_size: (h, w) of the images, whose aspect the grid of the tokens has.
 
     >>> standardise = Standardise(torch.tensor([[1.0], [3.0]]))
     >>> standardise(torch.tensor([[2.0]]))
@@ -382,12 +388,20 @@ class Standardise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, smashed: Tensor) -> None:
+    def __init__(self, smashed: Tensor, image_size: Sequence[int] = (1, 1)) -> None:
         super().__init__()
-        axes = [0, *range(2, smashed.dim())]
-        self.register_buffer("mean", smashed.mean(axes, keepdim=True))
+        if smashed.dim() == 3:
+            mean = smashed.mean(0, keepdim=True)
+            std = (smashed - mean).square().mean(0, keepdim=True)
+            if (grid := token_grid(smashed.shape[1], image_size)) is not None:
+                std[:, grid.prefix :] = std[:, grid.prefix :].mean(1, keepdim=True)
+            std = std.sqrt()
+        else:
+            axes = channel_axes(smashed)
+            mean, std = smashed.mean(axes, keepdim=True), smashed.std(axes, keepdim=True)
+        self.register_buffer("mean", mean)
         # channels without variance stay zero instead of being amplified
-        self.register_buffer("std", smashed.std(axes, keepdim=True).clamp(min=DEAD))
+        self.register_buffer("std", std.clamp(min=DEAD))
 
     def forward(self, smashed: Tensor) -> Tensor:
         """Return standardised smashed data of the same shape, clamped to `FARTHEST` deviations."""

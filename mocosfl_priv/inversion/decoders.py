@@ -10,6 +10,7 @@ and layers at full resolution would take most of the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.config.decoder_grammar import check_grammar
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.inversion.arrangement import CoarseImage, Enlarge, TokenMap, token_grid
 from mocosfl_priv.inversion.own_decoder import build_own_decoder
 from mocosfl_priv.inversion.ridge import fit_convolution
 from mocosfl_priv.models.convolution import zeroed
@@ -30,6 +32,7 @@ NormName = Literal["group", "batch"]
 # Limit for patches times squared numbers per patch in the initial regression: a fifth of a second on two cores.
 REGRESSION_COST = (1 << 17) * (9 * 32) ** 2
 RIDGE = 1e-4
+LARGEST_SCALE = 32  # from a map to the image, from which on the map is taken for a vector
 
 
 class ResidualBlock(nn.Module):
@@ -122,13 +125,13 @@ class SubPixelDecoder(nn.Module):
         self, kind: str, blocks: int, channels: int, smashed_shape: Sequence[int], image: Sequence[int]
     ) -> None:
         super().__init__()
-        height, target = smashed_shape[1], image[1]
-        fold = 2 if height == target and height % 2 == 0 else 1
-        size = height // fold
-        scale = target // size
+        sides = smashed_shape[1:]
+        fold = 2 if sides[0] == image[1] and all(side % 2 == 0 for side in sides) else 1
+        sizes = [side // fold for side in sides]
+        scale = image[1] // sizes[0]
         self.fold = nn.PixelUnshuffle(fold)
         self.head = nn.Conv2d(smashed_shape[0] * fold**2, channels, 3, padding=1)
-        has_lower_level = kind == "unet" and size % 2 == 0 and size >= 4
+        has_lower_level = kind == "unet" and all(size % 2 == 0 and size >= 4 for size in sizes)
         self.body = (
             UNetBody(blocks, channels)
             if has_lower_level
@@ -187,10 +190,88 @@ class ResSflDecoder(nn.Sequential):
         super().__init__(*layers, PreActivationBlock(channels, image_channels, norm), nn.Sigmoid())
 
 
+class ArrangedDecoder(nn.Module):
+    """A decoder for smashed data that is no map of the right size: it is arranged as one first.
+
+    Args:
+        arrange: smashed data to maps.
+        decoder: maps to images.
+        tokens: numbers of a token where `arrange` makes maps of tokens and `decoder` has a linear path; 0 otherwise. A
+            token has more numbers than the decoder has channels. So a linear layer from each token to its patch of the
+            image is added to what the decoder makes, and the mean image, since tokens tell where they are.
+        scale: side of that patch in pixels.
+        image_shape: (c, h, w).
+
+    """
+
+    def __init__(
+        self,
+        arrange: nn.Module,
+        decoder: nn.Module,
+        tokens: int = 0,
+        scale: int = 1,
+        image_shape: Sequence[int] = (3, 1, 1),
+    ) -> None:
+        super().__init__()
+        self.arrange = arrange
+        self.decoder = decoder
+        self.tokens = tokens
+        self.patch = zeroed(nn.Conv2d(tokens, image_shape[0] * scale**2, 1)) if tokens else None
+        self.mean = nn.Parameter(torch.zeros(tuple(image_shape))) if tokens else None
+        self.shuffle = nn.PixelShuffle(scale)
+
+    def forward(self, smashed: Tensor) -> Tensor:
+        maps = self.arrange(smashed)
+        images = self.decoder(maps)
+        if self.patch is None:
+            return images
+        return images + self.mean + self.shuffle(self.patch(self._scaled(maps)))
+
+    def _scaled(self, maps: Tensor) -> Tensor:
+        """The channels of the grid's tokens, in units in which a step of Adam is as small as in other layers."""
+        return self.tokens**-0.5 * maps[:, : self.tokens]
+
+    @property
+    def has_linear_path(self) -> bool:
+        """Whether :meth:`begin_linear` makes a decoder that can be used as it is."""
+        return begins_linear(self.decoder)
+
+    @torch.no_grad()
+    def begin_linear(self, smashed: Tensor, images: Tensor) -> None:
+        """Initialise all linear paths by ridge regressions, each on what the one before it left.
+
+        Args:
+            smashed: messages (n, *smashed_shape).
+            images: the images (n, channels, h, w) in [0, 1] behind them.
+
+        """
+        if isinstance(self.arrange, CoarseImage):
+            self.arrange.begin_linear(smashed, images)
+        if not self.has_linear_path:
+            return
+        maps = self.arrange(smashed)
+        if self.patch is not None:
+            assert self.mean is not None
+            scaled, away = self._scaled(maps), images - images.mean(0)
+            # a token says how its patch differs from the mean image by how it differs from the mean token at its place
+            centre = scaled.mean(0)
+            fit_convolution(self.patch, scaled - centre, F.pixel_unshuffle(away, self.shuffle.upscale_factor), RIDGE)
+            self.mean.copy_((images - 0.5 - self.shuffle(self.patch(scaled))).mean(0))
+            images = images - self.mean - self.shuffle(self.patch(scaled))
+        assert isinstance(self.decoder, SubPixelDecoder | ArrangedDecoder)
+        self.decoder.begin_linear(maps, images)
+
+
+def begins_linear(decoder: nn.Module) -> bool:
+    """Whether a decoder has a linear path from smashed data to images that is known in closed form."""
+    return isinstance(decoder, SubPixelDecoder) or (isinstance(decoder, ArrangedDecoder) and decoder.has_linear_path)
+
+
 def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(channels // 4 if channels % 4 == 0 else 1, channels)
 
 
+SUB_PIXEL = ("edsr", "unet")
 NORMS: dict[NormName, Norm] = {"group": _group_norm, "batch": nn.BatchNorm2d}
 
 
@@ -209,30 +290,39 @@ def build_decoder(
 
     Args:
         architecture: the name.
-        smashed_shape: (c, h, w) of smashed data.
-        image_shape: (3, h, w); its side is the side of smashed data, or that doubled one or more times.
+        smashed_shape: of one message: a map (c, h, w), tokens (t, d), or a vector (d,). A map whose sides are those of
+            the image, or these halved one or more times, is decoded as it is. A map of another size is enlarged to the
+            next size that fits. Tokens that are a grid of the image's aspect become a map, to which a class token is
+            added as constant channels. A vector, a single pixel, and tokens without a grid pass a linear layer to a
+            coarse image first.
+        image_shape: (c, h, w), grey or colour.
         norm: group or batch, for networks that have norms.
 
     Returns:
         A module from (n, *smashed_shape) to images (n, *image_shape).
 
     Raises:
-        ConfigurationError: the name is not in the grammar, the sizes are no power of two apart, or a function of
-            one's own fails or returns something else.
+        ConfigurationError: the name is not in the grammar, smashed data is none of these, or a function of one's own
+            fails or returns something else.
 
     >>> build_decoder("unet_N1C8", (4, 8, 8), (3, 16, 16))(torch.rand(2, 4, 8, 8)).shape
     torch.Size([2, 3, 16, 16])
+    >>> build_decoder("unet_N1C8", (17, 6), (1, 16, 16))(torch.rand(2, 17, 6)).shape
+    torch.Size([2, 1, 16, 16])
     """
     if is_own(architecture):
         return build_own_decoder(architecture, smashed_shape, image_shape)
     kind, blocks, channels = check_grammar(architecture)
+    if not 1 <= len(smashed_shape) <= 3 or len(image_shape) != 3 or min(*smashed_shape, *image_shape) < 1:
+        raise ConfigurationError(
+            f"decoder: smashed data of shape {tuple(smashed_shape)} for images of shape {tuple(image_shape)} is "
+            "neither a map (c, h, w), nor tokens (t, d), nor a vector (d,)"
+        )
+    if not _doubles_to(smashed_shape, image_shape):
+        return _arranged(architecture, kind in SUB_PIXEL, smashed_shape, image_shape, norm)
     block = ResidualBlock if kind == "res" else ConvBlock
-    if len(smashed_shape) != 3 or len(image_shape) != 3:
-        raise ConfigurationError(f"decoder: smashed data of shape {tuple(smashed_shape)} is not an image-like tensor")
     height, target = smashed_shape[1], image_shape[1]
-    if height > target or target % height or (target // height).bit_count() != 1:
-        raise ConfigurationError(f"decoder: {height} pixels cannot be doubled to {target}")
-    if kind in ("edsr", "unet"):
+    if kind in SUB_PIXEL:
         return SubPixelDecoder(kind, blocks, channels, smashed_shape, image_shape)
     make_norm = NORMS[norm]
     if kind == "ressfl":
@@ -248,3 +338,59 @@ def build_decoder(
         else nn.Conv2d(channels, image_shape[0], 3, padding=1)
     )
     return nn.Sequential(*layers, last, nn.Sigmoid())
+
+
+def _doubles_to(smashed_shape: Sequence[int], image_shape: Sequence[int]) -> bool:
+    """Whether smashed data is a map that a decoder takes as it is.
+
+    A single pixel is better taken for a vector. For square images in colour it is not, so that results that exist stay
+    as they are.
+    """
+    if len(smashed_shape) != 3:
+        return False
+    (height, width), (target, breadth) = smashed_shape[1:], image_shape[1:]
+    if height * width == 1 < target * breadth and not (image_shape[0] == 3 and target == breadth):
+        return False
+    scale = target // height
+    return scale.bit_count() == 1 and (height * scale, width * scale) == (target, breadth)
+
+
+def _arranged(
+    architecture: str, any_scale: bool, smashed_shape: Sequence[int], image_shape: Sequence[int], norm: NormName
+) -> ArrangedDecoder:
+    """A decoder whose smashed data is arranged as a map of the right size first.
+
+    any_scale: whether the architecture enlarges maps by any factor, in place of doublings alone.
+    """
+    image_size = image_shape[1:]
+    arrange: list[nn.Module] = []
+    shape, tokens = tuple(smashed_shape), 0
+    if len(shape) == 2 and (grid := token_grid(shape[0], image_size)) is not None:
+        arrange.append(TokenMap(image_size))
+        tokens = shape[1] if any_scale else 0
+        shape = ((1 + grid.prefix) * shape[1], grid.height, grid.width)
+    map_size = shape[1:] if len(shape) == 3 else (1, 1)
+    # a map that is larger than the image is folded; one that is smaller is enlarged until a factor leads to the image
+    fold = max(-(-side // target) for side, target in zip(map_size, image_size, strict=True))
+    scale = 1 if fold > 1 else _scale(map_size, image_size, any_scale)
+    if math.prod(map_size) == 1 or scale > LARGEST_SCALE:
+        coarse = CoarseImage(math.prod(smashed_shape), image_shape)
+        return ArrangedDecoder(coarse, build_decoder(architecture, coarse.shape, image_shape, norm))
+    size = tuple(fold * side // scale for side in image_size)
+    if fold > 1 or map_size != size:
+        arrange.append(Enlarge(size, fold))
+        shape = (shape[0] * fold**2, size[0] // fold, size[1] // fold)
+    kind, blocks, channels = check_grammar(architecture)
+    decoder = (
+        SubPixelDecoder(kind, blocks, channels, shape, image_shape)
+        if any_scale
+        else build_decoder(architecture, shape, image_shape, norm)
+    )
+    return ArrangedDecoder(nn.Sequential(*arrange), decoder, tokens, scale, image_shape)
+
+
+def _scale(map_size: Sequence[int], image_size: Sequence[int], any_scale: bool) -> int:
+    """The largest factor to the image's size from a size that is at least the map's."""
+    most = min(target // side for side, target in zip(map_size, image_size, strict=True))
+    scales = (s for s in range(most, 0, -1) if any_scale or s.bit_count() == 1)
+    return next(s for s in scales if all(target % s == 0 for target in image_size))

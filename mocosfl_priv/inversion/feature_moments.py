@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mocosfl_priv.inversion.arrangement import as_maps
+
 OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))  # offsets (down, right) between positions whose channels are correlated
 CELLS = 4  # cells per side of the grid on which local means are compared
 PLACES = 30.0  # weight of the local means: they are small compared with variances, but only they show the sign
@@ -16,7 +18,8 @@ def moments(maps: Tensor) -> Tensor:
     """Return means of all channels, overall and per grid cell, and mean products of channels at neighbouring positions.
 
     Args:
-        maps: float (n, c, h, w).
+        maps: float (n, c, h, w); tokens and vectors are arranged by :func:`as_maps`, tokens that are no square grid as
+            a single column.
 
     Returns:
         Float (1 + 2 k + 4 c, c): the means; those of the k cells of a grid, for either half of the maps; then a (c, c)
@@ -25,6 +28,7 @@ def moments(maps: Tensor) -> Tensor:
     >>> moments(torch.rand(8, 4, 8, 8)).shape
     torch.Size([49, 4])
     """
+    maps = as_maps(maps)
     count, channels, height, width = maps.shape
     parts = [maps.mean((0, 2, 3)).unsqueeze(0)]
     half = (count + 1) // 2

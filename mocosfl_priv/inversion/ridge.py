@@ -41,11 +41,27 @@ class Ridge:
         Returns:
             Float (m, ...), shaped like the targets.
         """
-        penalty = strength * self._gram.diagonal().mean().clamp(min=1e-12)
-        away = (self._targets - self._target_mean).flatten(1).double()
-        dual = torch.linalg.solve(self._gram + penalty * torch.eye(len(self._gram)).to(self._gram), away)
+        dual = self._dual(strength)
         similar = (inputs - self._mean).flatten(1) @ self._examples.mT
         return self._target_mean + (similar @ dual.to(similar.dtype)).view(-1, *self._targets.shape[1:])
+
+    def affine(self, strength: float) -> tuple[Tensor, Tensor]:
+        """The map itself.
+
+        Args:
+            strength: as in a call.
+
+        Returns:
+            Weights float (numbers of a target, numbers of an input), and a constant float (numbers of a target,).
+        """
+        weight = self._dual(strength).to(self._examples.dtype).mT @ self._examples
+        return weight, self._target_mean.flatten() - weight @ self._mean.flatten()
+
+    def _dual(self, strength: float) -> Tensor:
+        """Weights of the examples, double (n, numbers of a target)."""
+        penalty = strength * self._gram.diagonal().mean().clamp(min=1e-12)
+        away = (self._targets - self._target_mean).flatten(1).double()
+        return torch.linalg.solve(self._gram + penalty * torch.eye(len(self._gram)).to(self._gram), away)
 
 
 @torch.no_grad()

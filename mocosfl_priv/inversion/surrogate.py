@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mocosfl_priv.evaluation.floor import mean_image
 from mocosfl_priv.inversion.colour_match import sample
-from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, SIGNS, Reflections, undo_reflection
+from mocosfl_priv.inversion.colour_reflection import JUDGE_STEPS, Reflections, signs_of, undo_reflection
 from mocosfl_priv.inversion.confidence import confidence, explained, trust
 from mocosfl_priv.inversion.decoder_training import (
     STATISTICS_IMAGES,
@@ -72,10 +72,11 @@ class FitTarget:
     """What the messages of a surrogate client shall be like.
 
     Args:
-        wanted: the :func:`moments` of the messages that were received, smashed data (n, c, h, w).
+        wanted: the :func:`moments` of the messages that were received, smashed data (n, *smashed_shape).
         draw: a number to about so many images, at random; they need not be the victims', only alike on average.
         protect: the defense's transformation.
         further_loss: of a client and a batch of images, added to the distance of the moments.
+        colours: channels of the images.
 
     >>> images = torch.rand(16, 3, 8, 8)
     >>> target = FitTarget(moments(images), draw=lambda count: images[:count], protect=nn.Identity())
@@ -87,6 +88,7 @@ class FitTarget:
     draw: Draw
     protect: Send
     further_loss: Loss | None = None
+    colours: int = 3
 
     def loss(self, client: nn.Module, count: int) -> Tensor:
         """Return the loss of `client`, a scalar, for about `count` drawn images."""
@@ -179,11 +181,12 @@ def fit_best(clients: Sequence[nn.Module], likeness: FitTarget, fit: MomentFit, 
 
     best = best_of(clients, SCREENING_SHARE * fit.iterations / len(clients), budget.share(SCREENING_SHARE))
     turning = budget.share(REFLECTION_SHARE / (1 - SCREENING_SHARE))
-    each = REFLECTION_SHARE * fit.iterations / (len(SIGNS) + REFLECTING * (len(SIGNS) - 1))
+    count = len(signs_of(likeness.colours))
+    each = REFLECTION_SHARE * fit.iterations / (count + REFLECTING * (count - 1))
     learn = replace(fit, iterations=max(1, round(REFLECTING * each)), batch_size=REFLECTED_IMAGES)
     reflections = [
-        _reflected(best, which, alone.draw, learn, turning.share(REFLECTING / (2 * len(SIGNS) - which)))
-        for which in range(1, len(SIGNS))
+        _reflected(best, which, alone.draw, learn, turning.share(REFLECTING / (2 * count - which)))
+        for which in range(1, count)
     ]
     best = best_of([best, *reflections], each, turning)
     last = max(1, round((1 - SCREENING_SHARE - REFLECTION_SHARE) * fit.iterations))
@@ -398,7 +401,7 @@ def invert_through(
     )
     if inverter.blind:
         return Inversion(known.mean.expand(len(smashed), *known.mean.shape).clone(), 0.0, 0.0)
-    own, theirs = inverter.standardise, Standardise(smashed)
+    own, theirs = inverter.standardise, Standardise(smashed, known.mean.shape[1:])
     answered = surrogate(known.validation)
     checked = inverter(answered)
     best, images = -float("inf"), checked[:0]

@@ -26,8 +26,8 @@ def shown_victims(count: int) -> list[int]:
 
 
 def strip(images: np.ndarray, indices: list[int]) -> bytes:
-    """Return a PNG of the images at `indices` side by side; images: uint8 (n, 3, h, w)."""
-    return _png(side_by_side(list(images[indices].transpose(0, 2, 3, 1))))
+    """Return a PNG of the images at `indices` side by side; images: uint8 (n, c, h, w), grey or colour."""
+    return _png(side_by_side([_picture(image) for image in images[indices]]))
 
 
 def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def _pair(record: RunRecord, row: SummaryRow, one: pd.Series) -> ImagePair | Non
     if images is None:
         return None
     index = int(one["image"])
-    pair = [source[index].transpose(1, 2, 0) for source in (record.images[victims_key(TEST_VICTIMS)], images)]
+    pair = [_picture(source[index]) for source in (record.images[victims_key(TEST_VICTIMS)], images)]
     gap = np.full((STRIP_GAP, pair[0].shape[1], 3), 255, dtype=np.uint8)
     return ImagePair(
         picture=np.concatenate([pair[0], gap, pair[1]]),
@@ -117,6 +117,12 @@ def _pair(record: RunRecord, row: SummaryRow, one: pd.Series) -> ImagePair | Non
 def _image_key(record: RunRecord, row: SummaryRow, attack: str) -> str:
     system = {name: getattr(row, name) for name in GROUP}
     return image_key({**system, "attack": attack, "seed": record.info["seeds"][0], "victims": TEST_VICTIMS})
+
+
+def _picture(image: np.ndarray) -> np.ndarray:
+    """An image uint8 (c, h, w), grey or colour, as a picture (h, w, 3)."""
+    height, width = image.shape[1:]
+    return np.broadcast_to(image.transpose(1, 2, 0), (height, width, 3))
 
 
 def side_by_side(images: list[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.inversion.decoders import SubPixelDecoder, build_decoder
+from mocosfl_priv.inversion.arrangement import MOST_WEIGHTS, CoarseImage
+from mocosfl_priv.inversion.decoders import ArrangedDecoder, SubPixelDecoder, build_decoder
 
 
 @pytest.mark.parametrize("architecture", ["res_normN0C8", "res_normN2C6", "conv_normN1C8", "ressfl_N1C8"])
@@ -83,10 +84,37 @@ def test_grammar_errors(architecture: str) -> None:
         build_decoder(architecture, (4, 16, 16), (3, 32, 32))
 
 
-@pytest.mark.parametrize(
-    ("smashed", "message"),
-    [((4, 12, 12), "cannot be doubled"), ((4, 64, 64), "cannot be doubled"), ((64,), "not an image-like")],
-)
-def test_shapes_that_cannot_be_decoded(smashed: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+@pytest.mark.parametrize("smashed", [(4, 0, 8), (2, 4, 8, 8), ()])
+def test_shapes_that_cannot_be_decoded(smashed: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"neither a map \(c, h, w\), nor tokens"):
         build_decoder("res_normN1C8", smashed, (3, 32, 32))
+
+
+@pytest.mark.parametrize("architecture", ["res_normN0C4", "unet_N1C4"])
+@pytest.mark.parametrize("image", [(3, 24, 16), (1, 28, 28), (3, 15, 20)])
+@pytest.mark.parametrize(
+    "smashed", [(4, 12, 12), (2, 64, 64), (64,), (17, 6), (16, 6), (26, 4), (9, 5), (24, 5), (7, 3), (8, 2, 1)]
+)
+def test_all_shapes_lead_to_images(architecture: str, image: tuple[int, ...], smashed: tuple[int, ...]) -> None:
+    decoder = build_decoder(architecture, smashed, image)
+    assert decoder(torch.randn(2, *smashed)).shape == (2, *image)
+    if isinstance(decoder, ArrangedDecoder):
+        decoder.begin_linear(torch.randn(5, *smashed), torch.rand(5, *image))
+        assert bool(decoder(torch.randn(2, *smashed)).isfinite().all())
+
+
+@pytest.mark.parametrize("smashed", [(16, 6), (17, 6), (40,), (3, 12, 12)])
+def test_no_number_of_a_message_is_left_out(smashed: tuple[int, ...]) -> None:
+    decoder = build_decoder("edsr_N1C8", smashed, (1, 16, 16))
+    assert isinstance(decoder, ArrangedDecoder)
+    message = torch.randn(2, *smashed, requires_grad=True)
+    maps = decoder.arrange(message)
+    weights = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((weights * maps).sum(), message)
+    assert bool((gradient != 0).all())
+
+
+def test_large_vectors_lead_to_coarser_images() -> None:
+    layer = CoarseImage(5000, (3, 224, 224))
+    assert layer.linear.weight.numel() <= MOST_WEIGHTS
+    assert layer.shape == (12, 14, 14)
