@@ -28,6 +28,7 @@ from mocosfl_priv.models.client_check import (
     probe_images,
     run,
     same_values,
+    seeded,
 )
 
 ROOT = "model"  # the network's name in the module that is traced
@@ -68,9 +69,9 @@ def cut_model(model: nn.Module, name: str, image_shape: ImageShape) -> tuple[nn.
     trace = _trace(copied, image_shape, name)
     if trace is not None:
         refusal = trace.refusal(name)
-        client, server = trace.split(name, image_shape) if not refusal else (None, None)
-        if client is not None and server is not None and _agree(copied, name, client, server, image_shape):
-            return client, server
+        parts = None if refusal else _agreeing_parts(copied, trace, name, image_shape)
+        if parts is not None:
+            return parts
         if refusal and _trusted(copied, trace, image_shape):
             raise ConfigurationError(f"--cut {name}: {refusal}; {_listed(trace.names())}")
     _require_closed(copied, name, image_shape)
@@ -99,6 +100,8 @@ def cut_names(model: nn.Module, image_shape: ImageShape | None = None) -> tuple[
         return names if names is not None else tuple(n for n, _ in copied.named_modules(remove_duplicate=False) if n)
     images = probe_images(copied, image_shape, BATCHES[-1])
     first_run(copied, images.clone(), "the model")
+    if trace is not None and not _trusted(copied, trace, image_shape):
+        names = None
     outputs = _all_outputs(copied, images)
     able = [name for name, found in outputs.items() if _output_problem(found, len(images)) is None]
     return tuple(name for name in names if name in able) if names is not None else tuple(able)
@@ -205,7 +208,7 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         try:
             result = super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except BaseException:  # questions, too
             self.failed = self.failed or m  # the innermost comes first
             raise
         self.calls.setdefault(m, []).append(_Call(result, len(self.graph.nodes)))
@@ -401,14 +404,13 @@ def _trace(model: nn.Module, image_shape: ImageShape | None, name: str = "") -> 
         opaque = {module for module in names if type(module) in opaque_types and module not in opened}
         tracer, whole = _Tracer(opened, opaque, answers), _Whole(traced)
         try:
-            graph = tracer.trace(whole)
-        except _SizeQuestion as question:
-            answer = question.answer(whole, image_shape)
-            if answer is None or len(answers) == MOST_QUESTIONS:
-                return None
-            answers.append(answer)
-            continue
-        except Exception:  # a user's module can fail in any way
+            with seeded(0):  # what is drawn here becomes a constant, which the comparison with the network finds
+                graph = tracer.trace(whole)
+        except (_SizeQuestion, Exception) as problem:  # a user's module can fail in any way
+            answer = problem.answer(whole, image_shape) if isinstance(problem, _SizeQuestion) else None
+            if answer is not None and len(answers) < MOST_QUESTIONS:
+                answers.append(answer)
+                continue
             failed = tracer.failed
             if failed is None or failed in opened or type(failed) in opaque_types:
                 return None
@@ -432,49 +434,49 @@ def _probes(model: nn.Module, image_shape: ImageShape) -> list[Tensor]:
     return [*drawn, torch.zeros_like(drawn[1]), torch.ones_like(drawn[1])]
 
 
-def _agree(model: nn.Module, name: str, client: nn.Module, server: nn.Module, image_shape: ImageShape) -> bool:
-    """Whether client and server compute to the last bit what the module and the model do."""
-
-    def both(images: Tensor) -> Any:
-        smashed = client(images)
-        sent.append(smashed.clone())
-        return server(smashed)
-
-    for seed, images in enumerate(_probes(model, image_shape)):
-        sent: list[Tensor] = []
-        outputs: list[Any] = []
-        with _listening(model, name, outputs):
-            expected = run(model, images, seed)
-        try:
-            got = run(_Applied(both), images, seed)
-        except Exception:  # a user's module can fail in any way
-            return False
-        if not same_values(outputs, sent) or not same_values(expected, got):
-            return False
-    return True
+def _agreeing_parts(
+    model: nn.Module, trace: _Trace, name: str, image_shape: ImageShape
+) -> tuple[nn.Module, nn.Module] | None:
+    """Client and server if they compute to the last bit what the module and the model do; else None."""
+    try:
+        client, server = trace.split(name, image_shape)
+        for seed, images in enumerate(_probes(model, image_shape)):
+            outputs: list[Any] = []
+            with _listening(model, name, outputs):
+                expected = run(model, images, seed)
+            joined = _Joined(client, server)
+            if not same_values(run(joined, images, seed), expected) or not same_values(joined.sent, outputs):
+                return None
+    except Exception:  # a user's module can fail in any way
+        return None
+    return client, server
 
 
-class _Applied(nn.Module):
-    """A function as a module."""
+class _Joined(nn.Module):
+    """A client and its server, run with one state of the generators; `sent` has copies of the smashed data."""
 
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+    def __init__(self, client: nn.Module, server: nn.Module) -> None:
         super().__init__()
-        self.function = function
+        self.client = client
+        self.server = server
+        self.sent: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Any:
-        return self.function(images)
+        smashed = self.client(images)
+        self.sent.append(smashed.clone())
+        return self.server(smashed)
 
 
 def _trusted(model: nn.Module, trace: _Trace, image_shape: ImageShape) -> bool:
     """Whether the traced network computes what the model does, so that what it says of the model is true."""
-    whole = fx.GraphModule(_Whole(trace.model), trace.graph)
-    for seed, images in enumerate(_probes(model, image_shape)):
-        try:
-            if not same_values(run(whole, images, seed), run(model, images, seed)):
-                return False
-        except Exception:  # a user's module can fail in any way
-            return False
-    return True
+    try:
+        whole = fx.GraphModule(_Whole(trace.model), trace.graph)
+        return all(
+            same_values(run(whole, images, seed), run(model, images, seed))
+            for seed, images in enumerate(_probes(model, image_shape))
+        )
+    except Exception:  # a user's module can fail in any way
+        return False
 
 
 @contextmanager
