@@ -25,6 +25,7 @@ from mocosfl_priv.results import read_record, run_folders
 from mocosfl_priv.runtime.progress import Progress
 
 MOST_VICTIMS = 128  # of an audit, unless more are asked for
+SECONDS = 120  # of one attack, unless a limit is given: the ensemble would take hours without one
 
 
 def audit(
@@ -59,7 +60,8 @@ def audit(
         defense: A defense that changes messages, by name or as a mapping with parameters; it is compared with none.
         attacks: Attacks by name, or as mappings with parameters. The blind guess is always among them.
         labels: Classes of the victims, (n,), or a CSV file; for accuracies, cross-validated among the victims.
-        threat: The keys of the configuration's section `threat`, such as ``{"seconds": 60}``.
+        threat: The keys of the configuration's section `threat`, such as ``{"seconds": 600}``. Without a limit in it,
+            an attack takes at most 120 seconds per cut; ``{"seconds": None}`` sets none.
         size: Pixels per side, or (height, width), to which images are resized; None leaves them as they are.
         limit: At most this many victims, drawn by `seed`; None for all.
         seed: Of all draws.
@@ -100,8 +102,10 @@ def plan_model_audit(
     defense: str | Mapping[str, Any] | None = None,
 ) -> OwnAuditPlan:
     """Check an audit of a model of one's own; see :func:`audit`. settings: sections of a configuration."""
+    threat = settings.get("threat", {})
     document = {
         **settings,
+        "threat": threat if {"seconds", "steps"} & threat.keys() else {**threat, "seconds": SECONDS},
         "attacks": _with_floor(settings["attacks"]),
         "defenses": ["none"] if defense is None else ["none", defense],
         "cut_layers": list(range(1, len(splits) + 1)),
