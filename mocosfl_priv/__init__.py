@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mocosfl_priv.api import SweepResult as SweepResult
     from mocosfl_priv.audits import attack_again as attack_again
     from mocosfl_priv.audits import audit as audit
+    from mocosfl_priv.audits import load_model as load_model
     from mocosfl_priv.config import ExperimentConfig as ExperimentConfig
     from mocosfl_priv.config import ModelConfig as ModelConfig
     from mocosfl_priv.config import PluginEntry as PluginEntry
@@ -80,6 +81,7 @@ _HOMES = {
     "audits": (
         "attack_again",
         "audit",
+        "load_model",
     ),
     "config": (
         "ExperimentConfig",

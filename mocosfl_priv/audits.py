@@ -17,9 +17,11 @@ from mocosfl_priv.api import RunResult
 from mocosfl_priv.config import parse_config
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.own_data import read_images
-from mocosfl_priv.experiment.attack_again import AgainPlan, plan_again, run_again
+from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.experiment.attack_again import AgainPlan, plan_again, run_again, stored_system
 from mocosfl_priv.experiment.own_audit import OwnAuditPlan, image_shape_of, limited, plan_own_audit, run_own_audit
 from mocosfl_priv.models.own_model import OwnSplit, own_splits
+from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.plugins import DEFENSES
 from mocosfl_priv.results import read_record, run_folders
 from mocosfl_priv.runtime.progress import Progress
@@ -167,6 +169,51 @@ def attack_again(
     if progress is not None:
         progress.plan([segment for _, planned in plans for segment in planned.segments])
     return [(labels, RunResult(run_again(planned, progress))) for labels, planned in plans]
+
+
+def load_model(
+    folder: Path | str,
+    *,
+    defense: str | None = None,
+    cut_layer: int | None = None,
+    target_fraction: float | None = None,
+    seed: int | None = None,
+) -> SplitModel:
+    """Load a trained model of a finished run. Its data must still be where the run found it.
+
+    Args:
+        folder: A run directory.
+        defense: Its label; may be left out where the run has only one, as may the others.
+        cut_layer: The cut, from 1.
+        target_fraction: The share of target data of the defense.
+        seed: The training seed.
+
+    Returns:
+        The model in eval mode: `client`, images float (n, 3, h, w) in [0, 1] to smashed data; `trunk`, smashed data to
+        features float (n, d); and `projector`. What the defense does to messages is not part of it.
+
+    Raises:
+        ConfigurationError: No system, or more than one, has these keys; or its file cannot be used.
+
+    >>> load_model("runs/no-such-run", seed=0)
+    Traceback (most recent call last):
+        ...
+    mocosfl_priv.errors.ConfigurationError: ...
+
+    """
+    place = Path(folder)
+    record = read_record(place)
+    asked = {"defense": defense, "cut_layer": cut_layer, "target_fraction": target_fraction, "seed": seed}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    planned = plan_again(place, record, ["floor"]).plan
+    found = [system for system in planned.systems if asked.items() <= system.keys.items()]
+    if len(found) != 1:
+        there = "; ".join(system.title for system in planned.systems)
+        raise ConfigurationError(f"{place}: {len(found)} systems have {asked}; it holds {there}")
+    _, model = stored_system(planned.context, found[0], place)
+    for part in (model.client, model.trunk, model.projector):
+        part.eval()
+    return model
 
 
 def _with_floor(attacks: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mocosfl_priv import ConfigurationError, ThreatModelError, attack_again, audit
+from mocosfl_priv import ConfigurationError, ThreatModelError, attack_again, audit, load_model
 from mocosfl_priv.api import RunResult, write_results
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.evaluation.cross_validation import FOLDS, cross_validated_knn, cross_validated_probe, folds_of
@@ -22,6 +22,7 @@ from mocosfl_priv.results import Destination, read_record, victims_key, write_re
 from mocosfl_priv.runtime.seeding import generator
 
 DECODER = {"name": "decoder", "architecture": "conv_normN0C16", "steps": 60}
+UNLIMITED = {"seconds": None}  # with a limit of time, numbers depend on the machine
 TIMES = ["attack_seconds", "attack_peak_megabytes", "training_seconds", "attack_out_of_time"]
 
 
@@ -75,7 +76,13 @@ def test_every_cut_of_a_whole_model_is_attacked_and_the_model_stays_as_it_is() -
     torch.manual_seed(0)
     model = Whole().train()
     before = copy.deepcopy(model.state_dict())
-    run = audit(model, victims=blobs(8, 0), auxiliary=blobs(40, 1), cuts=["first", "second"], attacks=[DECODER])
+    options: dict[str, Any] = {
+        "victims": blobs(8, 0),
+        "auxiliary": blobs(40, 1),
+        "attacks": [DECODER],
+        "threat": UNLIMITED,
+    }
+    run = audit(model, cuts=["first", "second"], **options)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before) and model.training
     table = run.table()
@@ -85,8 +92,9 @@ def test_every_cut_of_a_whole_model_is_attacked_and_the_model_stays_as_it_is() -
     assert run.record.info["cuts"] == {"1": "first", "2": "second"}
     assert table["smashed_bytes_per_image"].tolist() == [4 * 8 * 256] * 2 + [4 * 16 * 64] * 2
     assert "server_model" in run.record.info["threat_model"]["grants"]
-    alone = audit(nn.Sequential(model.first), victims=blobs(8, 0), auxiliary=blobs(40, 1), attacks=[DECODER])
+    alone = audit(nn.Sequential(model.first), **options)
     assert "server_model" not in alone.record.info["threat_model"]["grants"]
+    assert alone.table()["client_parameters"].iloc[0] == table["client_parameters"].iloc[0] == 3 * 8 * 9 + 8 + 16
     # cutting is only another way to name the same client
     assert alone.table()["leak_ratio"].tolist() == table["leak_ratio"].tolist()[:2]
 
@@ -96,7 +104,9 @@ def test_the_same_audit_gives_the_same_numbers_and_another_seed_others() -> None
     client = nn.Conv2d(1, 4, 3, padding=1)
 
     def leak(seed: int) -> float:
-        run = audit(client, victims=blobs(8, 0, 1), auxiliary=blobs(40, 1, 1), attacks=[DECODER], seed=seed)
+        run = audit(
+            client, victims=blobs(8, 0, 1), auxiliary=blobs(40, 1, 1), attacks=[DECODER], seed=seed, threat=UNLIMITED
+        )
         assert run.record.images[victims_key("test")].shape == (8, 1, 16, 16)
         return float(run.table()["leak_ratio"].iloc[1])
 
@@ -216,6 +226,16 @@ def test_the_same_attacks_on_a_stored_run_give_the_same_rows(stored: Path, tiny_
         write_results([(labels, again)], destination)
     assert (stored.parent / "out" / "report.html").is_file()
     assert read_record(stored.parent / "out").info["systems"] == read_record(stored).info["systems"]
+
+
+def test_a_model_of_a_stored_run_is_loaded_by_one_call(stored: Path, tiny_run: RunResult) -> None:
+    model = load_model(stored, cut_layer=1)
+    (expected,) = tiny_run.record.models.values()
+    state = model.named_state()
+    assert state and all(np.array_equal(value, expected[name]) for name, value in state.items())
+    assert model.trunk(model.client(torch.rand(2, 3, 32, 32))).shape == (2, model.feature_dim)
+    with pytest.raises(ConfigurationError, match=r"0 systems have \{'seed': 9\}; it holds none, cut 1, seed 0"):
+        load_model(stored, seed=9)
 
 
 def test_other_victims_and_budgets_of_a_stored_run(stored: Path) -> None:

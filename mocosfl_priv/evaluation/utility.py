@@ -21,6 +21,7 @@ from mocosfl_priv.evaluation.knn import weighted_knn
 from mocosfl_priv.evaluation.linear_probe import linear_probe
 from mocosfl_priv.evaluation.semi_supervised import SemiSupervisedResult, semi_supervised
 from mocosfl_priv.models.convolution import in_fast_layout
+from mocosfl_priv.models.modes import in_eval_mode
 from mocosfl_priv.models.split import SplitModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import generator
@@ -79,18 +80,13 @@ def features(
     as `codec` does. The networks run in evaluation mode, which matters for a user's Dropout.
     """
     out = []
-    networks = (model.client, model.trunk)
-    modes = [network.training for network in networks]
-    for network in networks:
-        network.eval()
-    for batch in images.split(BATCH):
-        with compute.autocast():
-            smashed = model.client(to_unit_range(batch.to(compute.device)))
-        smashed = as_received(hooks.protect(smashed.float(), rng), codec)
-        with compute.autocast():
-            out.append(model.trunk(in_fast_layout(smashed, model.trunk)).float())
-    for network, mode in zip(networks, modes, strict=True):
-        network.train(mode)
+    with in_eval_mode(model.client, model.trunk):
+        for batch in images.split(BATCH):
+            with compute.autocast():
+                smashed = model.client(to_unit_range(batch.to(compute.device)))
+            smashed = as_received(hooks.protect(smashed.float(), rng), codec)
+            with compute.autocast():
+                out.append(model.trunk(in_fast_layout(smashed, model.trunk)).float())
     return torch.cat(out)
 
 

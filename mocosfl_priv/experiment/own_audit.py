@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.experiment.scoring import Scoring
 from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.models.own_model import OwnSplit
-from mocosfl_priv.models.split import count_parameters, forward_flops
+from mocosfl_priv.models.split import forward_flops
 from mocosfl_priv.plugins import ATTACKS, Attack, AuxiliaryData, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense import ExpertDefense, overrides
 from mocosfl_priv.results import LEAKAGE_COLUMNS, ROLES, SYSTEM_KEYS, TEST_VICTIMS, RunRecord
@@ -350,11 +351,18 @@ def _size(images: ImageSet) -> str:
 
 
 def _cost(client: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
-    parameter = next(client.parameters(), torch.zeros(1))
-    with torch.no_grad():
-        elements = client(torch.zeros(1, *image_shape, device=parameter.device)).numel()
+    """The client's costs. Its parameters are those on which messages depend: a client that could not be separated from
+    the whole network has more.
+    """
+    copied = copy.deepcopy(client)
+    parameters = [p.requires_grad_() for p in copied.parameters() if p.is_floating_point()]
+    smashed = copied(torch.zeros(1, *image_shape))
+    used = torch.autograd.grad(smashed.sum(), parameters, allow_unused=True) if smashed.requires_grad else ()
+    elements = smashed.numel()
     return {
-        "client_parameters": count_parameters(client),
+        "client_parameters": sum(
+            p.numel() for p, gradient in zip(parameters, used, strict=False) if gradient is not None
+        ),
         "client_flops": forward_flops(client, image_shape),
         "smashed_bytes_per_image": elements * FLOAT_BYTES,
     }

@@ -118,7 +118,8 @@ def check_attacks(laid_out: Plan) -> None:
     _check_auxiliary_data(context.roles, attacks)
     _check_colluder(config, attacks)
     for system in laid_out.systems:  # a bottleneck that does not fit is found by building
-        model = context.models.build(system.defense.plugin.architecture(config.model), system.cut_layer, system.seed)
+        architecture = system.defense.plugin.architecture(config.model)
+        model = context.models.build_untrained(architecture, system.cut_layer, system.seed)
         for attack in attacks:
             attack.plugin.check(model.smashed_shape, model.image_shape)
 

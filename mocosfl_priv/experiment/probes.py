@@ -63,7 +63,7 @@ class Probes:
         """Utility floor: correctness of a linear probe on the same network before training."""
         key = (model.model_dump_json(), cut_layer, seed)
         if key not in self._untrained:
-            network = self.models.build(model, cut_layer, seed).to(self.compute.device)
+            network = self.models.build_untrained(model, cut_layer, seed).to(self.compute.device)
             rng = generator(seed, "untrained", device=self.compute.device)
             train, selection, test = probe_features(
                 network, self.data, NoHooks(), self.evaluation, self.compute, rng, self.training.codec

@@ -14,6 +14,7 @@ from mocosfl_priv.models import micro_batch
 from mocosfl_priv.models.custom_backbone import build_own_units, is_own
 from mocosfl_priv.models.layers import LayerOptions, Residual
 from mocosfl_priv.models.mobilenetv2 import MOBILENETS
+from mocosfl_priv.models.modes import in_eval_mode
 from mocosfl_priv.models.resnet import RESNETS
 from mocosfl_priv.models.vgg import VGGS
 from mocosfl_priv.models.vit import TRANSFORMERS
@@ -105,7 +106,8 @@ def unit_shapes(units: Sequence[nn.Module], image_size: int, backbone: str) -> l
     for number, unit in enumerate(units, start=1):
         who = f"model.backbone: unit {number} ({type(unit).__name__}) of {backbone}"
         try:
-            result = unit(x)
+            with in_eval_mode(unit):
+                result = unit(x)
         except Exception as error:  # a user's unit can fail in any way
             raise ConfigurationError(
                 f"{who} cannot process an input of shape {tuple(x.shape)}, at data.image_size {image_size}: "

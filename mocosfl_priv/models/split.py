@@ -17,6 +17,7 @@ from mocosfl_priv.models.backbones import build_units, find_backbone, unit_shape
 from mocosfl_priv.models.bottleneck import compress, expand
 from mocosfl_priv.models.custom_backbone import check_stackable, is_own
 from mocosfl_priv.models.layers import GlobalAveragePool, Normalise, drop_shortcuts
+from mocosfl_priv.models.modes import in_eval_mode
 from mocosfl_priv.models.projector import build_projector
 from mocosfl_priv.runtime.imports import load_function
 
@@ -44,7 +45,7 @@ class SplitModel:
 
     def __post_init__(self) -> None:
         probe = torch.zeros(1, *self.image_shape)
-        with torch.no_grad():
+        with torch.no_grad(), in_eval_mode(self.client, self.trunk):
             smashed = self.client(probe)
             self.smashed_shape = tuple(smashed.shape[1:])
             self.feature_dim = int(self.trunk(smashed).shape[1])

@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 
 from mocosfl_priv.config import TrainingConfig
 from mocosfl_priv.models.convolution import AutocastConvolutions, matrix_products
+from mocosfl_priv.models.modes import in_eval_mode
 from mocosfl_priv.models.normalisation import stacked_parameters
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.training.state import State, under, within
@@ -307,7 +308,8 @@ class FrozenClients:
     @torch.no_grad()
     def encode_queries(self, pool: Tensor, rows: Sequence[int], images: Tensor) -> Tensor:
         """See :class:`Clients`."""
-        encoded: Tensor = self._module(images)
+        with in_eval_mode(self._module):  # a frozen client is in use, not in training
+            encoded: Tensor = self._module(images)
         return encoded
 
     encode_keys = encode_queries
