@@ -9,7 +9,7 @@ import pytest
 
 from mocosfl_priv.evaluation.distribution_shift import ImageStatistics
 from mocosfl_priv.evaluation.reliability import FLAGS, AttackFacts, Flag, RunFacts, reliability_flags
-from mocosfl_priv.results import CELL_KEYS
+from mocosfl_priv.results import CELL_KEYS, SYSTEM_KEYS
 
 VICTIMS = 64
 FLOOR = 0.06
@@ -173,7 +173,10 @@ def test_what_the_run_itself_says() -> None:
     assert flags(gaussian) == []
     assert [(f.name, f.defense) for f in flags(adaptive=False)] == [("not-adaptive", "bottleneck")]
     assert [f.name for f in flags(seeds=2)] == ["few-seeds"]
-    assert "1 training seed: intervals cover the choice of images but not" in flags(seeds=1)[0].sentence
+    assert "1 attack seed: intervals cover the choice of images but not" in flags(seeds=1)[0].sentence
+    trained = pd.DataFrame(columns=[*SYSTEM_KEYS, "step", "loss", "validation_knn"])
+    (few,) = reliability_flags(*results(GOOD, 1), FACTS, trained)
+    assert "1 training seed: intervals cover the choice of images but not" in few.sentence
     cells, per_image = results(GOOD)
     cells.loc[
         (cells["attack"] == "rmle") & (cells["defense"] == "none") & (cells["seed"] == 1), "attack_out_of_time"
