@@ -114,7 +114,7 @@ class EvaluationContext:
         """The attacker's images."""
         target, source = self.roles[Role.AUXILIARY_TARGET], self.roles[Role.AUXILIARY_SOURCE]
         return AuxiliaryData(
-            to_unit_range(torch.cat([target.images, source.images])).to(self.compute.device),
+            torch.cat([target.images, source.images]),
             torch.arange(len(target) + len(source), device=self.compute.device) < len(target),
         )
 
