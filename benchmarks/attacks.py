@@ -6,7 +6,14 @@ Both attack the same published client (cut 2, one percent target data, t = .6) w
 by seed, each in a process of its own, where the loop has the settings that Python and torch give it; scores are MSE and
 SSIM on the 128 images that the logged attacks were scored on. Then the default decoder gets the same 450 images and
 ever longer time limits, until it does as well as the loop did at its end, by both scores: the mean image alone has the
-lower MSE. The published client and a class-folder tree of CIFAR-10 are expected in MOCOSFL_SHARED (default ../shared).
+lower MSE.
+
+    uv run python -m benchmarks.attacks --sizes 32 64 96 --attacks decoder rmle dip glass shadow ensemble
+
+measures instead how cost grows with the size of images: processor seconds for so many steps, and the peak memory, of
+attacks on a random convolution with a quarter of the side. It needs no files.
+
+Otherwise the published client and a class-folder tree of CIFAR-10 are expected in MOCOSFL_SHARED (default ../shared).
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,22 +39,24 @@ from torch import Tensor, nn
 from attacks.decoder import DecoderAttack
 from benchmarks import naive_attack
 from benchmarks.machine import processor, version
-from mocosfl_priv.config import ComputeConfig
+from mocosfl_priv.config import ComputeConfig, PluginSpec
 from mocosfl_priv.data.datasets import load_split
 from mocosfl_priv.evaluation.floor import blind_guess_floor
 from mocosfl_priv.evaluation.image_metrics import mse, ssim
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.inversion import held_out_split
-from mocosfl_priv.plugins import AttackerView, AuxiliaryData, Budget, Capability
+from mocosfl_priv.plugins import ATTACKS, AttackerView, AuxiliaryData, Budget, Capability
 from mocosfl_priv.published.discovery import load_attack_images
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.peak_memory import MEBIBYTE, peak_memory
 from mocosfl_priv.runtime.seeding import derive_seed, global_seed
 
 CHECKPOINT = "resnet18_cifar10_C4S2_cut2_alpha2.0_ssim0.6_target0.01_cifar100.tar"
 KNOWN_IMAGES = 500  # nine tenths of them to train on
 FIRST_LIMIT, LAST_LIMIT, GROWTH = 1.0, 120.0, 1.2  # seconds, and their factor
 THREADS = 2
+SIZED_STEPS = 20
 T = TypeVar("T")
 
 
@@ -56,7 +66,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--sizes", type=int, nargs="+", help="measure how cost grows with these sides, in pixels")
+    parser.add_argument("--attacks", nargs="+", default=["decoder", "rmle"], help="with --sizes")
+    parser.add_argument("--images", type=int, default=160, help="of the attacker, with --sizes")
     options = parser.parse_args()
+    if options.sizes:
+        rows = [_alone(_cost, name, size, options.images) for name in options.attacks for size in options.sizes]
+        print(json.dumps(rows, indent=None if options.json else 2))
+        return
     shared = Path(os.environ.get("MOCOSFL_SHARED", "../shared"))
     if not (shared / "published" / CHECKPOINT).is_file():
         sys.exit(f"benchmarks.attacks: {shared / 'published' / CHECKPOINT} is missing; set MOCOSFL_SHARED")
@@ -152,6 +169,42 @@ class Scene:
         images = run().cpu()
         seconds = time.perf_counter() - started
         return Run(seconds, *(float(metric(images, self.victims).mean()) for metric in (mse, ssim)))
+
+
+def _cost(name: str, size: int, images: int) -> dict[str, Any]:
+    """What `SIZED_STEPS` steps of an attack on eight victims of this size take, with random images and client."""
+    rng = torch.Generator().manual_seed(0)
+    stored = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=rng)
+    with global_seed(0):
+        client = nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU()).eval().requires_grad_(False)
+        attack = ATTACKS.create(PluginSpec(name=name)).plugin
+        features = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        server = nn.Sequential(OrderedDict(trunk=features, projector=nn.Linear(64, 8))).requires_grad_(False)
+    compute = Compute.resolve(ComputeConfig.model_validate({"device": "cpu", "threads": 1, "precision": "float32"}))
+    victims = torch.rand((8, 3, size, size), generator=rng)
+    torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # what torch imports for its first optimiser is not the attack's
+    with global_seed(0), peak_memory() as memory:
+        started = time.process_time()
+        view = AttackerView(
+            smashed=client(victims),
+            image_shape=(3, size, size),
+            compute=compute,
+            visible=frozenset(Capability),
+            client=client,
+            auxiliary=AuxiliaryData(stored, torch.ones(images, dtype=torch.bool)).copy(),
+            build_client=lambda: nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU()),
+            server=server,
+        )
+        attack.reconstruct(view, Budget(steps=SIZED_STEPS), 0)
+        seconds = time.process_time() - started
+    added = memory.resident_added * MEBIBYTE
+    return {
+        "attack": name,
+        "size": size,
+        "seconds": round(seconds, 2),
+        "megabytes": round(memory.resident_added),
+        "times_images_as_bytes": round(added / stored.numel(), 1),
+    }
 
 
 def _compute(device: str) -> ComputeConfig:

@@ -63,7 +63,7 @@ class EvaluationContext:
         """What attacks work with."""
         target, source = self.roles[Role.AUXILIARY_TARGET], self.roles[Role.AUXILIARY_SOURCE]
         auxiliary = AuxiliaryData(
-            to_unit_range(torch.cat([target.images, source.images])).to(self.compute.device),
+            torch.cat([target.images, source.images]),
             torch.arange(len(target) + len(source), device=self.compute.device) < len(target),
         )
         asked = self.config.threat

@@ -212,5 +212,4 @@ def _copied(message: Message) -> Message:
 
 def copied_auxiliary(auxiliary: AuxiliaryData) -> AuxiliaryData:
     """Images of one attack's own, which it may spoil."""
-    labels = None if auxiliary.labels is None else auxiliary.labels.clone()
-    return AuxiliaryData(auxiliary.images.clone(), auxiliary.of_target.clone(), labels)
+    return auxiliary.copy()

@@ -162,7 +162,9 @@ def plan_own_audit(
     known = to_unit_range(roles[Role.AUXILIARY_SOURCE].images)
     conditions = AttackConditions(
         threat,
-        AuxiliaryData(known.to(compute.device), torch.zeros(len(known), dtype=torch.bool, device=compute.device)),
+        AuxiliaryData(
+            roles[Role.AUXILIARY_SOURCE].images, torch.zeros(len(known), dtype=torch.bool, device=compute.device)
+        ),
         compute,
         config.threat.messages_per_victim,
         config.threat.seconds,

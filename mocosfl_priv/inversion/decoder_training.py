@@ -212,10 +212,10 @@ def train_inverter(
     network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
     held_out = HeldOut(sender, validation, compute)
     if isinstance(decoder, SubPixelDecoder | ArrangedDecoder):
-        messages = first(messages)
         if not bool(messages.isfinite().all()):
             raise RunFailedError("the inversion network cannot be trained: messages of auxiliary images are not finite")
-        decoder.begin_linear(messages, known)
+        needed = decoder.examples_of(messages) if isinstance(decoder, SubPixelDecoder) else len(messages)
+        decoder.begin_linear(first(messages[:needed]), known[:needed])
         # with another loss, the best MSE is not the goal
         if begins_linear(decoder) and not (recipe.ssim_weight or recipe.lpips_weight):
             held_out.compare(network)
@@ -405,7 +405,10 @@ class Standardise(nn.Module):
 
     def forward(self, smashed: Tensor) -> Tensor:
         """Return standardised smashed data of the same shape, clamped to `FARTHEST` deviations."""
-        return ((smashed - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        away = smashed - self.mean
+        if away.requires_grad:
+            return (away / self.std).clamp(-FARTHEST, FARTHEST)
+        return away.div_(self.std).clamp_(-FARTHEST, FARTHEST)  # in place: messages of all images can be large
 
     def restore(self, standardised: Tensor) -> Tensor:
         """Return smashed data for standardised data, the inverse of :meth:`forward` (without the clamping)."""

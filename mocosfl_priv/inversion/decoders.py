@@ -143,6 +143,13 @@ class SubPixelDecoder(nn.Module):
         x = self.head(self.fold(smashed))
         return 0.5 + self.tail(x + self.body(x))
 
+    def examples_of(self, smashed: Tensor) -> int:
+        """How many of the messages (n, *smashed_shape) are used by :meth:`begin_linear`: the first so many."""
+        patches = smashed[0, 0].numel() // self.fold.downscale_factor**2
+        convolution = self.tail[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return max(1, REGRESSION_COST // (patches * convolution.weight[0].numel() ** 2))
+
     @torch.no_grad()
     def begin_linear(self, smashed: Tensor, images: Tensor) -> None:
         """Initialise the tail by ridge regression on the outputs of the head.
@@ -160,8 +167,7 @@ class SubPixelDecoder(nn.Module):
         if 2 * self.head.in_channels <= self.head.out_channels:
             nn.init.dirac_(self.head.weight[: self.head.in_channels])
             nn.init.zeros_(self.head.bias[: self.head.in_channels])
-        patches = smashed[0, 0].numel() // self.fold.downscale_factor**2
-        count = max(1, REGRESSION_COST // (patches * convolution.weight[0].numel() ** 2))
+        count = self.examples_of(smashed)
         maps = 2 * self.head(self.fold(smashed[:count]))  # the sum of body, initially the identity, and shortcut
         fit_convolution(convolution, maps, F.pixel_unshuffle(images[:count] - 0.5, shuffle.upscale_factor), RIDGE)
 

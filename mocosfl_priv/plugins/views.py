@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,12 @@ QUERY_BATCH = 256
 ENOUGH_IMAGES = 16  # the mean of so many errs by another sixteenth of their variance
 
 
-@dataclass(frozen=True)
 class AuxiliaryData:
     """The attacker's own images.
 
     Args:
-        images: float (n, 3, h, w) in [0, 1].
+        images: float (n, c, h, w) in [0, 1]; or uint8 on the CPU, which takes a quarter of the memory: :attr:`images`
+            then makes floats of them whenever it is asked, on the device of `of_target`.
         of_target: bool (n,), which of them come from the target distribution.
         labels: int64 (n,) where the attacker knows the classes that the clients are trained for; else None.
 
@@ -37,18 +36,31 @@ class AuxiliaryData:
     (20, 17)
     """
 
-    images: Tensor
-    of_target: Tensor
-    labels: Tensor | None = None
+    def __init__(self, images: Tensor, of_target: Tensor, labels: Tensor | None = None) -> None:
+        self._stored = images
+        self.of_target = of_target
+        self.labels = labels
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._stored)
+
+    @property
+    def images(self) -> Tensor:
+        """Float (n, c, h, w) in [0, 1]; a new tensor each time where bytes are stored."""
+        if self._stored.dtype != torch.uint8:
+            return self._stored
+        return self._stored.float().div_(255).to(self.of_target.device)
 
     def select(self, chosen: Tensor) -> AuxiliaryData:
         """Some of it, by indices or a mask."""
-        chosen = chosen.to(self.images.device)
+        chosen = chosen.to(self.of_target.device)
         labels = None if self.labels is None else self.labels[chosen]
-        return AuxiliaryData(self.images[chosen], self.of_target[chosen], labels)
+        return AuxiliaryData(self._stored[chosen.to(self._stored.device)], self.of_target[chosen], labels)
+
+    def copy(self) -> AuxiliaryData:
+        """The same for somebody who may spoil it. Stored bytes are shared, since nobody is handed them."""
+        stored = self._stored if self._stored.dtype == torch.uint8 else self._stored.clone()
+        return AuxiliaryData(stored, self.of_target.clone(), None if self.labels is None else self.labels.clone())
 
     def without(self, held_out: Tensor) -> AuxiliaryData:
         """All but the indices `held_out`, in their order."""
@@ -81,8 +93,9 @@ class AuxiliaryData:
 class AttackerView:
     """All that one attack gets to see.
 
-    smashed: the victims' smashed data as sent, float (n, *smashed_shape).
-    image_shape: (3, h, w).
+    smashed: the victims' smashed data as sent, float (n, *smashed_shape): maps (n, c, h, w), tokens (n, t, d) or
+        vectors (n, d).
+    image_shape: (c, h, w), grey or colour.
     compute: where to compute; `compute.autocast()` is the run's mixed precision.
     queries: images the attacker sent through the client so far.
     simulator: the decoder, in the decoder grammar, against which the defense was trained; None where it was trained

@@ -176,3 +176,25 @@ def test_budget_counts_steps_and_ends_in_time() -> None:
         time.sleep(0.01)
     assert limited.exhausted and 1 <= limited.steps < 100
     assert list(limited.iterate(5)) == []
+
+
+def test_stored_bytes_are_the_same_images_and_cannot_be_spoiled() -> None:
+    stored = torch.arange(256, dtype=torch.uint8).repeat(3).view(4, 3, 8, 8)
+    lab = AuxiliaryData(stored, torch.arange(4) < 3)
+    own = lab.copy()
+    assert torch.equal(own.images, stored.float() / 255)
+    assert torch.equal(own.select(torch.tensor([2, 0])).images, (stored.float() / 255)[[2, 0]])
+    own.images.zero_()
+    own.nearest_images.zero_()
+    own.of_target[:] = False
+    assert torch.equal(lab.images, stored.float() / 255)
+    assert int(lab.of_target.sum()) == 3
+
+
+def test_a_copy_of_floats_does_not_share_them() -> None:
+    lab = AuxiliaryData(torch.rand(4, 1, 6, 8), torch.ones(4, dtype=torch.bool), torch.arange(4))
+    own = lab.copy()
+    own.images.zero_()
+    assert own.labels is not None and lab.labels is not None
+    own.labels.zero_()
+    assert float(lab.images.max()) > 0 and lab.labels.tolist() == [0, 1, 2, 3]
