@@ -27,7 +27,8 @@ class GroupNorm(nn.GroupNorm):
         if _stacked.get():
             z: Tensor = StackedGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
             return z
-        if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1:
+        transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)  # by torch.func; there is no public question
+        if not transformed and x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1:
             y: Tensor = ChannelsLastGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
             return y
         return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
@@ -79,7 +80,10 @@ class StackedGroupNorm(torch.autograd.Function):
 
 
 class ChannelsLastGroupNorm(torch.autograd.Function):
-    """GroupNorm of channels-last maps, with statistics in float32 and a backward pass that keeps the layout."""
+    """GroupNorm of channels-last maps, with statistics in float32 and a backward pass that keeps the layout.
+
+    Second derivatives are those of torch's own GroupNorm; in bfloat16 they are refused.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
@@ -89,8 +93,8 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
         count = height * width * channels // groups
         if x.dtype != torch.bfloat16:  # torch's forward pass is fast here; its backward pass loses the layout
             y, mean, spread = torch.native_group_norm(x, weight, bias, n, channels, height * width, groups, epsilon)
-            ctx.save_for_backward(rows, weight, _per_channel(mean, channels), _per_channel(spread, channels))
-            ctx.groups = groups
+            ctx.save_for_backward(x, weight, _per_channel(mean, channels), _per_channel(spread, channels))
+            ctx.groups, ctx.epsilon = groups, epsilon
             return y
         # In bfloat16, computing the variance as mean of squares minus square of mean would lose its digits. So the
         # values are centred first, with a mean that is rounded to bfloat16. `rest` is the mean of the centred values,
@@ -106,7 +110,7 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
         y = torch.empty((n, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last, device=x.device)
         torch.addcmul(shift.to(x.dtype).unsqueeze(1), centred, scale.to(x.dtype).unsqueeze(1), out=_rows(y))
         ctx.save_for_backward(centred, weight, rest, deviation_inverse)
-        ctx.groups = groups
+        ctx.groups, ctx.epsilon = groups, epsilon
         return y
 
     @staticmethod
@@ -114,6 +118,10 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
         """Compute the standard gradient of GroupNorm, as an affine function of gradient and input per channel."""
         centred, weight, centre, spread = ctx.saved_tensors
         groups = ctx.groups
+        if torch.is_grad_enabled():  # the gradient will be differentiated again; centre and spread depend on the input
+            return _differentiable_gradient(centred, weight, groups, ctx.epsilon, gradients[0])
+        if centred.dim() == 4:
+            centred = _rows(centred)
         n, channels, height, width = gradients[0].shape
         gradient = _rows(gradients[0])
         count = height * width * channels // groups
@@ -134,6 +142,25 @@ class ChannelsLastGroupNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _differentiable_gradient(
+    x: Tensor, weight: Tensor, groups: int, epsilon: float, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    """Gradients by x (n, c, h, w), weight and bias (c,) of GroupNorm, which can be differentiated again.
+
+    Raises RuntimeError in bfloat16, where only centred values were kept.
+    """
+    if x.dim() != 4:
+        raise RuntimeError(
+            "second derivatives of GroupNorm need float32: in bfloat16 its input is not kept; set compute.precision"
+        )
+    with torch.enable_grad():
+        bias = torch.zeros_like(weight, requires_grad=True)  # the gradient does not depend on its value
+        inputs = [value if value.requires_grad else value.detach().requires_grad_() for value in (x, weight)]
+        y = F.group_norm(inputs[0], groups, inputs[1], bias, epsilon)
+        of_input, of_weight, of_bias = torch.autograd.grad(y, (*inputs, bias), gradient, create_graph=True)
+    return of_input, of_weight, of_bias, None, None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mocosfl_priv.models.convolution import MatmulConvolution, convolve, in_fast_layout, matrix_products, standardise
-from mocosfl_priv.models.normalisation import GroupNorm, stacked_parameters
+from mocosfl_priv.models.normalisation import ChannelsLastGroupNorm, GroupNorm, stacked_parameters
 
 
 def test_standardised_filters_have_zero_mean_and_unit_unbiased_deviation() -> None:
@@ -125,3 +125,58 @@ def test_wide_networks_see_channels_last_and_all_see_the_same_values() -> None:
         arranged = in_fast_layout(maps, network)
         assert arranged.is_contiguous(memory_format=torch.channels_last) is last
         assert torch.equal(arranged, maps)
+
+
+def channels_last_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y: Tensor = ChannelsLastGroupNorm.apply(x, weight, bias, 2, 1e-5)
+    return y
+
+
+def test_second_derivatives_are_right() -> None:
+    rng = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=rng).requires_grad_()
+
+    last = drawn(2, 4, 3, 3).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradgradcheck(channels_last_norm, (last, drawn(4), drawn(4)))
+    assert torch.autograd.gradgradcheck(
+        lambda x, weight: MatmulConvolution.apply(x, weight, 2, 1), (drawn(2, 2, 4, 4), drawn(3, 2, 3, 3))
+    )
+
+
+def test_a_gradient_penalty_through_a_client_is_that_of_torchs_own_layers() -> None:
+    """The square norm of a Jacobian-vector product, as invertibility penalties and gradient matching differentiate."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)
+    ).double()
+    theirs = nn.Sequential(ours[0], nn.GroupNorm(2, 8).double(), nn.ReLU(), ours[3])
+    theirs[1].load_state_dict(ours[1].state_dict())
+    found = []
+    for network in (ours.to(memory_format=torch.channels_last), theirs):
+        images = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        (slope,) = torch.autograd.grad(network(images).square().sum(), images, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), [images, *network.parameters()]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_second_derivatives_in_bfloat16_are_refused() -> None:
+    x = torch.randn(2, 4, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    (slope,) = torch.autograd.grad(channels_last_norm(x, torch.ones(4), torch.zeros(4)).square().sum(), x)
+    assert slope.isfinite().all()
+    with pytest.raises(RuntimeError, match=r"second derivatives of GroupNorm need float32.*set compute\.precision"):
+        torch.autograd.grad(channels_last_norm(x, torch.ones(4), torch.zeros(4)).square().sum(), x, create_graph=True)
+
+
+def test_gradients_per_image_by_vmap() -> None:
+    norm = GroupNorm(2, 4).double()
+    images = torch.randn(3, 4, 5, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def power(image: Tensor) -> Tensor:
+        return norm(image.unsqueeze(0)).pow(3).sum()
+
+    each = torch.func.vmap(torch.func.grad(power))(images.detach())
+    torch.testing.assert_close(each, torch.autograd.grad(norm(images).pow(3).sum(), images)[0])
