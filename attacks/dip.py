@@ -34,6 +34,7 @@ class DipAttack(Attack):
     bounds the memory.
     """
 
+    searches_by_gradient = True
     needs = frozenset({Capability.CLIENT_WEIGHTS})
 
     def __init__(

@@ -48,6 +48,7 @@ class GlassAttack(Attack):
     validation_share: of the auxiliary images, held out to choose strengths on.
     """
 
+    searches_by_gradient = True
     needs = frozenset({Capability.CLIENT_WEIGHTS, Capability.AUXILIARY_DATA})
 
     def __init__(

@@ -97,6 +97,7 @@ class RmleAttack(Attack):
     (`Calibration`).
     """
 
+    searches_by_gradient = True
     needs = frozenset({Capability.CLIENT_WEIGHTS})
     optional = frozenset({Capability.AUXILIARY_DATA})
 

@@ -18,7 +18,7 @@ from mocosfl_priv.config import parse_config
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.own_data import read_images
 from mocosfl_priv.errors import ConfigurationError
-from mocosfl_priv.experiment.attack_again import AgainPlan, plan_again, run_again, stored_system
+from mocosfl_priv.experiment.attack_again import AgainPlan, plan_again, require_settable, run_again, stored_system
 from mocosfl_priv.experiment.own_audit import OwnAuditPlan, image_shape_of, limited, plan_own_audit, run_own_audit
 from mocosfl_priv.models.own_model import OwnSplit, own_splits
 from mocosfl_priv.models.split import SplitModel
@@ -37,12 +37,13 @@ def audit(
     victims: Any,
     auxiliary: Any,
     cuts: Sequence[str] = (),
-    build_untrained: Callable[[], nn.Module] | None = None,
+    build_untrained: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]] | None = None,
     defense: str | Mapping[str, Any] | None = None,
     attacks: Sequence[str | Mapping[str, Any]] = ("ensemble",),
     labels: Any = None,
     threat: Mapping[str, Any] | None = None,
     size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
     limit: int | None = MOST_VICTIMS,
     seed: int = 0,
     name: str = "audit",
@@ -58,13 +59,15 @@ def audit(
             best not trained on them, unless the question is what it leaks of its training images.
         auxiliary: The attacker's images, likewise. The closer they are to the victims, the stronger is the attacker.
         cuts: Names of modules of a whole network: it is cut after each, and every cut is attacked.
-        build_untrained: Makes a client with new weights; by default, the weights of `client` are drawn anew.
+        build_untrained: Makes a client with new weights, for several cuts one function each; by default, the weights of
+            `client` are drawn anew.
         defense: A defense that changes messages, by name or as a mapping with parameters; it is compared with none.
         attacks: Attacks by name, or as mappings with parameters. The blind guess is always among them.
         labels: Classes of the victims, (n,), or a CSV file; for accuracies, cross-validated among the victims.
         threat: The keys of the configuration's section `threat`, such as ``{"seconds": 600}``. Without a limit in it,
-            an attack takes at most 120 seconds per cut; ``{"seconds": None}`` sets none.
+            an attack on one system takes at most 120 seconds; ``{"seconds": None}`` sets none.
         size: Pixels per side, or (height, width), to which images are resized; None leaves them as they are.
+        channels: 1 for grey, 3 for colour; None for what the victims are.
         limit: At most this many victims, drawn by `seed`; None for all.
         seed: Of all draws.
         name: In the report.
@@ -83,14 +86,22 @@ def audit(
     >>> found.table()["attack"].tolist()
     ['floor']
     """
-    attacked, _ = read_images(victims, size=size, labels=labels)
+    cuts = [cuts] if isinstance(cuts, str) else cuts
+    require_limit(limit)
+    attacked, _ = read_images(victims, size=size, channels=channels, labels=labels)
     known, _ = read_images(auxiliary, size=size, channels=attacked.images.shape[1])
     splits = own_splits(client if server is None else (client, server), image_shape_of(attacked), cuts)
     planned = plan_model_audit(
         splits, limited(attacked, limit, seed), known, build_untrained=build_untrained, defense=defense,
-        settings={"name": name, "seeds": [seed], "attacks": list(attacks), "threat": dict(threat or {})},
+        settings={"name": name, "seeds": [seed], "attacks": attacks, "threat": threat or {}},
     )  # fmt: skip
     return RunResult(run_own_audit(planned, progress))
+
+
+def require_limit(limit: int | None) -> None:
+    """Raise ConfigurationError unless `limit`, of the number of victims, is None or at least 1."""
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit: at least one victim has to be attacked, not {limit}")
 
 
 def plan_model_audit(
@@ -100,23 +111,30 @@ def plan_model_audit(
     *,
     settings: Mapping[str, Any],
     overrides: Sequence[str] = (),
-    build_untrained: Callable[[], nn.Module] | None = None,
+    build_untrained: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]] | None = None,
     defense: str | Mapping[str, Any] | None = None,
+    model: str = "given in Python",
 ) -> OwnAuditPlan:
     """Check an audit of a model of one's own; see :func:`audit`. settings: sections of a configuration."""
+    require_settable(overrides, "an audit has no other settings")
     threat = settings.get("threat", {})
+    if not isinstance(threat, Mapping):
+        raise ConfigurationError(f"threat: a mapping of keys is needed, not {threat!r}")
+    chosen = {f"threat.{key}" for key in threat} | {text.partition("=")[0].strip() for text in overrides}
+    default = {} if chosen & {"threat.seconds", "threat.steps"} else {"seconds": SECONDS}
     document = {
         **settings,
-        "threat": threat if {"seconds", "steps"} & threat.keys() else {**threat, "seconds": SECONDS},
+        "threat": {**default, **threat},
         "attacks": _with_floor(settings["attacks"]),
-        "defenses": ["none"] if defense is None else ["none", defense],
+        "defenses": ["none"] if defense in (None, "none") else ["none", defense],
         "cut_layers": list(range(1, len(splits) + 1)),
         "data": {"dataset": victims.name, "source": auxiliary.name, "victims": len(victims)},
         "evaluation": {"recognition_epochs": 0, "label_fractions": []},
     }
     config = parse_config(document, overrides)
     defenses = [DEFENSES.create(spec) for spec in config.defenses]
-    return plan_own_audit(config, splits, victims, auxiliary, defenses, build_untrained)
+    builders = [build_untrained] if callable(build_untrained) else build_untrained or ()
+    return plan_own_audit(config, splits, victims, auxiliary, defenses, builders, model)
 
 
 def attack_again(
@@ -135,7 +153,7 @@ def attack_again(
         folder: A run directory, or the folder of a sweep.
         attacks: Names or references, or mappings with parameters. The blind guess is always among them.
         victims: Other images to attack, of the same size; see docs/tasks/own-data.md. None for the run's own.
-        limit: At most so many of `victims`.
+        limit: At most so many of `victims`, drawn by seed 0.
         overrides: ``key=value`` texts for threat model, metrics and machine, and for `attacks` with parameters.
         progress: What is told how far it is.
         tell: Called with every plan before anything is computed.
@@ -157,6 +175,9 @@ def attack_again(
     """
     others = None
     plans = []
+    require_limit(limit)
+    if limit is not None and victims is None:
+        raise ConfigurationError("limit: it is about `victims`; without them, the run's own are attacked, all of them")
     for place, labels in run_folders(Path(folder)):
         record = read_record(place)
         if victims is not None and others is None:
@@ -216,6 +237,11 @@ def load_model(
     return model
 
 
-def _with_floor(attacks: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
-    names = [entry if isinstance(entry, str) else entry.get("name") for entry in attacks]
-    return [*([] if "floor" in names else ["floor"]), *attacks]
+def _with_floor(attacks: str | Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
+    """The attacks, with the blind guess first where it is not among them."""
+    entries = [attacks] if isinstance(attacks, str | Mapping) else list(attacks)
+    for entry in entries:
+        if not isinstance(entry, str | Mapping):
+            raise ConfigurationError(f"attacks: {entry!r} is neither a name nor a mapping with a name and parameters")
+    names = [entry if isinstance(entry, str) else entry.get("name") for entry in entries]
+    return [*([] if "floor" in names else ["floor"]), *entries]

@@ -18,9 +18,6 @@ NewAttacksOption = Annotated[
     typer.Option("--attack", metavar="NAME|FILE.py[:CLASS]", help="Attack to run. Repeatable. Default: ensemble."),
 ]
 OutOption = Annotated[Path, typer.Option(help="Run directory to write.")]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Attack at most this many victims, drawn at random.")
-]
 
 
 @app.command()
@@ -52,7 +49,9 @@ def audit(
     channels: Annotated[
         int | None, typer.Option(min=1, max=3, metavar="1|3", help="Grey or colour. Default: as the victims are.")
     ] = None,
-    limit: LimitOption = 128,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Attack at most this many victims, drawn at random.")
+    ] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of all random draws.")] = 0,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
@@ -76,8 +75,10 @@ def audit(
             attacked = limited(attacked, limit, seed)
             known, _ = read_images(auxiliary, size=size, channels=attacked.images.shape[1])
         splits = load_own_splits(model, image_shape_of(attacked), cut or ())
-        settings = {"name": "audit", "audit_models": model, "seeds": [seed], "attacks": attack or ["ensemble"]}
-        plan = plan_model_audit(splits, attacked, known, settings=settings, overrides=set_ or (), defense=defense)
+        plan = plan_model_audit(
+            splits, attacked, known, overrides=set_ or (), defense=defense, model=model,
+            settings={"name": "audit", "seeds": [seed], "attacks": attack or ["ensemble"]},
+        )  # fmt: skip
         destination.require_room(plan.picture_bytes)
         show_reading(console, plan.context.roles)
         with TerminalProgress(console) as progress:
@@ -96,7 +97,9 @@ def attack_(
     victims: Annotated[
         str | None, typer.Option(metavar="PATH", help="Other images to attack, of the same size. Default: the run's.")
     ] = None,
-    limit: LimitOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Attack at most this many of --victims, drawn at random.")
+    ] = None,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
     debug: DebugOption = False,
@@ -112,11 +115,16 @@ def attack_(
     own_package("reports")
     console = Console(stderr=True)
 
-    def tell(plan: AgainPlan) -> None:
-        show_reading(console, plan.context.roles)
-        show_warnings(console, plan.warnings)
+    sizes: list[int] = []
 
     with Destination(out, overwrite) as destination:
+
+        def tell(plan: AgainPlan) -> None:
+            sizes.append(plan.picture_bytes)
+            destination.require_room(sum(sizes))
+            show_reading(console, plan.context.roles)
+            show_warnings(console, plan.warnings)
+
         destination.require_apart(run, "the run")
         with TerminalProgress(console) as progress:
             results = attack_again(

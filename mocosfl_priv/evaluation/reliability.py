@@ -38,6 +38,7 @@ FLAGS = (
     "no-undefended-control",
     "attack-at-floor-on-undefended",
     "black-box-beats-white-box",
+    "masked-gradients",
     "more-data-worse",
     "larger-decoder-worse",
     "victims-off-distribution",
@@ -56,6 +57,7 @@ FEWEST_VALIDATIONS = 6  # with fewer, a training is too short to judge whether i
 FALLING_LOSS = 0.05  # the loss has fallen if it falls by this fraction from the first to the last third of a training
 RISING_KNN = 0.01  # kNN accuracy has risen if it rises by this much from the first to the last third
 WHITE_BOX = "client_weights"
+MASKED = 0.5  # a search that finds less than this share of what learning finds is misled
 DECODER = "architecture"  # name of the attack parameter that describes a decoder
 DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # how much of its data an attack uses
 
@@ -87,7 +89,8 @@ class AttackFacts:
     """What is known about an attack before it runs.
 
     kind: name of its class. parameters: all parameters, defaults included. capabilities: those it was granted.
-    blind: whether it ignores the smashed data.
+    blind: whether it ignores the smashed data. searches_by_gradient: whether it searches for images by gradients
+    through the client; the ensemble, which also learns, does not count.
     auxiliary_target, auxiliary_source: number of its auxiliary images from the target and from the source data.
     """
 
@@ -98,6 +101,7 @@ class AttackFacts:
     blind: bool
     auxiliary_target: int = 0
     auxiliary_source: int = 0
+    searches_by_gradient: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ def reliability_flags(
         *_without_control(list(places.values())),
         *_at_floor(list(places.values())),
         *(flag for place in places.values() for flag in _black_box_beats_white_box(place)),
+        *(flag for place in places.values() for flag in _masked_gradients(place)),
         *(flag for place in places.values() for flag in _more_data_worse(place)),
         *(flag for place in places.values() for flag in _larger_decoder_worse(place)),
         *_victims_off_distribution(facts),
@@ -296,6 +301,27 @@ def _black_box_beats_white_box(place: _Place) -> Iterator[Flag]:
             f"with them, {best_white.label}, is worse: {place.error(best_white):.4f} (R lower by {_shown(loss)})."
         )
         yield place.flag("black-box-beats-white-box", sentence, best_white)
+
+
+def _masked_gradients(place: _Place) -> Iterator[Flag]:
+    """Flag searches through the client that find less than half of what is learned from pairs of images and messages.
+
+    Such a search has the weights, so it could be as good. Its gradients mislead it (Athalye et al., "Obfuscated
+    Gradients Give a False Sense of Security", ICML 2018), and alone it would make the defense look better than it is.
+    """
+    searching = [attack for attack in place.informed if attack.searches_by_gradient]
+    learning = [attack for attack in place.informed if not attack.searches_by_gradient]
+    if not searching or not learning:
+        return
+    search, learned = min(searching, key=place.error), min(learning, key=place.error)
+    found, possible = place.leak(search).value, place.leak(learned).value
+    if place.loss(search, learned) is not None and found < MASKED * possible:
+        sentence = (
+            f"{search.label}, the best search by gradients through the client, finds R {found:.2f}, and "
+            f"{learned.label} finds R {possible:.2f}: the client masks its gradients, and {search.label} alone says "
+            "little."
+        )
+        yield place.flag("masked-gradients", sentence, search)
 
 
 def _more_data_worse(place: _Place) -> Iterator[Flag]:

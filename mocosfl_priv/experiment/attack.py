@@ -35,8 +35,8 @@ class Target:
     title: for people. client: images (n, 3, h, w) in [0, 1] to smashed data before the defense.
     server: smashed data to embeddings; None where only the client is known.
     participants: parameters of two participants' own clients, before they were averaged; empty where all are equal.
-    build_client: a freshly initialised client of the same layers. It is bound to settings only: it goes to the
-        attacker, and must not carry data along.
+    build_client: a freshly initialised client of the same layers; None where there is none. It is bound to settings
+        only: it goes to the attacker, and must not carry data or trained weights along.
     seed: of the victims' messages and of the attacks.
     training_messages: the most that training made of one image.
     codec: how messages travel. Everybody knows it: it is no defense.
@@ -46,7 +46,7 @@ class Target:
     client: nn.Module
     image_shape: tuple[int, int, int]
     defense: Defense
-    build_client: Callable[[], nn.Module]
+    build_client: Callable[[], nn.Module] | None
     seed: int
     server: nn.Module | None = None
     participants: Sequence[Mapping[str, Tensor]] = ()
@@ -180,7 +180,8 @@ def grant_view(
     messages_per_victim, codec = conditions.count_messages(defense), target.codec
     messages_rng = generator(target.seed, "victims' messages", device=device)
     attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
-    with torch.no_grad():
+    # a client may add noise of its own, from torch's global generator
+    with torch.no_grad(), global_seed(target.seed, "victims' messages"):
         smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])
         smashed = mean_message(defense, messages_rng, messages_per_victim, smashed, codec)
     return AttackerView(
@@ -194,7 +195,7 @@ def grant_view(
         knows_defense=threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in threat.grants,
         auxiliary=copied_auxiliary(conditions.auxiliary),
-        build_client=partial(on_device, target.build_client, device),
+        build_client=partial(on_device, target.build_client, device) if target.build_client else None,
         server=server,
         colluder=colluder,
         simulator=defense.simulator,

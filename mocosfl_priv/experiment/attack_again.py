@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mocosfl_priv.config import ExperimentConfig, load_config
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.data.roles import Role, check_disjoint
+from mocosfl_priv.data.roles import Role, check_disjoint, check_groups, role_record
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.experiment.attack import Target
 from mocosfl_priv.experiment.attack_system import target_of, with_own_plugin
+from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.plan import Plan, check_attacks, lay_out
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
@@ -27,7 +29,7 @@ from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.experiment.system import System
 from mocosfl_priv.experiment.train import restored_model
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import ATTACKS, Attack, Capability, Loaded, ThreatModel
+from mocosfl_priv.plugins import ATTACKS, Attack, Loaded, ThreatModel
 from mocosfl_priv.results import (
     ATTACK_COSTS,
     CELL_KEYS,
@@ -41,8 +43,9 @@ from mocosfl_priv.results import (
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.training.state import within
 
-# what only the training itself could grant, and what a run does not keep
-NOT_KEPT = frozenset({Capability.COLLUDING_CLIENT, Capability.TRAINING_STREAM, Capability.GRADIENT_CHANNEL})
+# keys that change nothing about the systems
+SETTABLE = ("threat", "compute", "attacks", "evaluation.recognition_epochs", "evaluation.lpips_network",
+            "evaluation.bootstrap_samples", "evaluation.confidence")  # fmt: skip
 # columns of a row that are about the attack; all others are about the system
 OF_THE_ATTACK = {*CELL_KEYS, *METRICS, *GUARANTEE, *ATTACK_COSTS, "mse_floor", "leak_ratio", "failure", "flags"}
 FORMER_FOLDER = "checkpoints"  # of models, in runs of earlier versions
@@ -58,11 +61,6 @@ class AgainPlan:
     folder: Path
     record: RunRecord
     plan: Plan
-
-    @property
-    def summary(self) -> str:
-        """For people, before it runs."""
-        return f"{len(self.plan.systems)} trained systems, {len(self.plan.attacks)} attacks; nothing is trained"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -118,14 +116,8 @@ def plan_again(
     """
     if "systems" not in record.info or record.info.get("own_model"):
         raise ConfigurationError(f"{folder} is an audit, and holds no trained systems; audit the model again instead")
-    for override in overrides:
-        section = override.partition("=")[0].partition(".")[0]
-        if section not in ("threat", "evaluation", "compute", "attacks"):
-            raise ConfigurationError(
-                f"--set {override}: the systems are trained already; only threat, evaluation, compute and attacks may "
-                "be set"
-            )
-    own = [f"attacks={json.dumps(list(attacks))}"] if attacks else []
+    require_settable(overrides, "the systems are trained already")
+    own = [f"attacks={json.dumps(list(attacks), default=str)}"] if attacks else []
     config = load_config(folder / "config.yaml", [*own, "leakage.every=0", *overrides])
     plan = _attacked(config)
     context = plan.context
@@ -137,16 +129,23 @@ def plan_again(
         raise ConfigurationError(f"{folder}: images of {', '.join(changed)} have changed since the run was made")
     if victims is not None:
         _use_victims(context, victims)
-    missing = [system.file_stem for system in plan.systems if _model_file(folder, system) is None]
-    if missing:
-        raise ConfigurationError(f"{folder}: there is no model of {missing[0]} in models/")
+    for system in plan.systems:
+        _open_model(folder, system)
     check_attacks(plan)
     return AgainPlan(folder, record, plan)
 
 
+def require_settable(overrides: Sequence[str], why: str) -> None:
+    """Raise ConfigurationError for an override of another key than `SETTABLE`. why: the reason, for the message."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not any(key == known or key.startswith(f"{known}.") for known in SETTABLE):
+            raise ConfigurationError(f"--set {override}: {why}; only {', '.join(SETTABLE)} may be set")
+
+
 def _attacked(config: ExperimentConfig) -> Plan:
     """The grid of `config`, without what a run does not keep of its training."""
-    reachable = ThreatModel.of(set(config.threat.grants) - NOT_KEPT, config.threat.adaptive)
+    reachable = ThreatModel.of(set(config.threat.grants) - ONLY_IN_TRAINING, config.threat.adaptive)
     for spec in config.attacks:
         attack = ATTACKS.create(spec)
         reachable.require(attack.plugin.needs, attack.label)
@@ -158,8 +157,17 @@ def _use_victims(context: EvaluationContext, victims: ImageSet) -> None:
     shape, needed = tuple(victims.images.shape[1:]), tuple(context.roles[Role.VICTIMS].images.shape[1:])
     if shape != needed:
         raise ConfigurationError(f"victims: images of shape {shape}, but those of the run have {needed}")
-    auxiliary = {role: context.roles[role].digests() for role in (Role.AUXILIARY_TARGET, Role.AUXILIARY_SOURCE)}
-    check_disjoint({**auxiliary, Role.VICTIMS: victims.digests()})
+    digests = victims.digests()
+    known = (Role.AUXILIARY_TARGET, Role.AUXILIARY_SOURCE)
+    check_disjoint({**{role: context.roles[role].digests() for role in known}, Role.VICTIMS: digests})
+    check_groups({**{role: context.roles[role] for role in known}, Role.VICTIMS: victims})
+    context.roles = replace(
+        context.roles,
+        sets={**context.roles.sets, Role.VICTIMS: victims},
+        records={**context.roles.records, Role.VICTIMS: role_record(victims, torch.arange(len(victims)), digests)},
+        reading=(*context.roles.reading, victims.description),
+    )
+    context.scoring.use(None)  # the judge of recognition knows the labels of the run's own victims only
     context.victims = context.victim_set(TEST_VICTIMS, to_unit_range(victims.images), GIVEN, victims.groups)
 
 
@@ -168,13 +176,8 @@ def stored_system(context: EvaluationContext, system: System, folder: Path) -> t
 
     Raises ConfigurationError when its file is missing, damaged, or of another architecture.
     """
-    path = _model_file(folder, system)
-    if path is None:
-        raise ConfigurationError(f"{folder}: there is no model of {system.title} in models/")
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    path = _open_model(folder, system)
+    stored = load_file(path)
     system = system.with_own_defense()
     model = restored_model(context, system)
     for name, value in model.named_state().items():
@@ -186,9 +189,17 @@ def stored_system(context: EvaluationContext, system: System, folder: Path) -> t
     return system, model
 
 
-def _model_file(folder: Path, system: System) -> Path | None:
+def _open_model(folder: Path, system: System) -> Path:
+    """The file of a trained system, which is there and complete; raises ConfigurationError otherwise."""
     places = [folder / place / f"{system.file_stem}.safetensors" for place in ("models", FORMER_FOLDER)]
-    return next((path for path in places if path.is_file()), None)
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        raise ConfigurationError(f"{folder}: there is no model of {system.title} in models/")
+    try:
+        with safe_open(path, "pt"):
+            return path
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
 def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
@@ -204,7 +215,7 @@ def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
     try:
         for planned in plan.systems:
             system, model = stored_system(context, planned, again.folder)
-            measured = _measured(stored.cells, system)
+            measured = _measured(stored.cells, system) | context.scoring.recognition_levels
             target = target_of(context, system, model)
             for attack in plan.attacks:
                 progress.segment()

@@ -18,6 +18,7 @@ from mocosfl_priv.data.roles import assign_roles
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment.attack import Target
+from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, try_attack
@@ -36,14 +37,7 @@ IMAGE_SIZE = 32
 IMAGE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 SECONDS_PER_ATTACK = 120.0  # a first guess, soon replaced
 # what only a training could grant
-NOT_THERE = frozenset(
-    {
-        Capability.SERVER_MODEL,
-        Capability.COLLUDING_CLIENT,
-        Capability.TRAINING_STREAM,
-        Capability.GRADIENT_CHANNEL,
-    }
-)
+NOT_THERE = ONLY_IN_TRAINING | {Capability.SERVER_MODEL}
 
 
 @dataclass(frozen=True)

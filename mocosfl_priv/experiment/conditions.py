@@ -8,6 +8,9 @@ from mocosfl_priv.plugins import Attack, AuxiliaryData, Budget, Capability, Defe
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress
 
+# what an attack can have only while a system trains, or from another participant of that training
+ONLY_IN_TRAINING = frozenset({Capability.COLLUDING_CLIENT, Capability.TRAINING_STREAM, Capability.GRADIENT_CHANNEL})
+
 
 @dataclass(frozen=True)
 class AttackConditions:

@@ -58,6 +58,11 @@ class EvaluationContext:
         """The classes that accuracies are about."""
         return self.probes.data.train.class_names
 
+    @property
+    def clients_add_noise(self) -> bool:
+        """Whether messages are random without a defense: clients that this package trains make none."""
+        return False
+
     @cached_property
     def conditions(self) -> AttackConditions:
         """What attacks work with."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,30 +18,30 @@ from torch import Tensor, nn
 
 from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.data.roles import DataRoles, Role, check_disjoint, role_record
+from mocosfl_priv.data.roles import DataRoles, Role, check_disjoint, check_groups, role_record
 from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.evaluation.cross_validation import FEWEST, cross_validated_knn, cross_validated_probe, folds_of
+from mocosfl_priv.evaluation.cross_validation import FEWEST, FOLDS, cross_validated_knn, cross_validated_probe, folds_of
 from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.evaluation.utility import BATCH, to_unit_range
 from mocosfl_priv.experiment.attack import Target
-from mocosfl_priv.experiment.conditions import AttackConditions
+from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING, AttackConditions
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.experiment.scoring import Scoring
 from mocosfl_priv.experiment.victims import VictimSet
+from mocosfl_priv.models.client_check import check_client
 from mocosfl_priv.models.own_model import OwnSplit
 from mocosfl_priv.models.split import forward_flops
 from mocosfl_priv.plugins import ATTACKS, Attack, AuxiliaryData, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense import ExpertDefense, overrides
+from mocosfl_priv.plugins.guarantee import Guarantee
 from mocosfl_priv.results import LEAKAGE_COLUMNS, ROLES, SYSTEM_KEYS, TEST_VICTIMS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
-from mocosfl_priv.runtime.seeding import derive_seed, generator, global_seed
+from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator, generator, global_seed
 
 SECONDS_PER_ATTACK = 60.0  # a first guess, soon replaced
-# what only a training by this package, or other participants, could grant
-NOT_THERE = frozenset({Capability.COLLUDING_CLIENT, Capability.TRAINING_STREAM, Capability.GRADIENT_CHANNEL})
 WHILE_TRAINING = ("architecture", "prepare", "client_loss", "filter_gradient")
 
 
@@ -52,6 +54,7 @@ class OwnContext:
     conditions: AttackConditions
     scoring: Scoring
     victims: VictimSet
+    clients_add_noise: bool = False
 
     @property
     def represented(self) -> ImageSet:
@@ -68,8 +71,8 @@ class OwnContext:
 class OwnAuditPlan:
     """A checked audit of a user's model, ready to run.
 
-    splits: the client and server at every cut. build_untrained: makes a client like the user's with new weights, from
-    a seed, for each of them; empty where that cannot be done.
+    model: what results call the model. splits: the client and server at every cut. build_untrained: makes a client
+    like the user's with new weights, from a seed, for each of them; empty where that cannot be done.
     """
 
     config: ExperimentConfig
@@ -78,17 +81,7 @@ class OwnAuditPlan:
     attacks: tuple[Loaded[Attack], ...]
     defenses: tuple[Loaded[Defense], ...]
     context: OwnContext
-
-    @property
-    def summary(self) -> str:
-        """For people, before it runs."""
-        cuts = f"{len(self.splits)} cuts" if len(self.splits) > 1 else "1 client"
-        return f"{cuts}, {len(self.defenses)} defenses, {len(self.attacks)} attacks, {self.victims} victims"
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """None: nothing is trained."""
-        return ()
+    model: str
 
     @property
     def victims(self) -> int:
@@ -112,7 +105,8 @@ def plan_own_audit(
     victims: ImageSet,
     auxiliary: ImageSet,
     defenses: Sequence[Loaded[Defense]],
-    build_untrained: Callable[[], nn.Module] | None = None,
+    build_untrained: Sequence[Callable[[], nn.Module]] = (),
+    model: str = "given in Python",
 ) -> OwnAuditPlan:
     """Check an audit of a user's model.
 
@@ -122,7 +116,8 @@ def plan_own_audit(
         victims: The images under attack.
         auxiliary: The attacker's images. Those that are victims, too, are left out.
         defenses: What is applied to messages; the first should be the undefended control.
-        build_untrained: Makes a client with new weights; None to draw the weights of the user's client anew.
+        build_untrained: For every split, makes a client with new weights; empty to draw the user's client anew.
+        model: What results call the model.
 
     Returns:
         The plan.
@@ -145,11 +140,15 @@ def plan_own_audit(
     compute = Compute.resolve(config.compute)
     threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
     builders, why = _builders(splits, build_untrained)
-    absent = set(NOT_THERE)
+    absent, remarks = set(ONLY_IN_TRAINING), []
     if any(split.server is None for split in splits):
         absent.add(Capability.SERVER_MODEL)
+        if len(splits) > 1:
+            without = ", ".join(split.cut for split in splits if split.server is None)
+            remarks.append(f"the network after {without} is not known by itself; attacks get the server at no cut")
     if not builders:
         absent.add(Capability.ARCHITECTURE)
+        remarks.append(f"{why}; attacks get no untrained client")
     threat = ThreatModel(threat.grants - absent, threat.adaptive)
     attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
     for attack in attacks:
@@ -157,8 +156,11 @@ def plan_own_audit(
         for split in splits:
             attack.plugin.check(split.smashed_shape, image_shape_of(victims))
     roles = own_roles(victims, auxiliary)
-    if why:
-        roles = replace(roles, reading=(*roles.reading, f"{why}; attacks get no untrained client"))
+    if roles.labelled and not _enough_for_probes(victims):
+        remarks.append(
+            f"accuracies are not measured: that takes {FEWEST} labelled victims of {FOLDS} groups that share no pixels"
+        )
+    roles = replace(roles, reading=(*roles.reading, *remarks))
     known = to_unit_range(roles[Role.AUXILIARY_SOURCE].images)
     conditions = AttackConditions(
         threat,
@@ -176,23 +178,46 @@ def plan_own_audit(
         conditions,
         Scoring(*load_lpips(config.evaluation.lpips_network), lambda: None),
         VictimSet.of(TEST_VICTIMS, to_unit_range(victims.images), ROLES, known, victims.groups),
+        any(split.randomised for split in splits),
     )
-    return OwnAuditPlan(config, tuple(splits), builders, attacks, tuple(defenses), context)
+    return OwnAuditPlan(config, tuple(splits), builders, attacks, tuple(defenses), context, model)
 
 
 def _builders(
-    splits: Sequence[OwnSplit], build_untrained: Callable[[], nn.Module] | None
+    splits: Sequence[OwnSplit], given: Sequence[Callable[[], nn.Module]]
 ) -> tuple[tuple[Callable[[int], nn.Module], ...], str]:
-    """What makes untrained clients, one for every split; or none and the reason."""
-    if build_untrained is not None:
-        return (lambda _: build_untrained(),) * len(splits), ""
-    builders = tuple(split.build_untrained for split in splits)
+    """What makes untrained clients, one for every split; or none and the reason. None of them holds trained weights.
+
+    Raises ConfigurationError where the user's functions do not make clients like the user's.
+    """
+    if given:
+        if len(given) != len(splits):
+            raise ConfigurationError(
+                f"build_untrained: {len(given)} functions for {len(splits)} cuts; give one per cut"
+            )
+        for build, split in zip(given, splits, strict=True):
+            made = check_client(build(), split.image_shape, "build_untrained: the client")
+            if made.smashed_shape != split.smashed_shape:
+                raise ConfigurationError(
+                    f"build_untrained: smashed data of shape {made.smashed_shape}, but that of the client has "
+                    f"{split.smashed_shape}"
+                )
+        return tuple(_Ignoring(build) for build in given), ""
     try:
-        for build in builders:
-            build(0)
+        # a network that was drawn anew draws others: the user's own weights must not be reachable from it
+        return tuple(split.untrained(derive_seed(0, "blank")).build_untrained for split in splits), ""
     except ConfigurationError as error:
         return (), str(error)
-    return builders, ""
+
+
+@dataclass(frozen=True)
+class _Ignoring:
+    """A user's function, which takes no seed; it draws from torch's global generator."""
+
+    build: Callable[[], nn.Module]
+
+    def __call__(self, _seed: int) -> nn.Module:
+        return self.build()
 
 
 def own_roles(victims: ImageSet, auxiliary: ImageSet) -> DataRoles:
@@ -200,7 +225,7 @@ def own_roles(victims: ImageSet, auxiliary: ImageSet) -> DataRoles:
     group has the name of a victim's group.
     """
     seen = set(victims.digests().tolist())
-    taken = {victims.group_names[group] for group in victims.groups.tolist()} if victims.group_names else set()
+    taken = victims.names_of_groups()
     kept = []
     for index, digest in enumerate(auxiliary.digests().tolist()):
         group = auxiliary.group_names[int(auxiliary.groups[index])] if auxiliary.group_names else None
@@ -213,6 +238,7 @@ def own_roles(victims: ImageSet, auxiliary: ImageSet) -> DataRoles:
             "auxiliary: every image is also a victim, or of a victim's group; give the attacker other images"
         )
     sets = {Role.VICTIMS: victims, Role.AUXILIARY_SOURCE: auxiliary.select(torch.tensor(kept))}
+    check_groups(sets)
     digests = {role: images.digests() for role, images in sets.items()}
     check_disjoint(digests)
     remarks = [
@@ -268,6 +294,7 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
             described.append({
                 **keys, "cut": split.cut, "smashed_shape": list(split.smashed_shape), "frozen_client": True,
                 "guarantee": None, "randomised_client": split.randomised, "has_server": split.server is not None,
+                "client_sha256": _sha256(split.client), "server_sha256": _sha256(split.server),
             })  # fmt: skip
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
@@ -284,57 +311,73 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
             **common_info(context, plan.attacks, by_label, flags, time.monotonic() - started),
             "systems": described,
             "cuts": {str(place): split.cut for place, split in enumerate(plan.splits, start=1) if split.cut},
-            "own_model": True,
+            "own_model": plan.model,
         },
         config_yaml=config.to_yaml(),
     )
 
 
 class RepeatedMessages(nn.Module):
-    """A client that adds noise of its own, as seen by an attacker who takes the mean of several of its messages."""
+    """A client that adds noise of its own, with its defense, as seen by an attacker who takes the mean of its messages.
 
-    def __init__(self, client: nn.Module, messages: int) -> None:
+    Both draw afresh for every message, from torch's global generator.
+    """
+
+    def __init__(self, client: nn.Module, defense: Defense, messages: int) -> None:
         super().__init__()
         self.client = client
+        self.defense = defense
         self.messages = messages
 
     def forward(self, images: Tensor) -> Tensor:
         """The mean of `messages` messages of the same images."""
-        return torch.stack([self.client(images) for _ in range(self.messages)]).mean(0)
+        sent = [self.defense.protect(self.client(images), drawn_generator(images.device)) for _ in range(self.messages)]
+        return torch.stack(sent).mean(0)
+
+
+class AlreadyApplied(Defense):
+    """A defense that is part of the client already: it has nothing left to do, and promises what it promised."""
+
+    def __init__(self, defense: Defense, messages: int) -> None:
+        self.defense = defense
+        self.messages = messages
+
+    def guarantee(self, messages: int) -> Guarantee | None:
+        """See :class:`Defense`."""
+        return self.defense.guarantee(messages * self.messages)
 
 
 def _target(plan: OwnAuditPlan, place: int, defense: Loaded[Defense], seed: int) -> Target:
     split, conditions = plan.splits[place], plan.context.conditions
-    client = split.client
+    client, applied = split.client, defense.plugin
+    build = (
+        partial(_seeded, plan.build_untrained[place], derive_seed(seed, "attacker's clone"))
+        if plan.build_untrained
+        else None
+    )
     if split.randomised and conditions.threat.adaptive:
-        client = RepeatedMessages(client, conditions.messages_per_victim)
+        messages = conditions.messages_per_victim
+        client, applied = RepeatedMessages(client, applied, messages), AlreadyApplied(applied, messages)
+        build = partial(_repeated, build, defense.plugin, messages) if build else None
     return Target(
         title=_title(split, defense),
         client=client,
         image_shape=image_shape_of(plan.context.roles[Role.VICTIMS]),
-        defense=defense.plugin,
+        defense=applied,
         server=split.server,
-        build_client=_UntrainedClient(plan.build_untrained[place], derive_seed(seed, "attacker's clone"))
-        if plan.build_untrained
-        else _no_client,
+        build_client=build,
         seed=seed,
     )
 
 
-def _no_client() -> nn.Module:
-    raise RunFailedError("there is no untrained client of this architecture")
+def _seeded(build: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    """The same untrained client at every call."""
+    with global_seed(seed, "initialisation"):
+        return build(seed).eval()
 
 
-@dataclass(frozen=True)
-class _UntrainedClient:
-    """Makes the same untrained client at every call."""
-
-    build: Callable[[int], nn.Module]
-    seed: int
-
-    def __call__(self) -> nn.Module:
-        with global_seed(self.seed):
-            return self.build(self.seed).eval()
+def _repeated(build: Callable[[], nn.Module], defense: Defense, messages: int) -> nn.Module:
+    return RepeatedMessages(build(), defense, messages)
 
 
 def _title(split: OwnSplit, defense: Loaded[Defense]) -> str:
@@ -359,11 +402,14 @@ def _cost(client: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
     copied = copy.deepcopy(client)
     parameters = [p.requires_grad_() for p in copied.parameters() if p.is_floating_point()]
     smashed = copied(torch.zeros(1, *image_shape))
-    used = torch.autograd.grad(smashed.sum(), parameters, allow_unused=True) if smashed.requires_grad else ()
+    if not smashed.requires_grad:  # the client lets no gradient through
+        used: Sequence[Tensor | None] = parameters
+    else:
+        used = torch.autograd.grad(smashed.sum(), parameters, allow_unused=True)
     elements = smashed.numel()
     return {
         "client_parameters": sum(
-            p.numel() for p, gradient in zip(parameters, used, strict=False) if gradient is not None
+            p.numel() for p, gradient in zip(parameters, used, strict=True) if gradient is not None
         ),
         "client_flops": forward_flops(client, image_shape),
         "smashed_bytes_per_image": elements * FLOAT_BYTES,
@@ -390,12 +436,12 @@ def _probe(plan: OwnAuditPlan, split: OwnSplit, defense: Loaded[Defense], seed: 
         "group": images.groups.numpy(),
         **dict.fromkeys(("knn", "linear", "knn_raw_pixels", "linear_untrained"), unmeasured),
     }
-    if not plan.context.roles.labelled or len(images) < FEWEST:
+    if not plan.context.roles.labelled or not _enough_for_probes(images):
         return probe
     evaluation, labels = plan.config.evaluation, images.labels
-    folds, classes = folds_of(images.groups, plan.config.data.role_seed), len(images.class_names)
+    folds, classes = folds_of(images.groups, seed), len(images.class_names)
     networks = [split.client, *([split.server] if split.server is not None else [])]
-    found = _features(networks, defense, images.images, seed)
+    found = _features(networks, defense, images.images, seed, plan.context.conditions.compute.device)
     pixels = to_unit_range(images.images).flatten(1)
     temperature = evaluation.knn_temperature
     probe["knn"] = cross_validated_knn(found, labels, folds, classes, temperature)
@@ -404,19 +450,37 @@ def _probe(plan: OwnAuditPlan, split: OwnSplit, defense: Loaded[Defense], seed: 
     return probe
 
 
+def _enough_for_probes(images: ImageSet) -> bool:
+    return len(images) >= FEWEST and len(images.groups.unique()) >= FOLDS
+
+
 @torch.no_grad()
-def _features(networks: Sequence[nn.Module], defense: Loaded[Defense], images: Tensor, seed: int) -> Tensor:
-    """What the last network makes of the client's messages, flattened: float (n, d)."""
-    client, *server = networks
-    rng = generator(seed, "probe")
+def _features(
+    networks: Sequence[nn.Module], defense: Loaded[Defense], images: Tensor, seed: int, device: torch.device
+) -> Tensor:
+    """What the last network makes of the client's messages, flattened: float (n, d), on the CPU."""
+    client, *server = (copy.deepcopy(network).to(device) for network in networks)
+    rng = generator(seed, "probe", device=device)
     out = []
     with global_seed(seed, "probe"):
         for batch in images.split(BATCH):
-            values = defense.plugin.protect(client(to_unit_range(batch)), rng)
+            values = defense.plugin.protect(client(to_unit_range(batch.to(device))), rng)
             for network in server:
                 values = network(values)
-            out.append(values.flatten(1).float())
+            out.append(values.flatten(1).float().cpu())
     return torch.cat(out)
+
+
+def _sha256(network: nn.Module | None) -> str | None:
+    """Of parameters and buffers by their names; None for no network."""
+    if network is None:
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:

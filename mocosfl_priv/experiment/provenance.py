@@ -60,6 +60,10 @@ class Circumstances(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """The classes that accuracies are about."""
 
+    @property
+    def clients_add_noise(self) -> bool:
+        """Whether messages are random without a defense that makes them so."""
+
 
 RECORDED_PACKAGES = ("mocosfl-priv", "torch", "torchvision", "scikit-image", "scikit-learn", "lpips", "numpy", "pandas")
 
@@ -177,11 +181,14 @@ def _facts(
                 blind=attack.plugin.blind,
                 auxiliary_target=roles.count(Role.AUXILIARY_TARGET),
                 auxiliary_source=roles.count(Role.AUXILIARY_SOURCE),
+                searches_by_gradient=attack.plugin.searches_by_gradient,
             )
             for attack in attacks
         ],
         undefended=frozenset(label for label, defense in defenses.items() if defense.origin == UNDEFENDED),
-        randomised=frozenset(label for label, defense in defenses.items() if defense.plugin.randomised),
+        randomised=frozenset(
+            label for label, defense in defenses.items() if defense.plugin.randomised or context.clients_add_noise
+        ),
         messages_per_victim=context.config.threat.messages_per_victim if context.conditions.threat.adaptive else 1,
         adaptive=context.conditions.threat.adaptive,
         victims={

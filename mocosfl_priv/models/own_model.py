@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class OwnSplit:
         cut: Name of the module after which the model is cut; empty where the user's function returned a client.
         smashed_shape: Shape of one image's smashed data, without the batch axis.
         randomised: Whether the client adds noise of its own.
+        image_shape: Channels, height and width of one image.
         source: The network that the client's parameters are from, with the user's own modules.
     """
 
@@ -46,7 +47,21 @@ class OwnSplit:
     cut: str
     smashed_shape: tuple[int, ...]
     randomised: bool
+    image_shape: ImageShape
     source: nn.Module = field(repr=False)
+
+    def untrained(self, seed: int) -> OwnSplit:
+        """Return a split of the same client with new weights, without the server, that holds no trained weights.
+
+        Args:
+            seed: Seed of the new weights.
+
+        Raises:
+            ConfigurationError: See :meth:`build_untrained`.
+        """
+        names = {name for name, _ in self.client.named_parameters(remove_duplicate=False)}
+        source = reinitialised(self.source, seed, names)
+        return replace(self, client=self.build_untrained(seed), server=None, source=source)
 
     def build_untrained(self, seed: int) -> nn.Module:
         """Build the client with newly initialised weights; the user's function is not called, as it may load weights.
@@ -107,7 +122,9 @@ def own_splits(
         checked = check_client(client, image_shape, f"{where}: the client")
         if server is not None:
             server = _checked_server(server, checked.client, image_shape, where)
-        return [OwnSplit(checked.client, server, "", checked.smashed_shape, checked.randomised, checked.client)]
+        return [
+            OwnSplit(checked.client, server, "", checked.smashed_shape, checked.randomised, image_shape, checked.client)
+        ]
     if isinstance(returned, tuple | list):
         raise ConfigurationError(f"--cut {cuts[0]}: {where} is a client and a server; --cut cuts a whole network")
     whole = copy_in_eval_mode(client, f"{where}: the model")
@@ -119,7 +136,7 @@ def _cut(model: nn.Module, cut: str, image_shape: ImageShape, reference: str) ->
     checked = check_client(client, image_shape, f"{reference}: the client cut after {cut}")
     # a traced client has lost the user's own modules, and with them their ways to initialise themselves
     source = checked.client if server is None else model
-    return OwnSplit(checked.client, server, cut, checked.smashed_shape, checked.randomised, source)
+    return OwnSplit(checked.client, server, cut, checked.smashed_shape, checked.randomised, image_shape, source)
 
 
 def _returned(reference: str) -> object:

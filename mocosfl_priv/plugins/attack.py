@@ -24,6 +24,8 @@ class Attack(ABC):
     needs: capabilities without which the attack cannot work; refused before training where they are not granted.
     optional: capabilities it makes use of where they are granted.
     blind: it does not look at the smashed data; a control, not an attack.
+    searches_by_gradient: it searches for every victim's image by gradients through the client, instead of learning to
+        invert messages from images of its own. A defense may mask such gradients, which protects from nobody else.
 
     An attack that is granted TRAINING_STREAM attends the training of the system that it attacks. One that is granted
     GRADIENT_CHANNEL changes that training, so it gets one of its own.
@@ -41,6 +43,7 @@ class Attack(ABC):
 
     needs: ClassVar[frozenset[Capability]] = frozenset()
     blind: ClassVar[bool] = False
+    searches_by_gradient: ClassVar[bool] = False
     optional: ClassVar[frozenset[Capability]] = frozenset()
 
     @property

@@ -189,7 +189,9 @@ class Destination:
             raise ConfigurationError(f"--out {self.folder} holds files that are not a run's; it is not overwritten")
 
     def _is_run(self) -> bool:
-        return (self.folder / "run.json").is_file()
+        return (self.folder / "run.json").is_file() or (
+            _is_sweep(self.folder) and any((self.folder / "runs").glob("*/run.json"))
+        )
 
     def __enter__(self) -> Destination:
         try:

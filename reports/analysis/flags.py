@@ -25,6 +25,11 @@ EXPLANATIONS = {
         "A white-box attacker can run the black-box attack too, so a weaker white-box result is a sign of a badly "
         "tuned attack."
     ),
+    "masked-gradients": (
+        "A search by gradients through the client fails where an attack that learns from pairs of images and messages "
+        "succeeds. The client's gradients are masked, which protects from this kind of attack only; judge the defense "
+        "by the others."
+    ),
     "more-data-worse": (
         "More auxiliary images should never hurt an attacker; if they do, the attack was not trained long enough."
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
+from math import isnan
 from typing import Any, Literal
 
 import matplotlib
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord
+from reports.analysis.findings_text import tenths
 from reports.analysis.per_image import GROUP
 from reports.analysis.side_by_side import Line
 from reports.analysis.summary import SummaryRow, headline_rows
@@ -41,12 +43,14 @@ LEAK_LABEL = "leak ratio R  (1: perfect reconstruction, 0: blind guess)"
 def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, Chart]:
     """Draw all charts of a run; returns them by file stem.
 
-    ``heat_maps`` is drawn only if a defense has several cut layers or target fractions, ``leakage`` only if leakage was
-    measured during training.
+    ``tradeoff`` is drawn only if accuracies were measured, ``heat_maps`` only if a defense has several cut layers or
+    target fractions, ``leakage`` only if leakage was measured during training.
     """
     informed = [row for row in rows if not row.blind]
     headlines = headline_rows(informed or rows)
-    charts = {"tradeoff": tradeoff(headlines)}
+    charts = {}
+    if not all(isnan(row.linear.value) for row in headlines):  # without labels there is no accuracy to draw
+        charts["tradeoff"] = tradeoff(headlines)
     if _has_grid(headlines):
         charts["heat_maps"] = heat_maps(headlines)
     charts["leak_ladder"] = leak_ladder(rows)
@@ -313,7 +317,7 @@ def _numbers(row: SummaryRow) -> str:
     leak = row.leak_ratio
     return (
         f"{row.system}, {row.attack}: R {leak.value:.3f} [{leak.low:.3f}, {leak.high:.3f}], "
-        f"SSIM {row.similarity.value:.3f}, linear probe {100 * row.linear.value:.1f} %"
+        f"SSIM {row.similarity.value:.3f}, linear probe {tenths(row.linear.value)}"
     )
 
 

@@ -106,6 +106,19 @@ def test_a_black_box_that_beats_the_white_box_shows_a_weak_attack() -> None:
     assert flags({("bottleneck", "rmle"): 0.603}) == []  # a difference too small to matter
 
 
+def test_a_search_that_masked_gradients_mislead_is_flagged() -> None:
+    searching = replace(
+        FACTS, attacks=[attack("floor", blind=True), attack("decoder", white=True),
+                        attack("rmle", white=True, searches_by_gradient=True)],
+    )  # fmt: skip
+    (flag,) = flags({("bottleneck", "rmle"): 0.99, ("bottleneck", "decoder"): 0.13}, facts=searching)
+    assert (flag.name, flag.defense, flag.attack) == ("masked-gradients", "bottleneck", "rmle")
+    assert "finds R 0.01" in flag.sentence and "decoder finds R 0.87" in flag.sentence
+    # a search that is only weaker, or that finds more, is not misled
+    assert flags({("bottleneck", "rmle"): 0.5, ("bottleneck", "decoder"): 0.3}, facts=searching) == []
+    assert flags({("bottleneck", "rmle"): 0.2, ("bottleneck", "decoder"): 0.9}, facts=searching) == []
+
+
 def ladder(parameter: str, small: object, large: object, **more: Any) -> RunFacts:
     same: dict[str, Any] = {"kind": "attacks.decoder:DecoderAttack"}
     attacks = [
