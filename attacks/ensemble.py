@@ -17,7 +17,6 @@ from mocosfl_priv import (
     AttackerView,
     Budget,
     Capability,
-    MocosflPrivError,
     PluginSpec,
     blind_guess,
     derive_seed,
@@ -256,7 +255,7 @@ def _run(member: Member, view: AttackerView, budget: Budget, seed: int) -> Tenso
     try:
         with global_seed(seed, member.label):
             images = attack.reconstruct(inner, budget, derive_seed(seed, member.label))
-    except MocosflPrivError:
+    except Exception:
         return None
     return images.clamp(0, 1) if bool(images.isfinite().all()) else None
 

@@ -10,7 +10,7 @@ an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -57,6 +57,7 @@ FEWEST_VALIDATIONS = 6  # with fewer, a training is too short to judge whether i
 FALLING_LOSS = 0.05  # the loss has fallen if it falls by this fraction from the first to the last third of a training
 RISING_KNN = 0.01  # kNN accuracy has risen if it rises by this much from the first to the last third
 WHITE_BOX = "client_weights"
+UNKNOWN = -1.0  # a target fraction that nobody stated
 MASKED = 0.5  # a search that finds less than this share of what learning finds is misled
 DECODER = "architecture"  # name of the attack parameter that describes a decoder
 DATA_PARAMETERS = ("auxiliary_images", "auxiliary_fraction", "target_fraction")  # how much of its data an attack uses
@@ -138,6 +139,11 @@ def reliability_flags(
     training: one row per validation, with `SYSTEM_KEYS`, step, loss, validation_knn and client_signature (NaN where not
         measured). None for an audit, which trains nothing.
     """
+    # an audited client's name may not say its target fraction; missing values would be dropped from all groups
+    cells, per_image = (
+        frame.assign(target_fraction=frame["target_fraction"].astype(float).fillna(UNKNOWN))
+        for frame in (cells, per_image)
+    )
     failed = {tuple(row) for row in cells.loc[cells["mse"].isna(), [*PLACE, "attack"]].itertuples(index=False)}
     places: dict[tuple[Any, ...], _Place] = {}
     for key, values in per_image.groupby(PLACE, sort=False):
@@ -163,7 +169,8 @@ def reliability_flags(
         *_few_seeds(cells, "attack" if training is None else "training"),
         *_about_trainings(training),
     ]
-    return sorted(found, key=lambda flag: FLAGS.index(flag.name))
+    told = [replace(flag, target_fraction=None) if flag.target_fraction == UNKNOWN else flag for flag in found]
+    return sorted(told, key=lambda flag: FLAGS.index(flag.name))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ class Failing(Attack):
         raise RunFailedError("diverged")
 
 
+class Breaking(Attack):
+    """Fails as a library does."""
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        raise RuntimeError("out of memory")
+
+
 @pytest.fixture
 def only_members(monkeypatch: pytest.MonkeyPatch) -> None:
     """No attack but those given as members."""
@@ -56,6 +63,7 @@ def test_the_best_member_is_found_without_the_victims_and_failures_are_survived(
     view = make_view(ColourMixClient(), victims, photo_patches(120), compute)
     members = (
         {"name": f"{HERE}Failing"},
+        {"name": f"{HERE}Breaking"},
         {"name": f"{HERE}Inverse", "error": 0.2},
         {"name": f"{HERE}Inverse", "error": 0.1},
         {"name": f"{HERE}Inverse"},

@@ -119,6 +119,19 @@ def test_a_search_that_masked_gradients_mislead_is_flagged() -> None:
     assert flags({("bottleneck", "rmle"): 0.2, ("bottleneck", "decoder"): 0.9}, facts=searching) == []
 
 
+def test_a_system_whose_target_fraction_nobody_stated_has_the_same_flags() -> None:
+    cells, per_image = results(
+        {("client.tar", "floor"): 1.0, ("client.tar", "decoder"): 0.5, ("client.tar", "rmle"): 0.9}
+    )
+    known = reliability_flags(cells, per_image, FACTS)
+    unknown = [frame.assign(target_fraction=np.nan) for frame in (cells, per_image)]
+    found = reliability_flags(unknown[0], unknown[1], FACTS)
+    assert [flag.name for flag in found] == [flag.name for flag in known] != []
+    assert "no-undefended-control" in {flag.name for flag in found}
+    row = unknown[0].iloc[1]
+    assert [flag.concerns(row) for flag in found] == [flag.concerns(cells.iloc[1]) for flag in known]
+
+
 def ladder(parameter: str, small: object, large: object, **more: Any) -> RunFacts:
     same: dict[str, Any] = {"kind": "attacks.decoder:DecoderAttack"}
     attacks = [
