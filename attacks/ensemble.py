@@ -186,8 +186,11 @@ class EnsembleAttack(Attack):
         tried = 0.0
         for left in range(rounds, 0, -1):
             this_round = scouting.share(1 / left)
-            errors = {}
+            errors: dict[str, float] = {}
             for place, member in enumerate(alive):
+                if scouting.seconds is not None and scouting.exhausted and len(errors) >= FINALISTS:
+                    errors[member.label] = math.inf  # no time is left to try it, and what was tried goes on
+                    continue
                 part = this_round.share(1 / (len(alive) - place))
                 tried = _size(part)
                 images = _run(member, rehearsal, part, seed)

@@ -27,6 +27,7 @@ from mocosfl_priv.runtime.compute import Compute
 
 BATCH_FOR_INFERENCE = 128
 STATISTICS_IMAGES = 1024
+AFFORDABLE, AFFORDABLE_BATCH = 0.1, 64  # the share of the time left for each set of images encoded beforehand
 SMALLEST_BATCH, LARGEST_BATCH, ENOUGH_BATCHES = 16, 32, 32
 WARM_UP = 0.1
 LOSS_CHECK_EVERY = 20  # steps
@@ -207,10 +208,14 @@ def train_inverter(
     (False, torch.Size([8, 3, 8, 8]))
     """
     known = train[torch.randperm(len(train), generator=rng)[:STATISTICS_IMAGES].to(train.device)]
-    messages = sender(known)
+    with torch.no_grad():
+        messages = sender.protect(affordable(sender.encode, known, budget))
+    known = known[: len(messages)]
     first = Standardise(messages, train.shape[2:]) if standardise else nn.Identity()
     network = nn.Sequential(first, decoder).to(compute.device).to(memory_format=torch.channels_last)
-    held_out = HeldOut(sender, validation, compute)
+    encoded = affordable(sender.encode, validation, budget)
+    validation = validation[: len(encoded)]
+    held_out = HeldOut(sender, validation, encoded, compute)
     if isinstance(decoder, SubPixelDecoder | ArrangedDecoder):
         if not bool(messages.isfinite().all()):
             raise RunFailedError("the inversion network cannot be trained: messages of auxiliary images are not finite")
@@ -273,14 +278,39 @@ def batch_size_for(images: int, budget: Budget) -> int:
     return max(SMALLEST_BATCH, min(LARGEST_BATCH, images // ENOUGH_BATCHES))
 
 
+def affordable(encode: Callable[[Tensor], Tensor], images: Tensor, budget: Budget) -> Tensor:
+    """Encode images before a training; where the clock ends it, no more of them than a part of its time allows.
+
+    A deep client takes seconds for a thousand images, which a training of a few seconds does not have.
+
+    Args:
+        encode: images (n, 3, h, w) to smashed data.
+        images: float (n, 3, h, w) in [0, 1].
+        budget: of the training.
+
+    Returns:
+        The smashed data of all images, or of the first ones, at least `AFFORDABLE_BATCH`.
+    """
+    if budget.seconds is None:
+        return encode(images)
+    end = budget.elapsed + AFFORDABLE * max(0.0, budget.seconds - budget.elapsed)
+    encoded = []
+    for batch in images.split(AFFORDABLE_BATCH):
+        encoded.append(encode(batch))
+        if budget.elapsed > end:
+            break
+    return torch.cat(encoded)
+
+
 class HeldOut:
     """Keeps the best state of a network so far, by its MSE on images that it is not trained on."""
 
-    def __init__(self, sender: MessageEncoder, images: Tensor, compute: Compute) -> None:
+    def __init__(self, sender: MessageEncoder, images: Tensor, encoded: Tensor, compute: Compute) -> None:
+        """encoded: what `sender` encodes of `images`; `protect` applies the defense anew in every comparison."""
         self._sender = sender
         self._images = images
         self._compute = compute
-        self._encoded = sender.encode(images)  # once; `protect` applies the defense anew in every comparison
+        self._encoded = encoded
         self._error = math.inf
         self._state: dict[str, Tensor] | None = None
 
