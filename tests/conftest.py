@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Where Python is told to write no bytecode, each of the many processes that tests start would compile torch again,
+# which takes longer than most tests. They share compiled modules beside pytest's own cache, and nowhere else.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode"))
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"]
+    for _folder in Path(sys.pycache_prefix, *Path(tempfile.gettempdir()).parts[1:]).glob("pytest-of-*"):
+        shutil.rmtree(_folder, ignore_errors=True)  # modules that tests of an earlier run wrote
 
 # The tests' networks are so small that a second thread costs more than it gains: a worker has one core, before torch
 # counts them.
@@ -11,7 +24,6 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     os.sched_setaffinity(0, {_cores[int(worker.removeprefix("gw")) % len(_cores)]})
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np

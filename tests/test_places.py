@@ -82,7 +82,7 @@ def _hold(path: Path, ready: Any, leave: Any) -> None:
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # the parent holds no lock yet, and a fork imports nothing again
     ready, leave = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(tmp_path / "lock", ready, leave))
     holder.start()

@@ -13,8 +13,8 @@ from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
 
 
-def trained_surrogate(compute: Compute, strength: float) -> tuple[AdversarialNoise, Tensor, Tensor]:
-    """After 60 steps on smooth images behind an untrained client; the images, and their smashed data."""
+def trained_surrogate(compute: Compute, strength: float, steps: int = 60) -> tuple[AdversarialNoise, Tensor, Tensor]:
+    """After some steps on smooth images behind an untrained client; the images, and their smashed data."""
     defense = AdversarialNoise(strength=strength, decoder="res_normN0C8")
     ctx = replace(small_context(defense, compute), training_steps=1000)
     defense.prepare(ctx)
@@ -23,7 +23,7 @@ def trained_surrogate(compute: Compute, strength: float) -> tuple[AdversarialNoi
     client = ctx.build_model().client
     rng = torch.Generator().manual_seed(1)
     smashed: Tensor = client(images).detach()
-    for _ in range(60):
+    for _ in range(steps):
         defense.protect(smashed, rng, MessageKind.QUERY)
         assert defense.client_loss(images, smashed) is None
     return defense, images, smashed
@@ -49,7 +49,7 @@ def test_it_lowers_the_surrogate_s_score_and_more_than_noise_of_that_size(comput
 
 def test_it_finds_the_most_sensitive_direction_of_a_linear_decoder(compute: Compute) -> None:
     """Where the surrogate is linear the direction is its first right singular vector."""
-    defense, _, smashed = trained_surrogate(compute, strength=1.0)
+    defense, _, smashed = trained_surrogate(compute, strength=1.0, steps=2)  # its decoder is replaced
     matrix = torch.randn(12, smashed[0].numel(), generator=torch.Generator().manual_seed(3))
     matrix *= 0.7 ** torch.arange(12).view(-1, 1)  # singular values far apart
     defense._surrogate.decoders[0] = torch.nn.Sequential(torch.nn.Flatten(), linear(matrix))
@@ -67,7 +67,7 @@ def linear(matrix: Tensor) -> torch.nn.Linear:
 
 
 def test_strength_zero_changes_nothing(compute: Compute) -> None:
-    defense, _, smashed = trained_surrogate(compute, strength=0.0)
+    defense, _, smashed = trained_surrogate(compute, strength=0.0, steps=10)
     torch.testing.assert_close(defense.protect(smashed, torch.Generator()), smashed)
 
 

@@ -47,6 +47,10 @@ from tests.conftest import TINY
 from tests.interruption import Interruption
 
 TIMES = ["attack_seconds", "attack_peak_megabytes", "training_seconds"]
+# For tests that look at trainings and attacks only: no recognition judge, no evaluation with few labels.
+NO_EXTRAS = {**TINY["evaluation"], "recognition_epochs": 0, "label_fractions": []}
+SPY, SHOUTING = "tests.experiment.test_experiment:Spy", "tests.experiment.test_experiment:Shouting"
+VANDAL, FAULTY = "tests.experiment.test_experiment:Vandal", "tests.experiment.test_experiment:Faulty"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,19 @@ def trained_tiny() -> tuple[Plan, TrainedSystem]:
     """The tiny system, trained once for the tests that only attack it."""
     plan = Experiment.from_dict(TINY).plan()
     return plan, train_system(plan.context, plan.systems[0])
+
+
+@pytest.fixture(scope="module")
+def trained_shouting() -> TrainedSystem:
+    """The tiny system behind a defense that shows in every message, trained once for those who look at views."""
+    plan = Experiment.from_dict({**TINY, "defenses": [SHOUTING], "attacks": [SPY]}).plan()
+    return train_system(plan.context, plan.systems[0])
+
+
+@pytest.fixture(scope="module")
+def troubled_run() -> RunResult:
+    """The tiny experiment after an attack that spoils all it is given, and one that fails."""
+    return Experiment.from_dict({**TINY, "attacks": [VANDAL, {"name": FAULTY, "how": "nan"}, *TINY["attacks"]]}).run()
 
 
 def test_one_row_per_cell_with_sane_values(tiny_run: RunResult) -> None:
@@ -97,7 +114,7 @@ def test_the_same_experiment_gives_the_same_numbers(tiny: dict[str, Any], tiny_r
 
 
 def test_another_seed_gives_other_numbers_on_the_same_victims(tiny: dict[str, Any], tiny_run: RunResult) -> None:
-    other = Experiment.from_dict({**tiny, "seeds": [1]}).run()
+    other = Experiment.from_dict({**tiny, "seeds": [1], "attacks": tiny["attacks"][:2], "evaluation": NO_EXTRAS}).run()
     assert other.record.info["roles"] == tiny_run.record.info["roles"]
     assert other.table()["mse"][1] != tiny_run.table()["mse"][1]
     assert other.table()["mse_floor"][1] == tiny_run.table()["mse_floor"][1]
@@ -222,6 +239,7 @@ class Counting(Defense):
 def test_every_system_trains_a_defense_of_its_own_which_is_as_old_as_its_model(tiny: dict[str, Any]) -> None:
     tiny |= {"defenses": [{"name": f"{__name__}:Counting"}], "seeds": [0, 1], "attacks": ["floor"]}
     tiny["training"] |= {"epochs": 2, "monitor_every": 1}
+    tiny["data"] |= {"train_limit": 300}
     tiny["evaluation"] |= {"label_fractions": []}
     plan = Experiment.from_dict(tiny).plan()
     for system in plan.systems:
@@ -285,16 +303,9 @@ def test_what_detectors_found_stands_in_the_record(tiny: dict[str, Any], tmp_pat
     pd.testing.assert_frame_equal(read_record(tmp_path).detections, found, check_dtype=False)
 
 
-def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any]) -> None:
-    plan = Experiment.from_dict(
-        {
-            **tiny,
-            "defenses": ["tests.experiment.test_experiment:Shouting"],
-            "attacks": ["tests.experiment.test_experiment:Spy"],
-        }
-    ).plan()
-    context = plan.context
-    trained = train_system(context, plan.systems[0])
+def test_attacks_see_the_defended_message_and_no_victim(tiny: dict[str, Any], trained_shouting: TrainedSystem) -> None:
+    plan = Experiment.from_dict({**tiny, "defenses": [SHOUTING], "attacks": [SPY]}).plan()
+    context, trained = plan.context, trained_shouting
     attack_system(context, trained, plan.attacks[0])
     view = Spy.views.pop()
     victims = context.victims.images
@@ -340,10 +351,11 @@ def reachable(root: object) -> list[object]:
     return list(found.values())
 
 
-def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None:
-    plan = Experiment.from_dict({**tiny, "attacks": ["tests.experiment.test_experiment:Spy"]}).plan()
-    context = plan.context
-    trained = train_system(context, plan.systems[0])
+def test_nothing_that_a_view_reaches_holds_victims(
+    tiny: dict[str, Any], trained_tiny: tuple[Plan, TrainedSystem]
+) -> None:
+    plan = Experiment.from_dict({**tiny, "attacks": [SPY]}).plan()
+    context, (_, trained) = plan.context, trained_tiny
     view = view_of(plan, trained)
     things = reachable(view)
     assert any(thing is view.client for thing in things) and any(isinstance(thing, NoDefense) for thing in things)
@@ -355,10 +367,12 @@ def test_nothing_that_a_view_reaches_holds_victims(tiny: dict[str, Any]) -> None
     assert id(context) in {id(thing) for thing in reachable(lambda: context)}
 
 
-def test_victims_poisoned_after_the_view_was_built_change_nothing(tiny: dict[str, Any]) -> None:
-    attack = {"name": "decoder", "architecture": "unet_N1C8", "epochs": 1}
-    plan = Experiment.from_dict({**tiny, "attacks": [attack]}).plan()
-    trained = train_system(plan.context, plan.systems[0])
+def test_victims_poisoned_after_the_view_was_built_change_nothing(
+    tiny: dict[str, Any], trained_tiny: tuple[Plan, TrainedSystem]
+) -> None:
+    attack = {"name": "decoder", "architecture": "unet_N1C8", "steps": 10}
+    plan = Experiment.from_dict({**tiny, "attacks": [attack]}).plan()  # its context is poisoned, and nobody else's
+    _, trained = trained_tiny
     plugin = plan.attacks[0].plugin
     with global_seed(0, "clean"):
         clean = plugin.reconstruct(view_of(plan, trained), Budget(), 0)
@@ -445,50 +459,39 @@ class Vandal(Attack):
         return torch.zeros(len(view.smashed), *view.image_shape)
 
 
-def test_an_attack_cannot_spoil_what_comes_after_it(tiny: dict[str, Any], tiny_run: RunResult) -> None:
-    vandal = "tests.experiment.test_experiment:Vandal"
-    run = Experiment.from_dict({**tiny, "attacks": [vandal, *tiny["attacks"]]}).run()
-    after = run.table().iloc[1:].reset_index(drop=True)
+def test_an_attack_cannot_spoil_what_comes_after_it(troubled_run: RunResult, tiny_run: RunResult) -> None:
+    assert troubled_run.table()["attack"].tolist()[:2] == ["Vandal", "Faulty"]
+    after = troubled_run.table().iloc[2:].reset_index(drop=True)
     pd.testing.assert_frame_equal(after.drop(columns=TIMES), tiny_run.table().drop(columns=TIMES))
-    name, arrays = next(iter(run.record.models.items()))
+    name, arrays = next(iter(troubled_run.record.models.items()))
     assert all(np.array_equal(arrays[key], tiny_run.record.models[name][key]) for key in arrays)
 
 
-def test_a_non_adaptive_attacker_does_not_know_the_defense(tiny: dict[str, Any]) -> None:
-    plan = Experiment.from_dict(
-        {
-            **tiny,
-            "defenses": ["tests.experiment.test_experiment:Shouting"],
-            "attacks": ["tests.experiment.test_experiment:Spy"],
-            "threat": {"adaptive": False},
-        }
-    ).plan()
-    trained = train_system(plan.context, plan.systems[0])
-    view = view_of(plan, trained)
+def test_a_non_adaptive_attacker_does_not_know_the_defense(
+    tiny: dict[str, Any], trained_shouting: TrainedSystem
+) -> None:
+    threat = {"adaptive": False}
+    plan = Experiment.from_dict({**tiny, "defenses": [SHOUTING], "attacks": [SPY], "threat": threat}).plan()
+    trained, view = trained_shouting, view_of(plan, trained_shouting)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(view.query(images), trained.model.client(images))
         torch.testing.assert_close(view.protect(images), images)
 
 
-def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(tiny: dict[str, Any]) -> None:
-    plan = Experiment.from_dict(
-        {
-            **tiny,
-            "defenses": ["tests.experiment.test_experiment:Shouting"],
-            "attacks": ["decoder"],
-            "threat": {"adaptive": False, "grants": ["query", "auxiliary_data"]},
-        }
-    ).plan()
-    trained = train_system(plan.context, plan.systems[0])
-    view = view_of(plan, trained)
+def test_a_real_query_passes_the_defense_even_if_the_attacker_does_not_know_it(
+    tiny: dict[str, Any], trained_shouting: TrainedSystem
+) -> None:
+    threat = {"adaptive": False, "grants": ["query", "auxiliary_data"]}
+    plan = Experiment.from_dict({**tiny, "defenses": [SHOUTING], "attacks": ["decoder"], "threat": threat}).plan()
+    trained, view = trained_shouting, view_of(plan, trained_shouting)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(view.query(images), 10 * trained.model.client(images))
 
 
 def test_what_turns_out_impossible_during_a_run_is_a_failed_run(tiny: dict[str, Any]) -> None:
-    tiny |= {"attacks": [{"name": "tests.experiment.test_experiment:Faulty", "how": "reach"}]}
+    tiny |= {"attacks": [{"name": FAULTY, "how": "reach"}]}
     with pytest.raises(RunFailedError, match="reached for query"):
         Experiment.from_dict(tiny).run()
 
@@ -506,7 +509,7 @@ def test_a_failed_attack_is_a_row_with_its_cause(
     how: str, cause: str, trained_tiny: tuple[Plan, TrainedSystem]
 ) -> None:
     plan, trained = trained_tiny
-    faulty = ATTACKS.create(PluginSpec(name="tests.experiment.test_experiment:Faulty", how=how))
+    faulty = ATTACKS.create(PluginSpec(name=FAULTY, how=how))
     cell = attack_system(plan.context, trained, faulty)
     assert cause in cell.row["failure"]
     assert np.isnan([cell.row[name] for name in ("mse", "psnr", "leak_ratio")]).all()
@@ -515,20 +518,19 @@ def test_a_failed_attack_is_a_row_with_its_cause(
 
 def test_an_attack_that_reaches_for_more_ends_the_run(trained_tiny: tuple[Plan, TrainedSystem]) -> None:
     plan, trained = trained_tiny
-    reaching = ATTACKS.create(PluginSpec(name="tests.experiment.test_experiment:Faulty", how="reach"))
+    reaching = ATTACKS.create(PluginSpec(name=FAULTY, how="reach"))
     with pytest.raises(ThreatModelError, match="reached for query"):
         attack_system(plan.context, trained, reaching)
 
 
-def test_a_failure_is_reported_and_takes_no_part_in_averages(tiny: dict[str, Any], tmp_path: Path) -> None:
-    faulty = {"name": "tests.experiment.test_experiment:Faulty", "how": "nan"}
-    run = Experiment.from_dict({**tiny, "attacks": [faulty, *tiny["attacks"]]}).run()
+def test_a_failure_is_reported_and_takes_no_part_in_averages(troubled_run: RunResult, tmp_path: Path) -> None:
+    run = troubled_run
     page = run.report(tmp_path / "run")
     assert "attack Faulty failed with seed 0 and takes no part in any average" in html.unescape(page.read_text())
     summary = pd.read_csv(tmp_path / "run" / "summary.csv")
     assert "Faulty" not in set(summary["attack"]) and np.isfinite(summary["leak_ratio"]).all()
     assert read_record(tmp_path / "run").cells["failure"].tolist() == run.table()["failure"].tolist()
-    with pytest.raises(RunFailedError, match="1 of 4 attacks failed; the first: 'Faulty' on none"):
+    with pytest.raises(RunFailedError, match="1 of 5 attacks failed; the first: 'Faulty' on none"):
         run.require_success()
 
 
@@ -592,8 +594,9 @@ def test_real_images_run_through_the_whole_path(partition: str, shared: Path, ti
 def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, Any], tiny_run: RunResult) -> None:
     curve = {"every": 1, "attacks": ["floor", {"name": "rmle", "iterations": 150, "tv": 0.01}]}
     training = {**tiny["training"], "epochs": 2, "monitor_every": 2}
-    plain = Experiment.from_dict({**tiny, "training": training}).run()
-    watched = Experiment.from_dict({**tiny, "training": training, "leakage": curve}).run()
+    document = {**tiny, "training": training, "attacks": tiny["attacks"][:2], "evaluation": NO_EXTRAS}
+    plain = Experiment.from_dict(document).run()
+    watched = Experiment.from_dict({**document, "leakage": curve}).run()
     pd.testing.assert_frame_equal(watched.table().drop(columns=TIMES), plain.table().drop(columns=TIMES))
     pd.testing.assert_frame_equal(watched.record.training, plain.record.training)
     leakage = watched.record.leakage
@@ -601,6 +604,10 @@ def test_the_leakage_curve_watches_training_and_leaves_it_alone(tiny: dict[str, 
     assert leakage["epoch"].round().tolist() == [1, 1, 2, 2]
     assert (leakage["leak_ratio"][leakage["attack"] == "rmle"] > 0.1).all()
     assert plain.record.leakage.empty
+    for (name, arrays), (other, others) in zip(
+        watched.record.models.items(), plain.record.models.items(), strict=True
+    ):  # what more evaluation would look at
+        assert name == other and all(np.array_equal(arrays[key], others[key]) for key in arrays | others)
 
 
 def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run: RunResult) -> None:
@@ -611,6 +618,7 @@ def test_attacks_attend_the_training_they_attack(tiny: dict[str, Any], tiny_run:
         **tiny,
         "attacks": [{"name": "fsha", **small, **fit}, "floor", {"name": "sdar", **small, **fit}],
         "threat": {"grants": grants, "steps": 100},
+        "evaluation": NO_EXTRAS,
     }
 
     class Counting(Silent):
@@ -697,6 +705,7 @@ def test_everything_at_once(tiny: dict[str, Any]) -> None:
             **tiny,
             "protocol": "paper",
             "attacks": ["floor"],
+            "evaluation": NO_EXTRAS,
             "cut_layers": [2],
             "data": {"train_limit": 240, "test_limit": 100, "victims": 8},
             "model": {"backbone": "mobilenetv2", "width": 8, "head": "v1", "projector_out": 16},
