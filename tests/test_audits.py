@@ -201,6 +201,10 @@ def test_accuracies_are_measured_on_labelled_victims() -> None:
     options: dict[str, Any] = {"victims": images, "auxiliary": blobs(20, 1), "attacks": ["floor"]}
     row = audit(Shifted(), labels=labels, **options).table().iloc[0]
     assert row["knn_accuracy"] > 0.9 and row["linear_accuracy"] > 0.9  # brightness is the class
+    assert math.isnan(row["linear_untrained"]) or row["linear_untrained"] > 0.9  # it has no weights to lose
+    torch.manual_seed(0)
+    whole = audit(Whole(), labels=labels, cuts=["first"], **options).table().iloc[0]
+    assert 0 < whole["linear_untrained"] <= 1
     blind = audit(Constant(), labels=labels, **options).table().iloc[0]
     assert blind["knn_accuracy"] < 0.4 and blind["linear_accuracy"] < 0.4
     unlabelled = audit(nn.Identity(), **options)

@@ -31,6 +31,7 @@ from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.experiment.scoring import Scoring
 from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.models.client_check import check_client
+from mocosfl_priv.models.initialisation import reinitialised
 from mocosfl_priv.models.own_model import OwnSplit
 from mocosfl_priv.models.split import forward_flops
 from mocosfl_priv.plugins import ATTACKS, Attack, AuxiliaryData, Capability, Defense, Loaded, ThreatModel
@@ -282,7 +283,7 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
     try:
         for place, split, defense, seed in systems:
             keys = {"defense": defense.label, "cut_layer": place + 1, "target_fraction": 0.0, "seed": seed}
-            probe = _probe(plan, split, defense, seed)
+            probe = _probe(plan, place, defense, seed)
             cost = _cost(split.client, context.victims.images.shape[1:])
             rest = {"checkpoint": split.cut, **_accuracies(probe), **cost, **context.scoring.recognition_levels}
             target = _target(plan, place, defense, seed)
@@ -427,9 +428,9 @@ def _accuracies(probe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _probe(plan: OwnAuditPlan, split: OwnSplit, defense: Loaded[Defense], seed: int) -> dict[str, Any]:
+def _probe(plan: OwnAuditPlan, place: int, defense: Loaded[Defense], seed: int) -> dict[str, Any]:
     """Whether each victim is classified correctly, cross-validated among the victims; NaN without enough labels."""
-    images = plan.context.roles[Role.VICTIMS]
+    split, images = plan.splits[place], plan.context.roles[Role.VICTIMS]
     unmeasured = np.full(len(images), np.nan)
     probe: dict[str, Any] = {
         "image": np.arange(len(images)),
@@ -446,6 +447,10 @@ def _probe(plan: OwnAuditPlan, split: OwnSplit, defense: Loaded[Defense], seed: 
     temperature = evaluation.knn_temperature
     probe["knn"] = cross_validated_knn(found, labels, folds, classes, temperature)
     probe["linear"] = cross_validated_probe(found, labels, folds, evaluation.linear_probe_penalties)
+    untrained = _untrained(plan, place, seed)
+    if untrained is not None:
+        found = _features(untrained, None, images.images, seed, plan.context.conditions.compute.device)
+        probe["linear_untrained"] = cross_validated_probe(found, labels, folds, evaluation.linear_probe_penalties)
     probe["knn_raw_pixels"] = cross_validated_knn(pixels - pixels.mean(0), labels, folds, classes, temperature)
     return probe
 
@@ -454,9 +459,22 @@ def _enough_for_probes(images: ImageSet) -> bool:
     return len(images) >= FEWEST and len(images.groups.unique()) >= FOLDS
 
 
+def _untrained(plan: OwnAuditPlan, place: int, seed: int) -> list[nn.Module] | None:
+    """Client and server, if there is one, with new weights; None where they cannot be drawn."""
+    server = plan.splits[place].server
+    if not plan.build_untrained:
+        return None
+    fresh = derive_seed(seed, "untrained")
+    try:
+        parts = [] if server is None else [reinitialised(server, fresh)]
+    except ConfigurationError:
+        return None
+    return [_seeded(plan.build_untrained[place], fresh), *parts]
+
+
 @torch.no_grad()
 def _features(
-    networks: Sequence[nn.Module], defense: Loaded[Defense], images: Tensor, seed: int, device: torch.device
+    networks: Sequence[nn.Module], defense: Loaded[Defense] | None, images: Tensor, seed: int, device: torch.device
 ) -> Tensor:
     """What the last network makes of the client's messages, flattened: float (n, d), on the CPU."""
     client, *server = (copy.deepcopy(network).to(device) for network in networks)
@@ -464,7 +482,9 @@ def _features(
     out = []
     with global_seed(seed, "probe"):
         for batch in images.split(BATCH):
-            values = defense.plugin.protect(client(to_unit_range(batch.to(device))), rng)
+            values = client(to_unit_range(batch.to(device)))
+            if defense is not None:
+                values = defense.plugin.protect(values, rng)
             for network in server:
                 values = network(values)
             out.append(values.flatten(1).float().cpu())
