@@ -399,7 +399,7 @@ def test_the_shell_audits_a_folder(
     from mocosfl_priv.cli import main
 
     monkeypatch.chdir(tmp_path)
-    for place, seed in (("mine", 0), ("others", 1)):
+    for place, seed in (("my-images", 0), ("other-images", 1)):
         for index, image in enumerate((255 * blobs(30, seed)).byte().permute(0, 2, 3, 1).numpy()):
             (tmp_path / place).mkdir(exist_ok=True)
             Image.fromarray(image).save(tmp_path / place / f"{index}.png")
@@ -411,9 +411,9 @@ def test_the_shell_audits_a_folder(
         "audit",
         "model.py:split",
         "--victims",
-        "mine",
+        "my-images",
         "--auxiliary",
-        "others",
+        "other-images",
         "--attack",
         "floor",
         "--out",
@@ -427,7 +427,7 @@ def test_the_shell_audits_a_folder(
         return int(ended.value.code or 0), said.out + said.err
 
     code, said = shell("--cut", "1", "--cut", "2", "--limit", "10")
-    assert code == 0 and "mine: 10 images" in said.replace("imagefolder:", ""), said
+    assert code == 0 and "my-images: 10 images" in said.replace("imagefolder:", ""), said
     page = (tmp_path / "out" / "report.html").read_text()
     assert (
         "cut 1 is after <code>1</code>" in page
