@@ -105,7 +105,7 @@ def test_refinement_moves_to_what_was_received_and_only_if_that_helps(compute: C
 def test_a_client_that_destroys_everything_leaks_nothing(compute: Compute) -> None:
     victims, known = photo_patches(24, "test"), photo_patches(200)
     view = make_view(ConstantClient(), victims, known, compute)
-    images = EnsembleAttack(steps=60).reconstruct(view, Budget(), 0)
+    images = EnsembleAttack(steps=30).reconstruct(view, Budget(), 0)
     assert leak_ratio(mse(images, victims), blind_guess_floor(known, victims).mse) < 0.02
 
 

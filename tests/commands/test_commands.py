@@ -58,7 +58,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def config(tmp_path: Path, tiny: dict[str, Any]) -> Path:
     """The smallest experiment as a file, without what takes longest."""
     tiny["attacks"] = ["floor", {"name": "rmle", "iterations": 20, "tv": 0.01}]
-    tiny["evaluation"] |= {"recognition_epochs": 0}
+    tiny["evaluation"] |= {"recognition_epochs": 0, "label_fractions": []}
     tiny["data"] |= {"train_limit": 300}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny))
