@@ -398,7 +398,8 @@ def test_a_colluder_holds_its_own_copy_and_the_victims_send_with_theirs(tiny: di
     tiny["data"] = {"train_limit": 240, "test_limit": 100, "victims": 8}
     tiny["model"] |= {"width": 16}
     grants = ["client_weights", "auxiliary_data", "server_model", "colluding_client"]
-    plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": {"grants": grants}}).plan()
+    threat = {"grants": grants, "steps": 100}
+    plan = Experiment.from_dict({**tiny, "attacks": [insider, spy], "threat": threat}).plan()
     context, system = plan.context, plan.systems[0]
     trained = train_system(context, system)
     target, victims = target_of(context, system, trained.model), context.victims.images
