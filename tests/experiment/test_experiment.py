@@ -708,7 +708,7 @@ def test_everything_at_once(tiny: dict[str, Any]) -> None:
             "attacks": ["floor"],
             "evaluation": NO_EXTRAS,
             "cut_layers": [2],
-            "data": {"train_limit": 240, "test_limit": 100, "victims": 8},
+            "data": {"train_limit": 160, "test_limit": 100, "victims": 8},
             "model": {"backbone": "mobilenetv2", "width": 8, "head": "v1", "projector_out": 16},
             "training": {
                 **tiny["training"],
