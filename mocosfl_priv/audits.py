@@ -87,15 +87,32 @@ def audit(
     ['floor']
     """
     cuts = [cuts] if isinstance(cuts, str) else cuts
-    require_limit(limit)
-    attacked, _ = read_images(victims, size=size, channels=channels, labels=labels)
-    known, _ = read_images(auxiliary, size=size, channels=attacked.images.shape[1])
+    attacked, known = read_audited(
+        victims, auxiliary, size=size, channels=channels, labels=labels, limit=limit, seed=seed
+    )  # fmt: skip
     splits = own_splits(client if server is None else (client, server), image_shape_of(attacked), cuts)
     planned = plan_model_audit(
-        splits, limited(attacked, limit, seed), known, build_untrained=build_untrained, defense=defense,
+        splits, attacked, known, build_untrained=build_untrained, defense=defense,
         settings={"name": name, "seeds": [seed], "attacks": attacks, "threat": threat or {}},
     )  # fmt: skip
     return RunResult(run_own_audit(planned, progress))
+
+
+def read_audited(
+    victims: Any,
+    auxiliary: Any,
+    *,
+    size: int | tuple[int, int] | None,
+    channels: int | None,
+    labels: Any,
+    limit: int | None,
+    seed: int,
+) -> tuple[ImageSet, ImageSet]:
+    """Read the victims and the attacker's images of an audit; see :func:`audit` for the arguments."""
+    require_limit(limit)
+    attacked, _ = read_images(victims, size=size, channels=channels, labels=labels)
+    known, _ = read_images(auxiliary, size=size, channels=attacked.images.shape[1])
+    return limited(attacked, limit, seed), known
 
 
 def require_limit(limit: int | None) -> None:
@@ -173,18 +190,16 @@ def attack_again(
     mocosfl_priv.errors.ConfigurationError: ...
 
     """
-    others = None
-    plans = []
     require_limit(limit)
     if limit is not None and victims is None:
         raise ConfigurationError("limit: it is about `victims`; without them, the run's own are attacked, all of them")
-    for place, labels in run_folders(Path(folder)):
-        record = read_record(place)
-        if victims is not None and others is None:
-            pixels = next(iter(record.images.values())).shape
-            others, _ = read_images(victims, size=(pixels[2], pixels[3]), channels=pixels[1])
-            others = limited(others, limit, 0)
-        plans.append((labels, plan_again(place, record, _with_floor(attacks), overrides, others)))
+    runs = [(place, labels, read_record(place)) for place, labels in run_folders(Path(folder))]
+    others = None
+    if victims is not None:
+        _, channels, height, width = next(iter(runs[0][2].images.values())).shape
+        others = limited(read_images(victims, size=(height, width), channels=channels)[0], limit, 0)
+    chosen = _with_floor(attacks)
+    plans = [(labels, plan_again(place, record, chosen, overrides, others)) for place, labels, record in runs]
     for _, planned in plans:
         tell(planned)
     if progress is not None:

@@ -36,7 +36,7 @@ from mocosfl_priv.api import Experiment, RunResult
 from mocosfl_priv.config import ComputeConfig
 from mocosfl_priv.runtime.compute import Compute
 
-settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("house", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("house")
 
 # A whole experiment in about ten seconds: every stage is the real one, only small.

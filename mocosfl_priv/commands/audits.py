@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mocosfl_priv.commands.options import DebugOption, OverwriteOption, SetOption
-from mocosfl_priv.commands.tables import print_table, show_reading, show_warnings
+from mocosfl_priv.commands.tables import print_places, print_table, show_reading, show_warnings
 
 app = typer.Typer()
 
@@ -59,10 +59,9 @@ def audit(
 ) -> None:
     """Measure what a split model that you trained leaks; nothing is trained but the attacks' own networks."""
     from mocosfl_priv.api import RunResult
-    from mocosfl_priv.audits import plan_model_audit
+    from mocosfl_priv.audits import plan_model_audit, read_audited
     from mocosfl_priv.commands.progress_bars import TerminalProgress
-    from mocosfl_priv.data.own_data import read_images
-    from mocosfl_priv.experiment.own_audit import image_shape_of, limited, run_own_audit
+    from mocosfl_priv.experiment.own_audit import image_shape_of, run_own_audit
     from mocosfl_priv.models.own_model import load_own_splits
     from mocosfl_priv.results import Destination
     from mocosfl_priv.runtime.imports import own_package
@@ -71,9 +70,9 @@ def audit(
     console = Console(stderr=True)
     with Destination(out, overwrite) as destination:
         with console.status("reading data"):
-            attacked, _ = read_images(victims, size=size, channels=channels, labels=labels)
-            attacked = limited(attacked, limit, seed)
-            known, _ = read_images(auxiliary, size=size, channels=attacked.images.shape[1])
+            attacked, known = read_audited(
+                victims, auxiliary, size=size, channels=channels, labels=labels, limit=limit, seed=seed
+            )
         splits = load_own_splits(model, image_shape_of(attacked), cut or ())
         plan = plan_model_audit(
             splits, attacked, known, overrides=set_ or (), defense=defense, model=model,
@@ -85,7 +84,7 @@ def audit(
             result = RunResult(run_own_audit(plan, progress))
         page = result.report_to(destination)
     print_table(result)
-    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+    print_places(page)
     result.require_success()
 
 
@@ -114,9 +113,7 @@ def attack_(
 
     own_package("reports")
     console = Console(stderr=True)
-
     sizes: list[int] = []
-
     with Destination(out, overwrite) as destination:
 
         def tell(plan: AgainPlan) -> None:
@@ -136,6 +133,6 @@ def attack_(
         if labels:
             print("\n" + ", ".join(f"{axis} {label}" for axis, label in labels.items()))
         print_table(result)
-    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+    print_places(page)
     for _, result in results:
         result.require_success()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mocosfl_priv.commands.options import DebugOption, OverwriteOption, SetOption, experiment_of
-from mocosfl_priv.commands.tables import print_table, show_reading
+from mocosfl_priv.commands.tables import print_places, print_table, show_reading
 from mocosfl_priv.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -302,7 +302,8 @@ def _run_devices(
         page = result.report_to(destination)
     print_table(result)
     _report_cost(result.record.info, out)
-    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}\ncosts:  {out / 'cost.csv'}")
+    print_places(page)
+    print(f"costs:  {out / 'cost.csv'}")
     result.require_success()
 
 

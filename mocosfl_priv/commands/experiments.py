@@ -19,7 +19,7 @@ from mocosfl_priv.commands.options import (
     config_path,
     experiment_of,
 )
-from mocosfl_priv.commands.tables import print_table, show_reading, show_warnings
+from mocosfl_priv.commands.tables import print_places, print_table, show_reading, show_warnings
 from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _run_to(out: Path, experiment: Experiment, overwrite: bool, resume_dir: Path
             result = run_planned(plan, progress, resume_dir)
         page = result.report_to(destination)
     print_table(result)
-    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
+    print_places(page)
     verdict = page.parent / "verdict.txt"
     if verdict.is_file():
         print(f"\nverdict, also in {verdict}:\n\n{verdict.read_text(encoding='utf-8')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -26,6 +27,11 @@ def show_warnings(console: Console, warnings: Sequence[str]) -> None:
     """Print the warnings about limits on what the results can show, one line each."""
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_places(page: Path) -> None:
+    """Print where the report `page` and the table beside it are."""
+    print(f"\nreport: {page}\ntable:  {page.parent / 'results.csv'}")
 
 
 def print_table(result: RunResult) -> None:

@@ -18,8 +18,6 @@ from mocosfl_priv.config import ExperimentConfig, load_config
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.roles import Role, check_disjoint, check_groups, role_record
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.evaluation.utility import to_unit_range
-from mocosfl_priv.experiment.attack import Target
 from mocosfl_priv.experiment.attack_system import target_of, with_own_plugin
 from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING
 from mocosfl_priv.experiment.context import EvaluationContext
@@ -29,15 +27,11 @@ from mocosfl_priv.experiment.rows import CellResult, try_attack
 from mocosfl_priv.experiment.system import System
 from mocosfl_priv.experiment.train import restored_model
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import ATTACKS, Attack, Loaded, ThreatModel
 from mocosfl_priv.results import (
     ATTACK_COSTS,
     CELL_KEYS,
-    GIVEN,
     GUARANTEE,
-    LEAKAGE_COLUMNS,
     METRICS,
-    TEST_VICTIMS,
     RunRecord,
 )
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
@@ -120,15 +114,12 @@ def plan_again(
     own = [f"attacks={json.dumps(list(attacks), default=str)}"] if attacks else []
     config = load_config(folder / "config.yaml", [*own, "leakage.every=0", *overrides])
     plan = _attacked(config)
-    context = plan.context
-    kept = record.info["roles"]
-    changed = [
-        role for role, now in context.roles.records.items() if kept[role]["content_sha256"] != now.content_sha256
-    ]
+    kept, found = record.info["roles"], plan.context.roles.records
+    changed = [role for role, now in found.items() if kept[role]["content_sha256"] != now.content_sha256]
     if changed:
         raise ConfigurationError(f"{folder}: images of {', '.join(changed)} have changed since the run was made")
     if victims is not None:
-        _use_victims(context, victims)
+        plan = _with_victims(plan, victims)
     for system in plan.systems:
         _open_model(folder, system)
     check_attacks(plan)
@@ -145,15 +136,16 @@ def require_settable(overrides: Sequence[str], why: str) -> None:
 
 def _attacked(config: ExperimentConfig) -> Plan:
     """The grid of `config`, without what a run does not keep of its training."""
-    reachable = ThreatModel.of(set(config.threat.grants) - ONLY_IN_TRAINING, config.threat.adaptive)
-    for spec in config.attacks:
-        attack = ATTACKS.create(spec)
-        reachable.require(attack.plugin.needs, attack.label)
     plan = lay_out(config)
+    reachable = plan.context.threat.without(ONLY_IN_TRAINING)
+    for attack in plan.attacks:
+        reachable.require(attack.plugin.needs, attack.label)
     return replace(plan, context=replace(plan.context, threat=reachable))
 
 
-def _use_victims(context: EvaluationContext, victims: ImageSet) -> None:
+def _with_victims(plan: Plan, victims: ImageSet) -> Plan:
+    """The same plan with other victims."""
+    context = plan.context
     shape, needed = tuple(victims.images.shape[1:]), tuple(context.roles[Role.VICTIMS].images.shape[1:])
     if shape != needed:
         raise ConfigurationError(f"victims: images of shape {shape}, but those of the run have {needed}")
@@ -161,14 +153,15 @@ def _use_victims(context: EvaluationContext, victims: ImageSet) -> None:
     known = (Role.AUXILIARY_TARGET, Role.AUXILIARY_SOURCE)
     check_disjoint({**{role: context.roles[role].digests() for role in known}, Role.VICTIMS: digests})
     check_groups({**{role: context.roles[role] for role in known}, Role.VICTIMS: victims})
-    context.roles = replace(
+    roles = replace(
         context.roles,
         sets={**context.roles.sets, Role.VICTIMS: victims},
         records={**context.roles.records, Role.VICTIMS: role_record(victims, torch.arange(len(victims)), digests)},
         reading=(*context.roles.reading, victims.description),
     )
+    context = replace(context, roles=roles)
     context.scoring.use(None)  # the judge of recognition knows the labels of the run's own victims only
-    context.victims = context.victim_set(TEST_VICTIMS, to_unit_range(victims.images), GIVEN, victims.groups)
+    return replace(plan, context=context)
 
 
 def stored_system(context: EvaluationContext, system: System, folder: Path) -> tuple[System, SplitModel]:
@@ -219,7 +212,10 @@ def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
             target = target_of(context, system, model)
             for attack in plan.attacks:
                 progress.segment()
-                cells.append(_cell(context, target, with_own_plugin(attack), system, measured, progress))
+                (scored,) = try_attack(
+                    context.conditions, context.scoring, target, with_own_plugin(attack), [context.victims], progress
+                )
+                cells.append(CellResult.of(scored, {**system.keys, "attack": attack.label}, measured))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     defenses = {system.defense.label: system.defense for system in plan.systems}
@@ -229,7 +225,6 @@ def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
         per_image=per_image,
         probe=stored.probe,
         training=stored.training,
-        leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
         images=pictures(cells, [context.victims]),
         info={
             **common_info(context, plan.attacks, defenses, flags, time.monotonic() - started),
@@ -239,18 +234,6 @@ def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
         },
         config_yaml=plan.config.to_yaml(),
     )
-
-
-def _cell(
-    context: EvaluationContext,
-    target: Target,
-    attack: Loaded[Attack],
-    system: System,
-    measured: dict[str, Any],
-    progress: Progress,
-) -> CellResult:
-    (scored,) = try_attack(context.conditions, context.scoring, target, attack, [context.victims], progress)
-    return CellResult.of(scored, {**system.keys, "attack": attack.label}, measured)
 
 
 def _measured(cells: pd.DataFrame, system: System) -> dict[str, Any]:

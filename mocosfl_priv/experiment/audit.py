@@ -9,26 +9,23 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from mocosfl_priv.config import ExperimentConfig, PluginSpec
 from mocosfl_priv.data.given import GivenData
 from mocosfl_priv.data.roles import assign_roles
-from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment.attack import Target
 from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
-from mocosfl_priv.experiment.rows import CellResult, try_attack
+from mocosfl_priv.experiment.rows import CellResult, client_cost, try_attack
 from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.models.initialisation import reinitialised
-from mocosfl_priv.models.split import count_parameters, forward_flops
 from mocosfl_priv.plugins import ATTACKS, DEFENSES, Attack, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.published.discovery import PublishedCheckpoint, find_published, load_attack_images
 from mocosfl_priv.published.loader import load_published_client
-from mocosfl_priv.results import LEAKAGE_COLUMNS, PUBLISHED_VICTIMS, RELEASE, SYSTEM_KEYS, RunRecord
+from mocosfl_priv.results import PUBLISHED_VICTIMS, RELEASE, SYSTEM_KEYS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed
@@ -80,8 +77,7 @@ def plan_audit(config: ExperimentConfig, given: GivenData | None = None) -> Audi
         raise ConfigurationError(f"data.image_size: the published clients take {IMAGE_SIZE} pixels")
     found = tuple(find_published(config.audit_models))
     compute = Compute.resolve(config.compute)
-    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
-    reachable = ThreatModel(threat.grants - NOT_THERE, threat.adaptive)
+    reachable = ThreatModel.of(config.threat.grants, config.threat.adaptive).without(NOT_THERE)
     attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
     for attack in attacks:
         reachable.require(attack.plugin.needs, attack.label)
@@ -118,7 +114,7 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
     try:
         for checkpoint in plan.models:
             client = load_published_client(checkpoint.path)
-            cost = _cost(client)
+            cost = client_cost(client, IMAGE_SHAPE)
             described.append(
                 {**asdict(checkpoint), "path": str(checkpoint.path), "client_parameters": cost["client_parameters"]}
             )
@@ -139,8 +135,6 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
         cells=table,
         per_image=per_image,
         probe=pd.DataFrame(columns=[*SYSTEM_KEYS, "image", "group"]),
-        training=pd.DataFrame(columns=[*SYSTEM_KEYS, "step", "epoch", "loss", "validation_knn"]),
-        leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
         images=pictures(cells, plan.victim_sets),
         info={
             **common_info(context, plan.attacks, defenses, flags, time.monotonic() - started),
@@ -171,13 +165,3 @@ def _target(plan: AuditPlan, checkpoint: PublishedCheckpoint, client: nn.Module,
         build_client=partial(reinitialised, blank, clone_seed),
         seed=seed,
     )
-
-
-def _cost(client: nn.Module) -> dict[str, float]:
-    with torch.no_grad():
-        elements = client(torch.zeros(1, *IMAGE_SHAPE)).numel()
-    return {
-        "client_parameters": count_parameters(client),
-        "client_flops": forward_flops(client, IMAGE_SHAPE),
-        "smashed_bytes_per_image": elements * FLOAT_BYTES,
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mocosfl_priv.config.schema import ThreatConfig
 from mocosfl_priv.plugins import Attack, AuxiliaryData, Budget, Capability, Defense, Loaded, ThreatModel, with_implied
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress
@@ -27,6 +28,13 @@ class AttackConditions:
     messages_per_victim: int = 8
     seconds: float | None = None
     steps: int | None = None
+
+    @classmethod
+    def of(
+        cls, asked: ThreatConfig, threat: ThreatModel, auxiliary: AuxiliaryData, compute: Compute
+    ) -> AttackConditions:
+        """The conditions of a configuration's section `threat`; `threat` is what of its grants there is to be had."""
+        return cls(threat, auxiliary, compute, asked.messages_per_victim, asked.seconds, asked.steps)
 
     def visible_to(self, attack: Loaded[Attack]) -> frozenset[Capability]:
         """What `attack` declared, as far as it is granted."""

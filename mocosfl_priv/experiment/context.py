@@ -71,10 +71,7 @@ class EvaluationContext:
             torch.cat([target.images, source.images]),
             torch.arange(len(target) + len(source), device=self.compute.device) < len(target),
         )
-        asked = self.config.threat
-        return AttackConditions(
-            self.threat, auxiliary, self.compute, asked.messages_per_victim, asked.seconds, asked.steps
-        )
+        return AttackConditions.of(self.config.threat, self.threat, auxiliary, self.compute)
 
     @cached_property
     def victims(self) -> VictimSet:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from mocosfl_priv.config import ExperimentConfig
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.roles import DataRoles, Role, check_disjoint, check_groups, role_record
-from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.evaluation.cross_validation import FEWEST, FOLDS, cross_validated_knn, cross_validated_probe, folds_of
 from mocosfl_priv.evaluation.perceptual import load_lpips
@@ -27,17 +26,16 @@ from mocosfl_priv.evaluation.utility import BATCH, to_unit_range
 from mocosfl_priv.experiment.attack import Target
 from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING, AttackConditions
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
-from mocosfl_priv.experiment.rows import CellResult, try_attack
+from mocosfl_priv.experiment.rows import CellResult, client_cost, try_attack
 from mocosfl_priv.experiment.scoring import Scoring
 from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.models.client_check import check_client
 from mocosfl_priv.models.initialisation import reinitialised
 from mocosfl_priv.models.own_model import OwnSplit
-from mocosfl_priv.models.split import forward_flops
 from mocosfl_priv.plugins import ATTACKS, Attack, AuxiliaryData, Capability, Defense, Loaded, ThreatModel
 from mocosfl_priv.plugins.defense import ExpertDefense, overrides
 from mocosfl_priv.plugins.guarantee import Guarantee
-from mocosfl_priv.results import LEAKAGE_COLUMNS, ROLES, SYSTEM_KEYS, TEST_VICTIMS, RunRecord
+from mocosfl_priv.results import ROLES, TEST_VICTIMS, RunRecord
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator, generator, global_seed
@@ -139,7 +137,6 @@ def plan_own_audit(
                 "name a defense that only changes messages"
             )
     compute = Compute.resolve(config.compute)
-    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive)
     builders, why = _builders(splits, build_untrained)
     absent, remarks = set(ONLY_IN_TRAINING), []
     if any(split.server is None for split in splits):
@@ -150,7 +147,7 @@ def plan_own_audit(
     if not builders:
         absent.add(Capability.ARCHITECTURE)
         remarks.append(f"{why}; attacks get no untrained client")
-    threat = ThreatModel(threat.grants - absent, threat.adaptive)
+    threat = ThreatModel.of(config.threat.grants, config.threat.adaptive).without(absent)
     attacks = tuple(ATTACKS.create(spec) for spec in config.attacks)
     for attack in attacks:
         threat.require(attack.plugin.needs, attack.label)
@@ -163,20 +160,13 @@ def plan_own_audit(
         )
     roles = replace(roles, reading=(*roles.reading, *remarks))
     known = to_unit_range(roles[Role.AUXILIARY_SOURCE].images)
-    conditions = AttackConditions(
-        threat,
-        AuxiliaryData(
-            roles[Role.AUXILIARY_SOURCE].images, torch.zeros(len(known), dtype=torch.bool, device=compute.device)
-        ),
-        compute,
-        config.threat.messages_per_victim,
-        config.threat.seconds,
-        config.threat.steps,
+    auxiliary_data = AuxiliaryData(
+        roles[Role.AUXILIARY_SOURCE].images, torch.zeros(len(known), dtype=torch.bool, device=compute.device)
     )
     context = OwnContext(
         config,
         roles,
-        conditions,
+        AttackConditions.of(config.threat, threat, auxiliary_data, compute),
         Scoring(*load_lpips(config.evaluation.lpips_network), lambda: None),
         VictimSet.of(TEST_VICTIMS, to_unit_range(victims.images), ROLES, known, victims.groups),
         any(split.randomised for split in splits),
@@ -280,11 +270,13 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
     cells: list[CellResult] = []
     probes: list[pd.DataFrame] = []
     described: list[dict[str, Any]] = []
+    of_splits = [_of_split(split) for split in plan.splits]
+    floors = {(place, seed): _floors(plan, place, seed) for seed in config.seeds for place in range(len(plan.splits))}
     try:
         for place, split, defense, seed in systems:
             keys = {"defense": defense.label, "cut_layer": place + 1, "target_fraction": 0.0, "seed": seed}
-            probe = _probe(plan, place, defense, seed)
-            cost = _cost(split.client, context.victims.images.shape[1:])
+            facts, cost = of_splits[place]
+            probe = {**_probe(plan, place, defense, seed), **floors[place, seed]}
             rest = {"checkpoint": split.cut, **_accuracies(probe), **cost, **context.scoring.recognition_levels}
             target = _target(plan, place, defense, seed)
             for attack in plan.attacks:
@@ -292,11 +284,7 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
                 tried = try_attack(context.conditions, context.scoring, target, attack, [context.victims], progress)
                 cells += [CellResult.of(scored, {**keys, "attack": attack.label}, rest) for scored in tried]
             probes.append(pd.DataFrame({**{key: [value] * plan.victims for key, value in keys.items()}, **probe}))
-            described.append({
-                **keys, "cut": split.cut, "smashed_shape": list(split.smashed_shape), "frozen_client": True,
-                "guarantee": None, "randomised_client": split.randomised, "has_server": split.server is not None,
-                "client_sha256": _sha256(split.client), "server_sha256": _sha256(split.server),
-            })  # fmt: skip
+            described.append({**keys, **facts})
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     by_label = {defense.label: defense for defense in plan.defenses}
@@ -305,8 +293,6 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
         cells=table,
         per_image=per_image,
         probe=pd.concat(probes, ignore_index=True),
-        training=pd.DataFrame(columns=[*SYSTEM_KEYS, "step", "epoch", "loss", "validation_knn"]),
-        leakage=pd.DataFrame(columns=LEAKAGE_COLUMNS),
         images=pictures(cells, [context.victims]),
         info={
             **common_info(context, plan.attacks, by_label, flags, time.monotonic() - started),
@@ -316,6 +302,21 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
         },
         config_yaml=config.to_yaml(),
     )
+
+
+def _of_split(split: OwnSplit) -> tuple[dict[str, Any], dict[str, float]]:
+    """What results say of a split, and the cost of its client; neither depends on a defense or a seed."""
+    facts = {
+        "cut": split.cut,
+        "smashed_shape": list(split.smashed_shape),
+        "frozen_client": True,
+        "guarantee": None,
+        "randomised_client": split.randomised,
+        "has_server": split.server is not None,
+        "client_sha256": _sha256(split.client),
+        "server_sha256": _sha256(split.server),
+    }
+    return facts, client_cost(split.client, split.image_shape)
 
 
 class RepeatedMessages(nn.Module):
@@ -396,27 +397,6 @@ def _size(images: ImageSet) -> str:
     return f"{height} x {width} pixels with {channels} channels"
 
 
-def _cost(client: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
-    """The client's costs. Its parameters are those on which messages depend: a client that could not be separated from
-    the whole network has more.
-    """
-    copied = copy.deepcopy(client)
-    parameters = [p.requires_grad_() for p in copied.parameters() if p.is_floating_point()]
-    smashed = copied(torch.zeros(1, *image_shape))
-    if not smashed.requires_grad:  # the client lets no gradient through
-        used: Sequence[Tensor | None] = parameters
-    else:
-        used = torch.autograd.grad(smashed.sum(), parameters, allow_unused=True)
-    elements = smashed.numel()
-    return {
-        "client_parameters": sum(
-            p.numel() for p, gradient in zip(parameters, used, strict=True) if gradient is not None
-        ),
-        "client_flops": forward_flops(client, image_shape),
-        "smashed_bytes_per_image": elements * FLOAT_BYTES,
-    }
-
-
 def _accuracies(probe: Mapping[str, Any]) -> dict[str, Any]:
     mean = {name: float(np.mean(probe[name])) for name in ("knn", "linear", "knn_raw_pixels", "linear_untrained")}
     return {
@@ -431,28 +411,46 @@ def _accuracies(probe: Mapping[str, Any]) -> dict[str, Any]:
 def _probe(plan: OwnAuditPlan, place: int, defense: Loaded[Defense], seed: int) -> dict[str, Any]:
     """Whether each victim is classified correctly, cross-validated among the victims; NaN without enough labels."""
     split, images = plan.splits[place], plan.context.roles[Role.VICTIMS]
-    unmeasured = np.full(len(images), np.nan)
-    probe: dict[str, Any] = {
-        "image": np.arange(len(images)),
-        "group": images.groups.numpy(),
-        **dict.fromkeys(("knn", "linear", "knn_raw_pixels", "linear_untrained"), unmeasured),
-    }
-    if not plan.context.roles.labelled or not _enough_for_probes(images):
-        return probe
-    evaluation, labels = plan.config.evaluation, images.labels
-    folds, classes = folds_of(images.groups, seed), len(images.class_names)
+    probe: dict[str, Any] = {"image": np.arange(len(images)), "group": images.groups.numpy()}
+    if not _probes_measured(plan):
+        return {**probe, "knn": _unmeasured(images), "linear": _unmeasured(images)}
     networks = [split.client, *([split.server] if split.server is not None else [])]
     found = _features(networks, defense, images.images, seed, plan.context.conditions.compute.device)
+    return {**probe, "knn": _knn(plan, found, seed), "linear": _linear(plan, found, seed)}
+
+
+def _floors(plan: OwnAuditPlan, place: int, seed: int) -> dict[str, Any]:
+    """The same of raw pixels and of the network with new weights, which no defense changes."""
+    images = plan.context.roles[Role.VICTIMS]
+    floors: dict[str, Any] = dict.fromkeys(("knn_raw_pixels", "linear_untrained"), _unmeasured(images))
+    if not _probes_measured(plan):
+        return floors
     pixels = to_unit_range(images.images).flatten(1)
-    temperature = evaluation.knn_temperature
-    probe["knn"] = cross_validated_knn(found, labels, folds, classes, temperature)
-    probe["linear"] = cross_validated_probe(found, labels, folds, evaluation.linear_probe_penalties)
+    floors["knn_raw_pixels"] = _knn(plan, pixels - pixels.mean(0), seed)
     untrained = _untrained(plan, place, seed)
     if untrained is not None:
         found = _features(untrained, None, images.images, seed, plan.context.conditions.compute.device)
-        probe["linear_untrained"] = cross_validated_probe(found, labels, folds, evaluation.linear_probe_penalties)
-    probe["knn_raw_pixels"] = cross_validated_knn(pixels - pixels.mean(0), labels, folds, classes, temperature)
-    return probe
+        floors["linear_untrained"] = _linear(plan, found, seed)
+    return floors
+
+
+def _knn(plan: OwnAuditPlan, features: Tensor, seed: int) -> np.ndarray:
+    images, temperature = plan.context.roles[Role.VICTIMS], plan.config.evaluation.knn_temperature
+    folds = folds_of(images.groups, seed)
+    return cross_validated_knn(features, images.labels, folds, len(images.class_names), temperature)
+
+
+def _linear(plan: OwnAuditPlan, features: Tensor, seed: int) -> np.ndarray:
+    images, penalties = plan.context.roles[Role.VICTIMS], plan.config.evaluation.linear_probe_penalties
+    return cross_validated_probe(features, images.labels, folds_of(images.groups, seed), penalties)
+
+
+def _unmeasured(images: ImageSet) -> np.ndarray:
+    return np.full(len(images), np.nan)
+
+
+def _probes_measured(plan: OwnAuditPlan) -> bool:
+    return plan.context.roles.labelled and _enough_for_probes(plan.context.roles[Role.VICTIMS])
 
 
 def _enough_for_probes(images: ImageSet) -> bool:

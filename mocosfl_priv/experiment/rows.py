@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
+from mocosfl_priv.device.accounting import FLOAT_BYTES
 from mocosfl_priv.evaluation.floor import leak_ratio
 from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Target, attempt
@@ -17,6 +21,7 @@ from mocosfl_priv.experiment.observers import Observer
 from mocosfl_priv.experiment.probes import Probes
 from mocosfl_priv.experiment.scoring import Scoring
 from mocosfl_priv.experiment.victims import VictimSet
+from mocosfl_priv.models.split import forward_flops
 from mocosfl_priv.plugins import Attack, Loaded
 from mocosfl_priv.results import CELL_KEYS, METRICS, semi_column
 from mocosfl_priv.runtime.progress import Progress
@@ -135,6 +140,25 @@ class CellResult:
         """The cell `keys`, with what else its row says beside the trial's own summary."""
         keys = {**keys, "victims": trial.victims.name}
         return cls({**keys, **rest, **trial.summary}, trial.per_image(keys), trial.pixels)
+
+
+def client_cost(client: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
+    """What rows say of the cost of a client that was trained elsewhere; its messages are floats.
+
+    Its parameters are those on which messages depend: a client that could not be separated from the whole network has
+    more.
+    """
+    copied = copy.deepcopy(client)
+    parameters = [parameter.requires_grad_() for parameter in copied.parameters() if parameter.is_floating_point()]
+    smashed = copied(torch.zeros(1, *image_shape))
+    used: Sequence[Tensor | None] = parameters
+    if smashed.requires_grad:  # else the client lets no gradient through
+        used = torch.autograd.grad(smashed.sum(), parameters, allow_unused=True)
+    return {
+        "client_parameters": sum(p.numel() for p, slope in zip(parameters, used, strict=True) if slope is not None),
+        "client_flops": forward_flops(client, image_shape),
+        "smashed_bytes_per_image": smashed.numel() * FLOAT_BYTES,
+    }
 
 
 def score_attempt(scoring: Scoring, victims: VictimSet, attempted: Attempt) -> ScoredAttack:

@@ -79,6 +79,20 @@ class ThreatModel:
     grants: frozenset[Capability]
     adaptive: bool = True
 
+    def without(self, absent: Iterable[Capability]) -> ThreatModel:
+        """The same threat model on a system that does not have what `absent` names.
+
+        Args:
+            absent: capabilities.
+
+        Returns:
+            A threat model without them.
+
+        >>> sorted(ThreatModel.of(["client_weights"]).without([Capability.QUERY]).grants)
+        [<Capability.ARCHITECTURE: 'architecture'>, <Capability.CLIENT_WEIGHTS: 'client_weights'>]
+        """
+        return ThreatModel(self.grants - frozenset(absent), self.adaptive)
+
     @classmethod
     def of(cls, names: Iterable[str], adaptive: bool = True) -> ThreatModel:
         """From capability names; raises ConfigurationError for unknown ones."""

@@ -15,7 +15,7 @@ LONGEST_NAME = 160  # bytes of a file name; file systems allow 255, and temporar
 UNDEFENDED = "defenses.none:NoDefense"  # the class of the undefended control, as run.json names it
 SYSTEM_KEYS = ["defense", "cut_layer", "target_fraction", "seed"]
 TEST_VICTIMS = "test"  # the victims that the data roles name
-RELEASE, ROLES, GIVEN = "release", "roles", "given"  # origins of victims: the public release, the run's data, or a user
+RELEASE, ROLES = "release", "roles"  # origins of victims: the public release, or the data roles of the run
 PUBLISHED_VICTIMS = "published128"  # the images of the public release on which its logged values were measured
 CELL_KEYS = ["defense", "attack", "cut_layer", "target_fraction", "seed", "victims"]
 COSTS = [
@@ -73,6 +73,7 @@ def cell_columns(label_fractions: Sequence[float]) -> list[str]:
     return [*COLUMNS[:place], *(f"{semi_column(f)}_accuracy" for f in label_fractions), *COLUMNS[place:]]
 
 
+TRAINING_COLUMNS = [*SYSTEM_KEYS, "step", "epoch", "loss", "validation_knn"]
 LEAKAGE_COLUMNS = [
     *CELL_KEYS,
     "step",
@@ -96,7 +97,7 @@ DETECTION_COLUMNS = [
 ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunRecord:
     """A finished run in memory. Tables are listed with their columns.
 
@@ -109,8 +110,8 @@ class RunRecord:
         correctly: knn, linear, one :func:`semi_column` per label fraction, knn_raw_pixels, linear_untrained (booleans;
         NaN if there are no labels).
     training: one row per validation: `SYSTEM_KEYS`, step, epoch, loss, validation_knn, and client_signature (nats)
-        where clients can differ.
-    leakage: attacks on the model during training, `LEAKAGE_COLUMNS`.
+        where clients can differ. Empty where nothing was trained.
+    leakage: attacks on the model during training, `LEAKAGE_COLUMNS`; empty without a leakage curve.
     detections: one row per training of a system whose defense is a detector, `DETECTION_COLUMNS`. `hijacked_by` is the
         attack that chose the gradients, empty if there was none; `failure` is why that attack stopped, if it did.
     images: the victims (:func:`victims_key`), and the reconstructions of each cell that did not fail
@@ -122,12 +123,12 @@ class RunRecord:
     cells: pd.DataFrame
     per_image: pd.DataFrame
     probe: pd.DataFrame
-    training: pd.DataFrame
-    leakage: pd.DataFrame
     images: dict[str, np.ndarray]
     info: dict[str, Any]
     config_yaml: str
     models: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    training: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=TRAINING_COLUMNS))
+    leakage: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LEAKAGE_COLUMNS))
     detections: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=DETECTION_COLUMNS))
 
 

@@ -31,9 +31,11 @@ CORE = Path(__file__).parents[1]
 
 # Packages and files of the core that cannot change any stored number. They are left out of all documents.
 NO_RESULT = (
-    "sweep", "deployment", "commands", "api.py", "cli.py", "plugins/scaffold.py", "plugins/contract.py",
+    "sweep", "deployment", "commands", "audits.py", "api.py", "cli.py", "plugins/scaffold.py", "plugins/contract.py",
     "plugins/attack_checks.py", "plugins/defense_checks.py", "experiment/disk.py",
     "results", "experiment/plan.py",
+    "experiment/own_audit.py", "experiment/attack_again.py", "evaluation/cross_validation.py", "models/own_model.py",
+    "models/cutting.py", "models/client_check.py",
     "experiment/run.py", "experiment/audit.py", "experiment/record.py", "experiment/provenance.py", "config/scale.py",
     "config/keys.py",
     "runtime/progress.py", "errors.py", "evaluation/statistics.py",
