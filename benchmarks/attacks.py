@@ -175,8 +175,12 @@ def _cost(name: str, size: int, images: int) -> dict[str, Any]:
     """What `SIZED_STEPS` steps of an attack on eight victims of this size take, with random images and client."""
     rng = torch.Generator().manual_seed(0)
     stored = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=rng)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU())
+
     with global_seed(0):
-        client = nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU()).eval().requires_grad_(False)
+        client = build().eval().requires_grad_(False)
         attack = ATTACKS.create(PluginSpec(name=name)).plugin
         features = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
         server = nn.Sequential(OrderedDict(trunk=features, projector=nn.Linear(64, 8))).requires_grad_(False)
@@ -192,7 +196,7 @@ def _cost(name: str, size: int, images: int) -> dict[str, Any]:
             visible=frozenset(Capability),
             client=client,
             auxiliary=AuxiliaryData(stored, torch.ones(images, dtype=torch.bool)).copy(),
-            build_client=lambda: nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU()),
+            build_client=build,
             server=server,
         )
         attack.reconstruct(view, Budget(steps=SIZED_STEPS), 0)

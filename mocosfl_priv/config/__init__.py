@@ -33,6 +33,7 @@ from mocosfl_priv.config.schema import (
     NormName,
     ThreatConfig,
     TrainingConfig,
+    one_capture_group,
     parse_bottleneck,
     plain_types,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "document_keys",
     "keys_of",
     "load_config",
+    "one_capture_group",
     "parse_bottleneck",
     "parse_config",
     "parse_yaml",

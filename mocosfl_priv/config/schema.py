@@ -51,6 +51,19 @@ def plain_types(annotation: Any) -> set[Any]:
     return set().union(*map(plain_types, inner)) if inner else {annotation}
 
 
+def one_capture_group(pattern: str) -> re.Pattern[str]:
+    """Compile `pattern`; raises ValueError unless it is a regular expression with exactly one capture group."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    if compiled.groups != 1:
+        raise ValueError(
+            f"{pattern!r} has {compiled.groups} capture groups; it needs exactly one, such as '(patient[0-9]+)_'"
+        )
+    return compiled
+
+
 class DataConfig(Section):
     """Which images play which role."""
 
@@ -94,16 +107,8 @@ class DataConfig(Section):
     @field_validator("group_pattern")
     @classmethod
     def _one_capture_group(cls, pattern: str | None) -> str | None:
-        if pattern is None:
-            return None
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        if groups != 1:
-            raise ValueError(
-                f"{pattern!r} has {groups} capture groups; it needs exactly one, such as '(patient[0-9]+)_'"
-            )
+        if pattern is not None:
+            one_capture_group(pattern)
         return pattern
 
     @model_validator(mode="after")

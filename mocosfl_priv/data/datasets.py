@@ -20,6 +20,7 @@ from mocosfl_priv.errors import ConfigurationError, unknown_name
 
 Split = Literal["train", "test"]
 
+BUILT_IN = (*photos.SETS, *torchvision_sets.NAMES)
 NAMES = {
     "photos": "32x32 patches of six photographs; part of the scikit-image wheel, nothing to download",
     "photos-source": "patches of four other photographs: out-of-domain source data for photos",
@@ -71,8 +72,7 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
 
 def _is_own(name: str) -> bool:
     """Whether `name` refers to a user's own data; a name of ours comes first, whatever lies in the current folder."""
-    ours = name in photos.SETS or name in torchvision_sets.NAMES or name.startswith(GIVEN_PREFIX)
-    return not ours and own_data.is_own(name)
+    return name not in BUILT_IN and not name.startswith(GIVEN_PREFIX) and own_data.is_own(name)
 
 
 def load_target(config: DataConfig) -> tuple[ImageSet, ImageSet]:
@@ -80,13 +80,12 @@ def load_target(config: DataConfig) -> tuple[ImageSet, ImageSet]:
 
     Raises ConfigurationError as :func:`load_split`; or when labels or groups that it names are not there.
     """
-    naming = Naming(config.labels, config.label_column, config.group_column, config.group_pattern)
     if _is_own(config.dataset):
+        naming = Naming.of_target(config)
         (train, _), (test, _) = own_data.read_splits(config.dataset, config.image_size, naming, config.path)
         return train, test
-    built_in = config.dataset in (*photos.SETS, *torchvision_sets.NAMES)
     for key in ("labels", "label_column", "group_column", "group_pattern"):
-        if built_in and getattr(config, key) is not None:
+        if config.dataset in BUILT_IN and getattr(config, key) is not None:
             raise ConfigurationError(f"data.{key} is for data of one's own; {config.dataset} has its labels and groups")
     return (
         load_split(config.dataset, "train", config.image_size, config.path),
@@ -99,9 +98,9 @@ def load_source(config: DataConfig) -> ImageSet:
 
     Raises ConfigurationError as :func:`load_split`.
     """
-    groups = config.group_column is not None or config.group_pattern is not None
-    if _is_own(config.source) and not (config.source.startswith(FOLDER_PREFIX) and not groups):
-        naming = Naming(group_column=config.group_column, group_pattern=config.group_pattern)
+    naming = Naming.of_source(config)
+    # a folder without groups has its classes and its division from its tree, so one split is read without the other
+    if _is_own(config.source) and (naming.finds_groups or not config.source.startswith(FOLDER_PREFIX)):
         (train, _), _ = own_data.read_splits(
             config.source, config.image_size, naming, config.source_path, require_groups=False
         )

@@ -8,9 +8,8 @@ what was read.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mocosfl_priv.config import DataConfig, one_capture_group
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.pixel_arrays import with_channels
 from mocosfl_priv.device.pictures import Reading
@@ -47,6 +47,16 @@ class Naming:
     label_column: str | None = None
     group_column: str | None = None
     group_pattern: str | None = None
+
+    @classmethod
+    def of_target(cls, config: DataConfig) -> Naming:
+        """Return what `config` says of the target data."""
+        return cls(config.labels, config.label_column, config.group_column, config.group_pattern)
+
+    @classmethod
+    def of_source(cls, config: DataConfig) -> Naming:
+        """Return what `config` says of the source data: only where groups are found."""
+        return cls(group_column=config.group_column, group_pattern=config.group_pattern)
 
     @property
     def finds_groups(self) -> bool:
@@ -139,7 +149,7 @@ def joined(parts: Mapping[str, Examples], where: str) -> Examples:
         reading.grey += part.reading.grey
     channels = max(part.images.shape[3] for part in several)
     return Examples(
-        np.concatenate([with_channels(part.images, channels, part.images.shape[3] == 1) for part in several]),
+        np.concatenate([with_channels(part.images, channels) for part in several]),
         reading,
         labels=None if several[0].labels is None else np.concatenate([part.labels for part in several]),
         class_names=next((part.class_names for part in several if part.class_names is not None), None),
@@ -385,41 +395,21 @@ def _texts(array: np.ndarray, where: str, what: str) -> np.ndarray:
     return np.array([str(value) for value in values])
 
 
-def _group_finder(pattern: str) -> Callable[[str], str | None]:
-    """Return what finds the name of a group in the path of a file; None where it finds none.
-
-    Raises:
-        ConfigurationError: `pattern` is no regular expression with exactly one capture group.
-
-    """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigurationError(f"data.group_pattern: {pattern!r} is no regular expression: {error}") from error
-    if compiled.groups != 1:
-        raise ConfigurationError(
-            f"data.group_pattern: {pattern!r} has {compiled.groups} capture groups; it needs exactly one, such as "
-            r"'(patient\d+)_'"
-        )
-
-    def find(name: str) -> str | None:
-        match = compiled.search(name)
-        return match[1] if match else None
-
-    return find
-
-
 def groups_by_pattern(names: Sequence[str] | None, pattern: str, where: str) -> np.ndarray:
     """Return the name of the group of each file, text (n,).
 
     Raises:
-        ConfigurationError: there are no file names, or the pattern does not match them all.
+        ConfigurationError: there are no file names, the pattern does not match them all, or it is no regular
+            expression with exactly one capture group.
 
     """
-    find = _group_finder(pattern)
+    try:
+        compiled = one_capture_group(pattern)
+    except ValueError as error:
+        raise ConfigurationError(f"data.group_pattern: {error}") from error
     if names is None:
         raise NoGroupsError(f"data.group_pattern: {where} has no names of files")
-    found = [find(name) for name in names]
+    found = [match[1] if (match := compiled.search(name)) else None for name in names]
     failed = [name for name, group in zip(names, found, strict=True) if not group]
     if failed:
         kind = NoGroupsError if len(failed) == len(names) else ConfigurationError

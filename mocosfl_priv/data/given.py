@@ -47,17 +47,15 @@ def read_given(config: DataConfig, data: Any = None, source: Any = None) -> tupl
     """
     if config.labels is not None and data is not None:
         raise ConfigurationError("data.labels: a file of labels belongs to imagefolder:PATH, not to data in Python")
-    naming = Naming(None, config.label_column, config.group_column, config.group_pattern)
     changes: dict[str, str] = {}
     target = source_images = None
     if data is not None:
-        (train, _), (test, _) = read_splits(data, config.image_size, naming)
+        (train, _), (test, _) = read_splits(data, config.image_size, Naming.of_target(config))
         name = _name("data.dataset", config.dataset, train, test)
         changes["dataset"] = name
         target = replace(train, name=f"{name}/train"), replace(test, name=f"{name}/test")
     if source is not None:
-        naming = Naming(group_column=config.group_column, group_pattern=config.group_pattern)
-        (read, _), _ = read_splits(source, config.image_size, naming, require_groups=False)
+        (read, _), _ = read_splits(source, config.image_size, Naming.of_source(config), require_groups=False)
         name = _name("data.source", config.source, read)
         changes["source"] = name
         source_images = replace(read, name=f"{name}/train")

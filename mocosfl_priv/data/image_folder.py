@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,31 +77,33 @@ def load(root: Path, split: str, image_size: int) -> ImageSet:
     Every image is resized and centre-cropped to `image_size` pixels a side. Raises ConfigurationError for a missing
     tree, an ambiguous layout, an empty class folder, or a file that cannot be read as a picture.
     """
-    return image_sets({split: examples(root, split, image_size)}, f"imagefolder:{root}")[split][0]
+    return image_sets(examples(root, (split,), image_size), f"imagefolder:{root}")[split][0]
 
 
-def examples(root: Path, split: str, size: Size) -> Examples:
-    """Read one split ("train" or "test") of the tree at `root`, or all images of a tree without splits (`WHOLE`).
+def examples(root: Path, splits: Sequence[str], size: Size, whole: bool = False) -> dict[str, Examples]:
+    """Read `splits`, of "train" and "test", of the tree at `root`.
 
     Args:
         root: the tree.
-        split: which images; a tree without splits is divided.
+        splits: which images; a tree without splits is divided.
         size: pixels per side, (height, width), or None for as large as they are.
+        whole: read all images of a tree without splits as one (`WHOLE`) instead.
 
     Raises:
         ConfigurationError: see :func:`load`.
 
     """
     try:
-        return _read(root, split, size)
+        if not root.is_dir():
+            raise ConfigurationError(f"imagefolder: {_no_folder(root)}")
+        layout = lay_out(root)
+        wanted = (WHOLE,) if whole and layout.divided else splits
+        return {split: _read(root, layout, split, size) for split in wanted}
     except (PictureError, OSError) as error:
         raise ConfigurationError(f"imagefolder: {error}") from error
 
 
-def _read(root: Path, split: str, size: Size) -> Examples:
-    if not root.is_dir():
-        raise ConfigurationError(f"imagefolder: {_no_folder(root)}")
-    layout = lay_out(root)
+def _read(root: Path, layout: Layout, split: str, size: Size) -> Examples:
     folder = layout.train if split == TRAIN else layout.test
     classes = _classes(folder)
     trained = _classes(layout.train)
@@ -124,12 +126,12 @@ def _read(root: Path, split: str, size: Size) -> Examples:
         raise ConfigurationError(f"imagefolder: {folder} has no images for its {split} split")
     images = stacked([read(path, size, reading) for path in paths], f"imagefolder:{root}")
     reading.require_whole_range()
-    if folder not in classes.values():
+    labelled = folder not in classes.values()
+    if labelled:
         reading.skipped += Counter(
             {LEFT: _litter_in(folder), "beside the class folders": sum(1 for _ in _pictures(folder))}
         )
     names = tuple(path.relative_to(root).as_posix() for path in paths)
-    labelled = folder not in classes.values()
     return Examples(
         images,
         reading,

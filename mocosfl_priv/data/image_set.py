@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-NONE: frozenset[str] = frozenset()
 MOST_NAMED = 12  # at most so many classes are named in a description
 
 
@@ -52,20 +51,14 @@ class ImageSet:
 
     def select(self, indices: Tensor) -> ImageSet:
         """Return the images at `indices`, int64 (m,), in that order."""
-        return ImageSet(
-            self.name,
-            self.images[indices],
-            self.labels[indices],
-            self.class_names,
-            self.groups[indices],
-            group_names=self.group_names,
+        return replace(
+            self, images=self.images[indices], labels=self.labels[indices], groups=self.groups[indices], read=""
         )
 
     def names_of_groups(self) -> frozenset[str]:
         """Return the names of the groups that have an image here; empty where nobody named any."""
-        return (
-            frozenset(self.group_names[group] for group in self.groups.unique().tolist()) if self.group_names else NONE
-        )
+        numbers = self.groups.unique().tolist() if self.group_names else []
+        return frozenset(self.group_names[number] for number in numbers)
 
     @property
     def description(self) -> str:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from mocosfl_priv.data.examples import NAMED, WHOLE, Examples, Naming, groups_of, labels_of
 from mocosfl_priv.data.image_folder import split_named
 from mocosfl_priv.data.pixel_arrays import stacked
 from mocosfl_priv.device.pictures import Reading, Size, find, read
 from mocosfl_priv.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILE, LABEL, GROUP, SPLIT = ("file", "filename", "file_name", "image", "path", "image_id"), "label", "group", "split"
 UNLISTED = "not in the file of labels"
@@ -76,6 +79,8 @@ def _found(folder: Path, csv: Path) -> Path:
 
 
 def _table(place: Path) -> pd.DataFrame:
+    import pandas as pd  # with pyarrow takes half a second, and only files of labels need it
+
     try:
         table = pd.read_csv(place, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors

@@ -41,14 +41,13 @@ def sort_fields(names: Iterable[str], naming: Naming, where: str) -> dict[str, F
     """
     found: dict[str, Fields] = {}
     names = list(names)
-    asked = {IMAGES: None, LABELS: naming.label_column, GROUPS: naming.group_column}
+    columns = {LABELS: naming.label_column, GROUPS: naming.group_column}
+    asked = {wanted: column for wanted, column in columns.items() if column is not None}
     met = set()
     for name in names:
         split, rest = _split_and_rest(name)
         role = ROLE_OF.get(rest, IMAGES if split and not rest else "")
         for wanted, column in asked.items():
-            if column is None:
-                continue
             if column == name or column.lower() == rest:
                 role = wanted
                 met.add(wanted)
@@ -62,7 +61,7 @@ def sort_fields(names: Iterable[str], naming: Naming, where: str) -> dict[str, F
         else:
             fields.by_role[role] = name
     for wanted, column in asked.items():
-        if column is not None and wanted not in met:
+        if wanted not in met:
             if wanted == GROUPS:
                 raise NoGroupsError(f"data.group_column: {where} has no {column!r}; it has {_some(names)}")
             raise ConfigurationError(f"data.label_column: {where} has no {column!r}; it has {_some(names)}")

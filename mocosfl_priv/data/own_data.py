@@ -39,7 +39,7 @@ from mocosfl_priv.data.examples import (
     report_on,
 )
 from mocosfl_priv.data.image_set import ImageSet
-from mocosfl_priv.data.image_tables import is_table, read_table
+from mocosfl_priv.data.image_tables import PARQUET, is_table, read_table
 from mocosfl_priv.data.label_files import read_labelled_folder
 from mocosfl_priv.data.pixel_arrays import with_channels
 from mocosfl_priv.data.python_objects import from_object, user_path
@@ -48,14 +48,14 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.runtime.imports import load_function, one_line, referenced_file
 
 FOLDER_PREFIX, TORCHVISION_PREFIX = "imagefolder:", "torchvision:"
-TABLE_SUFFIX = ".parquet"
+SUFFIXES = (*array_files.SUFFIXES, PARQUET)
 
 
 def is_own(name: str) -> bool:
     """Whether the text `name` refers to a user's own data: a path of a kind that is read, or a reference."""
     if name.startswith((FOLDER_PREFIX, TORCHVISION_PREFIX)) or _is_function(name):
         return True
-    if name.lower().endswith((*array_files.SUFFIXES, TABLE_SUFFIX)):
+    if name.lower().endswith(SUFFIXES):
         return True
     with suppress(OSError):  # the name may not be a valid path
         return is_table(user_path(name))
@@ -105,11 +105,13 @@ def read_images(
     if labels is not None and hasattr(source, "shape"):  # their number tells three grey images from one with colours
         source, labels = (source, labels), None
     where, found = _open(source, size, naming, root, split)
-    if split:
-        train, test = divided(found, where) if set(found) != {split} else (found[split],) * 2
-        part = train if split == TRAIN else test
-    else:
+    if not split:
         part = joined(found, where)
+    elif set(found) == {split}:
+        part = found[split]
+    else:
+        train, test = divided(found, where)
+        part = train if split == TRAIN else test
     n = len(part.images)
     if labels is not None:
         part = replace(part, labels=labels_of(labels, n, where))
@@ -164,14 +166,15 @@ def _open(
 
     split: which images of a folder are wanted; None for training and test, divided if need be.
     """
-    if isinstance(source, Path):
-        source = f"{FOLDER_PREFIX}{source}" if source.is_dir() and not is_table(source) else str(source)
-    where = source if isinstance(source, str) else "given"
-    if where.startswith(FOLDER_PREFIX):
-        where = f"{FOLDER_PREFIX}{user_path(where.removeprefix(FOLDER_PREFIX))}"
     with _refusing():
-        found = _found(source, where, size, naming, root, split) if isinstance(source, str) else None
-        found = found if found is not None else from_object(source, where, size, naming)
+        source = _named(source)
+        where = source if isinstance(source, str) else "given"
+        if where.startswith(FOLDER_PREFIX):
+            where = f"{FOLDER_PREFIX}{user_path(where.removeprefix(FOLDER_PREFIX))}"
+        if isinstance(source, str):
+            found = _found(source, where, size, naming, root, split)
+        else:
+            found = from_object(source, where, size, naming)
     if naming.labels is not None and not where.startswith(FOLDER_PREFIX):
         raise ConfigurationError(f"data.labels: a file of labels belongs to imagefolder:PATH, not to {where}")
     if naming.group_pattern is not None:
@@ -184,6 +187,14 @@ def _open(
     if naming.label_column is not None and any(part.labels is None for part in found.values()):
         raise ConfigurationError(f"data.label_column: {where} has no column {naming.label_column!r}")
     return where, found
+
+
+def _named(source: Any) -> Any:
+    """A path as text, that of a folder of pictures with its prefix; any other source as it is."""
+    if not isinstance(source, str | Path) or str(source).startswith((FOLDER_PREFIX, TORCHVISION_PREFIX)):
+        return source
+    path = user_path(source)
+    return f"{FOLDER_PREFIX}{source}" if path.is_dir() and not is_table(path) else str(source)
 
 
 def _found(
@@ -201,13 +212,9 @@ def _found(
             return from_object(data, where, size, naming)
     if is_table(path):
         return read_table(path, size, naming)
-    if path.is_dir():
-        return _folder(f"{FOLDER_PREFIX}{source}", size, naming, split)
     if not path.exists():
         raise ConfigurationError(f"there is no file {path}")
-    raise ConfigurationError(
-        f"{path} is of no kind that is read: {', '.join((*array_files.SUFFIXES, TABLE_SUFFIX))}, or a folder"
-    )
+    raise ConfigurationError(f"{path} is of no kind that is read: {', '.join(SUFFIXES)}, or a folder")
 
 
 def _folder(source: str, size: Size, naming: Naming, split: str | None) -> dict[str, Examples]:
@@ -220,28 +227,19 @@ def _folder(source: str, size: Size, naming: Naming, split: str | None) -> dict[
     if naming.group_column is not None or naming.label_column is not None:
         key = "group_column" if naming.group_column is not None else "label_column"
         raise NoGroupsError(f"data.{key}: {source} has no columns; name a CSV file in data.labels")
-    with _refusing():
-        apart = not folder.is_dir() or not image_folder.lay_out(folder).divided
-    if not apart and (split == WHOLE or naming.group_pattern is not None):
-        wanted: tuple[str, ...] = (WHOLE,)  # whoever asked for one split divides it by groups
-    else:
-        wanted = (split,) if split else (TRAIN, TEST)
-    return {part: image_folder.examples(folder, part, size) for part in wanted}
+    whole = split == WHOLE or naming.group_pattern is not None  # whoever asked for one split divides it by groups
+    return image_folder.examples(folder, (split,) if split else (TRAIN, TEST), size, whole)
 
 
 def _is_function(name: str) -> bool:
     """Whether `name` refers to a function of a file, whether or not it is there, or of a module that is there."""
-    if name.startswith((FOLDER_PREFIX, TORCHVISION_PREFIX)):
-        return False
-    place, colon, function = name.rpartition(":")
-    in_file = bool(colon) and place.endswith(".py") and function.isidentifier()
-    return in_file or referenced_file(name) is not None
+    place, _, function = name.rpartition(":")
+    return (place.endswith(".py") and function.isidentifier()) or referenced_file(name) is not None
 
 
 def _called(reference: str, size: Size, naming: Naming) -> dict[str, Examples]:
     """What a user's function returns: called once, or once per split where it has a parameter `split`."""
     function = load_function(reference)
-    offered: dict[str, Any] = {"image_size": size}
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -255,7 +253,7 @@ def _called(reference: str, size: Size, naming: Naming) -> dict[str, Examples]:
     unknown = [name for name in demanded if name not in ("split", "image_size")]
     if unknown:
         raise ConfigurationError(f"{reference} asks for {unknown[0]!r}; it may only ask for split and image_size")
-    passed = {name: value for name, value in offered.items() if name in parameters}
+    passed = {"image_size": size} if "image_size" in parameters else {}
 
     def call(**more: Any) -> dict[str, Examples]:
         try:
@@ -280,7 +278,7 @@ def _refusing() -> Iterator[None]:
 
 def _converted(images: ImageSet, channels: int | None) -> tuple[ImageSet, ReadingReport]:
     """An image set with another number of channels."""
-    given = np.ascontiguousarray(images.images.numpy().transpose(0, 2, 3, 1))
-    pixels = with_channels(given, channels or given.shape[3], given.shape[3] == 1)
-    converted = replace(images, images=torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))))
-    return converted, report_on(converted)
+    if channels not in (None, images.images.shape[1]):
+        pixels = with_channels(images.images.numpy().transpose(0, 2, 3, 1), channels)
+        images = replace(images, images=torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))))
+    return images, report_on(images)

@@ -170,7 +170,7 @@ def stacked(images: Sequence[np.ndarray], where: str) -> np.ndarray:
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
-def with_channels(images: np.ndarray, channels: int | None, grey: bool) -> np.ndarray:
+def with_channels(images: np.ndarray, channels: int | None, grey: bool = False) -> np.ndarray:
     """Return uint8 (n, h, w, c) with `channels` channels.
 
     Args:

@@ -193,19 +193,21 @@ def _group_remarks(train: ImageSet, test: ImageSet, unused: int) -> list[str]:
 
 def _require_own_groups(train: ImageSet, test: ImageSet, source: ImageSet) -> None:
     """Raise ConfigurationError if a named group is in both splits, or in target and source data."""
-    target = train.names_of_groups() | test.names_of_groups()
-    for shared, both, remedy in (
+    trained, tested = train.names_of_groups(), test.names_of_groups()
+    for shared, where in (
         (
-            train.names_of_groups() & test.names_of_groups(),
+            trained & tested,
             "in the training and in the test split; give the images without splits, and they are divided by groups",
-            "",
         ),
-        (target & source.names_of_groups(), "in the target and in the source data", "; if they differ, rename them"),
+        (
+            (trained | tested) & source.names_of_groups(),
+            "in the target and in the source data; if they differ, rename them",
+        ),
     ):
         if shared:
             named = ", ".join(sorted(shared)[:MOST_NAMED])
             more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
-            raise ConfigurationError(f"data: the groups {named}{more} are {both}{remedy}")
+            raise ConfigurationError(f"data: the groups {named}{more} are {where}")
 
 
 def _deal_victims(test: ImageSet, victims: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,6 @@ def cross_validated_probe(features: Tensor, labels: Tensor, folds: Tensor, penal
     correct = np.zeros(len(labels), dtype=bool)
     for fold in range(FOLDS):
         tested, chosen = folds == fold, folds == (fold + 1) % FOLDS
-        parts = ((features[part], labels[part]) for part in (~(tested | chosen), chosen, tested))
-        train, selection, test = parts
+        train, selection, test = ((features[part], labels[part]) for part in (~(tested | chosen), chosen, tested))
         correct[tested.numpy()] = linear_probe(train, selection, test, penalties).correct
     return correct

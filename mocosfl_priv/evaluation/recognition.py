@@ -40,11 +40,11 @@ MILD_NOISE = 0.02  # standard deviation of the noise on the victims for the ceil
 class Classifier(nn.Module):
     """Four 3x3 convolutions with BatchNorm and ReLU, three max-pools, global average pool, a linear layer."""
 
-    def __init__(self, classes: int, colours: int = 3) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         widths = (WIDTH, 2 * WIDTH, 4 * WIDTH, 4 * WIDTH)
-        layers: list[nn.Module] = [nn.BatchNorm2d(colours, affine=False)]  # normalises images in [0, 1]
-        for stage, (before, channels) in enumerate(zip((colours, *widths[:-1]), widths, strict=True)):
+        layers: list[nn.Module] = [nn.BatchNorm2d(3, affine=False)]  # normalises images in [0, 1]
+        for stage, (before, channels) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
             layers.append(nn.Conv2d(before, channels, 3, padding=1, bias=False))
             if stage < len(widths) - 1:
                 layers.append(nn.MaxPool2d(2))  # before the norm, which then has only a quarter of the values
@@ -53,11 +53,11 @@ class Classifier(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return class scores (n, classes) of images float (n, colours, h, w) in [0, 1]."""
+        """Return class scores (n, classes) of images float (n, 3, h, w) in [0, 1]."""
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Return penultimate features (n, d) of images float (n, colours, h, w) in [0, 1]."""
+        """Return penultimate features (n, d) of images float (n, 3, h, w) in [0, 1]."""
         if max(images.shape[-2:]) > LARGEST_SIDE:
             images = F.interpolate(images, size=(LARGEST_SIDE, LARGEST_SIDE), mode="area")
         return self.body(images.contiguous(memory_format=torch.channels_last))
@@ -66,14 +66,14 @@ class Classifier(nn.Module):
 def train_classifier(
     images: Tensor, labels: Tensor, classes: int, *, epochs: int, device: torch.device, seed: int
 ) -> Classifier:
-    """Train a classifier on uint8 images (n, c, h, w), n >= 2, with labels int64 (n,), by one-cycle SGD.
+    """Train a classifier on uint8 images (n, 3, h, w), n >= 2, with labels int64 (n,), by one-cycle SGD.
 
     Training images are mirrored and shifted, and some are blurred or noisy, so that the blur and noise of
     reconstructions alone do not prevent recognition. On a CPU, equal seeds give equal classifiers.
     """
     rng = generator(seed, "recognition batches")
     with global_seed(seed, "recognition classifier"):
-        network = Classifier(classes, images.shape[1]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = Classifier(classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = min(BATCH, len(images))
     steps = len(images) // batch
     optimiser = torch.optim.SGD(
@@ -142,7 +142,7 @@ class RecognitionJudge:
     note: str
 
     def __call__(self, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Judge reconstructions, float (n, c, h, w) in [0, 1], in the order of the victims.
+        """Judge reconstructions, float (n, 3, h, w) in [0, 1], in the order of the victims.
 
         Returns `recognised` and `reidentified`, float (n,) of zeros and ones, or NaN where not measured.
         """

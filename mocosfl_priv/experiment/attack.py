@@ -16,7 +16,7 @@ from mocosfl_priv.device.codecs import Codec
 from mocosfl_priv.errors import RunFailedError, ThreatModelError
 from mocosfl_priv.evaluation.utility import BATCH
 from mocosfl_priv.experiment.conditions import AttackConditions
-from mocosfl_priv.experiment.observers import Observer, copied_auxiliary
+from mocosfl_priv.experiment.observers import Observer
 from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.plugins import Attack, AttackerView, Capability, Defense, Loaded
 from mocosfl_priv.plugins.guarantee import Guarantee
@@ -194,7 +194,7 @@ def grant_view(
         undefended=partial(as_received, codec=codec),
         knows_defense=threat.adaptive,
         simulates_queries=Capability.CLIENT_WEIGHTS in threat.grants,
-        auxiliary=copied_auxiliary(conditions.auxiliary),
+        auxiliary=conditions.auxiliary.copy(),
         build_client=partial(on_device, target.build_client, device) if target.build_client else None,
         server=server,
         colluder=colluder,

@@ -18,7 +18,6 @@ from mocosfl_priv.experiment.observers import (
     ObserverGroup,
     Training,
     attach,
-    copied_auxiliary,
     live_server,
 )
 from mocosfl_priv.experiment.rows import CellResult, score_attempt, try_attack
@@ -118,7 +117,7 @@ def grant_stream(
         visible=conditions.visible_to(attack),
         server=live_server(model.trunk, model.projector, conditions.compute),
         protect=partial(protect_afresh, defense, codec=codec) if conditions.threat.adaptive else undefended,
-        auxiliary=copied_auxiliary(conditions.auxiliary),
+        auxiliary=conditions.auxiliary.copy(),
         build_client=partial(on_device, _client_builder(context, system), conditions.compute.device),
     )
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from mocosfl_priv.errors import MocosflPrivError, RunFailedError, ThreatModelError
 from mocosfl_priv.experiment.conditions import visible_to
 from mocosfl_priv.models.convolution import in_fast_layout
-from mocosfl_priv.plugins import Attack, AuxiliaryData, Capability, Loaded, StreamView, ThreatModel
+from mocosfl_priv.plugins import Attack, Capability, Loaded, StreamView, ThreatModel
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.imports import cause
 from mocosfl_priv.runtime.seeding import derive_seed, global_seed
@@ -208,8 +208,3 @@ def _copied(message: Message) -> Message:
         keys=message.keys.detach().clone(),
         labels=labels,
     )
-
-
-def copied_auxiliary(auxiliary: AuxiliaryData) -> AuxiliaryData:
-    """Images of one attack's own, which it may spoil."""
-    return auxiliary.copy()

@@ -219,7 +219,7 @@ def train_inverter(
     if isinstance(decoder, SubPixelDecoder | ArrangedDecoder):
         if not bool(messages.isfinite().all()):
             raise RunFailedError("the inversion network cannot be trained: messages of auxiliary images are not finite")
-        needed = decoder.examples_of(messages) if isinstance(decoder, SubPixelDecoder) else len(messages)
+        needed = decoder.examples_of(messages)
         decoder.begin_linear(first(messages[:needed]), known[:needed])
         # with another loss, the best MSE is not the goal
         if begins_linear(decoder) and not (recipe.ssim_weight or recipe.lpips_weight):

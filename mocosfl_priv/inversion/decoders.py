@@ -237,10 +237,9 @@ class ArrangedDecoder(nn.Module):
         """The channels of the grid's tokens, in units in which a step of Adam is as small as in other layers."""
         return self.tokens**-0.5 * maps[:, : self.tokens]
 
-    @property
-    def has_linear_path(self) -> bool:
-        """Whether :meth:`begin_linear` makes a decoder that can be used as it is."""
-        return begins_linear(self.decoder)
+    def examples_of(self, smashed: Tensor) -> int:
+        """How many of the messages (n, *smashed_shape) are used by :meth:`begin_linear`: all."""
+        return len(smashed)
 
     @torch.no_grad()
     def begin_linear(self, smashed: Tensor, images: Tensor) -> None:
@@ -253,7 +252,7 @@ class ArrangedDecoder(nn.Module):
         """
         if isinstance(self.arrange, CoarseImage):
             self.arrange.begin_linear(smashed, images)
-        if not self.has_linear_path:
+        if not begins_linear(self.decoder):
             return
         maps = self.arrange(smashed)
         if self.patch is not None:
@@ -262,15 +261,18 @@ class ArrangedDecoder(nn.Module):
             # a token says how its patch differs from the mean image by how it differs from the mean token at its place
             centre = scaled.mean(0)
             fit_convolution(self.patch, scaled - centre, F.pixel_unshuffle(away, self.shuffle.upscale_factor), RIDGE)
-            self.mean.copy_((images - 0.5 - self.shuffle(self.patch(scaled))).mean(0))
-            images = images - self.mean - self.shuffle(self.patch(scaled))
+            patches = self.shuffle(self.patch(scaled))
+            self.mean.copy_((images - 0.5 - patches).mean(0))
+            images = images - self.mean - patches
         assert isinstance(self.decoder, SubPixelDecoder | ArrangedDecoder)
         self.decoder.begin_linear(maps, images)
 
 
 def begins_linear(decoder: nn.Module) -> bool:
     """Whether a decoder has a linear path from smashed data to images that is known in closed form."""
-    return isinstance(decoder, SubPixelDecoder) or (isinstance(decoder, ArrangedDecoder) and decoder.has_linear_path)
+    if isinstance(decoder, ArrangedDecoder):
+        return begins_linear(decoder.decoder)
+    return isinstance(decoder, SubPixelDecoder)
 
 
 def _group_norm(channels: int) -> nn.Module:

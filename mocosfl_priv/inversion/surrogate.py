@@ -323,8 +323,9 @@ class KnownImages:
         """Split `auxiliary`; raises ConfigurationError for fewer than two images."""
         train, validation = held_out_split(auxiliary, VALIDATION_SHARE, rng)
         few = int(auxiliary.of_target.sum()) < ENOUGH_IMAGES
-        nearest = train.images if few else train.images[train.of_target]
-        return cls(train.images, nearest, validation.images, mean_image(nearest))
+        images = train.images  # asked for once: where bytes are stored, every question makes new floats
+        nearest = images if few else images[train.of_target]
+        return cls(images, nearest, validation.images, mean_image(nearest))
 
     def draw(self, rng: torch.Generator) -> Draw:
         """Return a function that draws from `nearest` with replacement."""

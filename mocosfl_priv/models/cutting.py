@@ -78,33 +78,28 @@ def cut_model(model: nn.Module, name: str, image_shape: ImageShape) -> tuple[nn.
     return _UntilModule(copied, name), None
 
 
-def cut_names(model: nn.Module, image_shape: ImageShape | None = None) -> tuple[str, ...]:
+def cut_names(model: nn.Module, image_shape: ImageShape) -> tuple[str, ...]:
     """List the modules after which `model` can be cut, in the order in which they return.
 
     Args:
         model: See :func:`cut_model`; it is not changed.
-        image_shape: Channels, height and width of one image. With it, the model is run, and modules whose output is not
-            one tensor with the images along its first axis are left out.
+        image_shape: Channels, height and width of one image.
 
     Returns:
-        Dotted names. Of a model that cannot be traced, they are those that are called once; :func:`cut_model` may
-        refuse some of them. Without `image_shape`, they are then the names of all its modules.
+        Dotted names of modules whose output is one tensor with the images along its first axis. Of a model that cannot
+        be traced, they are those that are called once; :func:`cut_model` may refuse some of them.
 
     Raises:
         ConfigurationError: `model` cannot be copied, has weights that are not finite, or fails on this shape.
     """
     copied = copy_in_eval_mode(model, "the model")
     trace = _trace(copied, image_shape)
-    names = trace.names() if trace is not None else None
-    if image_shape is None:
-        return names if names is not None else tuple(n for n, _ in copied.named_modules(remove_duplicate=False) if n)
     images = probe_images(copied, image_shape, BATCHES[-1])
     first_run(copied, images.clone(), "the model")
-    if trace is not None and not _trusted(copied, trace, image_shape):
-        names = None
+    traced = trace.names() if trace is not None and _trusted(copied, trace, image_shape) else None
     outputs = _all_outputs(copied, images)
     able = [name for name, found in outputs.items() if _output_problem(found, len(images)) is None]
-    return tuple(name for name in names if name in able) if names is not None else tuple(able)
+    return tuple(able) if traced is None else tuple(name for name in traced if name in able)
 
 
 @dataclass(frozen=True)
@@ -135,10 +130,8 @@ class _SizeQuestion(BaseException):  # not an Exception, so that a model that ca
         self.node = node
         self.what = what
 
-    def answer(self, whole: nn.Module, image_shape: ImageShape | None) -> Any:
+    def answer(self, whole: nn.Module, image_shape: ImageShape) -> Any:
         """What holds for all images that are tried; None if there is no such answer."""
-        if image_shape is None:
-            return None
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, copies)
@@ -384,7 +377,7 @@ def _described(node: fx.Node) -> str:
     return f"{operation}() in {stack[-1] if stack and stack[-1] else 'the model'}"
 
 
-def _trace(model: nn.Module, image_shape: ImageShape | None, name: str = "") -> _Trace | None:
+def _trace(model: nn.Module, image_shape: ImageShape, name: str = "") -> _Trace | None:
     """Trace `model`, opened at the modules that contain `name`; None where that fails.
 
     What the trace computed without the images, such as the tensors that a forward pass makes, becomes attributes of
@@ -399,7 +392,7 @@ def _trace(model: nn.Module, image_shape: ImageShape | None, name: str = "") -> 
         names: dict[nn.Module, list[str]] = {}
         for dotted, module in traced.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(dotted)
-        parts = name.split(".") if name else []
+        parts = name.split(".")
         opened = {traced, *(traced.get_submodule(".".join(parts[:count])) for count in range(1, len(parts)))}
         opaque = {module for module in names if type(module) in opaque_types and module not in opened}
         tracer, whole = _Tracer(opened, opaque, answers), _Whole(traced)

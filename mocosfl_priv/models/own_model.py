@@ -59,9 +59,8 @@ class OwnSplit:
         Raises:
             ConfigurationError: See :meth:`build_untrained`.
         """
-        names = {name for name, _ in self.client.named_parameters(remove_duplicate=False)}
-        source = reinitialised(self.source, seed, names)
-        return replace(self, client=self.build_untrained(seed), server=None, source=source)
+        source = self._new_source(seed)
+        return replace(self, client=self._with_weights_of(source), server=None, source=source)
 
     def build_untrained(self, seed: int) -> nn.Module:
         """Build the client with newly initialised weights; the user's function is not called, as it may load weights.
@@ -76,10 +75,17 @@ class OwnSplit:
             ConfigurationError: A parameter of the client would keep its trained values, since no module resets it, or
                 its module's ``reset_parameters`` gives these values back.
         """
-        names = [name for name, _ in self.client.named_parameters(remove_duplicate=False)]
-        fresh = reinitialised(self.source, seed, set(names)).state_dict()
-        client = copy.deepcopy(self.client)
-        client.load_state_dict({**client.state_dict(), **{k: fresh[k] for k in client.state_dict() if k in fresh}})
+        return self._with_weights_of(self._new_source(seed))
+
+    def _new_source(self, seed: int) -> nn.Module:
+        """`source` with new weights for all parameters of the client."""
+        needed = {name for name, _ in self.client.named_parameters(remove_duplicate=False)}
+        return reinitialised(self.source, seed, needed)
+
+    def _with_weights_of(self, source: nn.Module) -> nn.Module:
+        """A copy of the client with the weights of `source`, which must be others than the trained ones."""
+        fresh, client = source.state_dict(), copy.deepcopy(self.client)
+        client.load_state_dict({name: fresh.get(name, value) for name, value in client.state_dict().items()})
         for name, trained in self.client.named_parameters():
             varies = trained.numel() > 1 and bool((trained != trained.flatten()[0]).any())
             if varies and torch.equal(client.get_parameter(name), trained):

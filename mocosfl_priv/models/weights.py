@@ -130,7 +130,7 @@ def load_weights(module: nn.Module, weights: Path | str | Mapping[str, Tensor], 
         where, state = str(weights), read_weights(weights)
     expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     removed, added = _fitting_prefix(expected.keys(), state.keys(), prefix, where)
-    mine = {added + name: value for name, value in _without(state, removed).items()}
+    mine = {added + name: value for name, value in without_prefix(state, removed).items()}
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     module.load_state_dict(_converted(mine, expected, parameters, where), strict=False)  # the names were compared above
     return removed
@@ -175,7 +175,8 @@ def _flattened(stored: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]
             yield from _flattened(value, f"{prefix}{key}.")
 
 
-def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by their names without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

@@ -13,7 +13,14 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.models.bottleneck import compress
 from mocosfl_priv.models.layers import LayerOptions, Normalise
 from mocosfl_priv.models.resnet import RESNETS
-from mocosfl_priv.models.weights import DEEPEST_WRAPPER, PREFIXES, WRAPPERS, read_weights_only, require_plain
+from mocosfl_priv.models.weights import (
+    DEEPEST_WRAPPER,
+    PREFIXES,
+    WRAPPERS,
+    read_weights_only,
+    require_plain,
+    without_prefix,
+)
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
@@ -95,7 +102,7 @@ def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dict(state)
     while True:
         for prefix in PREFIXES:
-            mine = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+            mine = without_prefix(found, prefix)
             if mine and (len(mine) == len(found) or prefix == PARTIAL_PREFIX):
                 found = mine
                 break

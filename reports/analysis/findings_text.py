@@ -168,6 +168,11 @@ def points(difference: Interval) -> str:
     return f"{100 * difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
+def number(value: float, form: str) -> str:
+    """Format a number; a dash where there is none, as of the training of a model that was trained elsewhere."""
+    return "–" if isnan(value) else format(value, form)
+
+
 def compact(value: float) -> str:
     """Format a number with three digits and a unit prefix, such as 1234567 as 1.23 M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from mocosfl_priv.results import TEST_VICTIMS, UNDEFENDED, RunRecord, victims_key
 from reports.analysis.families import Family
 from reports.analysis.findings_text import finding, percent, points, undecided
@@ -95,7 +97,8 @@ def _price(undefended: list[Entry], best: Entry | None, defended: bool) -> str:
     accuracy = (
         f"the linear probe changes by {points(best.against_none)} against no defense" if best.against_none else ""
     )
-    costs = [_cost(best.row, none, name, what) for name, what in PRICES.items()]
+    known = {name: what for name, what in PRICES.items() if not isnan(best.row.cost[name])}  # an audit trains nothing
+    costs = [_cost(best.row, none, name, what) for name, what in known.items()]
     return f"{best.row.system}: {'; '.join(part for part in (accuracy, ', '.join(costs)) if part)}."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isnan
 
 import pandas as pd
 
@@ -18,7 +17,7 @@ from reports.analysis.comparison import (
     sound_attacks,
     systems_of,
 )
-from reports.analysis.findings_text import points
+from reports.analysis.findings_text import number, points
 from reports.analysis.summary import SummaryRow, ensembles, headline_rows, system_name
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
@@ -168,7 +167,7 @@ def leaderboard_cells(entry: Entry) -> list[str]:
         matched if entry.control else "–",
         f"{row.cost['smashed_bytes_per_image']:,.0f}",
         f"{row.cost['client_flops'] / 1e6:,.2f}",
-        "–" if isnan(row.cost["training_megabytes"]) else f"{row.cost['training_megabytes']:,.1f}",
+        number(row.cost["training_megabytes"], ",.1f"),
         str(row.seeds),
         str(entry.flags),
     ]

@@ -16,6 +16,7 @@ from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.evaluation.multiple_comparisons import family_wise_statement, holm
 from mocosfl_priv.evaluation.statistics import SMALLEST_EFFECT, Interval, Spread, leak_difference_spread
 from mocosfl_priv.results import RunRecord, StoredRun
+from reports.analysis.findings_text import number
 from reports.analysis.per_image import Key, bootstrap_options, groups, of_system, paired, per_seed
 from reports.analysis.run_section import variant_title
 from reports.analysis.summary import SummaryRow, key_of, summarise, system_name
@@ -48,7 +49,7 @@ class Line:
         shown = [f"{each.value:.3f} [{each.low:.3f}, {each.high:.3f}]" for each in (self.first, self.second)]
         difference = self.difference
         change = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "–"
-        p_value = "–" if math.isnan(self.adjusted_p) else f"{self.adjusted_p:.4f}"
+        p_value = number(self.adjusted_p, ".4f")
         return [*self.labels.values(), self.system, self.attack, *shown, change, p_value, self.finding]
 
 

@@ -16,7 +16,7 @@ from reports.analysis import side_by_side as beside
 from reports.analysis.client_costs import HEADINGS as CLIENT_HEADINGS
 from reports.analysis.client_costs import client_costs, cost_columns, methods_of
 from reports.analysis.families import Family, against_undefended
-from reports.analysis.findings_text import caveats, compact, points, promises, sentences
+from reports.analysis.findings_text import caveats, compact, number, points, promises, sentences
 from reports.analysis.flags import explained_flags
 from reports.analysis.key_findings import QUESTIONS, key_findings
 from reports.analysis.leaderboard import (
@@ -218,16 +218,11 @@ def _cost_lines(section: Section) -> list[list[str]]:
         [
             row.system,
             *(compact(row.cost[name]) for name in ("client_parameters", "client_flops", "smashed_bytes_per_image")),
-            *(_number(row.cost[name], ".1f") for name in ("training_megabytes", "paper_megabytes_per_client")),
-            *(_number(row.cost[name], ".0f") for name in ("training_seconds", "attack_seconds")),
+            *(number(row.cost[name], ".1f") for name in ("training_megabytes", "paper_megabytes_per_client")),
+            *(number(row.cost[name], ".0f") for name in ("training_seconds", "attack_seconds")),
         ]
         for row in section.headlines
     ]
-
-
-def _number(value: float, form: str) -> str:
-    """A number, or a dash where there is none, as of the training of a model that was trained elsewhere."""
-    return "–" if math.isnan(value) else format(value, form)
 
 
 def _client_lines(section: Section) -> list[list[str]]:

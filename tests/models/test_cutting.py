@@ -113,7 +113,6 @@ def test_client_and_server_are_the_whole_model_to_the_last_bit(
 def test_where_models_can_be_cut_in_order() -> None:
     layers = [f"layer{stage}{block}" for stage in range(1, 5) for block in (".0", ".1", "")]
     assert network("resnet18")[1] == ("conv1", "bn1", "relu", "maxpool", *layers, "avgpool", "fc")
-    assert cut_names(network("resnet18")[0]) == network("resnet18")[1]
     assert network("vit_b_16")[1][:4] == (
         "conv_proj",
         "encoder.dropout",
@@ -121,7 +120,6 @@ def test_where_models_can_be_cut_in_order() -> None:
         "encoder.layers.encoder_layer_1",
     )
     assert network("Deciding")[1] == ("bright", "dark", "norm", "block.0", "block.1", "block", "head")
-    assert set(cut_names(Deciding())) == set(network("Deciding")[1])
 
 
 class Net(nn.Module):
