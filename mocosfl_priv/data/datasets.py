@@ -15,8 +15,8 @@ from mocosfl_priv.data.examples import Naming
 from mocosfl_priv.data.given import GIVEN_PREFIX
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.own_data import FOLDER_PREFIX
-from mocosfl_priv.data.python_objects import user_path
 from mocosfl_priv.errors import ConfigurationError, unknown_name
+from mocosfl_priv.runtime.files import user_path
 
 Split = Literal["train", "test"]
 
@@ -54,8 +54,8 @@ def load_split(name: str, split: Split, image_size: int = 32, path: Path | None 
             raise ConfigurationError(f"data.image_size: {name} has images of {photos.PATCH} pixels only")
         return photos.load(name, split)
     if name in torchvision_sets.NAMES:
-        if path is not None and image_folder.is_class_tree(path.expanduser()):
-            return image_folder.load(path.expanduser(), split, image_size)
+        if path is not None and image_folder.is_class_tree(user_path(path)):
+            return image_folder.load(user_path(path), split, image_size)
         return torchvision_sets.load(name, path, split, image_size)
     if _is_own(name):
         train, test = own_data.read_splits(name, image_size, root=path)

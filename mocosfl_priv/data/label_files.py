@@ -17,6 +17,7 @@ from mocosfl_priv.data.image_folder import split_named
 from mocosfl_priv.data.pixel_arrays import stacked
 from mocosfl_priv.device.pictures import Reading, Size, find, read
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.runtime.files import user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,7 @@ def read_labelled_folder(folder: Path, csv: Path, size: Size, naming: Naming) ->
 
 
 def _found(folder: Path, csv: Path) -> Path:
-    places = [csv.expanduser(), folder / csv, folder.parent / csv]
+    places = [user_path(csv), folder / csv, folder.parent / csv]
     for place in places:
         if place.is_file():
             return place

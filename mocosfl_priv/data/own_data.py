@@ -42,9 +42,10 @@ from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.image_tables import PARQUET, is_table, read_table
 from mocosfl_priv.data.label_files import read_labelled_folder
 from mocosfl_priv.data.pixel_arrays import with_channels
-from mocosfl_priv.data.python_objects import from_object, user_path
+from mocosfl_priv.data.python_objects import from_object
 from mocosfl_priv.device.pictures import PictureError, Size
 from mocosfl_priv.errors import ConfigurationError
+from mocosfl_priv.runtime.files import user_path
 from mocosfl_priv.runtime.imports import load_function, one_line, referenced_file
 
 FOLDER_PREFIX, TORCHVISION_PREFIX = "imagefolder:", "torchvision:"

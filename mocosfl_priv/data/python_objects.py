@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,11 +206,3 @@ def _is_columns(value: Sequence[Any]) -> bool:
     if _is_array(value[0]) and (value[0].ndim < 3 or any(_is_array(part) and part.ndim > 2 for part in value[1:])):
         return False
     return all(part is None or hasattr(part, "__len__") for part in value[1:])
-
-
-def user_path(text: str | Path) -> Path:
-    """Replace ``~`` in a path by the home folder; raises ConfigurationError for an unknown user (``~name``)."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigurationError(f"{text}: {error}") from error

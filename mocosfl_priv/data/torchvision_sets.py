@@ -19,6 +19,7 @@ from mocosfl_priv.data.pixel_arrays import image_of
 from mocosfl_priv.data.python_objects import from_items, from_object
 from mocosfl_priv.device.pictures import Reading, Size, fit
 from mocosfl_priv.errors import ConfigurationError, unknown_name
+from mocosfl_priv.runtime.files import user_path
 
 NAMES = ("cifar10", "cifar100", "svhn", "stl10")
 DOWNLOADS = {
@@ -40,7 +41,7 @@ def load(name: str, root: Path | None, split: str, image_size: int) -> ImageSet:
     torchvision verifies the files' checksums. Raises ConfigurationError, which says how to get the files, when they are
     missing or damaged.
     """
-    root = (root or DEFAULT_ROOT).expanduser()
+    root = user_path(root or DEFAULT_ROOT)
     try:
         data = _open(name, root, split)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
@@ -121,7 +122,7 @@ def examples(reference: str, root: Path | None, size: Size, naming: Naming) -> d
         raise unknown_name("torchvision data set", name, known)
     if option and name not in OPTIONS:
         raise ConfigurationError(f"torchvision:{reference}: {name} has no {option!r}; write torchvision:{name}")
-    folder = (root or DEFAULT_ROOT).expanduser()
+    folder = user_path(root or DEFAULT_ROOT)
     found = {}
     for split, data in _splits(getattr(datasets, name), name, option, folder):
         where = f"torchvision:{reference}/{split}" if split else f"torchvision:{reference}"

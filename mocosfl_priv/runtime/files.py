@@ -1,4 +1,4 @@
-"""Checksums, flushing to disk, and locks between processes."""
+"""Paths of users, checksums, flushing to disk, and locks between processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from mocosfl_priv.errors import ConfigurationError
+
 ATTEMPTS = 100  # to make a file in a folder that others may remove
+
+
+def user_path(text: str | Path) -> Path:
+    """Replace ``~`` in a path by the home folder; raises ConfigurationError for an unknown user (``~name``)."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(f"{text}: {error}") from error
 
 
 def checksum(path: Path) -> str:

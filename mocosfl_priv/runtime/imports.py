@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from mocosfl_priv.errors import ConfigurationError, MocosflPrivError, did_you_mean
+from mocosfl_priv.runtime.files import user_path
 
 DISTRIBUTION = Path(__file__).resolve().parents[2]  # the folder that has this package, and the three below beside it
 OWN = ("mocosfl_priv", "attacks", "defenses", "reports")
@@ -105,7 +106,7 @@ def referenced_file(reference: str) -> Path | None:
     if not colon or not name.isidentifier():
         return None
     if place.endswith(".py"):
-        file = Path(place).expanduser()
+        file = user_path(place)
         return file if file.is_file() else None
     if not all(part.isidentifier() for part in place.split(".")):
         return None
@@ -173,7 +174,7 @@ def _make_importable(file: Path) -> None:
 
 def _import_file(path: Path) -> ModuleType:
     """Import a file as a module with a unique name, only once per path."""
-    resolved = path.expanduser().resolve()
+    resolved = user_path(path).resolve()
     if not resolved.is_file():
         raise ConfigurationError(f"file {path} does not exist (paths are relative to the current folder)")
     name = f"mocosfl_priv_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"

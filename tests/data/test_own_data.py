@@ -109,6 +109,7 @@ def test_labels_beside_a_flat_folder(data: Forty, tmp_path: Path) -> None:
     found, report = read_images(folder, labels="labels.csv")
     require_same(found, data)
     assert report.groups == 8 and not report.skipped
+    assert read_images(str(folder), labels="labels.csv")[1] == report
     Image.fromarray(data.images[0]).save(folder / "extra.png")
     (folder / "notes.txt").write_text("")
     assert read_images(folder, labels="labels.csv")[1].skipped == {"*.txt": 1, "not in the file of labels": 1}
@@ -503,3 +504,20 @@ def test_flowers_and_faces_are_read_as_published(data: Forty, tmp_path: Path, mo
     assert test.labels.tolist() == [i % 2 for i in range(30, 40)] and said.groups == 2
     assert read_images("torchvision:CelebA", root=tmp_path, split="train")[1].classes == {}
     assert "did you mean 'Smiling'" in refused("torchvision:CelebA:Smilling", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "naming", "root"),
+    [
+        ("~nobody-at-all/flat", Naming(), None),
+        ("~nobody-at-all/mine.py:images", Naming(), None),
+        ("imagefolder:{flat}", Naming(labels=Path("~nobody-at-all/labels.csv")), None),
+        ("torchvision:MNIST", Naming(), Path("~nobody-at-all")),
+    ],
+)
+def test_the_home_of_an_unknown_user(
+    source: str, naming: Naming, root: Path | None, data: Forty, tmp_path: Path
+) -> None:
+    folder = flat_folder(tmp_path / "flat", data)
+    with pytest.raises(ConfigurationError, match=r"nobody-at-all.*Could not determine home"):
+        read_images(source.format(flat=folder), naming=naming, root=root)
