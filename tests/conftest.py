@@ -39,16 +39,16 @@ from mocosfl_priv.runtime.compute import Compute
 settings.register_profile("house", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("house")
 
-# A whole experiment in about ten seconds: every stage is the real one, only small.
+# A whole experiment in two seconds: every stage is the real one, only small.
 TINY: dict[str, Any] = {
     "name": "tiny",
     "defenses": ["none"],
     "attacks": [
         "floor",
         {"name": "rmle", "iterations": 150, "tv": 0.01},
-        {"name": "decoder", "architecture": "res_normN0C8", "steps": 20},
+        {"name": "decoder", "architecture": "res_normN0C8", "steps": 10},
     ],
-    "data": {"train_limit": 600, "test_limit": 200, "victims": 16},
+    "data": {"train_limit": 300, "test_limit": 200, "victims": 16},
     "model": {"backbone": "resnet8", "width": 8, "projector_hidden": 32, "projector_out": 32},
     "training": {"clients": 4, "server_batch": 32, "epochs": 1, "queue_size": 128, "sync_period": 4},
     "evaluation": {

@@ -46,7 +46,7 @@ def run(attack: Attack, view) -> torch.Tensor:  # type: ignore[no-untyped-def]
 )
 def test_invertible_client_is_inverted_beyond_40_db(attack: Attack, compute: Compute) -> None:
     victims = photo_patches(32, "test")
-    view = make_view(ColourMixClient(), victims, photo_patches(1200), compute)
+    view = make_view(ColourMixClient(), victims, photo_patches(600), compute)
     assert float(psnr(run(attack, view), victims).mean()) > 40
 
 
@@ -79,7 +79,7 @@ def test_priors_give_way_to_an_invertible_client(attack: Attack, decibels: float
 )
 def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, compute: Compute) -> None:
     """Would catch any leak from victims to the attacker that does not pass through the smashed data."""
-    victims, known = photo_patches(64, "test"), photo_patches(600)
+    victims, known = photo_patches(64, "test"), photo_patches(300)
     view = make_view(ConstantClient(), victims, known, compute)
     error = mse(run(attack, view), victims)
     assert leak_ratio(error, blind_guess_floor(known, victims).mse) < 0.02
@@ -94,7 +94,7 @@ def test_nothing_comes_out_of_a_client_that_destroys_everything(attack: Attack, 
     ids=["fsha", "sdar"],
 )
 def test_nothing_comes_out_of_observing_such_a_client_but_the_blind_guess(attack: Attack, compute: Compute) -> None:
-    victims, known = photo_patches(64, "test"), photo_patches(600)
+    victims, known = photo_patches(64, "test"), photo_patches(300)
     listener = attend(attack, ConstantClient(), photo_patches(48), known, compute)
     error = mse(run(attack, make_view(ConstantClient(), victims, known, compute, listener=listener)), victims)
     assert -0.25 < leak_ratio(error, blind_guess_floor(known, victims).mse) < 0.02
