@@ -21,7 +21,7 @@ from reports.analysis.per_image import (
     paired,
     per_seed,
 )
-from reports.analysis.summary import ensembles, system_name
+from reports.analysis.summary import system_name
 
 BOTTLENECK = "defenses.bottleneck:BottleneckDefense"
 TARESSFL = "defenses.taressfl:TAResSFL"
@@ -81,8 +81,8 @@ class Comparison:
 def compare(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None = None) -> Comparison:
     """Compare the system `ours` with the system `theirs`, over the seeds that both have.
 
-    R is measured under the ensemble if it succeeded on both, or else under the worst case over the attacks that
-    succeeded on both, since worst cases over different attacks are not comparable.
+    R is measured under the worst case over the attacks that succeeded on both, the ensemble included, since worst cases
+    over different attacks are not comparable.
 
     Args:
         record: The run.
@@ -94,8 +94,6 @@ def compare(record: RunRecord, ours: Key, theirs: Key, other: RunRecord | None =
     both = ((record, ours), (other or record, theirs))
     succeeded = [sound_attacks(run, key) for run, key in both]
     attacks = [name for name in succeeded[0] if name in succeeded[1]]
-    ensemble = [name for name in attacks if all(name in ensembles(run) for run, _ in both)]
-    attacks = ensemble[:1] or attacks
     leak, p_value = None, math.nan
     if attacks:
         mine, others = paired(*(_closest(of_system(run.per_image, key), attacks) for run, key in both))

@@ -94,7 +94,12 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
             continue
         best = max(single, key=lambda row: row.leak_ratio.value)
         if not best.is_ensemble:
-            found.append(f"{system}: {best.attack} found more than the ensemble, which is the headline all the same.")
+            together = max(row.leak_ratio.value for row in single if row.is_ensemble)
+            found.append(
+                f"{system}: the ensemble is weaker than {best.attack} alone (R {together:.3f} against "
+                f"{best.leak_ratio.value:.3f}), so its choice among attacks or its budget was wrong here. The headline "
+                "is the worst case, which has both."
+            )
     for system in by_system(rows):
         if any(entry["guarantee"] and not entry["frozen_client"] for entry in _trained(record, system)):
             found.append(
@@ -102,7 +107,7 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
                 "train also leave traces of the image in their weights, which are averaged without protection and "
                 "shape later messages."
             )
-    if not any(row.is_ensemble for row in headline_rows(rows)):
+    if not any(row.is_ensemble for row in rows):
         found.append(
             "The ensemble did not run: headlines are the worst case over the attacks that did, with their settings."
         )

@@ -18,7 +18,7 @@ from reports.analysis.comparison import (
     systems_of,
 )
 from reports.analysis.findings_text import number, points
-from reports.analysis.summary import SummaryRow, ensembles, headline_rows, system_name
+from reports.analysis.summary import SummaryRow, headline_rows, system_name
 
 COSTS = ["smashed_bytes_per_image", "client_flops", "training_megabytes"]
 HEADINGS = [
@@ -108,12 +108,11 @@ def _entry(record: RunRecord, row: SummaryRow, family: str, counting: set[str]) 
 
 
 def _counting_attacks(record: RunRecord) -> dict[int, set[str]]:
-    """The attacks that every system at a cut layer should have: the ensemble if it succeeded on any, or else all."""
+    """The attacks that every system at a cut layer should have: all that succeeded on any of them."""
     succeeded: dict[int, set[str]] = {}
     for system in systems_of(record):
         succeeded.setdefault(system[1], set()).update(sound_attacks(record, system))
-    known = ensembles(record)
-    return {cut: next(({name} for name in known if name in attacks), attacks) for cut, attacks in succeeded.items()}
+    return succeeded
 
 
 def _is_best(entry: Entry, entries: list[Entry]) -> bool:
@@ -133,6 +132,7 @@ def leaderboard_frame(entries: list[Entry]) -> pd.DataFrame:
             "cut_layer": row.cut_layer,
             "target_fraction": row.target_fraction,
             "attack": row.attack,
+            "worst_case_of": ";".join(f"{name}:{share:.4f}" for name, share in row.chosen.items()),
             "missing_attacks": ";".join(entry.missing),
         }
         intervals = {
@@ -159,7 +159,7 @@ def leaderboard_cells(entry: Entry) -> list[str]:
         f"{row.defense}, {100 * row.target_fraction:.3g} % target data" if row.target_fraction else row.defense,
         str(row.cut_layer),
         f"{row.leak_ratio.value:.3f} [{row.leak_ratio.low:.3f}, {row.leak_ratio.high:.3f}]",
-        f"{row.attack}, without {', '.join(entry.missing)}" if entry.missing else row.attack,
+        f"{row.attack_text}, without {', '.join(entry.missing)}" if entry.missing else row.attack_text,
         _accuracy(row.linear),
         _accuracy(row.knn),
         points(entry.against_none) if entry.against_none else "–",
@@ -178,10 +178,10 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
     controls = list(dict.fromkeys(entry.control for entry in entries if entry.control))
     confidence = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
     notes = [
-        "Leak ratio R = 1 - MSE / MSE of a blind guess: 1 is a perfect reconstruction, 0 a guess. It is the "
-        "ensemble's, or, where the ensemble did not run, that of the worst case over the attacks that did. Lowest "
-        "first; systems on which an attack failed come last. Where a single attack reached a higher R than the "
-        "ensemble, the report has a note.",
+        "Leak ratio R = 1 - MSE / MSE of a blind guess: 1 is a perfect reconstruction, 0 a guess. It is the higher "
+        "one of the ensemble's and the worst case's, which takes for every victim the attack that came closest; in "
+        "brackets, for how many victims that was which attack. Lowest first; systems on which an attack failed that "
+        "succeeded on others come last.",
         f"Brackets are {confidence} intervals over seeds and images. Differences are in points of linear-probe "
         "accuracy, paired by seed and image.",
     ]

@@ -40,10 +40,11 @@ class SummaryRow:
     `VISIBLE_SSIM`. `cost` has the mean cost columns. The gains are paired differences to the utility floors,
     `linear_against_none` the one to the undefended system at the same cut layer. `semi_supervised` holds the accuracy
     by fraction of the labels, `recognition_levels` chance levels and ceilings of the two recognition metrics, NaN where
-    not measured. `blind` marks attacks that need nothing and so ignore the smashed data,
-    `is_ensemble` the ensemble, under whatever label. `guarantee` says what the
-    defense promises of any attacker that saw as much, `mse_bound` the mean MSE that follows; empty and NaN if nothing,
-    and for the worst case, which chose by looking at the victims.
+    not measured. `blind` marks attacks that need nothing and so ignore the smashed data, `is_ensemble` the ensemble,
+    under whatever label. `chosen` has, for the worst case, the share of victims that each attack came closest to, and
+    is empty for all other rows. `guarantee` says what the defense promises of any attacker that saw as much,
+    `mse_bound` the mean MSE that follows; empty and NaN if nothing, and for the worst case, which chose by looking at
+    the victims.
     """
 
     defense: str
@@ -67,6 +68,7 @@ class SummaryRow:
     recognition_levels: dict[str, float]
     blind: bool
     is_ensemble: bool
+    chosen: dict[str, float]
     guarantee: str
     mse_bound: float
     cost: dict[str, float]
@@ -84,7 +86,15 @@ class SummaryRow:
     @property
     def is_worst_case(self) -> bool:
         """Whether this row is the worst case over all attacks."""
-        return self.attack == WORST_CASE
+        return bool(self.chosen)
+
+    @property
+    def attack_text(self) -> str:
+        """The attack in words; of the worst case also how often which attack came closest."""
+        if not self.chosen:
+            return self.attack
+        shares = sorted(self.chosen.items(), key=lambda item: -item[1])
+        return f"{self.attack} ({', '.join(f'{name} {100 * share:.0f} %' for name, share in shares)})"
 
     @property
     def is_vacuous(self) -> bool:
@@ -163,12 +173,15 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
         attacks = [str(name) for name in system["attack"].unique() if name not in failed]
         if not attacks:
             continue
-        candidates = {name: system[system["attack"] == name] for name in attacks}
+        candidates: list[tuple[str, pd.DataFrame, dict[str, float]]] = [
+            (name, system[system["attack"] == name], {}) for name in attacks
+        ]
         informed = [name for name in attacks if name not in blind]
         if len(informed) > 1:
-            candidates[WORST_CASE] = closest_attacks(system[system["attack"].isin(informed)])
-        for attack, values in candidates.items():
-            mine = cells[cells["attack"] == attack] if attack != WORST_CASE else cells
+            closest = closest_attacks(system[system["attack"].isin(informed)])
+            candidates.append((WORST_CASE, closest, closest["attack"].value_counts(normalize=True).to_dict()))
+        for attack, values, chosen in candidates:
+            mine = cells if chosen else cells[cells["attack"] == attack]
             cost = {name: float(mine[name].mean()) for name in COSTS}
             total = mine.groupby("seed")[["attack_seconds", "attack_steps", "attack_queries"]].sum().mean()
             cost |= {str(name): float(value) for name, value in total.items()}
@@ -178,10 +191,11 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 SummaryRow(
                     **shared,
                     attack=attack,
-                    blind=attack in blind,
-                    is_ensemble=attack in ensemble,
-                    guarantee=str(promised["guarantee"]) if attack != WORST_CASE else "",
-                    mse_bound=float(np.clip(values["mse_bound"].mean(), 0, None)) if attack != WORST_CASE else np.nan,
+                    blind=not chosen and attack in blind,
+                    is_ensemble=not chosen and attack in ensemble,
+                    chosen=chosen,
+                    guarantee="" if chosen else str(promised["guarantee"]),
+                    mse_bound=np.nan if chosen else float(np.clip(values["mse_bound"].mean(), 0, None)),
                     leak_ratio=leak_ratio_interval(
                         per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=groups(values), **options
                     ),
@@ -290,6 +304,7 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             "mse_floor": row.mse_floor,
             "guarantee": row.guarantee,
             "mse_bound": row.mse_bound,
+            "worst_case_of": ";".join(f"{name}:{share:.4f}" for name, share in row.chosen.items()),
             "knn_raw_pixels": row.knn_raw_pixels,
             "linear_untrained": row.linear_untrained,
             **row.recognition_levels,
@@ -302,12 +317,14 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
 def headline_rows(rows: list[SummaryRow]) -> list[SummaryRow]:
     """Return the headline row of each system.
 
-    It is the row of the ensemble, which chooses among attacks without access to the victims. Without an ensemble, it is
-    the worst case, or the only attack that is not blind, or else the first blind attack.
+    It is the one with the higher leak ratio of the ensemble, which chooses among attacks without access to the victims,
+    and the worst case, which has access; the ensemble where both are equal. With neither, it is the only attack that is
+    not blind, or else the first blind attack.
     """
 
-    def rank(row: SummaryRow) -> int:
-        return 0 if row.is_ensemble else 1 if row.is_worst_case else 3 if row.blind else 2
+    def rank(row: SummaryRow) -> tuple[int, float, bool]:
+        group = 0 if row.is_ensemble or row.is_worst_case else 2 if row.blind else 1
+        return group, -row.leak_ratio.value if group == 0 else 0.0, row.is_worst_case
 
     return [min(mine, key=rank) for mine in by_system(rows).values()]
 

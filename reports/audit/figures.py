@@ -86,7 +86,7 @@ def audit_strips(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -
     """Return strips of pictures by set of victims, for the first seed, each with keys ``title``, ``row`` and ``png``.
 
     The first strip of a set shows the originals. Then each checkpoint has one under the paper's attack and one under
-    the worst case, which is the single attack with the lowest mean MSE if no ensemble ran.
+    the single attack with the lowest mean MSE.
     """
     pictures: dict[str, list[dict[str, Any]]] = {}
     for victims, checkpoints in found.items():
@@ -101,8 +101,9 @@ def audit_strips(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -
 
 
 def _shown_rows(checkpoint: AuditedCheckpoint) -> list[AuditRow]:
-    attacks = {row.attack: row for row in checkpoint.rows}
-    worst = attacks.get(checkpoint.worst.attack, checkpoint.best_single) if checkpoint.worst is not None else None
+    worst = min(
+        (row for row in checkpoint.rows if not row.blind), key=lambda row: row.metrics["mse"].value, default=None
+    )
     chosen = {row.attack: row for row in (checkpoint.paper, worst) if row is not None}
     return list(chosen.values())
 

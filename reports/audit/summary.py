@@ -23,13 +23,14 @@ class AuditRow:
     """One attack on one checkpoint, over all victims of a set and all seeds.
 
     metrics: as they were measured. is_ensemble: it is the ensemble; is_paper: it is the attack of the authors, run by
-    us; both whatever its label.
+    us; both whatever its label. is_worst_case: it takes for every victim the attack that came closest.
     """
 
     attack: str
     blind: bool
     is_ensemble: bool
     is_paper: bool
+    is_worst_case: bool
     seeds: int
     leak_ratio: Interval
     metrics: dict[str, Interval]
@@ -41,8 +42,9 @@ class AuditedCheckpoint:
     """A checkpoint before one set of victims.
 
     published: its entry in ``info["audit"]``. rows: our attacks. on_released: whether the victims are the images of the
-    release, on which the logged values were measured. worst: the ensemble's row, which chose without looking at the
-    victims, or else the best attack per victim; None if no attack that uses the smashed data finished.
+    release, on which the logged values were measured. worst: the one with the higher leak ratio of the ensemble, which
+    chose without looking at the victims, and the best attack per victim; None if no attack that uses the smashed data
+    finished.
     """
 
     label: str
@@ -137,9 +139,11 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
             if not rows:
                 continue
             informed = values[~values["attack"].isin(blind)]
-            worst = next((row for row in rows if row.is_ensemble), None)
-            if worst is None and len(informed):
-                worst = _row(WORST_CASE, closest_attacks(informed), options)
+            headline = [row for row in rows if row.is_ensemble]
+            if len(informed):
+                headline.append(_row(WORST_CASE, closest_attacks(informed), options, is_worst_case=True))
+            # the ensemble where both are equal
+            worst = max(headline, key=lambda row: (row.leak_ratio.value, row.is_ensemble), default=None)
             checkpoint = AuditedCheckpoint(
                 labels[published["name"]], str(victims), str(victims) in released, published, rows, worst
             )
@@ -149,7 +153,7 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
 
 def _row(
     attack: str, values: pd.DataFrame, options: dict[str, Any], *,
-    blind: bool = False, is_ensemble: bool = False, is_paper: bool = False,
+    blind: bool = False, is_ensemble: bool = False, is_paper: bool = False, is_worst_case: bool = False,
 ) -> AuditRow:  # fmt: skip
     places = groups(values)
     return AuditRow(
@@ -157,6 +161,7 @@ def _row(
         blind=blind,
         is_ensemble=is_ensemble,
         is_paper=is_paper,
+        is_worst_case=is_worst_case,
         seeds=int(values["seed"].nunique()),
         leak_ratio=leak_ratio_interval(
             per_seed(values, "mse"), per_seed(values, "mse_floor"), groups=places, **options
@@ -210,7 +215,7 @@ def audit_frame(found: dict[str, list[AuditedCheckpoint]]) -> pd.DataFrame:
     """
     flat = []
     for checkpoint in (checkpoint for same in found.values() for checkpoint in same):
-        added = [checkpoint.worst] if checkpoint.worst is not None and checkpoint.worst.attack == WORST_CASE else []
+        added = [checkpoint.worst] if checkpoint.worst is not None and checkpoint.worst.is_worst_case else []
         for row in [*checkpoint.rows, *added]:
             entry: dict[str, object] = {
                 "checkpoint": checkpoint.name,
@@ -312,19 +317,24 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
                 "logged: its settings or its auxiliary data differ."
             )
     for checkpoint in every:
-        best, worst = checkpoint.best_single, checkpoint.worst
-        if worst is None or best is None or not worst.is_ensemble:
+        best = checkpoint.best_single
+        ensemble = next((row for row in checkpoint.rows if row.is_ensemble), None)
+        if best is None or ensemble is None:
             continue
-        alone, together = best.metrics["mse"].value, worst.metrics["mse"].value
+        alone, together = best.metrics["mse"].value, ensemble.metrics["mse"].value
         if alone < together:
             said.append(
                 f"{checkpoint.label}: on {checkpoint.where} {best.attack} alone has a lower MSE ({alone:.4f}) than the "
-                f"ensemble ({together:.4f}), so the true worst case is worse than the one shown."
+                f"ensemble ({together:.4f}), so the ensemble's choice among attacks or its budget was wrong here."
             )
-    if any(checkpoint.worst is not None and checkpoint.worst.attack == WORST_CASE for checkpoint in every):
+    if chosen := [
+        checkpoint for checkpoint in every if checkpoint.worst is not None and checkpoint.worst.is_worst_case
+    ]:
+        where = "; ".join(f"{checkpoint.label} on {checkpoint.where}" for checkpoint in chosen)
         said.append(
-            "Where no ensemble ran, the worst case takes for every victim the attack with the lowest MSE. That choice "
-            "uses the victim itself, so it is an upper bound on what one attacker gets from these attacks."
+            f"The worst case is stronger than the ensemble, or no ensemble ran: {where}. The worst case takes for "
+            "every victim the attack with the lowest MSE. That choice uses the victim itself, so it is an upper bound "
+            "on what one attacker gets from these attacks."
         )
     if bool(record.cells["attack_out_of_time"].fillna(False).astype(bool).any()):
         said.append("An attack reached its time limit: with more time it may reconstruct more.")

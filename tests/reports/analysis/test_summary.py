@@ -45,16 +45,49 @@ def with_ensemble(run: RunResult, factor: float) -> RunRecord:
     )
 
 
-def test_the_ensemble_is_the_headline_where_it_ran(tiny_run: RunResult) -> None:
-    stronger, weaker = with_ensemble(tiny_run, 0.1), with_ensemble(tiny_run, 3.0)
-    for record in (stronger, weaker):
+def test_the_headline_is_the_stronger_of_ensemble_and_worst_case(tiny_run: RunResult) -> None:
+    stronger, weaker = with_ensemble(tiny_run, 0.01), with_ensemble(tiny_run, 3.0)
+    for record, expected in ((stronger, LABEL), (weaker, WORST_CASE)):
         rows = summarise(record)
-        assert [row.attack for row in headline_rows(rows)] == [LABEL]
+        (headline,) = headline_rows(rows)
+        assert headline.attack == expected
+        assert headline.leak_ratio.value == max(row.leak_ratio.value for row in rows)
         assert not any("did not run" in text for text in caveats(record, rows))
-    assert not any("than the ensemble" in text for text in caveats(stronger, summarise(stronger)))
-    assert any("than the ensemble" in text for text in caveats(weaker, summarise(weaker)))
+    assert not any("the ensemble is weaker" in text for text in caveats(stronger, summarise(stronger)))
+    assert any("the ensemble is weaker than rmle alone" in text for text in caveats(weaker, summarise(weaker)))
     without = tiny_run.record
     assert any("The ensemble did not run" in text for text in caveats(without, summarise(without)))
+
+
+def test_a_single_attack_that_finds_more_is_the_headline_and_the_choice_is_said(tiny_run: RunResult) -> None:
+    record = with_ensemble(tiny_run, 3.0)
+    values = record.per_image
+    best = values[values["attack"] == "rmle"].set_index("image")["mse"]
+    others = values[values["attack"].isin([LABEL, "decoder"])].groupby("image")["mse"].min()
+    (headline,) = headline_rows(summarise(record))
+    assert headline.chosen["rmle"] == pytest.approx((best < others).mean())
+    assert sum(headline.chosen.values()) == pytest.approx(1)
+    assert f"rmle {100 * headline.chosen['rmle']:.0f} %" in headline.attack_text
+    shown = as_frame(summarise(record)).set_index("attack")["worst_case_of"]
+    assert f"rmle:{headline.chosen['rmle']:.4f}" in shown[WORST_CASE] and shown["rmle"] == ""
+
+
+def test_an_attack_that_is_called_worst_case_is_not_taken_for_it(tiny_run: RunResult) -> None:
+    record = tiny_run.record
+    renamed = replace(
+        record,
+        info={**record.info, "plugins": {**record.info["plugins"], "attacks": [
+            {**plugin, "label": WORST_CASE if plugin["label"] == "decoder" else plugin["label"]}
+            for plugin in record.info["plugins"]["attacks"]
+        ]}},
+        cells=record.cells.replace({"attack": {"decoder": WORST_CASE}}),
+        per_image=record.per_image.replace({"attack": {"decoder": WORST_CASE}}),
+    )  # fmt: skip
+    rows = summarise(renamed)
+    assert [(row.attack, row.is_worst_case) for row in rows] == [
+        ("floor", False), ("rmle", False), (WORST_CASE, False), (WORST_CASE, True)
+    ]  # fmt: skip
+    assert [row.is_worst_case for row in headline_rows(rows)] == [True]
 
 
 def test_intervals_contain_their_estimate(tiny_run: RunResult) -> None:

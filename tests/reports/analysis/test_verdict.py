@@ -122,12 +122,23 @@ def test_both_are_compared_under_the_attacks_that_succeeded_on_both() -> None:
     assert "no attack succeeded on both" in verdict.sentences()[1]
 
 
-def test_the_ensemble_is_what_is_compared_where_it_ran() -> None:
+def test_an_ensemble_that_fails_to_see_hides_no_leak() -> None:
     record = made_up({"none": NONE, "mine": (0.6, 0.6)}, candidate="mine", attacks=("decoder", "ensemble-long"))
     values = record.per_image
+    (honest,) = verdicts(record)
     values.loc[(values["defense"] == "mine") & (values["attack"] == "ensemble-long"), "mse"] = FLOOR
     (verdict,) = verdicts(record)
-    assert verdict.against_none is not None and verdict.against_none.attacks == ["ensemble-long"]
+    assert verdict.against_none is not None and verdict.against_none.attacks == ["decoder", "ensemble-long"]
+    assert honest.headline is not None and verdict.headline is not None
+    # on half of the victims the decoder comes second, by a tenth of the floor
+    assert verdict.headline.leak_ratio.value == pytest.approx(honest.headline.leak_ratio.value - 0.05, abs=0.01)
+    assert "in the worst case over decoder, ensemble-long" in verdict.sentences()[0]
+
+
+def test_an_ensemble_that_comes_closest_to_every_victim_is_named() -> None:
+    record = made_up({"none": NONE, "mine": (0.6, 0.6)}, candidate="mine", attacks=("decoder", "ensemble-long"))
+    record.per_image.loc[record.per_image["attack"] == "ensemble-long", "mse"] *= 0.5
+    (verdict,) = verdicts(record)
     assert "under the ensemble" in verdict.sentences()[0]
 
 
