@@ -9,6 +9,7 @@ from typing import Any
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
 from mocosfl_priv.results import RunRecord
+from reports.analysis.mosaics import Mosaic, comparison
 from reports.analysis.summary import VACUOUS, SummaryRow, by_system, headline_rows, system_name
 
 UNMEASURED = "No labels: utility not measurable"
@@ -29,8 +30,11 @@ def undecided(leak_ratios: Sequence[Interval]) -> str:
     return f"a leak is neither shown nor excluded: R may be up to {max(leak.high for leak in leak_ratios):.2f}"
 
 
-def sentences(rows: list[SummaryRow]) -> list[str]:
-    """Return the findings in words, a text per system: leakage, linear-probe and kNN accuracy."""
+def sentences(rows: list[SummaryRow], scale: list[Mosaic]) -> list[str]:
+    """Return the findings in words, a text per system: leakage, linear-probe and kNN accuracy.
+
+    scale: of mosaics of the victims, which says in words how much a leak ratio shows.
+    """
     said = []
     for row in headline_rows(rows):
         if row.blind:
@@ -41,8 +45,8 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
             leak = undecided([one.leak_ratio for one in _single(rows) if one.system == row.system])
         else:
             leak = (
-                f"the attacks remove {percent(row.leak_ratio)} of a blind guess's error, and reach a mean SSIM of "
-                f"{row.similarity.value:.2f}"
+                f"the attacks remove {percent(row.leak_ratio)} of a blind guess's error"
+                f"{comparison(row.leak_ratio.value, scale)}, and reach a mean SSIM of {row.similarity.value:.2f}"
             )
         parts = [
             leak,

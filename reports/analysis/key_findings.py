@@ -8,6 +8,7 @@ from mocosfl_priv.results import TEST_VICTIMS, UNDEFENDED, RunRecord, victims_ke
 from reports.analysis.families import Family
 from reports.analysis.findings_text import finding, percent, points, undecided
 from reports.analysis.leaderboard import Entry
+from reports.analysis.mosaics import Mosaic, comparison, mosaic_scale
 from reports.analysis.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
 
 QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
@@ -24,7 +25,7 @@ def key_findings(record: RunRecord, rows: list[SummaryRow], board: list[Entry], 
     defended = [entry for entry in board if entry.family != UNDEFENDED and not entry.row.blind]
     best = next((entry for entry in sorted(defended, key=_leak) if entry.matched and not entry.missing), None)
     answers = (
-        _what(rows, undefended, best, bool(defended)),
+        _what(rows, undefended, best, bool(defended), mosaic_scale(record)),
         _whom(record),
         _sure(record, rows, family),
         _price(undefended, best, bool(defended)),
@@ -36,20 +37,22 @@ def _leak(entry: Entry) -> float:
     return entry.row.leak_ratio.value
 
 
-def _what(rows: list[SummaryRow], undefended: list[Entry], best: Entry | None, defended: bool) -> str:
+def _what(
+    rows: list[SummaryRow], undefended: list[Entry], best: Entry | None, defended: bool, scale: list[Mosaic]
+) -> str:
     worst = max((entry.row for entry in undefended), key=lambda row: row.leak_ratio.value, default=None)
     if worst is None:
         worst = max(headline_rows(rows), key=lambda row: row.leak_ratio.value)
-    said = f"{worst.system}: {_amount(rows, worst)}."
+    said = f"{worst.system}: {_amount(rows, worst, scale)}."
     if best is not None:
         said += f" Of the defenses about as accurate as {best.control}, {best.row.system} leaks least: "
-        said += f"{_amount(rows, best.row)}."
+        said += f"{_amount(rows, best.row, scale)}."
     elif defended:
         said += " No defense is about as accurate as the control, so none is named here."
     return said
 
 
-def _amount(rows: list[SummaryRow], row: SummaryRow) -> str:
+def _amount(rows: list[SummaryRow], row: SummaryRow, scale: list[Mosaic]) -> str:
     if row.blind:
         return "no attack that uses the smashed data succeeded, so its leakage is unknown"
     single = [one.leak_ratio for one in rows if one.system == row.system and not one.blind and not one.is_worst_case]
@@ -59,9 +62,9 @@ def _amount(rows: list[SummaryRow], row: SummaryRow) -> str:
     if found == "blind":
         return "no attack does better than a blind guess"
     return (
-        f"attacks remove {percent(row.leak_ratio)} of a blind guess's error and reconstruct {percent(row.visible)} of "
-        f"the victims with an SSIM above {VISIBLE_SSIM:g}; for the {100 * (1 - TAIL):.0f} % of victims that leak most, "
-        f"they remove {percent(row.leak_tail)} or more"
+        f"attacks remove {percent(row.leak_ratio)} of a blind guess's error{comparison(row.leak_ratio.value, scale)} "
+        f"and reconstruct {percent(row.visible)} of the victims with an SSIM above {VISIBLE_SSIM:g}; for the "
+        f"{100 * (1 - TAIL):.0f} % of victims that leak most, they remove {percent(row.leak_tail)} or more"
     )
 
 

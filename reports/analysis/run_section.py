@@ -15,6 +15,7 @@ import pandas as pd
 
 from mocosfl_priv.results import RunRecord, StoredRun
 from reports.analysis.leaderboard import Entry, leaderboard
+from reports.analysis.mosaics import Mosaic, mosaic_scale
 from reports.analysis.summary import SummaryRow, headline_rows, summarise
 
 
@@ -26,12 +27,14 @@ class Section:
     record: the stored run.
     rows: its summary; never empty.
     board: its leaderboard.
+    scale: what its leak ratios are compared with (see :mod:`reports.analysis.mosaics`).
     """
 
     labels: Mapping[str, str]
     record: RunRecord
     rows: list[SummaryRow]
     board: list[Entry]
+    scale: list[Mosaic]
 
     @property
     def name(self) -> str:
@@ -69,7 +72,8 @@ def sections_of(runs: Sequence[StoredRun]) -> list[Section]:
     for run in runs:
         rows = summarise(run.record)
         if rows:
-            found.append(Section(run.labels, run.record, rows, leaderboard(run.record, rows)))
+            board = leaderboard(run.record, rows)
+            found.append(Section(run.labels, run.record, rows, board, mosaic_scale(run.record)))
     return found
 
 

@@ -179,7 +179,13 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
         informed = [name for name in attacks if name not in blind]
         if len(informed) > 1:
             closest = closest_attacks(system[system["attack"].isin(informed)])
-            candidates.append((WORST_CASE, closest, closest["attack"].value_counts(normalize=True).to_dict()))
+            candidates.append(
+                (
+                    WORST_CASE,
+                    closest,
+                    {str(name): float(share) for name, share in closest["attack"].value_counts(normalize=True).items()},
+                )
+            )
         for attack, values, chosen in candidates:
             mine = cells if chosen else cells[cells["attack"] == attack]
             cost = {name: float(mine[name].mean()) for name in COSTS}

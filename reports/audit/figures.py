@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord, image_key, victims_key
+from reports.analysis.mosaics import mosaic
 from reports.audit.summary import AuditedCheckpoint, AuditRow
 from reports.drawing.chart import Chart
 from reports.drawing.figures import whiskers
-from reports.drawing.pictures import shown_victims, strip
+from reports.drawing.pictures import as_pixels, shown_victims, strip
 
 LOGGED, REPRODUCED, WORST, FLOOR = "logged", "paper's attack, run by us", "worst case", "floor (blind guess)"
 MARKERS = {LOGGED: "D", REPRODUCED: "o", WORST: "s"}
@@ -85,14 +86,24 @@ def _points(checkpoint: AuditedCheckpoint, row: int) -> list[tuple[str, float, I
 def audit_strips(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -> dict[str, list[dict[str, Any]]]:
     """Return strips of pictures by set of victims, for the first seed, each with keys ``title``, ``row`` and ``png``.
 
-    The first strip of a set shows the originals. Then each checkpoint has one under the paper's attack and one under
-    the single attack with the lowest mean MSE.
+    The first strips of a set show the originals and mosaics of them. Then each checkpoint has one under the paper's
+    attack and one under the single attack with the lowest mean MSE.
     """
     pictures: dict[str, list[dict[str, Any]]] = {}
     for victims, checkpoints in found.items():
         originals = true_images(record, victims)
         indices = shown_victims(len(originals))
-        pictures[victims] = [{"title": "originals", "row": None, "png": strip(originals, indices)}]
+        pictures[victims] = [
+            {"title": "originals", "row": None, "png": strip(originals, indices)},
+            *(
+                {
+                    "title": f"mosaic of {step.tiles} × {step.tiles} tiles, R {step.leak_ratio:.3f}",
+                    "row": None,
+                    "png": strip(as_pixels(mosaic(originals, step.tiles)), indices),
+                }
+                for step in checkpoints[0].scale
+            ),
+        ]
         for checkpoint in checkpoints:
             for row in _shown_rows(checkpoint):
                 images = reconstructions(record, checkpoint, row.attack)

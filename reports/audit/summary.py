@@ -11,6 +11,7 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RELEASE, TEST_VICTIMS, RunRecord
 from reports.analysis.findings_text import flagged, undecided
+from reports.analysis.mosaics import Mosaic, comparison, mosaic_scale
 from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
 from reports.analysis.summary import WORST_CASE, ensembles, labels_of
 
@@ -44,7 +45,7 @@ class AuditedCheckpoint:
     published: its entry in ``info["audit"]``. rows: our attacks. on_released: whether the victims are the images of the
     release, on which the logged values were measured. worst: the one with the higher leak ratio of the ensemble, which
     chose without looking at the victims, and the best attack per victim; None if no attack that uses the smashed data
-    finished.
+    finished. scale: what leak ratios on these victims are compared with.
     """
 
     label: str
@@ -53,6 +54,7 @@ class AuditedCheckpoint:
     published: dict[str, Any]
     rows: list[AuditRow]
     worst: AuditRow | None
+    scale: list[Mosaic]
 
     @property
     def name(self) -> str:
@@ -127,6 +129,7 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
     ensemble, paper = ensembles(record), paper_attacks(record)
     found: dict[str, list[AuditedCheckpoint]] = {}
     for victims, seen in record.per_image.groupby("victims", sort=False):
+        scale = mosaic_scale(record, str(victims))
         for published in record.info["audit"]:
             cells = record.cells[(record.cells["defense"] == published["name"]) & (record.cells["victims"] == victims)]
             failed = set(_failures(cells)["attack"])
@@ -145,7 +148,7 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
             # the ensemble where both are equal
             worst = max(headline, key=lambda row: (row.leak_ratio.value, row.is_ensemble), default=None)
             checkpoint = AuditedCheckpoint(
-                labels[published["name"]], str(victims), str(victims) in released, published, rows, worst
+                labels[published["name"]], str(victims), str(victims) in released, published, rows, worst, scale
             )
             found.setdefault(str(victims), []).append(checkpoint)
     return found
@@ -270,7 +273,7 @@ def _ours(checkpoint: AuditedCheckpoint) -> str:
         return f"{rerun}of our attacks {undecided(checkpoint.informed)}"
     return (
         f"{rerun}our worst case reaches {worst.metrics['mse'].value:.4f}, which removes {_percent(worst.leak_ratio)} "
-        "of a blind guess's error"
+        f"of a blind guess's error{comparison(worst.leak_ratio.value, checkpoint.scale)}"
     )
 
 

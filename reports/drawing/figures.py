@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord
 from reports.analysis.findings_text import tenths
+from reports.analysis.mosaics import Mosaic
 from reports.analysis.per_image import GROUP
 from reports.analysis.side_by_side import Line
 from reports.analysis.summary import SummaryRow, headline_rows
@@ -40,30 +41,33 @@ LEGEND_LINE = 0.25  # height of a line of a legend, in inches
 LEAK_LABEL = "leak ratio R  (1: perfect reconstruction, 0: blind guess)"
 
 
-def draw_all(record: RunRecord, rows: list[SummaryRow]) -> dict[str, Chart]:
+MOSAIC_NOTE = "Grey marks along R, 1×1 to 16×16: mosaics of the victims with so many tiles have this R."
+
+
+def draw_all(record: RunRecord, rows: list[SummaryRow], scale: list[Mosaic]) -> dict[str, Chart]:
     """Draw all charts of a run; returns them by file stem.
 
     ``tradeoff`` is drawn only if accuracies were measured, ``heat_maps`` only if a defense has several cut layers or
-    target fractions, ``leakage`` only if leakage was measured during training.
+    target fractions, ``leakage`` only if leakage was measured during training. scale: mosaics of the victims.
     """
     informed = [row for row in rows if not row.blind]
     headlines = headline_rows(informed or rows)
     charts = {}
     if not all(isnan(row.linear.value) for row in headlines):  # without labels there is no accuracy to draw
-        charts["tradeoff"] = tradeoff(headlines)
+        charts["tradeoff"] = tradeoff(headlines, scale)
     if _has_grid(headlines):
         charts["heat_maps"] = heat_maps(headlines)
-    charts["leak_ladder"] = leak_ladder(rows)
+    charts["leak_ladder"] = leak_ladder(rows, scale)
     charts["training"] = training_curves(record.training)
     if len(record.leakage):
         charts["leakage"] = leakage_curves(record.leakage)
     return charts
 
 
-def tradeoff(rows: list[SummaryRow]) -> Chart:
+def tradeoff(rows: list[SummaryRow], scale: list[Mosaic]) -> Chart:
     """Draw linear-probe accuracy against R and SSIM, a row of panels per cut layer, with intervals and Pareto front.
 
-    rows: one per system, under its headline attack.
+    rows: one per system, under its headline attack. scale: mosaics of the victims, marked along R.
     """
     cuts = sorted({row.cut_layer for row in rows})
     colours, markers = _colours(row.defense for row in rows), _markers(row.target_fraction for row in rows)
@@ -97,6 +101,7 @@ def tradeoff(rows: list[SummaryRow]) -> Chart:
             axis.axhspan(min(untrained), max(untrained), facecolor="0.85", edgecolor="0.45", linestyle="--", zorder=0)
             axis.set_xlabel(label if cut == cuts[-1] else "")
             axis.set_title(f"cut layer {cut}", loc="left", fontsize="medium")
+        _mark_mosaics(line[0], scale)
         line[0].set_ylabel("linear probe accuracy (%)")
         low = min(row.leak_ratio.low for row in mine)
         line[0].set_xlim(min(-0.1, max(LOWEST_SHOWN_LEAK, low - 0.05)), 1.03)
@@ -108,7 +113,8 @@ def tradeoff(rows: list[SummaryRow]) -> Chart:
         "Higher is more accurate, further left is more private. Each point is a system under its headline attack; bars "
         "are intervals. The grey steps are the Pareto front: by the estimates, no system with this cut is both more "
         "accurate and more private than a system on the front; overlapping bars mean that this is uncertain. Dashed "
-        "band: a linear probe on the untrained networks. MSE is not shown, since it is R on another scale.",
+        f"band: a linear probe on the untrained networks. {MOSAIC_NOTE} MSE is not shown, since it is R on another "
+        "scale.",
         marks,
     )
 
@@ -178,8 +184,8 @@ def _first_seen(column: pd.Series, defenses: pd.Series) -> pd.Series:
     return column.map(order) if column.name == "defense" else column
 
 
-def leak_ladder(rows: list[SummaryRow]) -> Chart:
-    """Draw R of every attack on every system, with intervals; a line of marks per system."""
+def leak_ladder(rows: list[SummaryRow], scale: list[Mosaic]) -> Chart:
+    """Draw R of every attack on every system, with intervals; a line of marks per system, mosaics along R."""
     systems = list(dict.fromkeys(row.system for row in rows))
     attacks = list(dict.fromkeys(row.attack for row in rows))
     colours, markers = _colours(attacks), dict(zip(attacks, cycle(MARKERS), strict=False))
@@ -197,6 +203,7 @@ def leak_ladder(rows: list[SummaryRow]) -> Chart:
     for boundary in range(1, len(systems)):
         axis.axhline(boundary - 0.5, color="0.88", linewidth=1)
     axis.axvline(0, color="0.3", linewidth=1)
+    _mark_mosaics(axis, scale)
     axis.set_yticks(range(len(systems)), systems)
     axis.set_ylim(len(systems) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
@@ -207,7 +214,8 @@ def leak_ladder(rows: list[SummaryRow]) -> Chart:
     return Chart(
         figure,
         "Leak ratio of every attack on every system",
-        f"Marks further right leak more. Bars are intervals; marks below {LOWEST_SHOWN_LEAK} are outside the chart.",
+        f"Marks further right leak more. Bars are intervals; marks below {LOWEST_SHOWN_LEAK} are outside the chart. "
+        f"{MOSAIC_NOTE}",
         marks,
     )
 
@@ -251,6 +259,15 @@ def along_axes(lines: Sequence[Line]) -> Chart:
         "accuracy, and the traffic of all clients in training.",
         marks,
     )
+
+
+def _mark_mosaics(axis: Axes, scale: list[Mosaic]) -> None:
+    """Mark the R of mosaics above an axis whose x is R, at two heights, since fine ones stand close together."""
+    for place, step in enumerate(scale):
+        axis.axvline(step.leak_ratio, color="0.85", linewidth=1, zorder=0)
+        axis.annotate(f"{step.tiles}×{step.tiles}", (step.leak_ratio, 1), (0, 2 + 7 * (place % 2)), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha="center", va="bottom", fontsize=7, color="0.45",
+                      annotation_clip=True)  # fmt: skip
 
 
 def training_curves(training: pd.DataFrame) -> Chart:

@@ -11,9 +11,11 @@ import pandas as pd
 from PIL import Image
 
 from mocosfl_priv.results import TEST_VICTIMS, RunRecord, image_key, victims_key
+from reports.analysis.mosaics import Mosaic, mosaic
 from reports.analysis.per_image import GROUP, closest_attacks, image_leaks, of_system
 from reports.analysis.summary import SummaryRow, key_of
 
+MOSAICS = "mosaic of the originals"
 STRIP_IMAGES = 10
 STRIP_SCALE = 2
 STRIP_GAP = 2
@@ -30,15 +32,24 @@ def strip(images: np.ndarray, indices: list[int]) -> bytes:
     return _png(side_by_side([_picture(image) for image in images[indices]]))
 
 
-def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
-    """Return strips of the originals and of every attack on every system, for the first seed.
+def strips(record: RunRecord, rows: list[SummaryRow], scale: list[Mosaic]) -> list[dict[str, Any]]:
+    """Return strips of the originals, their mosaics, and every attack on every system, for the first seed.
 
-    Each has the keys ``defense``, ``attack`` and ``png``, and for attacks ``leak_ratio`` over all victims. Of blind
-    attacks, only the first is included, since they do not depend on the system.
+    Each has the keys ``defense``, ``attack`` and ``png``, and for attacks and mosaics ``leak_ratio`` over all victims.
+    Of blind attacks, only the first is included, since they do not depend on the system.
     """
     victims = record.images[victims_key(TEST_VICTIMS)]
     indices = shown_victims(len(victims))
     pictures: list[dict[str, Any]] = [{"defense": "originals", "attack": "", "png": strip(victims, indices)}]
+    pictures += [
+        {
+            "defense": MOSAICS,
+            "attack": f"{step.tiles} x {step.tiles} tiles",
+            "leak_ratio": step.leak_ratio,
+            "png": strip(as_pixels(mosaic(victims, step.tiles)), indices),
+        }
+        for step in scale
+    ]
     first_blind = next((row for row in rows if row.blind), None)
     for row in rows:
         images = record.images.get(_image_key(record, row, row.attack))
@@ -48,11 +59,16 @@ def strips(record: RunRecord, rows: list[SummaryRow]) -> list[dict[str, Any]]:
             {
                 "defense": row.system if not row.blind else "any defense",
                 "attack": row.attack,
-                "leak_ratio": row.leak_ratio,
+                "leak_ratio": row.leak_ratio.value,
                 "png": strip(images, indices),
             }
         )
     return pictures
+
+
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Round float images in [0, 1] to uint8."""
+    return (255 * images).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)

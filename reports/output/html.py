@@ -72,7 +72,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
             *(f"{name}: no attack succeeded, so this variant is missing from the report." for name in missing),
             *said_of(sections, lambda s: caveats(s.record, s.rows)),
         ],
-        "sentences": said_of(sections, lambda s: [*sentences(s.rows), *promises(s.record, s.rows)]),
+        "sentences": said_of(sections, lambda s: [*sentences(s.rows, s.scale), *promises(s.record, s.rows)]),
         "board_notes": said_of(sections, lambda s: leaderboard_notes(s.record, s.board)),
     }
     tables = _tables(sections, family, swept)
@@ -192,7 +192,7 @@ def _charts(
         drawn.append(along_axes(swept.lines))
         overview = save_charts({"side_by_side": drawn[0]}, folder)["side_by_side"]
     for section in sections:
-        charts = draw_all(section.record, section.rows)
+        charts = draw_all(section.record, section.rows, section.scale)
         if section.labels:
             charts = {stem: titled(chart, section.name) for stem, chart in charts.items() if stem != "training"}
         suffix = f"_{file_name(section.name)}" if section.labels else ""
@@ -206,7 +206,7 @@ def _charts(
 
 def _strips(section: Section, folder: Path) -> list[dict[str, Any]]:
     """Save strips of the same victims under every attack, and return them for the page."""
-    pictures = strips(section.record, section.rows)
+    pictures = strips(section.record, section.rows, section.scale)
     names = ["_".join(part for part in ("strip", p["defense"], p["attack"]) if part) for p in pictures]
     save_pictures({name: p["png"] for name, p in zip(names, pictures, strict=True)}, folder)
     return [{**picture, "uri": data_uri(picture["png"])} for picture in pictures]

@@ -102,5 +102,5 @@ def test_a_defense_on_which_attacks_failed_is_not_ranked_with_the_others() -> No
     missing = {entry.row.defense: entry.missing for entry in entries}
     assert missing == {"none": (), "noise-weak": (), "noise-strong": ("decoder",), "crashing": ("decoder", "rmle")}
     assert [entry.row.defense for entry in entries if entry.best_of_family] == ["noise-weak"]
-    said = " ".join(sentences(summarise(record)))
+    said = " ".join(sentences(summarise(record), []))
     assert "crashing (cut 1): no attack that uses the smashed data succeeded" in said

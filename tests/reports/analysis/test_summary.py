@@ -113,7 +113,7 @@ def test_words_warn_of_what_is_missing(tiny_run: RunResult) -> None:
     alone = [row for row in rows if row.attack in ("floor", "rmle")]
     assert any("Fewer than two attacks" in text for text in caveats(tiny_run.record, alone))
     assert not any("Fewer than two attacks" in text for text in caveats(tiny_run.record, rows))
-    said = sentences(rows)
+    said = sentences(rows, [])
     assert len(said) == 1 and "none (cut 1)" in said[0]
 
 
@@ -184,7 +184,7 @@ def test_guesses_alone_are_never_called_a_leak(tiny_run: RunResult) -> None:
     worst = next(row for row in rows if row.is_worst_case)
     assert worst.leak_ratio.low > 0.02
     assert finding(rows, worst.system) == "blind"
-    assert "no attack does better than a blind guess" in sentences(rows)[0]
+    assert "no attack does better than a blind guess" in sentences(rows, [])[0]
 
 
 @pytest.mark.parametrize("label", ["none", "control"])
@@ -211,7 +211,7 @@ def test_cost_in_accuracy_is_paired_with_the_undefended_system(label: str, tiny_
     assert rows[0].linear_against_none is None
     change = rows[1].linear_against_none
     assert change is not None and change.value == pytest.approx(-record.probe["linear"].mean())
-    assert "Against no defense the linear probe changes by -" in sentences(rows)[1]
+    assert "Against no defense the linear probe changes by -" in sentences(rows, [])[1]
 
 
 def watched(run: RunResult) -> RunRecord:
@@ -265,4 +265,4 @@ def test_a_leak_that_few_seeds_neither_show_nor_exclude_is_called_undecided() ->
         (none, "blind", "no attack does better than a blind guess"),
     ):
         rows = summarise(record)
-        assert finding(rows, "none (cut 1)") == found and words in sentences(rows)[0]
+        assert finding(rows, "none (cut 1)") == found and words in sentences(rows, [])[0]

@@ -145,8 +145,8 @@ def test_the_page_puts_logged_and_measured_values_side_by_side(page: Path) -> No
 def test_figures_and_summary_are_kept_as_files(page: Path) -> None:
     names = {path.stem for path in (page.parent / "figures").iterdir()}
     assert "mse_ladder" in names
-    # originals, and each checkpoint under the paper's attack and the ensemble
-    assert sum(name.startswith("strip_test_") for name in names) == 1 + 2 * 2
+    # originals, their mosaics, and each checkpoint under the paper's attack and the best one
+    assert sum(name.startswith("strip_test_") for name in names) == 1 + 4 + 2 * 2
     for path in (page.parent / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 100 and picture.convert("L").getextrema() != (255, 255)

@@ -89,7 +89,7 @@ def test_few_labels_have_a_table_where_they_were_measured(page: Path, other_page
 def test_figures_are_pictures(page: Path) -> None:
     names = {path.name for path in (page.parent / "figures").iterdir()}
     assert {"tradeoff.png", "leak_ladder.png", "training.png"} <= names
-    assert sum(name.startswith("strip_") for name in names) == 4  # originals, floor, rmle, decoder
+    assert sum(name.startswith("strip_") for name in names) == 4 + 5  # originals, floor, rmle, decoder, mosaics
     for path in (page.parent / "figures").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 100 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
