@@ -21,7 +21,7 @@ KNOWN_IMAGES = 1024  # whose latents are known: searches start from them
 MISFIT = 0.01  # of a channel's variance, that even the generator's best image does not explain
 RIDGE = 0.1
 TRAINING_SHARE = 0.5  # of a limited time: the searches get the rest
-ROWS_AT_ONCE = 128
+ROWS_AT_ONCE = 128  # images of up to 64 pixels; fewer of larger ones, to bound memory
 
 
 class GlassAttack(Attack):
@@ -43,9 +43,10 @@ class GlassAttack(Attack):
     closed form), latents of the nearest known images, and zero; the lowest objective is kept.
 
     generator: `module:function` or `file.py:function` of a user's own, see `models.generator.load_generator`; our
-    autoencoder if left out. latent_dim, width, epochs, batch_size, learning_rate: of the autoencoder. iterations: per
-    search. step_size: of a search, in deviations of what is searched. neighbours: nearest known images to start from.
-    validation_share: of the auxiliary images, held out to choose strengths on.
+    autoencoder if left out. latent_dim, width, epochs, batch_size, learning_rate: of the autoencoder, which has
+    `width` channels at full size, and fewer for images larger than 64 pixels. iterations: per search. step_size: of a
+    search, in deviations of what is searched. neighbours: nearest known images to start from. validation_share: of the
+    auxiliary images, held out to choose strengths on.
     """
 
     searches_by_gradient = True
@@ -80,7 +81,7 @@ class GlassAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "glass"))
         train, held_out = (part.images for part in held_out_split(view.auxiliary, self.validation_share, rng))
         known = train[torch.randperm(len(train), generator=rng)[:KNOWN_IMAGES].to(train.device)]
-        autoencoder = None
+        autoencoder, rows = None, rows_at_once(view.image_shape)
         if self.generator is None:
             autoencoder = VariationalAutoencoder(self.latent_dim, self.width, view.image_shape).to(train.device)
             generator: nn.Module = autoencoder.generator
@@ -92,11 +93,11 @@ class GlassAttack(Attack):
         if autoencoder is not None:
             self._train(autoencoder, view, budget, islice(steps, training_steps), train, held_out, rng)
             with torch.no_grad():
-                latents = torch.cat([autoencoder.encode(batch)[0] for batch in known.split(ROWS_AT_ONCE)])
+                latents = torch.cat([autoencoder.encode(batch)[0] for batch in known.split(rows)])
         else:
             latents = torch.randn((KNOWN_IMAGES, cast(int, generator.latent_dim)), generator=rng).to(train)
             with torch.no_grad():
-                known = torch.cat([generator(batch) for batch in latents.split(ROWS_AT_ONCE)])
+                known = torch.cat([generator(batch) for batch in latents.split(rows)])
         search = _Search(view, budget, steps, self.iterations, self.step_size, stages, latents, known)
         begun = TRAINING_SHARE if autoencoder is not None else 0.0
         return search.run(held_out[:TRIAL_IMAGES], mean_image(train), self.neighbours, begun)
@@ -133,7 +134,8 @@ class GlassAttack(Attack):
             schedule.step()
             if position == epoch_steps - 1:
                 with torch.no_grad():
-                    loss = torch.stack([autoencoder.loss(batch, rng) for batch in held_out.split(ROWS_AT_ONCE)]).mean()
+                    losses = [autoencoder.loss(batch, rng) for batch in held_out.split(rows_at_once(view.image_shape))]
+                    loss = torch.stack(losses).mean()
                 if float(loss) < best_loss:
                     best_loss, best_state = float(loss), copy.deepcopy(autoencoder.state_dict())
             if budget.past(TRAINING_SHARE):
@@ -157,8 +159,9 @@ class _Search:
         self.step_size = step_size
         self.stages = stages
         self.latents = latents
+        self.rows = rows_at_once(view.image_shape)
         with torch.no_grad():  # at home: the attacker holds the weights
-            self.smashed_of_known = torch.cat([view.protect(view.client(rows)) for rows in known.split(ROWS_AT_ONCE)])
+            self.smashed_of_known = torch.cat([view.protect(view.client(rows)) for rows in known.split(self.rows)])
         self.weights = _channel_weights(view, known, self.smashed_of_known)
         self.deviations = self._deviations(known)
 
@@ -201,7 +204,7 @@ class _Search:
     @torch.no_grad()
     def _deviations(self, known: Tensor) -> list[Tensor]:
         """By level, what one unit of a search's offset is; for the latent, the prior's own unit."""
-        values = self.latents[:ROWS_AT_ONCE]
+        values = self.latents[: self.rows]
         deviations = [torch.ones_like(values[:1])]
         for stage in self.stages[:-1]:
             values = stage(values)
@@ -210,12 +213,12 @@ class _Search:
 
     @torch.no_grad()
     def _passed_on(self, level: int, values: Tensor) -> Tensor:
-        passed = [self.stages[level](rows) for rows in values[0].split(ROWS_AT_ONCE)]
+        passed = [self.stages[level](rows) for rows in values[0].split(self.rows)]
         return torch.cat(passed)[None]
 
     @torch.no_grad()
     def _decode(self, level: int, values: Tensor) -> Tensor:
-        return torch.cat([self._image(level, rows) for rows in values.split(ROWS_AT_ONCE)])
+        return torch.cat([self._image(level, rows) for rows in values.split(self.rows)])
 
     def _image(self, level: int, values: Tensor) -> Tensor:
         for stage in self.stages[level:]:
@@ -235,7 +238,7 @@ class _Search:
         offset = ((begin - centre) / deviation).requires_grad_(True)
         optimiser = torch.optim.Adam([offset], lr=self.step_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.iterations)
-        parts = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(begin), ROWS_AT_ONCE)]
+        parts = [slice(first, first + self.rows) for first in range(0, len(begin), self.rows)]
 
         def objective(part: slice) -> Tensor:
             image = self._image(level, centre[part] + deviation * offset[part])
@@ -259,6 +262,11 @@ class _Search:
             values = (centre + deviation * offset).view(len(strengths), len(starts), count, *shape)
             chosen = reached.argmin(1).view(len(strengths), 1, count, *[1] * len(shape))
             return values.take_along_dim(chosen, 1).squeeze(1)
+
+
+def rows_at_once(image_shape: Sequence[int]) -> int:
+    """How many images of this shape (c, h, w) go through the networks together."""
+    return min(ROWS_AT_ONCE, max(1, ROWS_AT_ONCE * 64**2 // (image_shape[1] * image_shape[2])))
 
 
 def _deviation(values: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from mocosfl_priv.experiment.own_audit import RepeatedMessages, limited, own_rol
 from mocosfl_priv.models.own_model import own_splits
 from mocosfl_priv.results import Destination, read_record, victims_key, write_record
 from mocosfl_priv.runtime.seeding import generator
+from tests.conftest import TINY
 from tests.experiment.test_experiment import reachable
 
 DECODER = {"name": "decoder", "architecture": "conv_normN0C16", "steps": 60}
@@ -313,11 +314,7 @@ def stored(tiny_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_the_same_attacks_on_a_stored_run_give_the_same_rows(stored: Path, tiny_run: RunResult) -> None:
-    attacks = [
-        {"name": "rmle", "iterations": 150, "tv": 0.01},
-        {"name": "decoder", "architecture": "res_normN0C8", "steps": 20},
-    ]
-    ((labels, again),) = attack_again(stored, attacks)
+    ((labels, again),) = attack_again(stored, TINY["attacks"][1:])
     then, now = tiny_run.table().drop(columns=TIMES), again.table().drop(columns=TIMES)
     assert labels == {} and not set(then.columns) ^ set(now.columns)
     for column in then.columns:

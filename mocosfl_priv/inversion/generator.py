@@ -14,6 +14,7 @@ from mocosfl_priv.inversion.decoders import NORMS, ResidualBlock
 from mocosfl_priv.runtime.imports import load_function, one_line
 
 SMALLEST_MAP = 4  # pixels per side; images are halved until they are this small, or have an odd side
+LARGEST_AT_WIDTH = 64  # pixels per side
 NORM = NORMS["group"]
 
 
@@ -22,7 +23,7 @@ class Generator(nn.Module):
 
     Args:
         latent_dim: numbers of a latent.
-        width: channels at full size.
+        width: channels at full size; fewer for images larger than 64 pixels (`LARGEST_AT_WIDTH`).
         image_shape: (3, h, w).
 
     >>> Generator(4, 8, (3, 16, 16))(torch.zeros(2, 4)).shape
@@ -33,7 +34,7 @@ class Generator(nn.Module):
         super().__init__()
         colours, height, width_in_pixels = image_shape
         doublings = _halvings(height, width_in_pixels)
-        channels = _channels(width, doublings)
+        channels = _channels(width, doublings, max(height, width_in_pixels))
         bottom = (channels[-1], height >> doublings, width_in_pixels >> doublings)
         self.latent_dim = latent_dim
         self.stages = nn.ModuleList(
@@ -67,7 +68,7 @@ class VariationalAutoencoder(nn.Module):
 
     Args:
         latent_dim: numbers of a latent.
-        width: channels at full size.
+        width: channels at full size; fewer for images larger than 64 pixels (`LARGEST_AT_WIDTH`).
         image_shape: (3, h, w).
 
     >>> vae = VariationalAutoencoder(4, 8, (3, 16, 16))
@@ -79,7 +80,7 @@ class VariationalAutoencoder(nn.Module):
         super().__init__()
         colours, height, width_in_pixels = image_shape
         halvings = _halvings(height, width_in_pixels)
-        channels = _channels(width, halvings)
+        channels = _channels(width, halvings, max(height, width_in_pixels))
         layers: list[nn.Module] = [ResidualBlock(colours, channels[0], NORM)]
         for level in range(halvings):
             layers += [nn.AvgPool2d(2), ResidualBlock(channels[level], channels[level + 1], NORM)]
@@ -146,9 +147,13 @@ def load_generator(reference: str, image_shape: tuple[int, int, int]) -> nn.Modu
     return generator
 
 
-def _channels(width: int, halvings: int) -> list[int]:
-    """Channels per level from the full size down: doubled at each level, up to four times `width`."""
-    return [width * min(4, 2**level) for level in range(halvings + 1)]
+def _channels(width: int, halvings: int, side: int) -> list[int]:
+    """Channels per level from the full size down: doubled at each level, up to four times `width`.
+
+    Images larger than `LARGEST_AT_WIDTH` begin with fewer, so that no level costs much more than that size does.
+    """
+    first = max(4, width * LARGEST_AT_WIDTH // max(side, LARGEST_AT_WIDTH) // 4 * 4)
+    return [min(4 * width, first * 2**level) for level in range(halvings + 1)]
 
 
 def _halvings(height: int, width: int) -> int:

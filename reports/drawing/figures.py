@@ -265,9 +265,11 @@ def _mark_mosaics(axis: Axes, scale: list[Mosaic]) -> None:
     """Mark the R of mosaics above an axis whose x is R, at two heights, since fine ones stand close together."""
     for place, step in enumerate(scale):
         axis.axvline(step.leak_ratio, color="0.85", linewidth=1, zorder=0)
-        axis.annotate(f"{step.tiles}×{step.tiles}", (step.leak_ratio, 1), (0, 2 + 7 * (place % 2)), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", ha="center", va="bottom", fontsize=7, color="0.45",
-                      annotation_clip=True)  # fmt: skip
+        axis.annotate(
+            f"{step.tiles}×{step.tiles}", (step.leak_ratio, 1), (0, 2 + 7 * (place % 2)),
+            xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="bottom", fontsize=7,
+            color="0.45", annotation_clip=True,
+        )  # fmt: skip
 
 
 def training_curves(training: pd.DataFrame) -> Chart:
