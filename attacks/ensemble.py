@@ -27,11 +27,16 @@ from mocosfl_priv.plugins import Loaded
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.15, 64
 TRIAL_IMAGES = 32  # held-out images of a trial: attacks that optimise every image by itself pay for each
+TRIAL_STEPS = 300  # of the first trial: with fewer, decoders are beaten by attacks that they overtake soon after
+FIRST_TRIAL_SHARE = 0.05  # of the budget; where it does not last for that trial, no trial would say anything
 SCOUTING_SHARE = 0.2  # of the budget: to find out where the rest pays
-REFINING_SHARE = 0.12
+REFINING_SHARE = 0.08
 WINNER_SHARE = 0.85  # of what is left for the finalists
 FINALISTS = 2
-GROWTH = 10  # times the budget of a last trial, from which on a larger network pays
+CLOSE = 1.5  # times the winner's error in a trial, up to which a second finalist may add to the winner
+PATIENCE = 1.5  # times its error in a trial, with which a decoder is compared: it has the longest way to go
+GROWN_STEPS = 6_000  # from which on a larger network pays
+GROWN_COST = 3.5  # of its step, in steps of the smaller one
 FOR_AS_LONG_AS_IT_LASTS = 10**6  # steps planned where only the clock ends an attack
 REFINEMENTS = (0.1, 0.3, 1.0, 3.0, 10.0)  # how strongly an image is held to where its refinement began
 REFINING_ITERATIONS = 20
@@ -43,7 +48,7 @@ class Member:
     """One of the attacks an ensemble consists of, with its parameters.
 
     planned_by: the parameter that takes the number of steps it may plan with, if it has one. grown: what runs instead
-    with many times the budget of a trial, at whose horizon a larger network cannot show what it can do.
+    where the budget lasts for `GROWN_STEPS` of its steps; in a trial, a larger network cannot show what it can do.
     """
 
     attack: str
@@ -72,17 +77,28 @@ def _decoder(architecture: str, grown: Member | None = None, **parameters: Any) 
 
 LARGE = _decoder("unet_N3C48", learning_rate=1.5e-3)
 
-# Cheap first: where two do equally well, the earlier stays.
+# In the order of their trials, of which a short budget has the first two only. Where two do equally well, the earlier
+# stays.
 WITH_KNOWN_ANSWERS = (
     _decoder("unet_N2C32", grown=LARGE),
-    _decoder("unet_N2C32", grown=LARGE, ssim_weight=0.1),
-    _decoder("edsr_N4C64", grown=LARGE),
     Member("rmle"),
+    _decoder("edsr_N4C64", grown=LARGE),
+    _decoder("unet_N2C32", grown=LARGE, ssim_weight=0.1),
     Member("glass"),
     Member("dip"),
 )
 # Without queries nothing can be tried on images of one's own: the first that is allowed runs.
 WITHOUT_KNOWN_ANSWERS = (Member("shadow"), Member("unsplit"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a member did on held-out images: their mean squared error, infinite if it failed, and what it used."""
+
+    member: Member
+    error: float
+    steps: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -100,9 +116,12 @@ class Candidate:
 class EnsembleAttack(Attack):
     """Try what the threat model allows, spend the budget where it pays, and take the best of it image by image.
 
-    A part of the auxiliary images is held out. All allowed attacks, with several settings, first try to reconstruct
-    them with a small share of the budget; the better half goes on, until two are left (successive halving, Jamieson and
-    Talwalkar, AISTATS 2016). The winner gets most of the rest. Their reconstructions, a blend of them, and with the
+    A part of the auxiliary images is held out. Allowed attacks, with several settings, first try to reconstruct them,
+    the decoder for so many steps that it can show something, and the others as long. How many are tried depends on how
+    many such trials a fifth of the budget lasts for. Where it lasts for more, the better half is tried again, twice as
+    long, until two are left (successive halving, Jamieson and Talwalkar, AISTATS 2016). The winner gets most of the
+    rest, or all of it where the second is far behind. A budget that is too short for such trials goes to the decoder,
+    and a small part of it to `rmle`. Their reconstructions, a blend of them, and with the
     client's weights a refinement of the best towards the received messages are candidates; what each image is taken
     from is decided by the attack's own objective, the distance of messages, whose meaning is learned on the held-out
     images. The victims' images play no part.
@@ -143,15 +162,15 @@ class EnsembleAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "ensemble"))
         held_out = view.auxiliary.hold_out(HELD_OUT_SHARE, rng, MOST_HELD_OUT)
         truth = view.auxiliary.select(held_out).images
-        finalists, tried = self._scout(view, held_out, limited, seed)
+        finalists = self._scout(view, held_out, limited, seed)
         rehearsal = view.rehearsal(held_out)
         smashed = rehearsal.smashed
+        finals = limited.share(1 - REFINING_SHARE)
         candidates = []
-        for place, member in enumerate(finalists):
+        for place, trial in enumerate(finalists):
             last = place == len(finalists) - 1
-            part = limited.share((1 - REFINING_SHARE) * (1.0 if last else WINNER_SHARE))
-            pays = place == 0 and member.grown is not None and _size(part) >= GROWTH * tried
-            images = _run(member.grown if pays and member.grown else member, rehearsal, part, seed)
+            part = finals.share(1.0 if last else WINNER_SHARE)
+            images = _run(_grown(trial, part) if place == 0 else trial.member, rehearsal, part, seed)
             if images is not None:
                 candidates.append(Candidate(images, _distance(view, images, smashed)))
         if not candidates:
@@ -174,30 +193,66 @@ class EnsembleAttack(Attack):
                 return attack.reconstruct(view.restricted(attack.needs | attack.optional), budget, seed)
         return blind_guess(view)
 
-    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> tuple[list[Member], float]:
-        """The finalists, best first, by successive halving on held-out images alone, and the size of a last trial."""
+    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> list[Trial]:
+        """One or two finalists, best first, found on held-out images alone."""
         asked = held_out[:TRIAL_IMAGES]
         truth = view.auxiliary.select(asked).images
         rehearsal = view.rehearsal(asked, victims=False)
         known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
-        alive = [m for m in (*WITH_KNOWN_ANSWERS, *known, *self.members) if _allowed(m, view)]
-        rounds = max(1, math.ceil(math.log2(max(2, len(alive)) / FINALISTS)) + 1)
+        asked_for = (*known, *self.members)  # what is said to fit is tried after the first, whatever the budget
+        ordered = (*WITH_KNOWN_ANSWERS[:1], *asked_for, *WITH_KNOWN_ANSWERS[1:])
+        members = [member for member in ordered if _allowed(member, view)]
+        if not members:
+            return []
         scouting = budget.share(SCOUTING_SHARE)
-        tried = 0.0
-        for left in range(rounds, 0, -1):
-            this_round = scouting.share(1 / left)
-            errors: dict[str, float] = {}
-            for place, member in enumerate(alive):
-                if scouting.seconds is not None and scouting.exhausted and len(errors) >= FINALISTS:
-                    errors[member.label] = math.inf  # no time is left to try it, and what was tried goes on
-                    continue
-                part = this_round.share(1 / (len(alive) - place))
-                tried = _size(part)
-                images = _run(member, rehearsal, part, seed)
-                errors[member.label] = math.inf if images is None else float(mse(images, truth).mean())
-            alive = sorted(alive, key=lambda member: errors[member.label])
-            alive = alive[: max(FINALISTS, -(-len(alive) // 2))]
-        return alive[:FINALISTS], tried
+
+        def tried(member: Member, part: Budget) -> Trial:
+            began = part.elapsed
+            images = _run(member, rehearsal, part, seed)
+            error = math.inf if images is None else float(mse(images, truth).mean())
+            return Trial(member, error, part.steps, part.elapsed - began)
+
+        first = tried(members[0], budget.share(FIRST_TRIAL_SHARE).part(steps=TRIAL_STEPS))
+        size = first.seconds if scouting.seconds is not None else float(first.steps)
+        if first.member.planned_by and first.steps < TRIAL_STEPS and math.isfinite(first.error) and not asked_for:
+            return [first, *(Trial(member, math.inf, 0, 0.0) for member in members[1:FINALISTS])]
+        alive = [first]
+        for place, member in enumerate(members[1:], 1):
+            if place <= max(1, len(asked_for)):
+                even = _size(scouting.share(1 / (len(members) - place)))
+                alive.append(tried(member, _sized(scouting, min(size, even) or even)))
+            elif _size(scouting.share(1.0)) >= size > 0:
+                alive.append(tried(member, _sized(scouting, size)))
+        alive.sort(key=_promise)
+        while len(alive) > FINALISTS:
+            kept = alive[: max(FINALISTS, -(-len(alive) // 2))]
+            size *= 2
+            if size == 0 or _size(scouting.share(1.0)) < size * len(kept):
+                break
+            alive = sorted((tried(trial.member, _sized(scouting, size)) for trial in kept), key=_promise)
+        best, *others = alive[:FINALISTS]
+        return [best, *(trial for trial in others if _promise(trial) <= CLOSE * _promise(best))]
+
+
+def _promise(trial: Trial) -> float:
+    """The error of a trial, for comparisons."""
+    return trial.error / (PATIENCE if trial.member.planned_by else 1.0)
+
+
+def _sized(budget: Budget, size: float) -> Budget:
+    """A part of `budget` of this size."""
+    return budget.part(seconds=size) if budget.seconds is not None else budget.part(steps=max(1, round(size)))
+
+
+def _grown(trial: Trial, part: Budget) -> Member:
+    """The member of a trial, or its larger form where `part` lasts for enough of its steps."""
+    if trial.member.grown is None:
+        return trial.member
+    if part.seconds is None:
+        steps = float(part.step_limit or 0)
+    else:
+        steps = part.seconds * trial.steps / (GROWN_COST * max(trial.seconds, 1e-6))
+    return trial.member.grown if steps >= GROWN_STEPS else trial.member
 
 
 def choose(candidates: Sequence[Candidate], truth: Tensor) -> Tensor:

@@ -70,9 +70,52 @@ def test_the_best_member_is_found_without_the_victims_and_failures_are_survived(
     )
     images = EnsembleAttack(steps=2000, members=members).reconstruct(view, Budget(), 0)
     assert float(mse(images, victims).mean()) < 1e-6
-    # trials see held-out images only; two finalists see the victims and all that is held out
-    assert [count for count in Inverse.asked if count > 18] == [9 + 18] * 2
+    # trials see held-out images only; the finalist sees the victims and all that is held out
+    assert [count for count in Inverse.asked if count > 18] == [9 + 18]
     assert set(Inverse.asked) == {18, 27}
+
+
+@pytest.mark.usefixtures("only_members")
+def test_a_second_finalist_runs_only_where_it_is_close(compute: Compute) -> None:
+    view = make_view(ColourMixClient(), photo_patches(9, "test"), photo_patches(120), compute)
+    for errors, finalists in (((0.2, 0.19, 0.18), 2), ((0.2, 0.19, 0.05), 1)):
+        Inverse.asked.clear()
+        members = tuple({"name": f"{HERE}Inverse", "error": error} for error in errors)
+        EnsembleAttack(steps=2000, members=members).reconstruct(view, Budget(), 0)
+        assert Inverse.asked.count(27) == finalists
+
+
+def test_the_decoder_gets_enough_steps_to_show_something_before_it_is_compared(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same time for all and one step of a decoder each, an ensemble was weaker than its own first member."""
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(40), compute)
+    runs: list[tuple[str, int]] = []
+
+    def record(member: Member, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        for _ in budget.iterate(10**6):
+            pass
+        runs.append((member.label, budget.steps))
+        return torch.zeros((len(view.smashed), *view.image_shape))
+
+    monkeypatch.setattr(ensemble, "_run", record)
+    EnsembleAttack(steps=1000).reconstruct(view, Budget(), 0)
+    attacks = [label.split(",")[0] for label, _ in runs]
+    assert attacks == ["decoder", "decoder", "rmle"]  # a trial that is too short to say anything, and two finalists
+    assert runs[0][1] == 50 and runs[1][1] > 0.7 * 950 and runs[2][1] > 0.1 * 950
+    runs.clear()
+    EnsembleAttack(steps=60_000).reconstruct(view, Budget(), 0)
+    assert runs[0][1] == ensemble.TRIAL_STEPS and len({label for label, _ in runs[:6]}) == 6
+    assert runs[-2][1] > 0.6 * 60_000
+
+
+@pytest.mark.parametrize(("steps", "grown"), [(ensemble.GROWN_STEPS - 1, False), (ensemble.GROWN_STEPS, True)])
+def test_a_larger_network_needs_a_budget_for_many_of_its_steps(steps: int, grown: bool) -> None:
+    member = ensemble.WITH_KNOWN_ANSWERS[0]
+    trial = ensemble.Trial(member, 0.1, steps=300, seconds=3.0)
+    by_steps, by_time = Budget(steps=steps), Budget(seconds=steps * ensemble.GROWN_COST / 100 * 1.0001)
+    for part in (by_steps, by_time):
+        assert (ensemble._grown(trial, part) is ensemble.LARGE) is grown
 
 
 def test_the_choice_per_image_follows_the_distance_only_where_held_out_images_say_so() -> None:
