@@ -19,8 +19,8 @@ class AdversarialNoise(Defense):
     Who protects a message in use does not look at images, so the direction is the virtual adversarial one of Miyato et
     al.: from a random start, power iteration on the distance between what the surrogate makes of the message and of
     the moved one. The surrogate learns along with the clients, from the messages as they are sent: from the noise,
-    too, as an attacker would. One surrogate learns from all clients, as if theirs were averaged in every step; that
-    traffic is not counted.
+    too, as an attacker would. One surrogate learns from the images of all clients, as if theirs were averaged in every
+    step; that traffic is not counted.
 
     strength: length of the move, as a share of the message's own. decoder: the surrogate, in the decoder grammar.
     steps: of power iteration.
@@ -56,7 +56,7 @@ class AdversarialNoise(Defense):
         )  # fmt: skip
         return None
 
-    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """The surrogate learns; clients do not pay."""
         self._surrogate.learn(images, self._sent)
         return None

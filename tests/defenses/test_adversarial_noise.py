@@ -25,7 +25,7 @@ def trained_surrogate(compute: Compute, strength: float, steps: int = 60) -> tup
     smashed: Tensor = client(images).detach()
     for _ in range(steps):
         defense.protect(smashed, rng, MessageKind.QUERY)
-        assert defense.client_loss(images, smashed) is None
+        assert defense.joint_loss(images, smashed) is None
     return defense, images, smashed
 
 

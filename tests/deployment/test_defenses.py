@@ -255,6 +255,18 @@ def test_what_devices_can_run_is_let_through() -> None:
         require_runs_on_devices(defense(name, parameters), name)
 
 
+class Together(Defense):
+    """Has no state, and a loss over all clients."""
+
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
+        return smashed.square().mean()
+
+
+def test_a_loss_over_all_clients_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"\(joint_loss\) is learned from the messages of all clients"):
+        require_runs_on_devices(Together(), "together")
+
+
 class OneMask(Defense):
     """The same noise for all images of a batch."""
 
