@@ -83,6 +83,11 @@ class DefenderContext:
         return images * rows_per_image(self.training, frozen_client=False)
 
     @property
+    def queries_per_step(self) -> int:
+        """How many queries all clients send in a step, of clients that learn; averaged over pools and rounded."""
+        return PoolShape.of(self.training).images * rows_per_image(self.training, frozen_client=False)
+
+    @property
     def messages_per_image(self) -> int:
         """The most messages that a private image gives rise to in training, of clients that learn; counted anew."""
         draws = self.training.epochs if self.most_draws is None else self.most_draws()

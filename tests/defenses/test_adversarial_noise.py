@@ -71,6 +71,38 @@ def test_strength_zero_changes_nothing(compute: Compute) -> None:
     torch.testing.assert_close(defense.protect(smashed, torch.Generator()), smashed)
 
 
+def test_averaging_several_messages_of_an_image_does_not_undo_it(compute: Compute) -> None:
+    """With a random sign, the mean of 16 messages would be four times as near to the clean one."""
+    defense, _, smashed = trained_surrogate(compute, strength=0.5)
+    rng = torch.Generator().manual_seed(6)
+    single = defense.protect(smashed, rng)
+    mean = torch.stack([defense.protect(smashed, rng) for _ in range(16)]).mean(0)
+    torch.testing.assert_close(mean, single)
+    assert float((mean - smashed).norm()) == pytest.approx(0.5 * float(smashed.norm()), rel=1e-4)
+
+
+def test_the_move_goes_against_the_message_and_two_messages_may_end_in_one_place(compute: Compute) -> None:
+    """For a linear surrogate of one direction: parts along it of c and c - 2 r, with c < r, are sent alike."""
+    defense, _, smashed = trained_surrogate(compute, strength=1.0, steps=2)
+    direction = torch.randn(smashed[0].numel(), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    direction /= direction.norm()
+    defense._surrogate.decoders[0] = torch.nn.Sequential(torch.nn.Flatten(), linear(direction[None]).double())
+    across = torch.randn(smashed[0].numel(), generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    across -= (across @ direction) * direction
+    across /= across.norm()
+    for part in (0.2, -0.7):
+        message = (across + part * direction).view(1, *smashed.shape[1:])
+        sent = defense.protect(message, torch.Generator()).flatten()
+        radius = float(message.norm())
+        assert float(sent @ direction) == pytest.approx(part - radius if part > 0 else part + radius, rel=1e-6)
+    # of equal length: 0.6 and -0.6 along, moved by 1.0, end at -0.4 and 0.4, which a smaller part of 0.4 would keep
+    one = 0.8 * across + 0.6 * direction
+    other = 0.8 * across - 0.6 * direction
+    ends = [float(defense.protect(m.view(1, *smashed.shape[1:]), torch.Generator()).flatten() @ direction)
+            for m in (one, other)]  # fmt: skip
+    assert ends == [pytest.approx(-0.4, rel=1e-6), pytest.approx(0.4, rel=1e-6)]
+
+
 @pytest.mark.parametrize("decoder", ["transformer", "res_normN0"])
 def test_an_unknown_surrogate_is_refused(decoder: str) -> None:
     with pytest.raises(ConfigurationError, match="decoder"):
