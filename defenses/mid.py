@@ -21,7 +21,7 @@ SMALLEST, LARGEST = -12.0, 8.0  # of the logarithm of a variance
 
 
 class MutualInformation(Defense):
-    """A variational information bottleneck at the cut: noise of learned deviation, and a price for every nat that is sent.
+    """A variational information bottleneck at the cut: learned noise, and a price for every nat that a message tells.
 
     A message is drawn from N(smashed, sigma^2), with a variance of its own for every element (channel and position).
     The loss grows by beta times the mean divergence of its elements from N(0, 1), an upper bound on what messages tell

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from scipy import optimize
 from torch import Tensor
 
 from defenses.adversarial_noise import AdversarialNoise
@@ -81,26 +83,22 @@ def test_averaging_several_messages_of_an_image_does_not_undo_it(compute: Comput
     assert float((mean - smashed).norm()) == pytest.approx(0.5 * float(smashed.norm()), rel=1e-4)
 
 
-def test_the_move_goes_against_the_message_and_two_messages_may_end_in_one_place(compute: Compute) -> None:
-    """For a linear surrogate of one direction: parts along it of c and c - 2 r, with c < r, are sent alike."""
-    defense, _, smashed = trained_surrogate(compute, strength=1.0, steps=2)
-    direction = torch.randn(smashed[0].numel(), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    direction /= direction.norm()
-    defense._surrogate.decoders[0] = torch.nn.Sequential(torch.nn.Flatten(), linear(direction[None]).double())
-    across = torch.randn(smashed[0].numel(), generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-    across -= (across @ direction) * direction
-    across /= across.norm()
-    for part in (0.2, -0.7):
-        message = (across + part * direction).view(1, *smashed.shape[1:])
-        sent = defense.protect(message, torch.Generator()).flatten()
-        radius = float(message.norm())
-        assert float(sent @ direction) == pytest.approx(part - radius if part > 0 else part + radius, rel=1e-6)
-    # of equal length: 0.6 and -0.6 along, moved by 1.0, end at -0.4 and 0.4, which a smaller part of 0.4 would keep
-    one = 0.8 * across + 0.6 * direction
-    other = 0.8 * across - 0.6 * direction
-    ends = [float(defense.protect(m.view(1, *smashed.shape[1:]), torch.Generator()).flatten() @ direction)
-            for m in (one, other)]  # fmt: skip
-    assert ends == [pytest.approx(-0.4, rel=1e-6), pytest.approx(0.4, rel=1e-6)]
+def test_the_move_goes_against_the_message_so_two_messages_can_be_sent_as_one(compute: Compute) -> None:
+    """For a linear surrogate of one direction, whose sign decides nothing: the part along it is what says the way."""
+    defense, _, smashed = trained_surrogate(compute, strength=0.5, steps=2)
+    random = torch.Generator().manual_seed(7)
+    across, along = torch.linalg.qr(torch.randn(smashed[0].numel(), 2, generator=random, dtype=torch.float64)).Q.T
+    defense._surrogate.decoders[0] = torch.nn.Sequential(torch.nn.Flatten(), linear(along[None]).double())
+
+    def sent(part: float) -> Tensor:
+        message = (across + part * along).view(1, *smashed.shape[1:])
+        return defense.protect(message, torch.Generator()).flatten()
+
+    for part in (0.2, -0.7, 3.0):
+        moved = part - math.copysign(0.5 * math.hypot(1, part), part)
+        torch.testing.assert_close(sent(part), across + moved * along)
+    other = optimize.brentq(lambda part: part - 0.5 * math.hypot(1, part) + 1 - 0.5 * math.hypot(1, 1), 0, 1)
+    torch.testing.assert_close(sent(other), sent(-1.0))
 
 
 @pytest.mark.parametrize("decoder", ["transformer", "res_normN0"])
