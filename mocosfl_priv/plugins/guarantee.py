@@ -57,7 +57,8 @@ class Guarantee:
 
     How tight it is: of two equally frequent images, whose messages have the largest distance, the best attacker's MSE
     is S(mu) blind. No bound that is a share of the blind guess can be higher. The larger one of 2 and 3 is at least
-    half of it for every mu, and at least .97 of it up to mu = 1. With delta = 0, the bound from epsilon is attained by
+    half of it for every mu, and at least .97 of it up to mu = 1. Whether S(mu) blind holds for all priors is not proven
+    here. With delta = 0, the bound from epsilon is attained by
     randomised response.
 
     What it replaces: exp(-epsilon) (blind - delta), which is never higher where the blind guess's MSE is at most 1/2;

@@ -137,6 +137,7 @@ def test_the_bound_is_within_a_factor_of_two_of_what_is_possible(mu: float) -> N
     assert two_candidates(mu) == pytest.approx(exact, rel=1e-6)
     remaining = Guarantee(math.inf, 1e-5, 1, mu).remaining
     assert 0.4999 * exact <= remaining <= exact * (1 + 1e-9)
+    assert remaining == pytest.approx(max(math.exp(-(mu**2) / 4), exact / 2), rel=1e-6)  # no more than was proven
     if mu <= 1:
         assert remaining >= 0.97 * exact
 
