@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from defenses.nopeek import NoPeek, distance_correlation
+from defenses.nopeek import NoPeek, bias_corrected, distance_correlation
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import ComputeConfig, TrainingConfig
 from mocosfl_priv.errors import ConfigurationError
@@ -50,6 +50,51 @@ def test_distance_correlation_is_that_of_the_definition(seed: int, n: int, d: in
     assert found == pytest.approx(by_the_definition(some, others), abs=1e-4)
 
 
+def unbiased_by_the_definition(some: Array, others: Array) -> float:
+    """Szekely and Rizzo (2014), definitions 2 and 3: loops over pairs, in float64."""
+
+    def centred(rows: Array) -> Array:
+        n = len(rows)
+        distances = np.array([[np.linalg.norm(rows[i] - rows[j]) for j in range(n)] for i in range(n)])
+        found = np.zeros((n, n))
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    found[i, j] = (
+                        distances[i, j]
+                        - distances[i, :].sum() / (n - 2)
+                        - distances[:, j].sum() / (n - 2)
+                        + distances.sum() / ((n - 1) * (n - 2))
+                    )
+        return found
+
+    def product(a: Array, b: Array) -> float:
+        n = len(a)
+        return sum(a[i, j] * b[i, j] for i in range(n) for j in range(n) if i != j) / (n * (n - 3))
+
+    a, b = centred(some), centred(others)
+    return float(product(a, b) / np.sqrt(product(a, a) * product(b, b)))
+
+
+@given(st.integers(0, 10**6), st.integers(4, 12), st.integers(1, 5), st.integers(1, 5), st.floats(0, 1))
+def test_the_bias_corrected_one_is_that_of_its_definition(seed: int, n: int, d: int, e: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    some = random.normal(size=(n, d))
+    others = share * some[:, :1] + (1 - share) * random.normal(size=(n, e))
+    found = float(bias_corrected(torch.from_numpy(some), torch.from_numpy(others)))
+    assert found == pytest.approx(unbiased_by_the_definition(some, others), abs=1e-4)
+
+
+def test_only_the_bias_corrected_one_is_about_zero_for_few_independent_rows() -> None:
+    random = torch.Generator().manual_seed(0)
+    samples = [torch.randn(2, 8, 20, generator=random, dtype=torch.float64) for _ in range(400)]
+    published, corrected = (
+        torch.stack([measure(*sample) for sample in samples]) for measure in (distance_correlation, bias_corrected)
+    )
+    assert float(published.mean()) > 0.9
+    assert abs(float(corrected.mean())) < 4 * float(corrected.std()) / 20 and float(corrected.std()) < 0.3
+
+
 def test_similar_samples_have_one_and_independent_ones_little() -> None:
     some = torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     turned = -3 * some.flip(1) + 5
@@ -60,16 +105,20 @@ def test_similar_samples_have_one_and_independent_ones_little() -> None:
     assert float(distance_correlation(some[:, :1], some[:, :1].square())) > 0.4
 
 
+@pytest.mark.parametrize("statistic", ["v", "u"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equal_messages_have_a_finite_gradient(dtype: torch.dtype) -> None:
+def test_equal_messages_have_a_finite_gradient(dtype: torch.dtype, statistic: Literal["v", "u"]) -> None:
     images = torch.rand(6, 3, 8, 8)
     smashed = torch.ones(6, 4, 4, 4, dtype=dtype, requires_grad=True)
-    loss = NoPeek(2.0).client_loss(images, smashed)
+    defense = NoPeek(2.0, statistic)
+    loss = defense.client_loss(images, smashed)
     assert loss is not None
     loss.backward()
     assert float(loss.detach()) == 0
     assert smashed.grad is not None and bool(smashed.grad.isfinite().all())
-    assert NoPeek().client_loss(images[:2], smashed[:2]) is None
+    least = 3 if statistic == "v" else 4
+    assert defense.client_loss(images[: least - 1], smashed[: least - 1]) is None
+    assert defense.client_loss(images[:least], smashed[:least]) is not None
 
 
 def test_it_falls_during_training_of_a_client() -> None:
@@ -216,6 +265,18 @@ def test_micro_batches_without_a_gradient_are_refused(training: dict[str, Any], 
         return
     with pytest.raises(ConfigurationError, match=rf"nopeek: a client sends {rows} quer.* larger training.micro_batch"):
         defense.check(context)
+
+
+def test_the_bias_corrected_one_takes_four_rows(compute: Compute) -> None:
+    defense = NoPeek(statistic="u")
+    for size, rows in ((2, 4), (1, 2)):
+        context = replace(small_context(defense, compute), training=TrainingConfig(clients=2, micro_batch=size))
+        assert context.fewest_rows == rows
+        if rows == 4:
+            defense.check(context)
+            continue
+        with pytest.raises(ConfigurationError, match=r"statistic u.*it takes 4"):
+            defense.check(context)
 
 
 def test_the_default_of_100_clients_is_refused_before_anything_is_trained(tiny: dict[str, Any]) -> None:
