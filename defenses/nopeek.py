@@ -34,8 +34,9 @@ class NoPeek(Defense):
     (docs/DEFENSES.md). Values of different micro-batches are therefore not to be compared, and a strength that was
     found with one of them does not carry over to another. The bias-corrected statistic (Szekely and Rizzo, Annals of
     Statistics 2014, "Partial distance correlation with methods for dissimilarities",
-    https://doi.org/10.1214/14-AOS1255) has mean 0 for independent samples of any size. It estimates the square of the
-    distance correlation, may be negative, and varies a lot for few rows. NoPeek's authors minimise the V-statistic.
+    https://doi.org/10.1214/14-AOS1255) has a covariance of mean 0 for independent samples of any size. It estimates the
+    square of the distance correlation, may be negative, and varies a lot for few rows. NoPeek's authors minimise the
+    V-statistic.
 
     alpha: weight beside the contrastive loss. statistic: v as published, or u, which is bias-corrected.
     """
