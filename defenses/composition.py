@@ -24,7 +24,12 @@ from mocosfl_priv import (
 )
 from mocosfl_priv.plugins import Loaded, overrides, under, within
 
-ON_LEARNING = ("client_loss", "replace_keys", "filter_gradient")  # hooks without effect on clients that do not learn
+ON_LEARNING = (
+    "client_loss",
+    "joint_loss",
+    "replace_keys",
+    "filter_gradient",
+)  # hooks without effect on clients that do not learn
 AT_MOST_ONE = {
     "architecture": "change the model, each to a bottleneck of its own",
     "guarantee": "promise something, and what follows from both is not known",
@@ -96,8 +101,10 @@ class Composition(Defense):
         return next((model for model in restored if model is not None), None)
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        losses = [loss for d in self._defenses if (loss := d.client_loss(images, smashed)) is not None]
-        return torch.stack(losses).sum() if losses else None
+        return _sum(defense.client_loss(images, smashed) for defense in self._defenses)
+
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        return _sum(defense.joint_loss(images, smashed) for defense in self._defenses)
 
     def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
         for defense in self._defenses:
@@ -153,7 +160,8 @@ def _check(parts: tuple[Loaded[Defense], ...]) -> None:
             raise ConfigurationError(f"{_named(several)} both {clash}")
     senders = [part for part in parts if overrides(part.plugin, "protect")]
     for part in senders:
-        if overrides(part.plugin, "client_loss") and part is not senders[0]:
+        learns_about_messages = overrides(part.plugin, "client_loss") or overrides(part.plugin, "joint_loss")
+        if learns_about_messages and part is not senders[0]:
             raise ConfigurationError(
                 f"{part.label} learns about its own messages: it must stand before {senders[0].label}"
             )
@@ -176,6 +184,11 @@ def _refuse_idle(frozen: Loaded[Defense], parts: tuple[Loaded[Defense], ...]) ->
             raise ConfigurationError(
                 f"{frozen.label} freezes the clients, and {part.label} works on what they learn: it would do nothing"
             )
+
+
+def _sum(losses: Iterable[Tensor | None]) -> Tensor | None:
+    there = [loss for loss in losses if loss is not None]
+    return torch.stack(there).sum() if there else None
 
 
 def _named(parts: Iterable[Loaded[Defense]]) -> str:

@@ -75,7 +75,13 @@ class LocalDP(Defense):
 
     def guarantee(self, messages: int) -> Guarantee:
         assert self.noise_multiplier is not None
-        return Guarantee(spent(self.mechanism, self.noise_multiplier, self.delta, messages), self.delta, messages)
+        epsilon = spent(self.mechanism, self.noise_multiplier, self.delta, messages)
+        return Guarantee(epsilon, self.delta, messages, self._mu(messages))
+
+    def _mu(self, messages: int) -> float | None:
+        """Gaussian noise is mu-GDP with mu = sensitivity / deviation, and k messages with sqrt(k) mu (Dong et al.)."""
+        assert self.noise_multiplier is not None
+        return messages**0.5 / self.noise_multiplier if self.mechanism == "gaussian" else None
 
 
 def noise_multiplier(mechanism: Mechanism, epsilon: float, delta: float, messages: int) -> float:

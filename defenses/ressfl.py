@@ -29,7 +29,9 @@ class ResSFL(AttackerAware):
 
     Ours is an adaptation: the paper trains classifiers and we MoCo, for the expert and for the clients. And one decoder
     learns from all clients, as if theirs were averaged in every step, where the public code gives each its own and
-    leaves averaging to an option.
+    leaves averaging to an option. The penalty is computed in one piece as well: BatchNorm in the decoder (20 images or
+    more), the colours of `objective: mse+ssim` and the choice of the strongest decoder look at the images of all
+    clients, which no real client has.
 
     during_training: whether clients pay while they learn; without it this is a plain transfer.
     training_decoder: whom they pay for, in the decoder grammar, several in a list: small, since clients train it.
@@ -107,7 +109,7 @@ class ResSFL(AttackerAware):
                 min(PoolShape.of(training).images, context.compute.rows_per_pass), context,
             )  # fmt: skip
 
-    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         if self._live is None:
             return None
         if self._passes % self.interval == 0:

@@ -11,7 +11,7 @@ from torch.distributions import Laplace
 
 from mocosfl_priv import DefenderContext, Defense, MessageKind, PreparedModel
 from mocosfl_priv.defending import clip_rms, laplace_like
-from mocosfl_priv.plugins import PoolShape, load_optimiser_state, optimiser_state, under, within
+from mocosfl_priv.plugins import load_optimiser_state, optimiser_state, under, within
 
 SMALLEST, LARGEST = -6.0, 4.0  # of the logarithm of a scale
 
@@ -48,9 +48,7 @@ class Shredder(Defense):
         self._location = torch.zeros(shape, device=device)
         self._log_scale = torch.full(shape, self.initial, device=device).log()
         self._optimiser = torch.optim.Adam([self._location, self._log_scale], lr=self.learning_rate)
-        training = context.training
-        both = training.symmetric and training.paper_gradient == "both"
-        self._rows = PoolShape.of(training).images * (2 if both else 1)  # whose gradients return in a step
+        self._rows = context.queries_per_step  # whose gradients return in a step
         return None
 
     @property

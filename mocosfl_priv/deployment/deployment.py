@@ -21,7 +21,7 @@ ON_RETURN = (
     "replace_keys",
     "filter_gradient",
 )  # hooks on what the server sends back; a defense that uses them keeps state over all clients
-ON_WAY_OUT = ("protect", "client_loss")  # hooks that become part of a device's program
+ON_WAY_OUT = ("protect", "client_loss", "joint_loss")  # hooks that become part of a device's program
 
 
 class Transport(Protocol):
@@ -100,7 +100,8 @@ def require_runs_on_devices(defense: Defense, label: str) -> None:
     """Raise ConfigurationError with the reason if `defense` cannot become part of a device's program.
 
     It can if it only draws random numbers and computes for one message. It cannot if it learns from the messages of all
-    clients, since a device has only its own. :func:`export_client` checks that it treats each image independently.
+    clients, or adds a loss that is computed from all of them, since a device has only its own. :func:`export_client`
+    checks that it treats each image independently.
     """
     for part in [part.plugin for part in defense.parts] or [defense]:
         name = label if part is defense else f"{label} ({type(part).__name__})"
@@ -109,7 +110,10 @@ def require_runs_on_devices(defense: Defense, label: str) -> None:
                 f"defense {name!r} does not run on devices: it handles what the server sends back "
                 f"({', '.join(found)}), with state that all clients share"
             )
-        if overrides(part, "state") and (found := [hook for hook in ON_WAY_OUT if overrides(part, hook)]):
+        if overrides(part, "joint_loss") or (
+            overrides(part, "state") and any(overrides(part, hook) for hook in ON_WAY_OUT)
+        ):
+            found = [hook for hook in ON_WAY_OUT if overrides(part, hook)]
             raise ConfigurationError(
                 f"defense {name!r} does not run on devices: what it does at a client ({', '.join(found)}) is learned "
                 "from the messages of all clients, but a device has only its own"

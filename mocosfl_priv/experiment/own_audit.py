@@ -41,7 +41,7 @@ from mocosfl_priv.runtime.progress import Progress, Segment, Silent
 from mocosfl_priv.runtime.seeding import derive_seed, drawn_generator, generator, global_seed
 
 SECONDS_PER_ATTACK = 60.0  # a first guess, soon replaced
-WHILE_TRAINING = ("architecture", "prepare", "client_loss", "filter_gradient")
+WHILE_TRAINING = ("architecture", "prepare", "client_loss", "joint_loss", "filter_gradient")
 
 
 @dataclass(frozen=True)

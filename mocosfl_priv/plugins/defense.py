@@ -21,7 +21,7 @@ from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.progress import Progress, Silent
 from mocosfl_priv.training.checkpoints import Checkpoints
 from mocosfl_priv.training.hooks import MessageKind
-from mocosfl_priv.training.message_count import messages_per_draw
+from mocosfl_priv.training.message_count import messages_per_draw, rows_per_image
 from mocosfl_priv.training.sampling import PoolShape
 
 
@@ -74,6 +74,18 @@ class DefenderContext:
         """How often the hooks of a pass are called in training; about, where clients' batches are unequal."""
         views = PoolShape.of(self.training).images * (2 if self.training.symmetric else 1)
         return self.training_steps * -(-views // self.compute.rows_per_pass)
+
+    @property
+    def fewest_rows(self) -> int:
+        """The fewest queries that a client sends in a step, of clients that learn; its own loss has no more rows."""
+        shape = PoolShape.of(self.training)
+        images = min(shape.size_of(0), shape.size_of(self.training.clients - 1))  # clients with more memory come first
+        return images * rows_per_image(self.training, frozen_client=False)
+
+    @property
+    def queries_per_step(self) -> int:
+        """How many queries all clients send in a step, of clients that learn; averaged over pools and rounded."""
+        return PoolShape.of(self.training).images * rows_per_image(self.training, frozen_client=False)
 
     @property
     def messages_per_image(self) -> int:
@@ -213,14 +225,31 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         return self.prepare(context)
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """A term of the clients' loss.
+        """A term of one client's loss, from what this client has in a step: called for each client by itself.
 
         Args:
-            images: float (n, 3, h, w) in [0, 1].
+            images: float (n, 3, h, w) in [0, 1], the views that the client sends as queries. With a symmetric loss
+                these are both views of each image, the first ones of all images before the second ones.
             smashed: (n, *smashed_shape) with gradient, before :meth:`protect`.
 
         Returns:
-            A scalar, averaged over the batch; None for no term.
+            A scalar, averaged over the rows; None for no term. Clients are weighted by their rows.
+        """
+        return None
+
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        """A term of the clients' loss from the rows of all clients: called once per pass, before :meth:`client_loss`.
+
+        No real client can compute it, since it has no images but its own. It is for a simulation in which all clients
+        share one model, such as a simulated attacker, as if theirs were averaged in every step; say so in the docs of
+        the defense. A defense that overrides it does not run on devices.
+
+        Args:
+            images: float (n, 3, h, w) in [0, 1], grouped by client.
+            smashed: (n, *smashed_shape) with gradient, before :meth:`protect`.
+
+        Returns:
+            A scalar, averaged over the rows; None for no term.
         """
         return None
 
@@ -228,7 +257,7 @@ class Defense(ABC):  # noqa: B024 - every hook has a default; a defense override
         """The smashed data on its way out. The same function defends training, inference and the attacker's queries.
 
         It leaves :meth:`state` as it is. It may remember something of a QUERY for the next :meth:`filter_gradient` or
-        :meth:`client_loss`, and nothing of other messages.
+        :meth:`joint_loss`, and nothing of other messages.
 
         Args:
             smashed: float (n, *smashed_shape); it is not changed.

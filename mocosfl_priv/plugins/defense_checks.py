@@ -78,7 +78,8 @@ def works_image_by_image(make: Make) -> None:
         )
     if not defense.randomised:
         alone = torch.cat([defense.protect(message[None], _rng()) for message in smashed])
-        assert torch.allclose(alone, together, atol=1e-6), "protect treats an image alone unlike one in a batch"
+        # wider than above: another batch size is computed by other kernels, and networks of a defense round differently
+        assert torch.allclose(alone, together, atol=2e-5), "protect treats an image alone unlike one in a batch"
 
 
 def keeps_its_state_while_it_protects(make: Make) -> None:

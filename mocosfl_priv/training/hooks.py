@@ -34,13 +34,20 @@ class ClientHooks(Protocol):
     """Where a defense touches a step, and what a checkpoint keeps.
 
     A pass of a step protects its queries, then its keys, which a detector may replace. Where clients learn, it then
-    filters the gradient that comes back for the queries, and asks for the loss.
+    filters the gradient that comes back for the queries, and asks for the losses.
     """
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """Return a loss to add to the clients' loss: a scalar, averaged over the batch; None for no extra loss.
+        """Return a loss to add to the loss of one client: a scalar, averaged over its rows; None for no extra loss.
 
+        Called for each client of the pass, with the rows of this client only.
         images: float (n, 3, h, w) in [0, 1], the encoded views. smashed: their smashed data before :meth:`protect`.
+        """
+
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        """Return a loss like :meth:`client_loss`, but computed once per pass from the rows of all its clients.
+
+        No real client can compute it; it is for simulations that share one model between clients.
         """
 
     def protect(self, smashed: Tensor, rng: torch.Generator, kind: MessageKind = MessageKind.INFERENCE) -> Tensor:
@@ -70,6 +77,10 @@ class NoHooks:
     """No-op client hooks: clients without a defense."""
 
     def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+        """Add no loss."""
+        return None
+
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """Add no loss."""
         return None
 

@@ -87,8 +87,12 @@ class Participants(Protocol):
 
 @dataclass(frozen=True)
 class _Pass:
-    """What the backward pass of a client needs: the views, their smashed data, and what was sent after the defense."""
+    """What the backward pass of the clients needs: the views, their smashed data, and what was sent after the defense.
 
+    rows: how many rows each client has, in their order.
+    """
+
+    rows: list[int]
     views: Tensor
     smashed: Tensor
     sent: Tensor
@@ -147,7 +151,7 @@ class Simulated:
                 senders = part.pool.repeat_interleave(torch.tensor(rows))
                 sent_keys = self.hooks.replace_keys(sent_keys, senders, step, self._noise_rng)
         if learning:
-            self._pass = _Pass(query_views, smashed, sent)
+            self._pass = _Pass(rows, query_views, smashed, sent)
         codec = self.training.codec
         return Sent(as_received(sent.detach(), codec), as_received(sent_keys, codec))
 
@@ -157,13 +161,27 @@ class Simulated:
         received = as_received(gradient, self.training.gradient_codec)
         returned = self.hooks.filter_gradient(received, self._noise_rng)
         outputs, gradients = [self._pass.sent], [returned]
-        extra = self.hooks.client_loss(self._pass.views, self._pass.smashed)
+        extra = self._own_loss(self._pass)
         if extra is not None:  # a mean over this part of the batch, so it is weighted by the part's share
             outputs.append(extra)
             gradients.append(torch.full_like(extra, share))
         torch.autograd.backward(outputs, gradients)
         self._pass = None
         self.clients.learn(part.pool, rates)
+
+    def _own_loss(self, done: _Pass) -> Tensor | None:
+        """Return what the defense adds to the clients' loss, a mean over the rows of the pass; None if nothing.
+
+        `client_loss` sees one client at a time: a real client has no other client's images.
+        """
+        joint = self.hooks.joint_loss(done.views, done.smashed)
+        losses = [] if joint is None else [joint]
+        apart = zip(done.views.split(done.rows), done.smashed.split(done.rows), strict=True)
+        for views, smashed in apart:
+            loss = self.hooks.client_loss(views, smashed)
+            if loss is not None:
+                losses.append(len(views) / len(done.views) * loss)
+        return torch.stack(losses).sum() if losses else None
 
     def end_step(self) -> None:
         """See :class:`Participants`."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from scipy import optimize
 from torch import Tensor
 
 from defenses.adversarial_noise import AdversarialNoise
@@ -25,7 +27,7 @@ def trained_surrogate(compute: Compute, strength: float, steps: int = 60) -> tup
     smashed: Tensor = client(images).detach()
     for _ in range(steps):
         defense.protect(smashed, rng, MessageKind.QUERY)
-        assert defense.client_loss(images, smashed) is None
+        assert defense.joint_loss(images, smashed) is None
     return defense, images, smashed
 
 
@@ -69,6 +71,34 @@ def linear(matrix: Tensor) -> torch.nn.Linear:
 def test_strength_zero_changes_nothing(compute: Compute) -> None:
     defense, _, smashed = trained_surrogate(compute, strength=0.0, steps=10)
     torch.testing.assert_close(defense.protect(smashed, torch.Generator()), smashed)
+
+
+def test_averaging_several_messages_of_an_image_does_not_undo_it(compute: Compute) -> None:
+    """With a random sign, the mean of 16 messages would be four times as near to the clean one."""
+    defense, _, smashed = trained_surrogate(compute, strength=0.5)
+    rng = torch.Generator().manual_seed(6)
+    single = defense.protect(smashed, rng)
+    mean = torch.stack([defense.protect(smashed, rng) for _ in range(16)]).mean(0)
+    torch.testing.assert_close(mean, single)
+    assert float((mean - smashed).norm()) == pytest.approx(0.5 * float(smashed.norm()), rel=1e-4)
+
+
+def test_the_move_goes_against_the_message_so_two_messages_can_be_sent_as_one(compute: Compute) -> None:
+    """For a linear surrogate of one direction, whose sign decides nothing: the part along it is what says the way."""
+    defense, _, smashed = trained_surrogate(compute, strength=0.5, steps=2)
+    random = torch.Generator().manual_seed(7)
+    across, along = torch.linalg.qr(torch.randn(smashed[0].numel(), 2, generator=random, dtype=torch.float64)).Q.T
+    defense._surrogate.decoders[0] = torch.nn.Sequential(torch.nn.Flatten(), linear(along[None]).double())
+
+    def sent(part: float) -> Tensor:
+        message = (across + part * along).view(1, *smashed.shape[1:])
+        return defense.protect(message, torch.Generator()).flatten()
+
+    for part in (0.2, -0.7, 3.0):
+        moved = part - math.copysign(0.5 * math.hypot(1, part), part)
+        torch.testing.assert_close(sent(part), across + moved * along)
+    other = optimize.brentq(lambda part: part - 0.5 * math.hypot(1, part) + 1 - 0.5 * math.hypot(1, 1), 0, 1)
+    torch.testing.assert_close(sent(other), sent(-1.0))
 
 
 @pytest.mark.parametrize("decoder", ["transformer", "res_normN0"])

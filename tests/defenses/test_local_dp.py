@@ -139,3 +139,15 @@ def test_what_cannot_be_private_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="epsilon"):
         DEFENSES.create(PluginSpec(name="local_dp", epsilon=0.0))
     assert LocalDP(1.0, 0.0, "laplace").guarantee(3).epsilon == pytest.approx(3.0)
+
+
+@given(epsilon=st.floats(0.3, 12), messages=st.integers(1, 50))
+@settings(max_examples=20)
+def test_its_mu_is_that_of_its_epsilon(epsilon: float, messages: int) -> None:
+    """Dong, Roth and Su, corollary 2.13: mu-GDP is (epsilon, delta)-DP for exactly these pairs. Laplace has no mu."""
+    found = LocalDP(epsilon).guarantee(messages)
+    assert found.mu is not None
+    cdf, half, slope = stats.norm.cdf, found.mu / 2, found.epsilon / found.mu
+    delta = cdf(half - slope) - math.exp(found.epsilon) * cdf(-half - slope)
+    assert delta == pytest.approx(1e-5, rel=1e-2)
+    assert LocalDP(epsilon, 0.0, "laplace").guarantee(messages).mu is None

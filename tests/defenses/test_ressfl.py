@@ -62,7 +62,7 @@ def test_the_decoder_learns_at_intervals_and_clients_pay_always(compute: Compute
     images = to_unit_range(load_split("photos-source", "train").images[:8, :, ::2, ::2])
     ages = []
     for _ in range(7):
-        loss = defense.client_loss(images, model.client(images))
+        loss = defense.joint_loss(images, model.client(images))
         assert loss is not None and float(loss.detach()) > 0
         ages.append(int(defense.state()["attacker.steps"]))
     assert ages == [1, 1, 1, 2, 2, 2, 3]
@@ -73,7 +73,7 @@ def test_a_plain_transfer_asks_nothing_of_clients(compute: Compute) -> None:
     prepared = defense.prepare(context(compute, defense))
     assert prepared.frozen_client and defense.freezes_clients and defense.state() == {}
     images = torch.rand(2, 3, 16, 16)
-    assert defense.client_loss(images, prepared.model.client(images)) is None
+    assert defense.joint_loss(images, prepared.model.client(images)) is None
 
 
 def test_settings_that_contradict_are_refused() -> None:
@@ -92,7 +92,7 @@ def trained(defense: ResSFL, compute: Compute, images: Tensor, steps: int) -> Te
     client = defense.prepare(context(compute, defense, steps)).model.client
     optimiser = torch.optim.Adam(client.parameters(), lr=0.003)
     for _ in range(steps):
-        loss = defense.client_loss(images, client(images))
+        loss = defense.joint_loss(images, client(images))
         assert loss is not None
         optimiser.zero_grad()
         loss.backward()

@@ -38,14 +38,14 @@ SEED, ROWS, SIDE, SHARE = 5, 3, 16, 0.25
 DIFFERENT: list[tuple[str, dict[str, Any]]] = [
     ("laplace", {"scale": 0.3, "clip": 0.1}),
     ("dropout", {"rate": 0.3, "unit": "channel"}),
-    ("composition", {"parts": ("bottleneck", "mid", "topk_prune")}),
+    ("composition", {"parts": ("bottleneck", "gaussian_l2", "topk_prune")}),
 ]
 ALIKE: list[tuple[str, dict[str, Any]]] = [  # in their operations to one of those
     ("gaussian", {"sigma": 0.3, "clip": 0.2}),
     ("local_dp", {"epsilon": 200.0}),
     ("dropout", {"rate": 0.3}),
     ("topk_prune", {"keep": 0.2}),
-    ("mid", {"beta": 0.5, "sigma": 0.3}),
+    ("gaussian_l2", {"beta": 0.5, "sigma": 0.3}),
 ]
 
 
@@ -118,7 +118,7 @@ def test_a_defended_device_learns_as_torch_does_with_the_same_draws(name: str, p
     for kind in ("online", "key", "velocity"):
         for key, value in getattr(bank, kind).items():
             assert_close(device.state()[f"{kind}.{key}"], value[0])
-    assert device.program.own_loss == (name in ("mid", "composition"))
+    assert device.program.own_loss == (name in ("gaussian_l2", "composition"))
 
 
 def assert_close(found: np.ndarray, expected: Tensor) -> None:
@@ -199,8 +199,8 @@ def test_a_query_is_answered_with_its_own_draws_also_after_keys_were_drawn() -> 
 @pytest.mark.parametrize(
     ("name", "remote"),
     [
-        ("mid", range(1)),
-        pytest.param("mid", range(3), marks=pytest.mark.slow),
+        ("gaussian_l2", range(1)),
+        pytest.param("gaussian_l2", range(3), marks=pytest.mark.slow),
         pytest.param("gaussian", range(1), marks=pytest.mark.slow),
         pytest.param("gaussian", range(3), marks=pytest.mark.slow),
     ],
@@ -239,6 +239,7 @@ def test_the_logarithm_of_laplace_noise_keeps_its_digits(x: np.ndarray) -> None:
     ("name", "parameters", "reason"),
     [
         ("shredder", {}, "handles what the server sends back"),
+        ("mid", {}, "handles what the server sends back"),
         ("adversarial_noise", {}, "learned from the messages of all clients"),
         ("ressfl", {"layer": "C4S2"}, "learned from the messages of all clients"),
         ("splitguard", {}, "handles what the server sends back"),
@@ -253,6 +254,18 @@ def test_what_clients_learn_together_is_refused(name: str, parameters: dict[str,
 def test_what_devices_can_run_is_let_through() -> None:
     for name, parameters in [*DIFFERENT, *ALIKE, ("taressfl", {"layer": "C4S2"})]:
         require_runs_on_devices(defense(name, parameters), name)
+
+
+class Together(Defense):
+    """Has no state, and a loss over all clients."""
+
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
+        return smashed.square().mean()
+
+
+def test_a_loss_over_all_clients_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"\(joint_loss\) is learned from the messages of all clients"):
+        require_runs_on_devices(Together(), "together")
 
 
 class OneMask(Defense):

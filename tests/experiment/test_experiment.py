@@ -225,7 +225,7 @@ class Counting(Defense):
     def __init__(self) -> None:
         self.batches = torch.zeros(())
 
-    def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
+    def joint_loss(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         self.batches = self.batches + 1
         return None
 

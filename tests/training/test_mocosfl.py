@@ -80,6 +80,8 @@ def test_frozen_means_frozen(compute: Compute) -> None:
         def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
             raise AssertionError("a frozen client was asked for a loss")
 
+        joint_loss = client_loss
+
     outcome = train(split, compute, frozen_client=True, hooks=NoGradientMayArrive())
     assert all(torch.equal(a, b) for a, b in zip(client, split.client.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(trunk, split.trunk.parameters(), strict=True))
@@ -251,13 +253,17 @@ def test_hooks_sit_where_they_should(compute: Compute) -> None:
         def client_loss(self, images: Tensor, smashed: Tensor) -> Tensor:
             calls.append("loss")
             assert float(images.min()) >= 0 and float(images.max()) <= 1
-            assert len(images) == len(smashed)
+            assert len(images) == len(smashed) == 4  # both views of the two images of one client
             return 0 * smashed.sum()
+
+        def joint_loss(self, images: Tensor, smashed: Tensor) -> None:
+            calls.append("joint loss")
+            assert len(images) == len(smashed) == 12
 
     split = model()
     before = [p.detach().clone() for p in split.client.parameters()]
     train(split, compute, steps=1, hooks=Recorder(), weight_decay=0.0)
-    assert calls == ["protect", "protect keys", "gradient", "loss"]
+    assert calls == ["protect", "protect keys", "gradient", "joint loss", *["loss"] * 3]
     # the filter removed the server's gradient and the loss is flat: the client has not moved
     for a, b in zip(before, split.client.parameters(), strict=True):
         torch.testing.assert_close(a, b)
