@@ -3,11 +3,12 @@
     uv run python -m benchmarks.ensemble --data DIR --json
     uv run python -m benchmarks.ensemble --data DIR --seconds 60 200 590 --draws 9 --keep runs/ensemble
 
-`--data` is a class-folder tree of CIFAR-10 with ``train/`` and ``test/``. A client is drawn by its number: backbone, cut
-layer, bottleneck, norm, and whether it was trained as TAResSFL trains its expert, with a weight `alpha` of its
-penalty, for one pass over a thousand images. Every third draw (2, 5, 8, ...) is held out: the constants were never
-chosen by it. Each attack runs alone, with one thread, for as many seconds; the exit status is 1 where the ensemble's R
-is more than `MARGIN` below the best member's. The machine has to be otherwise idle, since time limits the attacks.
+`--data` is a class-folder tree of CIFAR-10 with ``train/`` and ``test/``. A client is drawn by its number: backbone,
+cut layer, bottleneck, norm, and whether it was trained as TAResSFL trains its expert, with a weight `alpha` of its
+penalty, for one pass over a thousand images. Every third draw (2, 5, 8, ...) is held out: no constant of the ensemble
+was chosen by it. Each attack runs alone, with one thread, for as many seconds; the exit status is 1 where the
+ensemble's R is more than `MARGIN` below the best member's. The machine has to be otherwise idle, since time limits the
+attacks.
 """
 
 from __future__ import annotations
