@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,12 +17,18 @@ from reports.drawing.chart import Chart, Spot
 
 def render(template: str, **context: object) -> str:
     """Render `template`, a path below ``reports/``, with the variables `context`; their values are HTML-escaped."""
+    return _environment().get_template(template).render(**context)
+
+
+@cache
+def _environment() -> Environment:
+    """With the templates that were compiled, which takes longer than most pages."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
     environment.filters["percent"] = tenths
     environment.filters["compact"] = compact
-    return environment.get_template(template).render(**context)
+    return environment
 
 
 def data_uri(png: bytes) -> str:
