@@ -9,6 +9,7 @@ from typing import Any
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
 from mocosfl_priv.results import RunRecord
+from reports.analysis.linkage import linkage_notes
 from reports.analysis.summary import VACUOUS, SummaryRow, by_system, headline_rows, system_name
 
 UNMEASURED = "No labels: utility not measurable"
@@ -30,7 +31,7 @@ def undecided(leak_ratios: Sequence[Interval]) -> str:
 
 
 def sentences(rows: list[SummaryRow]) -> list[str]:
-    """Return the findings in words, a text per system: leakage, linear-probe and kNN accuracy."""
+    """Return the findings in words, a text per system: leakage, linkage, linear-probe and kNN accuracy."""
     said = []
     for row in headline_rows(rows):
         if row.blind:
@@ -53,6 +54,8 @@ def sentences(rows: list[SummaryRow]) -> list[str]:
             parts = [leak, UNMEASURED]
         elif row.linear_against_none is not None:
             parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
+        if row.linkage is not None:
+            parts.insert(1, row.linkage.sentence)
         said.append(f"{row.system}: {'. '.join(parts)}.")
     return said
 
@@ -130,6 +133,7 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         found.append(record.info["lpips"] + ".")
     if "not measured" in record.info["recognition"]["note"]:
         found.append(record.info["recognition"]["note"] + ".")
+    found += linkage_notes(record)
     return found
 
 
