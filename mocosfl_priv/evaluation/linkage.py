@@ -159,11 +159,13 @@ def compare_in_chunks(
     Returns:
         Float64 (n, m).
     """
+    parts = queries.split(chunk)
+    kept = [moments.prepare(score, parts[0].double())] if len(parts) == 1 else None  # else anew for every batch
     columns = []
     for batch in batches:
         candidates = moments.prepare(score, batch)
-        rows = [compare(score, moments.prepare(score, part.double()), candidates) for part in queries.split(chunk)]
-        columns.append(torch.cat(rows))
+        prepared = kept or (moments.prepare(score, part.double()) for part in parts)
+        columns.append(torch.cat([compare(score, part, candidates) for part in prepared]))
     return torch.cat(columns, 1)
 
 

@@ -43,7 +43,8 @@ NAME = "linkage"  # names its streams of random numbers, as an attack's label do
 USES = with_implied({Capability.QUERY, Capability.AUXILIARY_DATA})
 FEWEST_CANDIDATES = 1000  # unless the configuration asks for fewer
 MOST_BATCH = 256  # images that are encoded at once
-BATCH_BYTES = 256 * 2**20  # of messages that are held at once, besides the victims' as they arrived
+# messages that are held at once, besides the victims' as they arrived: of a batch of candidates, and of victims
+BATCH_BYTES, CHUNK_BYTES = 64 * 2**20, 256 * 2**20
 FOR_MOMENTS, REHEARSED, STAND_INS = 512, 256, 64  # auxiliary images: for moments, as candidates, as victims
 SECONDS = 10.0  # a first guess, soon replaced
 
@@ -297,6 +298,7 @@ class _Matcher:
         width = view.smashed[0].numel()
         bytes_per_image = width * (8 + 4 * messages)  # float64, and the float32 messages of which it is the mean
         self.batch = min(MOST_BATCH, max(1, BATCH_BYTES // bytes_per_image))
+        self._chunk = max(1, CHUNK_BYTES // (8 * width))
 
     @property
     def auxiliary(self) -> Tensor:
@@ -328,7 +330,7 @@ class _Matcher:
                 known = Moments.of(self.encode_all(candidates.copies(copy, self.batch, rng)))
                 rng.set_state(state)  # the same views again
             batches = self.encode_all(candidates.copies(copy, self.batch, rng))
-            yield copy, compare_in_chunks(score, known, messages.cpu(), batches, self.batch)
+            yield copy, compare_in_chunks(score, known, messages.cpu(), batches, self._chunk)
 
 
 def _prepared(matcher: _Matcher, rng: torch.Generator) -> tuple[Moments | None, Score]:

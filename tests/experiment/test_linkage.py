@@ -93,6 +93,18 @@ class Noisy(nn.Module):
         return images + self.deviation * torch.randn_like(images)
 
 
+class OneDeviation(nn.Module):
+    """Sends what `client` sends, under Gaussian noise of one deviation of its messages."""
+
+    def __init__(self, client: nn.Module) -> None:
+        super().__init__()
+        self.client = client
+
+    def forward(self, images: Tensor) -> Tensor:
+        sent = self.client(images)
+        return sent + sent.std() * torch.randn_like(sent)
+
+
 @pytest.mark.parametrize("grants", [("query",), ("query", "auxiliary_data")])
 def test_an_identity_gives_every_image_away(compute: Compute, grants: tuple[str, ...]) -> None:
     found = linked(nn.Identity(), conditions(compute, grants, noise_images(200, seed=3)))
@@ -152,7 +164,8 @@ def test_equal_seeds_match_alike_and_leave_the_global_generator_alone(
     torch.manual_seed(0)
     client = nn.Conv2d(3, 4, 3)
     whole = linked(client, given)
-    monkeypatch.setattr(linkage, "BATCH_BYTES", 10 * 4 * 36 * 12)  # ten messages at a time
+    monkeypatch.setattr(linkage, "BATCH_BYTES", 10 * 4 * 36 * 12)  # ten candidates and seven victims at a time
+    monkeypatch.setattr(linkage, "CHUNK_BYTES", 7 * 4 * 36 * 8)
     pieces = linked(client, given)
     assert all(np.array_equal(whole.values[name], pieces.values[name]) for name in LINKAGE_RATES)
 
@@ -216,22 +229,13 @@ def test_a_library_holds_no_victim_and_no_image_twice() -> None:
 
 
 def test_noise_of_one_deviation_does_not_hide_whose_photograph_it_is(compute: Compute) -> None:
-    """The defense of the paper at cuts 1 and 2 of an untrained network, one message each."""
+    """At cuts 1 and 2 of an untrained network, one message each."""
     document = {**LINKED, "cut_layers": [1, 2]}
     plan = Experiment.from_dict(document).plan()
     context = plan.context
     given = replace(context.conditions, messages_per_victim=1)
     for system in plan.systems:
         model = context.models.build_untrained(context.config.model, system.cut_layer, 0)
-
-        class OneDeviation(nn.Module):
-            def __init__(self, client: nn.Module) -> None:
-                super().__init__()
-                self.client = client
-
-            def forward(self, images: Tensor) -> Tensor:
-                sent = self.client(images)
-                return sent + sent.std() * torch.randn_like(sent)
 
         attacked = target(OneDeviation(model.client), shape=(3, 32, 32))
         (found,) = link(given, context.library, attacked, [context.victims])
@@ -265,6 +269,10 @@ def test_published_clients_give_every_photograph_away(
     assert matched.columns["linkage_same"] >= 0.99 and matched.columns["linkage_same_tpr"] >= 0.99
     assert matched.columns["linkage_jpeg"] >= 0.98
     assert 1 / 1200 < matched.columns["linkage_view"] < 0.6
+    if place == 0:
+        hidden = target(OneDeviation(client), shape=(3, 32, 32))
+        (matched,) = link(conditions(compute, ("query",)), library, hidden, [victims_of(victims)])
+        assert matched.columns["linkage_same"] >= 0.99
 
 
 @pytest.fixture(scope="module")
