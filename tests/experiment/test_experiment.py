@@ -540,7 +540,7 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     folder = page.parent
     assert {path.name for path in folder.iterdir()} == {
         "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "leakage.csv", "run.json", "config.yaml",
-        "images.safetensors", "models", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv",
+        "images.safetensors", "models", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv", "linkage.parquet",
         "leaderboard.csv", "leaderboard.md",
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
