@@ -540,8 +540,8 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     folder = page.parent
     assert {path.name for path in folder.iterdir()} == {
         "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "leakage.csv", "run.json", "config.yaml",
-        "images.safetensors", "models", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv", "linkage.parquet",
-        "leaderboard.csv", "leaderboard.md",
+        "images.safetensors", "models", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv",
+        "leaderboard.csv", "leaderboard.md", "linkage.parquet",
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
     weights = load_file(folder / row["checkpoint"])
