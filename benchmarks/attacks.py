@@ -13,6 +13,11 @@ lower MSE.
 measures instead how cost grows with the size of images: processor seconds for so many steps, and the peak memory, of
 attacks on a random convolution with a quarter of the side. It needs no files.
 
+    uv run python -m benchmarks.attacks --linkage --sizes 32 64
+
+measures what it takes to match 64 victims' messages with 2,000 candidates, on an untrained ResNet-18 cut after its
+second unit, by one thread.
+
 Otherwise the published client and a class-folder tree of CIFAR-10 are expected in MOCOSFL_SHARED (default ../shared).
 """
 
@@ -39,15 +44,23 @@ from torch import Tensor, nn
 from attacks.decoder import DecoderAttack
 from benchmarks import naive_attack
 from benchmarks.machine import processor, version
-from mocosfl_priv.config import ComputeConfig, PluginSpec
+from mocosfl_priv.config import ComputeConfig, ModelConfig, PluginSpec
 from mocosfl_priv.data.datasets import load_split
+from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.evaluation.floor import blind_guess_floor
 from mocosfl_priv.evaluation.image_metrics import mse, ssim
 from mocosfl_priv.evaluation.utility import to_unit_range
+from mocosfl_priv.experiment.attack import Target
+from mocosfl_priv.experiment.conditions import AttackConditions
+from mocosfl_priv.experiment.linkage import Library
+from mocosfl_priv.experiment.linkage import measure as link_messages
+from mocosfl_priv.experiment.model_builder import ModelBuilder
+from mocosfl_priv.experiment.victims import VictimSet
 from mocosfl_priv.inversion import held_out_split
-from mocosfl_priv.plugins import ATTACKS, AttackerView, AuxiliaryData, Budget, Capability
+from mocosfl_priv.plugins import ATTACKS, DEFENSES, AttackerView, AuxiliaryData, Budget, Capability, ThreatModel
 from mocosfl_priv.published.discovery import load_attack_images
 from mocosfl_priv.published.loader import load_published_client
+from mocosfl_priv.results import ROLES
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.peak_memory import MEBIBYTE, peak_memory
 from mocosfl_priv.runtime.seeding import derive_seed, global_seed
@@ -57,6 +70,7 @@ KNOWN_IMAGES = 500  # nine tenths of them to train on
 FIRST_LIMIT, LAST_LIMIT, GROWTH = 1.0, 120.0, 1.2  # seconds, and their factor
 THREADS = 2
 SIZED_STEPS = 20
+LINKED, CANDIDATES = 64, 2000
 T = TypeVar("T")
 
 
@@ -69,7 +83,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", help="measure how cost grows with these sides, in pixels")
     parser.add_argument("--attacks", nargs="+", default=["decoder", "rmle"], help="with --sizes")
     parser.add_argument("--images", type=int, default=160, help="of the attacker, with --sizes")
+    parser.add_argument("--linkage", action="store_true", help="with --sizes: linkage instead of attacks")
     options = parser.parse_args()
+    if options.linkage:
+        rows = [_alone(_linkage_cost, size) for size in options.sizes or [32]]
+        print(json.dumps(rows, indent=None if options.json else 2))
+        return
     if options.sizes:
         rows = [_alone(_cost, name, size, options.images) for name in options.attacks for size in options.sizes]
         print(json.dumps(rows, indent=None if options.json else 2))
@@ -208,6 +227,37 @@ def _cost(name: str, size: int, images: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "megabytes": round(memory.resident_added),
         "times_images_as_bytes": round(added / stored.numel(), 1),
+    }
+
+
+def _linkage_cost(size: int) -> dict[str, Any]:
+    """What linkage of `LINKED` victims among `CANDIDATES` images of this size takes; images are random."""
+    shape = (3, size, size)
+    compute = Compute.resolve(ComputeConfig.model_validate({"device": "cpu", "threads": 1, "precision": "float32"}))
+    rng = torch.Generator().manual_seed(0)
+    stored = [torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=rng) for n in (LINKED, CANDIDATES, 600)]
+    victims, bystanders, known = (
+        ImageSet.ungrouped("random", images, torch.zeros(len(images), dtype=torch.long), ("all",)) for images in stored
+    )
+    auxiliary = AuxiliaryData(known.images, torch.ones(len(known), dtype=torch.bool))
+    given = AttackConditions(ThreatModel.of(["query", "auxiliary_data"]), auxiliary, compute)
+    builder = ModelBuilder(size, (0.5,) * 3, (0.25,) * 3)
+    client = builder.build_client(ModelConfig(), 2, 0).eval()
+    target = Target("untrained", client, shape, DEFENSES.create(PluginSpec(name="none")).plugin, None, seed=0)
+    library = Library.draw(victims, [bystanders], [], CANDIDATES, seed=0)
+    images = VictimSet.of("test", to_unit_range(victims.images), ROLES, to_unit_range(known.images))
+    with peak_memory() as memory:
+        started = time.process_time()
+        (found,) = link_messages(given, library, target, [images])
+        seconds = time.process_time() - started
+    return {
+        "victims": LINKED,
+        "candidates": found.candidates,
+        "size": size,
+        "seconds": round(seconds, 1),
+        "megabytes": round(memory.resident_added),
+        "queries": found.queries,
+        "cpu": processor(),
     }
 
 

@@ -43,6 +43,7 @@ from mocosfl_priv.sweep.document import SweepDocument, Variant, load_sweep
 from mocosfl_priv.sweep.processes import local_engine
 from mocosfl_priv.sweep.run_cache import as_written, note_written, run_key
 from mocosfl_priv.sweep.schedule import Engine, SilentSweepProgress, SweepProgress, run_tasks
+from mocosfl_priv.sweep.stages import linkages_of
 from mocosfl_priv.sweep.stored_record import stored_record
 from mocosfl_priv.sweep.tasks import TaskPlanner
 
@@ -232,14 +233,17 @@ class Sweep:
         written = as_written(folder.store, key, place)
         if written is not None:
             return RunResult(written)
-        record = stored_record(lay_out(variant.config), folder.store, failures)
+        planned = lay_out(variant.config)
+        record = stored_record(planned, folder.store, failures)
         result = RunResult(record)
         with Destination(place, overwrite=True) as destination:
             if (record.cells["failure"] == "").any():
                 result.report_to(destination)
             else:
                 destination.commit(lambda staging: write_record(record, staging))
-        if (record.cells["failure"] == "").all():  # else another attempt may end otherwise
+        linking = any(True for _ in linkages_of(planned))
+        unlinked = linking and any(entry["refusal"] for entry in record.info["linkage"]["systems"])
+        if (record.cells["failure"] == "").all() and not unlinked:  # else another attempt may end otherwise
             note_written(folder.store, key, record, place)
         return RunResult(replace(record, images={}, models={}))  # on the disk; a grid's would fill the memory
 

@@ -45,6 +45,7 @@ def audit(
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     limit: int | None = MOST_VICTIMS,
+    linkage_candidates: int | None = None,
     seed: int = 0,
     name: str = "audit",
     progress: Progress | None = None,
@@ -69,6 +70,8 @@ def audit(
         size: Pixels per side, or (height, width), to which images are resized; None leaves them as they are.
         channels: 1 for grey, 3 for colour; None for what the victims are.
         limit: At most this many victims, drawn by `seed`; None for all.
+        linkage_candidates: Images with which the victims' messages are matched: the victims' own and auxiliary ones; 0
+            for none. None for 2000, or at least 1000.
         seed: Of all draws.
         name: In the report.
         progress: What is told how far the audit is.
@@ -94,6 +97,7 @@ def audit(
     planned = plan_model_audit(
         splits, attacked, known, build_untrained=build_untrained, defense=defense,
         settings={"name": name, "seeds": [seed], "attacks": attacks, "threat": threat or {}},
+        overrides=[] if linkage_candidates is None else [f"evaluation.linkage_candidates={linkage_candidates}"],
     )  # fmt: skip
     return RunResult(run_own_audit(planned, progress))
 

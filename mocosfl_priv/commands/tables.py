@@ -68,3 +68,26 @@ def print_table(result: RunResult) -> None:
         table.add_row(*("-" if row[name] != row[name] else form.format(row[name]) for name, _, form in columns))
     width = None if sys.stdout.isatty() else 150
     Console(width=width).print(table)
+    print_linkage(result)
+
+
+def print_linkage(result: RunResult) -> None:
+    """Print whose photos messages are of, a line per system and set of victims; or why that was not measured."""
+    from mocosfl_priv.results import SYSTEM_KEYS  # with pandas, which commands that print no results do without
+
+    for note in result.record.info["linkage"]["notes"]:
+        if "not measured" in note:
+            print(f"Whose photo is it? {note}")
+    rows = result.table().drop_duplicates([*SYSTEM_KEYS, "victims"])
+    for _, row in rows[rows["linkage_candidates"].notna()].iterrows():
+        system = f"{row['defense']}, cut {row['cut_layer']}, seed {row['seed']}, {row['victims']} images"
+        matched = "; ".join(
+            f"{100 * row[f'linkage_{name}']:.1f} % to {what}{_verified(row[f'linkage_{name}_tpr'])}"
+            for what, name in (("the same image", "same"), ("its JPEG copy", "jpeg"), ("an augmented view", "view"))
+        )
+        among = f"{row['linkage_candidates']:.0f} candidates, chance {100 * row['linkage_chance']:.2g} %"
+        print(f"Whose photo is it? {system}: messages are matched {matched}; {among}")
+
+
+def _verified(share: float) -> str:
+    return "" if share != share else f" (TPR at 0.1 % FPR {100 * share:.1f} %)"  # noqa: PLR0124 - NaN: too few pairs

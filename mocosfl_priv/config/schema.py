@@ -331,6 +331,11 @@ class EvaluationConfig(Section):
     recognition_epochs: Annotated[int, Field(ge=0)] = Field(
         12, description="training of the classifier that judges reconstructions; 0 leaves recognition out"
     )
+    linkage_candidates: Annotated[int, Field(ge=0)] = Field(
+        2000,
+        description="images with which victims' messages are matched, the victims' own included; at least 1000 unless "
+        "fewer are asked for; 0 leaves linkage out",
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of all intervals in a report")
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="how often the images are resampled for an interval"

@@ -163,10 +163,15 @@ def nearest_is_own(queries: Tensor, candidates: Tensor) -> Tensor:
 
     A tie counts as a failure, since images without any structure all have the same features.
     """
-    similarity = queries @ candidates.T
-    own = similarity.diagonal().clone()
-    similarity.fill_diagonal_(-torch.inf)
-    return own > similarity.amax(1)
+    return own_is_best(queries @ candidates.T)
+
+
+def own_is_best(similarity: Tensor) -> Tensor:
+    """Whether entry (i, i) of (n, m) is strictly the largest of row i: bool (n,). A tie counts as a failure."""
+    own = similarity.diagonal()
+    others = similarity.clone()
+    others.fill_diagonal_(-torch.inf)
+    return own > others.amax(1)
 
 
 def build_judge(

@@ -163,11 +163,22 @@ def grant_view(
 
     victims: float (n, 3, h, w) in [0, 1]; the view holds their messages only.
     """
+    conditions.threat.require(attack.plugin.needs, attack.label)
+    return make_view(conditions, target, attack.label, conditions.visible_to(attack), victims, observer)
+
+
+def make_view(
+    conditions: AttackConditions,
+    target: Target,
+    label: str,
+    visible: frozenset[Capability],
+    victims: Tensor,
+    observer: Observer | None = None,
+) -> AttackerView:
+    """The view of somebody who is called `label` and holds `visible`; other arguments: see :func:`grant_view`."""
     threat, compute = conditions.threat, conditions.compute
     defense, device = copy.copy(target.defense), compute.device
-    threat.require(attack.plugin.needs, attack.label)
     # Copies: what one attack does to its client or its images must not reach the next attack or the checkpoint.
-    visible = conditions.visible_to(attack)
     client = _own_copy(target.client, device)
     server = colluder = None
     if target.server is not None and Capability.SERVER_MODEL in visible:
@@ -179,7 +190,7 @@ def grant_view(
             own.load_state_dict(parameters, strict=False)  # buffers are constants of the architecture
     messages_per_victim, codec = conditions.count_messages(defense), target.codec
     messages_rng = generator(target.seed, "victims' messages", device=device)
-    attacker_rng = generator(target.seed, "attacker's queries", attack.label, device=device)
+    attacker_rng = generator(target.seed, "attacker's queries", label, device=device)
     # a client may add noise of its own, from torch's global generator
     with torch.no_grad(), global_seed(target.seed, "victims' messages"):
         smashed = torch.cat([client(batch.to(device)) for batch in victims.split(BATCH)])

@@ -18,9 +18,10 @@ from mocosfl_priv.config import ExperimentConfig, load_config
 from mocosfl_priv.data.image_set import ImageSet
 from mocosfl_priv.data.roles import Role, check_disjoint, check_groups, role_record
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment.attack_system import target_of, with_own_plugin
+from mocosfl_priv.experiment.attack_system import link_system, target_of, with_own_plugin
 from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING
 from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.linkage import Linked, linkage_info, linkage_table
 from mocosfl_priv.experiment.plan import Plan, check_attacks, lay_out
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, try_attack
@@ -39,6 +40,7 @@ from mocosfl_priv.training.state import within
 
 # keys that change nothing about the systems
 SETTABLE = ("threat", "compute", "attacks", "evaluation.recognition_epochs", "evaluation.lpips_network",
+            "evaluation.linkage_candidates",
             "evaluation.bootstrap_samples", "evaluation.confidence")  # fmt: skip
 # columns of a row that are about the attack; all others are about the system
 OF_THE_ATTACK = {*CELL_KEYS, *METRICS, *GUARANTEE, *ATTACK_COSTS, "mse_floor", "leak_ratio", "failure", "flags"}
@@ -74,8 +76,15 @@ class AgainPlan:
 
     @property
     def segments(self) -> list[Segment]:
-        """The attacks, in the order in which they run."""
-        return [self.plan.attack_segment(system, a) for system in self.plan.systems for a in self.plan.attacks]
+        """Linkage and attacks, in the order in which they run."""
+        return [
+            segment
+            for system in self.plan.systems
+            for segment in (
+                *self.plan.linkage_segments(system),
+                *(self.plan.attack_segment(system, attack) for attack in self.plan.attacks),
+            )
+        ]
 
     @property
     def picture_bytes(self) -> int:
@@ -205,10 +214,15 @@ def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
     plan, context, stored = again.plan, again.context, again.record
     context.scoring.judge  # noqa: B018 - trained before the first attack is timed
     cells: list[CellResult] = []
+    linked: list[Linked] = []
     try:
         for planned in plan.systems:
             system, model = stored_system(context, planned, again.folder)
-            measured = _measured(stored.cells, system) | context.scoring.recognition_levels
+            for _ in plan.linkage_segments(planned):
+                progress.segment()
+            linkage = link_system(context, system, model)  # anew: threat model or victims may be others
+            linked.append((system.keys, linkage))
+            measured = _measured(stored.cells, system) | context.scoring.recognition_levels | linkage.columns
             target = target_of(context, system, model)
             for attack in plan.attacks:
                 progress.segment()
@@ -225,9 +239,11 @@ def run_again(again: AgainPlan, progress: Progress | None = None) -> RunRecord:
         per_image=per_image,
         probe=stored.probe,
         training=stored.training,
+        linkage=linkage_table(linked),
         images=pictures(cells, [context.victims]),
         info={
             **common_info(context, plan.attacks, defenses, flags, time.monotonic() - started),
+            "linkage": linkage_info(linked),
             "systems": stored.info["systems"],
             "hijacked": [],
             "trained_in": {"folder": str(again.folder), "config_sha256": stored.info["config_sha256"]},

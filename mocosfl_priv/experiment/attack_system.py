@@ -13,6 +13,7 @@ from torch import nn
 
 from mocosfl_priv.experiment.attack import Attempt, Target, attack_seed, attempt, on_device, protect_afresh
 from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.linkage import Linkage, link
 from mocosfl_priv.experiment.observers import (
     MaliciousServer,
     ObserverGroup,
@@ -59,17 +60,30 @@ def attempt_on(
     return attempted
 
 
+def link_system(context: EvaluationContext, system: System, model: SplitModel) -> Linkage:
+    """Match the messages of the victims of a trained system with candidate images; see :func:`link`."""
+    (found,) = link(context.conditions, context.library, target_of(context, system, model), [context.victims])
+    return found
+
+
 def attack_system(
-    context: EvaluationContext, trained: TrainedSystem, attack: Loaded[Attack], progress: Progress | None = None
+    context: EvaluationContext,
+    trained: TrainedSystem,
+    attack: Loaded[Attack],
+    progress: Progress | None = None,
+    *,
+    linkage: Linkage | None = None,
 ) -> CellResult:
     """Let one attack try the victims of a trained system, and score what it returns.
 
+    linkage: what :func:`link_system` found, for the row.
     An attack that fails leaves a row that says why. Raises ThreatModelError when it reaches for more than it was
     granted.
     """
     scored = score_attempt(context.scoring, context.victims, attempt_on(context, trained, attack, progress))
     keys = {**trained.system.keys, "attack": attack.label}
-    return CellResult.of(scored, keys, trained.result().columns(context.probes, context.scoring))
+    columns = trained.result().columns(context.probes, context.scoring)
+    return CellResult.of(scored, keys, columns | (linkage.columns if linkage else {}))
 
 
 def with_own_plugin(attack: Loaded[Attack]) -> Loaded[Attack]:

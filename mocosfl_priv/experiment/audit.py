@@ -18,6 +18,7 @@ from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.experiment.attack import Target
 from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING
 from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.linkage import Linked, link, linkage_info, linkage_segments, linkage_table
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, client_cost, try_attack
 from mocosfl_priv.experiment.victims import VictimSet
@@ -97,22 +98,23 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
     progress = progress or Silent()
     context, config = plan.context, plan.config
     started = time.monotonic()
+    linking = [
+        linkage_segments(checkpoint.name, context.conditions, context.library, plan.victim_sets)
+        for checkpoint in plan.models
+    ]
     progress.plan(
         [
-            Segment(
-                f"attack {checkpoint.name}: {attack.label}",
-                attack.label,
-                0.0 if attack.plugin.blind else config.threat.seconds or SECONDS_PER_ATTACK,
-            )
-            for checkpoint in plan.models
+            segment
+            for checkpoint, before in zip(plan.models, linking, strict=True)
             for _ in config.seeds
-            for attack in plan.attacks
+            for segment in (*before, *(_attack_segment(plan, checkpoint, attack) for attack in plan.attacks))
         ]
     )
     cells: list[CellResult] = []
     described: list[dict[str, Any]] = []
+    linked: list[Linked] = []
     try:
-        for checkpoint in plan.models:
+        for checkpoint, before in zip(plan.models, linking, strict=True):
             client = load_published_client(checkpoint.path)
             cost = client_cost(client, IMAGE_SHAPE)
             described.append(
@@ -121,11 +123,16 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
             rest = {"checkpoint": checkpoint.name, **cost, **context.scoring.recognition_levels}
             for seed in config.seeds:
                 target = _target(plan, checkpoint, client, seed)
+                for _ in before:
+                    progress.segment()
+                found = link(context.conditions, context.library, target, plan.victim_sets)
+                linked += [({**_keys(checkpoint), "seed": seed}, each) for each in found]
+                columns = {each.victims: each.columns for each in found}
                 for attack in plan.attacks:
                     progress.segment()
                     keys = {**_keys(checkpoint), "seed": seed, "attack": attack.label}
                     scored = try_attack(context.conditions, context.scoring, target, attack, plan.victim_sets, progress)
-                    cells += [CellResult.of(attacked, keys, rest) for attacked in scored]
+                    cells += [CellResult.of(each, keys, rest | columns[each.victims.name]) for each in scored]
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
     # a published client stands for its defense; nothing is added to what it sends
@@ -135,14 +142,21 @@ def run_audit(plan: AuditPlan, progress: Progress | None = None) -> RunRecord:
         cells=table,
         per_image=per_image,
         probe=pd.DataFrame(columns=[*SYSTEM_KEYS, "image", "group"]),
+        linkage=linkage_table(linked),
         images=pictures(cells, plan.victim_sets),
         info={
             **common_info(context, plan.attacks, defenses, flags, time.monotonic() - started),
+            "linkage": linkage_info(linked),
             "audit": described,
             "victims": {victims.name: victims.origin for victims in plan.victim_sets},
         },
         config_yaml=config.to_yaml(),
     )
+
+
+def _attack_segment(plan: AuditPlan, checkpoint: PublishedCheckpoint, attack: Loaded[Attack]) -> Segment:
+    seconds = 0.0 if attack.plugin.blind else plan.config.threat.seconds or SECONDS_PER_ATTACK
+    return Segment(f"attack {checkpoint.name}: {attack.label}", attack.label, seconds)
 
 
 def _keys(checkpoint: PublishedCheckpoint) -> dict[str, Any]:

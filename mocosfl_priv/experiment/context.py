@@ -5,6 +5,7 @@ Each part knows one thing, and functions take the parts that they need:
     conditions   what attacks are granted, for how long, with which auxiliary images
     victims      the images under attack, with their floor
     scoring      how reconstructions are compared with victims
+    library      the images among which linkage looks for the victims'
     probes       what models have learned, with the floors of utility
     models       fresh models
 """
@@ -24,6 +25,7 @@ from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.evaluation.recognition import RecognitionJudge, build_judge
 from mocosfl_priv.evaluation.utility import ProbeData, to_unit_range
 from mocosfl_priv.experiment.conditions import AttackConditions
+from mocosfl_priv.experiment.linkage import Library
 from mocosfl_priv.experiment.model_builder import ModelBuilder
 from mocosfl_priv.experiment.probes import Probes
 from mocosfl_priv.experiment.scoring import Scoring
@@ -87,6 +89,18 @@ class EvaluationContext:
     def scoring(self) -> Scoring:
         """The metrics."""
         return Scoring(*load_lpips(self.config.evaluation.lpips_network), self._build_judge)
+
+    @cached_property
+    def library(self) -> Library:
+        """The images among which linkage looks for those of the victims."""
+        unseen = [Role.PROBE_TEST, Role.PROBE_VALIDATION, Role.AUXILIARY_TARGET]
+        return Library.draw(
+            self.roles[Role.VICTIMS],
+            [self.roles[role] for role in unseen],
+            [self.private],
+            self.config.evaluation.linkage_candidates,
+            self.config.data.role_seed,
+        )
 
     def _build_judge(self) -> RecognitionJudge | None:
         """Train what judges recognition; None where it is switched off, or where there are no labels.

@@ -25,6 +25,7 @@ from mocosfl_priv.evaluation.perceptual import load_lpips
 from mocosfl_priv.evaluation.utility import BATCH, to_unit_range
 from mocosfl_priv.experiment.attack import Target
 from mocosfl_priv.experiment.conditions import ONLY_IN_TRAINING, AttackConditions
+from mocosfl_priv.experiment.linkage import Library, Linked, link, linkage_info, linkage_segments, linkage_table
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, client_cost, try_attack
 from mocosfl_priv.experiment.scoring import Scoring
@@ -53,6 +54,7 @@ class OwnContext:
     conditions: AttackConditions
     scoring: Scoring
     victims: VictimSet
+    library: Library
     clients_add_noise: bool = False
 
     @property
@@ -169,6 +171,8 @@ def plan_own_audit(
         AttackConditions.of(config.threat, threat, auxiliary_data, compute),
         Scoring(*load_lpips(config.evaluation.lpips_network), lambda: None),
         VictimSet.of(TEST_VICTIMS, to_unit_range(victims.images), ROLES, known, victims.groups),
+        # nobody knows what the model trained on, so that no image is counted as seen
+        Library.draw(victims, [roles[Role.AUXILIARY_SOURCE]], [], config.evaluation.linkage_candidates, 0),
         any(split.randomised for split in splits),
     )
     return OwnAuditPlan(config, tuple(splits), builders, attacks, tuple(defenses), context, model)
@@ -258,27 +262,33 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
         for place, split in enumerate(plan.splits)
         for defense in plan.defenses
     ]
-    progress.plan([
-        Segment(
-            f"attack {_title(split, defense)}: {attack.label}",
-            attack.label,
-            0.0 if attack.plugin.blind else config.threat.seconds or SECONDS_PER_ATTACK,
-        )
+    linking = [
+        linkage_segments(_title(split, defense), context.conditions, context.library, [context.victims])
         for _, split, defense, _ in systems
-        for attack in plan.attacks
+    ]
+    progress.plan([
+        segment
+        for (_, split, defense, _), before in zip(systems, linking, strict=True)
+        for segment in (*before, *(_attack_segment(plan, split, defense, attack) for attack in plan.attacks))
     ])  # fmt: skip
     cells: list[CellResult] = []
     probes: list[pd.DataFrame] = []
     described: list[dict[str, Any]] = []
+    linked: list[Linked] = []
     of_splits = [_of_split(split) for split in plan.splits]
     floors = {(place, seed): _floors(plan, place, seed) for seed in config.seeds for place in range(len(plan.splits))}
     try:
-        for place, split, defense, seed in systems:
+        for (place, split, defense, seed), before in zip(systems, linking, strict=True):
             keys = {"defense": defense.label, "cut_layer": place + 1, "target_fraction": 0.0, "seed": seed}
             facts, cost = of_splits[place]
             probe = {**_probe(plan, place, defense, seed), **floors[place, seed]}
             rest = {"checkpoint": split.cut, **_accuracies(probe), **cost, **context.scoring.recognition_levels}
             target = _target(plan, place, defense, seed)
+            for _ in before:
+                progress.segment()
+            (linkage,) = link(context.conditions, context.library, target, [context.victims])
+            linked.append((keys, linkage))
+            rest |= linkage.columns
             for attack in plan.attacks:
                 progress.segment()
                 tried = try_attack(context.conditions, context.scoring, target, attack, [context.victims], progress)
@@ -293,15 +303,22 @@ def run_own_audit(plan: OwnAuditPlan, progress: Progress | None = None) -> RunRe
         cells=table,
         per_image=per_image,
         probe=pd.concat(probes, ignore_index=True),
+        linkage=linkage_table(linked),
         images=pictures(cells, [context.victims]),
         info={
             **common_info(context, plan.attacks, by_label, flags, time.monotonic() - started),
+            "linkage": linkage_info(linked),
             "systems": described,
             "cuts": {str(place): split.cut for place, split in enumerate(plan.splits, start=1) if split.cut},
             "own_model": plan.model,
         },
         config_yaml=config.to_yaml(),
     )
+
+
+def _attack_segment(plan: OwnAuditPlan, split: OwnSplit, defense: Loaded[Defense], attack: Loaded[Attack]) -> Segment:
+    seconds = 0.0 if attack.plugin.blind else plan.config.threat.seconds or SECONDS_PER_ATTACK
+    return Segment(f"attack {_title(split, defense)}: {attack.label}", attack.label, seconds)
 
 
 def _of_split(split: OwnSplit) -> tuple[dict[str, Any], dict[str, float]]:

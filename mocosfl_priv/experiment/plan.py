@@ -12,6 +12,7 @@ from mocosfl_priv.data.roles import DataRoles, Role, assign_roles
 from mocosfl_priv.errors import ConfigurationError, ThreatModelError
 from mocosfl_priv.experiment.conditions import visible_to
 from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.linkage import linkage_segments
 from mocosfl_priv.experiment.observers import Training, trainings
 from mocosfl_priv.experiment.system import System
 from mocosfl_priv.experiment.train import defender_context, planned_training_steps
@@ -86,6 +87,11 @@ class Plan:
         """The same of `attack` on `system`."""
         seconds = 0.0 if attack.plugin.blind else SECONDS_PER_ATTACK
         return Segment(f"attack {system.title}: {attack.label}", attack.label, seconds)
+
+    def linkage_segments(self, system: System, training: Training | None = None) -> list[Segment]:
+        """The same of matching its messages with candidate images; none where that is not measured."""
+        context, title = self.context, system.trained_title(training) if training else system.title
+        return linkage_segments(title, context.conditions, context.library, [context.victims])
 
     @property
     def training_steps(self) -> int:

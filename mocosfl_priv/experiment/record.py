@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mocosfl_priv.experiment.linkage import Linked, linkage_info, linkage_table
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.provenance import common_info, gather, pictures
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
@@ -19,11 +20,13 @@ def assemble(
     systems: Sequence[SystemResult],
     models: Mapping[str, dict[str, np.ndarray]],
     cells: Sequence[CellResult],
+    linked: Sequence[Linked],
     seconds: float,
 ) -> RunRecord:
     """The record of a run of `plan`: `systems` and `cells` in its order, of which some may be missing or have failed.
 
-    models: the systems' selected checkpoints, as named arrays, by their file names. seconds: what it took.
+    models: the systems' selected checkpoints, as named arrays, by their file names. linked: linkage of the honest
+    systems. seconds: what it took.
     """
     context, victims = plan.context, plan.context.victims
     honest = [system for system in systems if not system.hijacker]
@@ -44,9 +47,11 @@ def assemble(
             [{**system.keys, **system.detection} for system in (*honest, *hijacked) if system.detection],
             columns=DETECTION_COLUMNS,
         ),
+        linkage=linkage_table(linked),
         images=pictures(cells, [victims]),
         info={
             **common_info(context, attacks, defenses, flags, seconds),
+            "linkage": linkage_info(linked),
             "systems": [{**system.keys, **system.info} for system in honest],
             "hijacked": [_hijacked_info(system, context.roles.labelled) for system in hijacked],
         },

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.experiment.attack_system import attack_system, with_own_plugin
+from mocosfl_priv.experiment.attack_system import attack_system, link_system, with_own_plugin
 from mocosfl_priv.experiment.disk import checkpoint_bytes
+from mocosfl_priv.experiment.linkage import Linked
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.record import assemble
 from mocosfl_priv.experiment.rows import CellResult, SystemResult
@@ -66,6 +67,7 @@ def _run_plan(plan: Plan, progress: Progress, resume_dir: Path | None, remote: R
     systems: list[SystemResult] = []
     models: dict[str, dict[str, np.ndarray]] = {}
     cells: list[CellResult] = []
+    linked: list[Linked] = []
     for system in plan.systems:  # somebody else's checkpoints are refused before anything is trained
         for training in plan.trainings:
             if (kept := checkpoints_of(context, system, resume_dir, training)) is not None:
@@ -80,12 +82,17 @@ def _run_plan(plan: Plan, progress: Progress, resume_dir: Path | None, remote: R
                 trained = train_system(context, system, progress, resume_dir, training, remote)
                 systems.append(trained.result())
                 models[f"{trained.file_stem}.safetensors"] = trained.checkpoint()
+                for _ in plan.linkage_segments(system, training):
+                    progress.segment()
+                linkage = link_system(context, trained.system, trained.model)
+                if not training.hijacker:
+                    linked.append((system.keys, linkage))
                 for attack in training.attacks:
                     progress.segment()
-                    cells.append(attack_system(context, trained, with_own_plugin(attack), progress))
+                    cells.append(attack_system(context, trained, with_own_plugin(attack), progress, linkage=linkage))
     except ConfigurationError as error:  # found too late to be called a request that was refused
         raise RunFailedError(str(error)) from error
-    return assemble(plan, systems, models, cells, time.monotonic() - started)
+    return assemble(plan, systems, models, cells, linked, time.monotonic() - started)
 
 
 def _segments(plan: Plan) -> list[Segment]:
@@ -96,6 +103,7 @@ def _segments(plan: Plan) -> list[Segment]:
         for training in plan.trainings
         for segment in (
             plan.training_segment(system, training, plan.expert_steps(system)),
+            *plan.linkage_segments(system, training),
             *(plan.attack_segment(system, attack) for attack in training.attacks),
         )
     ]

@@ -42,6 +42,16 @@ RECOGNITION_LEVELS = [
     "reidentification_chance",
     "reidentification_ceiling",
 ]
+# of the victims' messages, by what the attacker has of their images: the same, a JPEG copy, or an augmented view
+LINKAGE_RATES = [
+    "linkage_same",
+    "linkage_jpeg",
+    "linkage_view",
+    "linkage_same_tpr",
+    "linkage_jpeg_tpr",
+    "linkage_view_tpr",
+]
+LINKAGE = [*LINKAGE_RATES, "linkage_chance", "linkage_candidates", "linkage_score"]
 COLUMNS = [
     *CELL_KEYS,
     "checkpoint",
@@ -52,6 +62,7 @@ COLUMNS = [
     "leak_ratio",
     *GUARANTEE,
     *RECOGNITION_LEVELS,
+    *LINKAGE,
     *ATTACK_COSTS,
     "failure",
     "knn_raw_pixels",
@@ -84,6 +95,7 @@ LEAKAGE_COLUMNS = [
     "attack_seconds",
     "failure",
 ]
+LINKAGE_COLUMNS = [*SYSTEM_KEYS, "victims", "image", "group", *LINKAGE_RATES, "candidates", "score"]
 DETECTION_COLUMNS = [
     *SYSTEM_KEYS,
     "hijacked_by",
@@ -103,7 +115,8 @@ class RunRecord:
 
     cells: one row per cell, :func:`cell_columns`. `flags` names the reliability flags about the cell, joined by
         semicolons. `guarantee` is the defense's guarantee against any attacker that saw as many messages as this one,
-        as text, empty if there is none; `mse_bound` is the lower bound of the mean MSE that follows from it.
+        as text, empty if there is none; `mse_bound` is the lower bound of the mean MSE that follows from it. The
+        columns `LINKAGE` are about the system, as accuracies are: all attacks on it have the same.
     per_image: one row per cell and victim: `CELL_KEYS`, image, group, metrics, mse_floor, mse_bound. The mean of the
         latter over images is the cell's bound; NaN without a guarantee.
     probe: one row per system and probe test image: `SYSTEM_KEYS`, image, group, and whether the image was classified
@@ -114,6 +127,9 @@ class RunRecord:
     leakage: attacks on the model during training, `LEAKAGE_COLUMNS`; empty without a leakage curve.
     detections: one row per training of a system whose defense is a detector, `DETECTION_COLUMNS`. `hijacked_by` is the
         attack that chose the gradients, empty if there was none; `failure` is why that attack stopped, if it did.
+    linkage: one row per system, set of victims and victim, `LINKAGE_COLUMNS`: whether its message was matched with its
+        own candidate (1 or 0; NaN where that was not measured). Empty where linkage was not measured, and for runs of
+        before it was.
     images: the victims (:func:`victims_key`), and the reconstructions of each cell that did not fail
         (:func:`image_key`); uint8 (n, 3, h, w).
     info: everything else, as JSON; the content of run.json. config_yaml: the complete configuration.
@@ -130,6 +146,7 @@ class RunRecord:
     training: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=TRAINING_COLUMNS))
     leakage: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LEAKAGE_COLUMNS))
     detections: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=DETECTION_COLUMNS))
+    linkage: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LINKAGE_COLUMNS))
 
 
 def image_key(cell: dict[str, Any]) -> str:

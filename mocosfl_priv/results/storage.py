@@ -6,6 +6,7 @@ A run directory holds
     probe.parquet         whether probes classified each probe test image correctly, per trained system
     training.csv          loss and validation score over training
     leakage.csv           results of attacks on the model during training; empty without the setting `leakage`
+    linkage.parquet       whether each victim's message was matched with its image; earlier versions wrote none
     detections.csv        findings of detectors about their server, per trained system; empty without a detector
     run.json              configuration, data-role hashes, versions, seeds, floors, plugin code hashes
     config.yaml           the configuration with every default written out; can be run again
@@ -30,7 +31,14 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
-from mocosfl_priv.results.record import CELL_KEYS, SCHEMA_VERSION, RunRecord, StoredRun, variant_name
+from mocosfl_priv.results.record import (
+    CELL_KEYS,
+    LINKAGE_COLUMNS,
+    SCHEMA_VERSION,
+    RunRecord,
+    StoredRun,
+    variant_name,
+)
 from mocosfl_priv.runtime.files import Lock, flush
 
 SPARE_BYTES = 64 * 2**20  # free space that is required in addition to what a run will write
@@ -47,6 +55,9 @@ RECORD_FILES = (
 )
 
 
+LINKAGE_FILE = "linkage.parquet"  # not among them: earlier versions wrote none
+
+
 def write_record(record: RunRecord, folder: Path) -> None:
     """Write all files of `record` into the existing `folder`."""
     record.cells.to_csv(folder / "results.csv", index=False)
@@ -55,6 +66,7 @@ def write_record(record: RunRecord, folder: Path) -> None:
     record.training.to_csv(folder / "training.csv", index=False)
     record.leakage.to_csv(folder / "leakage.csv", index=False)
     record.detections.to_csv(folder / "detections.csv", index=False)
+    record.linkage.to_parquet(folder / LINKAGE_FILE, index=False)
     (folder / "run.json").write_text(json.dumps(record.info, indent=2) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text(record.config_yaml, encoding="utf-8")
     save_file(record.images, folder / "images.safetensors")
@@ -85,6 +97,7 @@ def read_record(folder: Path) -> RunRecord:
             training=read_table(folder / "training.csv"),
             leakage=read_table(folder / "leakage.csv"),
             detections=read_table(folder / "detections.csv"),
+            linkage=_read_linkage(folder / LINKAGE_FILE),
             images=load_file(folder / "images.safetensors"),
             info=info,
             config_yaml=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -93,6 +106,10 @@ def read_record(folder: Path) -> RunRecord:
         raise
     except Exception as error:  # each reader raises errors of its own for a damaged file
         raise ConfigurationError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read_linkage(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=LINKAGE_COLUMNS)
 
 
 def read_runs(folder: Path) -> list[StoredRun]:
@@ -131,9 +148,10 @@ def _is_sweep(folder: Path) -> bool:
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table of numbers and texts from CSV.
 
-    An empty field is NaN, except in the text columns (failure, flags, guarantee, hijacked_by), where it is "".
+    An empty field is NaN, except in the text columns (failure, flags, guarantee, hijacked_by, linkage_score), where it
+    is "".
     """
-    texts = ("failure", "flags", "guarantee", "hijacked_by")
+    texts = ("failure", "flags", "guarantee", "hijacked_by", "linkage_score")
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, str))
     return table.fillna({name: "" for name in texts if name in table})
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mocosfl_priv.data.roles import Role
 from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.linkage import USES
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.system import System
 from mocosfl_priv.experiment.train import expert_trainer, training_document
 from mocosfl_priv.models.custom_backbone import backbone_code
-from mocosfl_priv.plugins import Attack, Loaded
+from mocosfl_priv.plugins import Attack, Capability, Loaded
 from mocosfl_priv.sweep.store import address
 
 Document = dict[str, Any]
@@ -42,14 +43,21 @@ NO_RESULT = (
     "evaluation/shares.py", "evaluation/multiple_comparisons.py", "evaluation/reliability.py",
     "evaluation/distribution_shift.py",
 )  # fmt: skip
+# Files that only match messages with candidate images.
+LINKAGE_ONLY = ("evaluation/linkage.py", "experiment/linkage.py")
 # Files that only score reconstructions, and therefore cannot change what an attack returns.
-NO_ATTACK = ("experiment/rows.py", "experiment/scoring.py", "evaluation/reconstruction.py", "evaluation/recognition.py")
+NO_ATTACK = (
+    *LINKAGE_ONLY, "experiment/rows.py", "experiment/scoring.py", "evaluation/reconstruction.py",
+    "evaluation/recognition.py",
+)  # fmt: skip
 # Files that cannot change a training. Image metrics are not among them, since defenses train on them too.
 NO_TRAINING = (
     *NO_ATTACK, "experiment/attack.py", "experiment/attack_system.py", "experiment/conditions.py",
     "experiment/victims.py",
     "evaluation/floor.py", "evaluation/perceptual.py",
 )  # fmt: skip
+LINKAGE_THREAT = {"adaptive", "messages_per_victim"}
+CLIENT = Capability.CLIENT_WEIGHTS  # who has it need not send queries through the defense
 UTILITY = {"knn_neighbours", "knn_temperature", "linear_probe_penalties", "label_fractions", "probe_selection"}
 
 
@@ -82,7 +90,7 @@ def system_document(context: EvaluationContext, system: System, training: Traini
     expert = expert_document(context, system)
     return {
         "stage": "system",
-        "code": code_version(NO_RESULT if attacked else NO_RESULT + NO_TRAINING),
+        "code": code_version(NO_RESULT + (LINKAGE_ONLY if attacked else NO_TRAINING)),
         "libraries": library_versions(),
         "expert": address(expert) if expert else None,
         "training": training_document(context, system, training),
@@ -96,12 +104,26 @@ def judge_document(context: EvaluationContext) -> Document:
     """Return the document of the classifier that judges recognition, with the victims' labels and the candidates."""
     return {
         "stage": "judge",
-        "code": code_version(NO_RESULT),
+        "code": code_version(NO_RESULT + LINKAGE_ONLY),
         "libraries": library_versions(),
         "epochs": context.config.evaluation.recognition_epochs,
         "seed": context.config.data.role_seed,
         "roles": {role: [r.content_sha256, r.label_sha256] for role, r in context.roles.records.items()},
         "compute": context.compute.describe(),
+    }
+
+
+def linkage_document(context: EvaluationContext, system: System, training: Training) -> Document:
+    """Return the document of how the messages of a trained system are matched with candidate images."""
+    threat = context.config.threat.model_dump(mode="json", include=LINKAGE_THREAT)
+    return {
+        "stage": "linkage",
+        "code": code_version(NO_RESULT),
+        "system": address(system_document(context, system, training)),
+        "threat": threat | {"grants": sorted(context.threat.grants & USES), "home": CLIENT in context.threat.grants},
+        "candidates": [context.config.evaluation.linkage_candidates, context.config.data.role_seed],
+        "roles": {role: record.content_sha256 for role, record in context.roles.records.items()},
+        "pillow": version("pillow"),
     }
 
 
@@ -121,7 +143,7 @@ def score_document(context: EvaluationContext, system: System, training: Trainin
     """Return the document of the metrics of one attack's reconstructions."""
     return {
         "stage": "score",
-        "code": code_version(NO_RESULT),
+        "code": code_version(NO_RESULT + LINKAGE_ONLY),
         "attack": address(attack_document(context, system, training, attack)),
         "scoring": _scoring(context),
     }

@@ -19,6 +19,7 @@ from mocosfl_priv.evaluation.utility import Utility
 from mocosfl_priv.experiment.attack import Attempt, Promise
 from mocosfl_priv.experiment.attack_system import observers_of
 from mocosfl_priv.experiment.context import EvaluationContext
+from mocosfl_priv.experiment.linkage import Linkage
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.rows import SystemResult
 from mocosfl_priv.experiment.system import System, TrainedSystem
@@ -196,6 +197,20 @@ def load_score(artefact: Artefact) -> dict[str, np.ndarray]:
     """Load the metrics that :func:`save_score` wrote: arrays of shape (n,) by name, in the order of saving."""
     tensors = load_file(artefact.folder / TENSORS)
     return {name: tensors[name].numpy() for name in _read(artefact.folder / FACTS)["metrics"]}
+
+
+def save_linkage(linkage: Linkage, folder: Path) -> None:
+    """Write what linkage found into `folder`."""
+    _save({name: torch.from_numpy(values) for name, values in linkage.values.items()}, folder / TENSORS)
+    facts = {name: value for name, value in vars(linkage).items() if name not in ("values", "groups")}
+    _write(facts | {"rates": list(linkage.values)}, folder / FACTS)  # keeps the order, which safetensors does not
+
+
+def load_linkage(context: EvaluationContext, artefact: Artefact) -> Linkage:
+    """Load what :func:`save_linkage` wrote."""
+    tensors, facts = load_file(artefact.folder / TENSORS), _read(artefact.folder / FACTS)
+    values = {name: tensors[name].numpy() for name in facts.pop("rates")}
+    return Linkage(values=values, groups=context.victims.groups.numpy(), **facts)
 
 
 def save_judge(judge: RecognitionJudge, folder: Path) -> None:

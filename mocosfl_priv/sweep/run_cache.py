@@ -13,7 +13,7 @@ from mocosfl_priv.results import RunRecord, read_record
 from mocosfl_priv.runtime.files import checksum
 from mocosfl_priv.runtime.imports import own_package
 from mocosfl_priv.sweep.addresses import code_version
-from mocosfl_priv.sweep.stages import cells_of, judge_of, systems_of
+from mocosfl_priv.sweep.stages import cells_of, judge_of, linkages_of, systems_of
 from mocosfl_priv.sweep.store import Store, address
 
 KIND, CELLS = "run", "cells.parquet"
@@ -28,6 +28,7 @@ def run_key(plan: Plan) -> str:
             "code": [code_version(()), _reports_code()],
             "config": plan.config.model_dump(mode="json"),
             "systems": [stage.key for stage in systems_of(plan)],
+            "linkages": [stage.key for stage in linkages_of(plan)],
             "cells": [stage.key for stage in cells_of(plan)],
             "judge": judge.key if judge else None,
         }

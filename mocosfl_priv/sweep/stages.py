@@ -1,7 +1,8 @@
 """The stages of a sweep. Each stage computes one artefact from the artefacts of the stages that it needs.
 
     expert -> system -> attack -> score
-                        judge ----^
+                     -> linkage   ^
+                        judge ----'
 
 An artefact is shared: one expert by all systems that start from it, one trained system by all attacks on it, one
 attack's reconstructions by all ways to score them, and one recognition judge by all scores of a configuration.
@@ -23,7 +24,8 @@ import numpy as np
 from mocosfl_priv.errors import RunFailedError, StorageError
 from mocosfl_priv.evaluation.recognition import RecognitionJudge
 from mocosfl_priv.experiment.attack import Attempt
-from mocosfl_priv.experiment.attack_system import attempt_on, with_own_plugin
+from mocosfl_priv.experiment.attack_system import attempt_on, link_system, with_own_plugin
+from mocosfl_priv.experiment.linkage import Linkage
 from mocosfl_priv.experiment.observers import Training
 from mocosfl_priv.experiment.plan import SECONDS_PER_EXPERT_STEP, Plan
 from mocosfl_priv.experiment.rows import score_attempt
@@ -36,6 +38,7 @@ from mocosfl_priv.sweep.addresses import (
     attack_document,
     expert_document,
     judge_document,
+    linkage_document,
     score_document,
     system_document,
 )
@@ -43,11 +46,13 @@ from mocosfl_priv.sweep.artefacts import (
     load_attempt,
     load_expert,
     load_judge,
+    load_linkage,
     load_score,
     load_system,
     save_attempt,
     save_expert,
     save_judge,
+    save_linkage,
     save_score,
     save_system,
 )
@@ -231,6 +236,44 @@ class SystemStage(Stage[TrainedSystem]):
         return load_system(self.plan.context, self.system, self.training, artefact)
 
 
+class LinkageStage(Stage[Linkage]):
+    """How the messages of a trained system are matched with candidate images, where that is measured."""
+
+    kind = "linkage"
+
+    @property
+    def document(self) -> Document:
+        """See :class:`Stage`."""
+        return linkage_document(self.plan.context, self.system, self.training)
+
+    @property
+    def segment(self) -> Segment:
+        """See :class:`Stage`."""
+        (found,) = self.plan.linkage_segments(self.system, self.training)
+        return found
+
+    @property
+    def needs(self) -> Sequence[Stage[Any]]:
+        """See :class:`Stage`."""
+        return (SystemStage(self.plan, self.place),)
+
+    def compute(self, store: Store) -> Linkage:
+        """See :class:`Stage`. Raises RunFailedError with the cause if it fails, so that the next sweep tries again."""
+        trained = obtain(SystemStage(self.plan, self.place), store)
+        found = link_system(self.plan.context, trained.system, trained.model)
+        if found.refusal:
+            raise RunFailedError(found.refusal)
+        return found
+
+    def save(self, made: Linkage, folder: Path) -> None:
+        """See :class:`Stage`."""
+        save_linkage(made, folder)
+
+    def load(self, artefact: Artefact) -> Linkage:
+        """See :class:`Stage`."""
+        return load_linkage(self.plan.context, artefact)
+
+
 class AttackStage(Stage[Attempt]):
     """The reconstructions that an attack returned for the victims of a trained system."""
 
@@ -345,7 +388,7 @@ class JudgeStage(Stage[RecognitionJudge]):
 
 
 STAGES: dict[str, type[Stage[Any]]] = {
-    stage.kind: stage for stage in (JudgeStage, ExpertStage, SystemStage, AttackStage, ScoreStage)
+    stage.kind: stage for stage in (JudgeStage, ExpertStage, SystemStage, LinkageStage, AttackStage, ScoreStage)
 }
 
 
@@ -354,6 +397,14 @@ def systems_of(plan: Plan) -> Iterator[SystemStage]:
     for i in range(len(plan.systems)):
         for j in range(len(plan.trainings)):
             yield SystemStage(plan, (i, j, 0))
+
+
+def linkages_of(plan: Plan) -> Iterator[LinkageStage]:
+    """Yield a stage for the linkage of every training of every system of `plan`; none where it is not measured."""
+    context = plan.context
+    if not context.library.refusal(context.conditions, len(context.victims.images)):
+        for stage in systems_of(plan):
+            yield LinkageStage(plan, stage.place)
 
 
 def cells_of(plan: Plan) -> Iterator[ScoreStage]:

@@ -16,7 +16,7 @@ from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.experiment.plan import Plan, lay_out
 from mocosfl_priv.runtime.progress import Segment
 from mocosfl_priv.sweep.schedule import Task
-from mocosfl_priv.sweep.stages import STAGES, AttackStage, Place, Stage, cells_of, ensure, systems_of
+from mocosfl_priv.sweep.stages import STAGES, AttackStage, Place, Stage, cells_of, ensure, linkages_of, systems_of
 from mocosfl_priv.sweep.store import Store
 
 
@@ -70,6 +70,8 @@ class TaskPlanner:
         config = plan.config.model_dump_json()
         for system in systems_of(plan):  # results include the system, even if all attacks on it are stored
             self._require([system], config, where)
+        for linkage in linkages_of(plan):
+            self._require([linkage], config, where)
         for cell in cells_of(plan):
             attacked = cell.attacked
             self.cells[cell.key] = attacked.key

@@ -9,6 +9,7 @@ from typing import Any
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding
 from mocosfl_priv.results import RunRecord
+from reports.analysis.linkage import linkage_notes
 from reports.analysis.mosaics import Mosaic, comparison
 from reports.analysis.summary import VACUOUS, SummaryRow, by_system, headline_rows, system_name
 
@@ -31,7 +32,7 @@ def undecided(leak_ratios: Sequence[Interval]) -> str:
 
 
 def sentences(rows: list[SummaryRow], scale: list[Mosaic]) -> list[str]:
-    """Return the findings in words, a text per system: leakage, linear-probe and kNN accuracy.
+    """Return the findings in words, a text per system: leakage, linkage, linear-probe and kNN accuracy.
 
     scale: of mosaics of the victims, which says in words how much a leak ratio shows.
     """
@@ -57,6 +58,8 @@ def sentences(rows: list[SummaryRow], scale: list[Mosaic]) -> list[str]:
             parts = [leak, UNMEASURED]
         elif row.linear_against_none is not None:
             parts.append(f"Against no defense the linear probe changes by {points(row.linear_against_none)}")
+        if row.linkage is not None:
+            parts.insert(1, row.linkage.sentence)
         said.append(f"{row.system}: {'. '.join(parts)}.")
     return said
 
@@ -139,6 +142,7 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         found.append(record.info["lpips"] + ".")
     if "not measured" in record.info["recognition"]["note"]:
         found.append(record.info["recognition"]["note"] + ".")
+    found += linkage_notes(record)
     return found
 
 

@@ -12,6 +12,7 @@ from reports.analysis.mosaics import Mosaic, comparison, mosaic_scale
 from reports.analysis.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
 
 QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
+LITTLE, MATCHED = 0.5, 0.5  # R below which reconstructions show little; share of matches that contradicts them
 PRICES = {
     "smashed_bytes_per_image": "bytes sent per image",
     "client_flops": "client FLOPs per image",
@@ -49,7 +50,25 @@ def _what(
         said += f"{_amount(rows, best.row, scale)}."
     elif defended:
         said += " No defense is about as accurate as the control, so none is named here."
-    return said
+    return said + _matched(rows)
+
+
+def _matched(rows: list[SummaryRow]) -> str:
+    """A sentence on systems whose images are badly reconstructed, and whose messages are matched all the same."""
+    found = [
+        (row, row.linkage.same, row.linkage.candidates)
+        for row in headline_rows(rows)
+        if row.linkage is not None and row.linkage.same.value > MATCHED and row.leak_ratio.value < LITTLE
+    ]
+    if not found:
+        return ""
+    row, same, candidates = min(found, key=lambda one: one[0].leak_ratio.value)
+    others = len(found) - 1
+    rest = f" {others} other system{'s are' if others > 1 else ' is'} like that." if others else ""
+    return (
+        f" {row.system}: R is {row.leak_ratio.value:.2f}, but {percent(same)} of messages can be matched to a copy of "
+        f"the image among {candidates} candidates.{rest}"
+    )
 
 
 def _amount(rows: list[SummaryRow], row: SummaryRow, scale: list[Mosaic]) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.shares import Rate, quantile_interval, share_interval
 from mocosfl_priv.evaluation.statistics import Interval, leak_ratio_interval, mean_interval
-from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, UNDEFENDED, RunRecord, semi_column
+from mocosfl_priv.results import COSTS, METRICS, RECOGNITION_LEVELS, TEST_VICTIMS, UNDEFENDED, RunRecord, semi_column
+from reports.analysis.linkage import LinkageRates, linkage_columns, linkage_rates
 from reports.analysis.per_image import (
     GROUP,
     Key,
@@ -40,9 +41,10 @@ class SummaryRow:
     `VISIBLE_SSIM`. `cost` has the mean cost columns. The gains are paired differences to the utility floors,
     `linear_against_none` the one to the undefended system at the same cut layer. `semi_supervised` holds the accuracy
     by fraction of the labels, `recognition_levels` chance levels and ceilings of the two recognition metrics, NaN where
-    not measured. `blind` marks attacks that need nothing and so ignore the smashed data, `is_ensemble` the ensemble,
-    under whatever label. `chosen` has, for the worst case, the share of victims that each attack came closest to, and
-    is empty for all other rows. `guarantee` says what the defense promises of any attacker that saw as much,
+    not measured; `linkage` how many of its messages are matched with their own image, whatever the attack, None where
+    that was not measured. `blind` marks attacks that need nothing and so ignore the smashed data, `is_ensemble` the
+    ensemble, under whatever label. `chosen` has, for the worst case, the share of victims that each attack came closest
+    to, and is empty for all other rows. `guarantee` says what the defense promises of any attacker that saw as much,
     `mse_bound` the mean MSE that follows; empty and NaN if nothing, and for the worst case, which chose by looking at
     the victims.
     """
@@ -66,6 +68,7 @@ class SummaryRow:
     linear_against_none: Interval | None
     semi_supervised: dict[float, Interval]
     recognition_levels: dict[str, float]
+    linkage: LinkageRates | None
     blind: bool
     is_ensemble: bool
     chosen: dict[str, float]
@@ -157,6 +160,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
             "semi_supervised": few_labels,
             "knn_raw_pixels": float(probe["knn_raw_pixels"].mean()),
             "linear_untrained": float(probe["linear_untrained"].mean()),
+            "linkage": linkage_rates(_linked(record, key), options),
             "recognition_levels": {name: float(cells[name].iloc[0]) for name in RECOGNITION_LEVELS},
             "knn_gain": mean_interval(differences(probe, "knn", probe, "knn_raw_pixels"), groups=places, **options),
             "linear_gain": mean_interval(
@@ -213,6 +217,12 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 )
             )
     return rows
+
+
+def _linked(record: RunRecord, key: Key) -> pd.DataFrame:
+    """The lines of linkage of a system's test victims."""
+    lines = of_system(record.linkage, key)
+    return lines[lines["victims"] == TEST_VICTIMS]
 
 
 def _metrics(values: pd.DataFrame, options: dict[str, Any]) -> dict[str, Interval]:
@@ -314,6 +324,7 @@ def as_frame(rows: list[SummaryRow]) -> pd.DataFrame:
             "knn_raw_pixels": row.knn_raw_pixels,
             "linear_untrained": row.linear_untrained,
             **row.recognition_levels,
+            **linkage_columns(row.linkage),
             **row.cost,
         }
         flat.append(entry)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mocosfl_priv.errors import RunFailedError
 from mocosfl_priv.results import RunRecord
+from reports.analysis.linkage import LOOK_HEADINGS, WHOSE_HEADINGS
 from reports.audit.figures import audit_strips, mse_ladder, true_images
 from reports.audit.summary import (
     audit_caveats,
@@ -46,6 +47,8 @@ def write_audit_report(record: RunRecord, folder: Path) -> Path:
         titles={victims: checkpoints[0].where for victims, checkpoints in found.items()},
         sentences=audit_sentences(found),
         caveats=audit_caveats(record, found),
+        look=LOOK_HEADINGS,
+        whose=WHOSE_HEADINGS,
         ladder=placed["mse_ladder"],
         strips=strips,
         shown={victims: shown_victims(len(true_images(record, victims))) for victims in found},

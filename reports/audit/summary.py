@@ -11,6 +11,7 @@ import pandas as pd
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RELEASE, TEST_VICTIMS, RunRecord
 from reports.analysis.findings_text import flagged, undecided
+from reports.analysis.linkage import LinkageRates, beside_looks, linkage_columns, linkage_notes, linkage_rates
 from reports.analysis.mosaics import Mosaic, comparison, mosaic_scale
 from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
 from reports.analysis.summary import WORST_CASE, ensembles, labels_of
@@ -45,7 +46,8 @@ class AuditedCheckpoint:
     published: its entry in ``info["audit"]``. rows: our attacks. on_released: whether the victims are the images of the
     release, on which the logged values were measured. worst: the one with the higher leak ratio of the ensemble, which
     chose without looking at the victims, and the best attack per victim; None if no attack that uses the smashed data
-    finished. scale: what leak ratios on these victims are compared with.
+    finished. scale: what leak ratios on these victims are compared with. linkage: how many messages are matched with
+    their own image, None where that was not measured.
     """
 
     label: str
@@ -55,6 +57,7 @@ class AuditedCheckpoint:
     rows: list[AuditRow]
     worst: AuditRow | None
     scale: list[Mosaic]
+    linkage: LinkageRates | None = None
 
     @property
     def name(self) -> str:
@@ -81,6 +84,13 @@ class AuditedCheckpoint:
     def mse_floor(self) -> float:
         """MSE of the blind guess on these victims."""
         return self.rows[0].mse_floor
+
+    @property
+    def beside_looks(self) -> list[str]:
+        """What it looks like, and whose photo it is: the cells of a table."""
+        row = self.worst if self.worst is not None else self.rows[0]
+        similarity = row.metrics.get("ssim", row.metrics["ssim_zeropad"])
+        return [self.label, *beside_looks(row.leak_ratio, similarity, row.metrics["mse"], self.linkage)]
 
     @property
     def finding(self) -> Finding:
@@ -148,10 +158,16 @@ def summarise_audit(record: RunRecord) -> dict[str, list[AuditedCheckpoint]]:
             # the ensemble where both are equal
             worst = max(headline, key=lambda row: (row.leak_ratio.value, row.is_ensemble), default=None)
             checkpoint = AuditedCheckpoint(
-                labels[published["name"]], str(victims), str(victims) in released, published, rows, worst, scale
-            )
+                labels[published["name"]], str(victims), str(victims) in released, published, rows, worst, scale,
+                linkage_rates(_linked(record, published["name"], str(victims)), options),
+            )  # fmt: skip
             found.setdefault(str(victims), []).append(checkpoint)
     return found
+
+
+def _linked(record: RunRecord, checkpoint: str, victims: str) -> pd.DataFrame:
+    lines = record.linkage
+    return lines[(lines["defense"] == checkpoint) & (lines["victims"] == victims)]
 
 
 def _row(
@@ -231,7 +247,7 @@ def audit_frame(found: dict[str, list[AuditedCheckpoint]]) -> pd.DataFrame:
             }
             for name, interval in {"leak_ratio": row.leak_ratio, **row.metrics}.items():
                 entry |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-            flat.append(entry)
+            flat.append(entry | linkage_columns(checkpoint.linkage))
     return pd.DataFrame(flat)
 
 
@@ -245,6 +261,8 @@ def audit_sentences(found: dict[str, list[AuditedCheckpoint]]) -> list[str]:
                 parts.append(f"{_logged(checkpoint)}{_ours(checkpoint)}. ")
             else:
                 parts.append(_elsewhere(checkpoint))
+                if checkpoint.linkage is not None:
+                    parts.append(f"{checkpoint.linkage.sentence}. ")
     return ["".join(parts).strip() for parts in said.values()]
 
 
@@ -341,6 +359,7 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
         )
     if bool(record.cells["attack_out_of_time"].fillna(False).astype(bool).any()):
         said.append("An attack reached its time limit: with more time it may reconstruct more.")
+    said += linkage_notes(record)
     if not record.info["threat_model"]["adaptive"]:
         said.append("The attacker was not adaptive: it did not know the defense. A real attacker may reconstruct more.")
     return said

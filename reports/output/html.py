@@ -25,6 +25,7 @@ from reports.analysis.leaderboard import (
     leaderboard_frame,
     leaderboard_notes,
 )
+from reports.analysis.linkage import LOOK_HEADINGS, WHOSE, WHOSE_HEADINGS, beside_looks
 from reports.analysis.per_image import GROUP
 from reports.analysis.run_section import Section, axes_of, flags_of, lines_of, said_of, stacked
 from reports.analysis.summary import TAIL, VISIBLE_SSIM, as_frame, detections, key_of
@@ -99,6 +100,9 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
         seconds=sum(section.record.info["seconds"] for section in sections),
         **words,
         tables=tables,
+        look=LOOK_HEADINGS,
+        whose=WHOSE_HEADINGS,
+        photos=tables[WHOSE].lines,
         swept=swept,
         overview=overview,
         family=family,
@@ -161,6 +165,8 @@ def _tables(sections: Sequence[Section], family: Family, swept: beside.SideBySid
     tables[LEADERBOARD] = Lines([*axes, *HEADINGS], board, two)
     if family.members:
         tables[FAMILY] = Lines([*axes, *FAMILY_HEADINGS], _family_lines(sections, family), one)
+    photos = lines_of(sections, _photo_lines)
+    tables[WHOSE] = Lines([*axes, "system", *LOOK_HEADINGS, *WHOSE_HEADINGS], photos, one)
     tables[COSTS] = Lines([*axes, *COST_HEADINGS], lines_of(sections, _cost_lines), one)
     tables[CLIENT_COSTS] = Lines([*axes, "system", *CLIENT_HEADINGS], lines_of(sections, _client_lines), one)
     return tables
@@ -210,6 +216,14 @@ def _strips(section: Section, folder: Path) -> list[dict[str, Any]]:
     names = ["_".join(part for part in ("strip", p["defense"], p["attack"]) if part) for p in pictures]
     save_pictures({name: p["png"] for name, p in zip(names, pictures, strict=True)}, folder)
     return [{**picture, "uri": data_uri(picture["png"])} for picture in pictures]
+
+
+def _photo_lines(section: Section) -> list[list[str]]:
+    """The rows of the table on whose photo it is, which start with the system."""
+    return [
+        [row.system, *beside_looks(row.leak_ratio, row.similarity, row.metrics["mse"], row.linkage)]
+        for row in section.headlines
+    ]
 
 
 def _cost_lines(section: Section) -> list[list[str]]:

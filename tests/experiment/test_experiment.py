@@ -541,7 +541,7 @@ def test_run_files_and_checkpoint(tiny_run: RunResult, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "results.csv", "per_image.parquet", "probe.parquet", "training.csv", "leakage.csv", "run.json", "config.yaml",
         "images.safetensors", "models", "report.html", "report.pdf", "summary.csv", "figures", "detections.csv",
-        "leaderboard.csv", "leaderboard.md",
+        "leaderboard.csv", "leaderboard.md", "linkage.parquet",
     }  # fmt: skip
     row = pd.read_csv(folder / "results.csv").iloc[0]
     weights = load_file(folder / row["checkpoint"])

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from mocosfl_priv.errors import RunFailedError
-from mocosfl_priv.results import COLUMNS, LEAKAGE_COLUMNS, SYSTEM_KEYS, RunRecord, image_key
+from mocosfl_priv.results import COLUMNS, LEAKAGE_COLUMNS, LINKAGE_RATES, SYSTEM_KEYS, RunRecord, image_key
 from reports import write_report
+from reports.analysis.linkage import BEFORE
 from reports.analysis.summary import ENSEMBLE
 from reports.audit.summary import DECODER, audit_caveats, audit_sentences, checkpoint_labels, summarise_audit
 from tests.reports.output.test_html import assert_well_formed_and_self_contained
@@ -262,3 +263,29 @@ def test_an_audit_by_blind_attacks_alone_has_a_page(tmp_path: Path) -> None:
     record.info["plugins"]["attacks"] = [{"label": "floor", "origin": "attacks.floor:Floor", "blind": True}]
     page = write_report(record, tmp_path).read_text(encoding="utf-8")
     assert "data:image" in page  # the figure of floors
+
+
+def test_checkpoints_say_whose_photo_a_message_is_of(tmp_path: Path) -> None:
+    record = made_up()
+    hits = np.arange(VICTIMS) < VICTIMS // 2
+    linked = pd.concat(
+        [
+            pd.DataFrame({"defense": name, "cut_layer": 2, "target_fraction": 0.01, "seed": seed, "victims": "test",
+                          "image": np.arange(VICTIMS), "group": np.arange(VICTIMS),
+                          **dict.fromkeys(LINKAGE_RATES, hits.astype(float)), "candidates": 2000, "score": "cosine"})
+            for name in record.cells["defense"].unique() for seed in record.info["seeds"]
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+    record = replace(record, linkage=linked, info={**record.info, "linkage": {"notes": [], "systems": []}})
+    text = write_report(record, tmp_path).read_text(encoding="utf-8")
+    assert "Whose photo is it: among 2000 candidates, messages are matched 50 % [" in text
+    assert_well_formed_and_self_contained(text)
+    table = pd.read_csv(tmp_path / "summary.csv")
+    assert (table.loc[table["victims"] == "test", "linkage_same"] == 0.5).all()
+    assert table.loc[table["victims"] != "test", "linkage_same"].isna().all()
+
+
+def test_a_record_of_before_linkage_says_that_it_is_not_measured(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert BEFORE in text and "<td>not measured</td>" in text
