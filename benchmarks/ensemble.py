@@ -17,17 +17,21 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.machine import processor, version
+
+if TYPE_CHECKING:
+    from mocosfl_priv.models.split import SplitModel
 
 MARGIN = 0.02  # of R
 VICTIMS, KNOWN, TRAINED_ON = 64, 4_000, 1_000
@@ -37,6 +41,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "rmle": {"name": "rmle"},
 }
 HELD_OUT_EVERY = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,10 @@ def measure(data: Path, numbers: list[int], budgets: list[float], keep: Path | N
     rows = []
     for number in numbers:
         draw = Draw.of(number)
+        weights = _alone(_weights, draw, data)
         for seconds in budgets:
             found = {
-                name: _kept(keep, draw, seconds, name, entry, data)
+                name: _kept(keep, draw, seconds, name, entry, data, weights)
                 for name, entry in {"ensemble": {"name": "ensemble"}, **MEMBERS}.items()
             }
             best = max(MEMBERS, key=found.__getitem__)
@@ -114,13 +120,21 @@ def measure(data: Path, numbers: list[int], budgets: list[float], keep: Path | N
     }
 
 
-def _kept(keep: Path | None, draw: Draw, seconds: float, name: str, entry: dict[str, Any], data: Path) -> float:
+def _alone(task: Callable[..., T], *arguments: Any) -> T:
+    """The result of `task` in a fresh process, which shares no settings, caches or memory with others."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+def _kept(
+    keep: Path | None, draw: Draw, seconds: float, name: str, entry: dict[str, Any], data: Path,
+    weights: dict[str, np.ndarray],
+) -> float:  # fmt: skip
     """R of one attack, from `keep` where it is there."""
     file = keep / f"{draw.number}_{seconds:g}_{name}.json" if keep is not None else None
     if file is not None and file.is_file():
         return float(json.loads(file.read_text(encoding="utf-8")))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        value, took = pool.submit(_attack, draw, seconds, entry, data).result()
+    value, took = _alone(_attack, draw, seconds, entry, data, weights)
     print(f"client {draw.number}, {seconds:g} s, {name}: R {value:.3f} in {took:.0f} s", file=sys.stderr, flush=True)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,24 +142,34 @@ def _kept(keep: Path | None, draw: Draw, seconds: float, name: str, entry: dict[
     return value
 
 
-def _attack(draw: Draw, seconds: float, entry: dict[str, Any], data: Path) -> tuple[float, float]:
-    from mocosfl_priv.config import ComputeConfig, PluginSpec
+def _images(draw: Draw, data: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The attacker's images, the client's own, and the victims: float (n, 3, 32, 32) in [0, 1]."""
     from mocosfl_priv.data.datasets import load_split
+    from mocosfl_priv.evaluation.utility import to_unit_range
+
+    train, test = (to_unit_range(load_split(f"imagefolder:{data}", split).images) for split in ("train", "test"))
+    rng = torch.Generator().manual_seed(draw.number)
+    order = torch.randperm(len(train), generator=rng)
+    victims = test[torch.randperm(len(test), generator=rng)[:VICTIMS]]
+    return train[order[:KNOWN]], train[order[KNOWN : KNOWN + TRAINED_ON]], victims
+
+
+def _attack(
+    draw: Draw, seconds: float, entry: dict[str, Any], data: Path, weights: dict[str, np.ndarray]
+) -> tuple[float, float]:
+    """R of an attack, and the seconds that it took."""
+    from mocosfl_priv.config import ComputeConfig, PluginSpec
     from mocosfl_priv.evaluation.floor import blind_guess_floor, leak_ratio
     from mocosfl_priv.evaluation.image_metrics import mse
-    from mocosfl_priv.evaluation.utility import to_unit_range
     from mocosfl_priv.plugins import ATTACKS, AttackerView, AuxiliaryData, Budget, Capability
     from mocosfl_priv.runtime.compute import Compute
     from mocosfl_priv.runtime.seeding import global_seed
 
     compute = Compute.resolve(ComputeConfig(device="cpu", threads=1))
-    source = f"imagefolder:{data}"
-    train, test = (to_unit_range(load_split(source, split).images) for split in ("train", "test"))
-    rng = torch.Generator().manual_seed(draw.number)
-    order = torch.randperm(len(train), generator=rng)
-    known, private = train[order[:KNOWN]], order[KNOWN : KNOWN + TRAINED_ON]
-    victims = test[torch.randperm(len(test), generator=rng)[:VICTIMS]]
-    client = _client(draw, train[private]).eval().requires_grad_(False)
+    known, private, victims = _images(draw, data)
+    client = _fresh(draw, private).client
+    client.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    client.eval().requires_grad_(False)
     with torch.no_grad():
         smashed = client(victims)
     attack = ATTACKS.create(PluginSpec.model_validate(entry)).plugin
@@ -158,38 +182,46 @@ def _attack(draw: Draw, seconds: float, entry: dict[str, Any], data: Path) -> tu
     with global_seed(draw.number, "attack"):
         images = attack.reconstruct(view.restricted(attack.needs | attack.optional), Budget(seconds=seconds), 0)
     took = time.monotonic() - started
-    return leak_ratio(mse(images, victims), blind_guess_floor(train[private], victims).mse), took
+    return leak_ratio(mse(images, victims), blind_guess_floor(private, victims).mse), took
 
 
-def _client(draw: Draw, images: torch.Tensor) -> nn.Module:
-    """The client of a draw: with new weights, or trained against a decoder that learns along, as TAResSFL does."""
+def _fresh(draw: Draw, images: torch.Tensor) -> SplitModel:
     from mocosfl_priv.config import ModelConfig
-    from mocosfl_priv.evaluation.image_metrics import ssim
-    from mocosfl_priv.inversion import build_decoder
     from mocosfl_priv.models.split import build_split_model
     from mocosfl_priv.runtime.seeding import global_seed
 
     config = ModelConfig.model_validate({"backbone": draw.backbone, "norm": draw.norm, "bottleneck": draw.bottleneck})
     means, deviations = images.mean((0, 2, 3)).tolist(), images.std((0, 2, 3)).tolist()
     with global_seed(draw.number, "client"):
-        model = build_split_model(config, draw.cut, 32, means, deviations)
-        if draw.alpha is None:
-            return model.client
-        decoder = build_decoder("res_normN1C16", model.smashed_shape, (3, 32, 32))
-        defended = torch.optim.SGD([*model.client.parameters(), *model.trunk.parameters()], lr=0.01, momentum=0.9)
-        learner = torch.optim.Adam(decoder.parameters(), lr=1e-3)
-        for batch in images.split(32):
-            smashed = model.client(batch)
-            learner.zero_grad()
-            (1 - ssim(decoder(smashed.detach()), batch).mean()).backward()
-            learner.step()
-            views = (batch, batch.flip(3))
-            features = [nn.functional.normalize(model.trunk(model.client(view)), dim=1) for view in views]
-            contrast = nn.functional.cross_entropy(features[0] @ features[1].T / 0.2, torch.arange(len(batch)))
-            defended.zero_grad()
-            (contrast + draw.alpha * ssim(decoder(smashed), batch).clamp(min=0).mean()).backward()
-            defended.step()
-    return model.client
+        return build_split_model(config, draw.cut, 32, means, deviations)
+
+
+def _weights(draw: Draw, data: Path) -> dict[str, np.ndarray]:
+    """A draw's client: new weights, or trained against a decoder that learns along, as TAResSFL trains its expert."""
+    from mocosfl_priv.evaluation.image_metrics import ssim
+    from mocosfl_priv.inversion import build_decoder
+    from mocosfl_priv.runtime.seeding import global_seed
+
+    torch.set_num_threads(1)
+    _, images, _ = _images(draw, data)
+    model = _fresh(draw, images)
+    if draw.alpha is not None:
+        with global_seed(draw.number, "training"):
+            decoder = build_decoder("res_normN1C16", model.smashed_shape, (3, 32, 32))
+            defended = torch.optim.SGD([*model.client.parameters(), *model.trunk.parameters()], lr=0.01, momentum=0.9)
+            learner = torch.optim.Adam(decoder.parameters(), lr=1e-3)
+            for batch in images.split(32):
+                smashed = model.client(batch)
+                learner.zero_grad()
+                (1 - ssim(decoder(smashed.detach()), batch).mean()).backward()
+                learner.step()
+                mirrored = model.trunk(model.client(batch.flip(3)))
+                one, other = (nn.functional.normalize(found, dim=1) for found in (model.trunk(smashed), mirrored))
+                contrast = nn.functional.cross_entropy(one @ other.T / 0.2, torch.arange(len(batch)))
+                defended.zero_grad()
+                (contrast + draw.alpha * ssim(decoder(smashed), batch).clamp(min=0).mean()).backward()
+                defended.step()
+    return {name: value.detach().numpy() for name, value in model.client.state_dict().items()}
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ def test_checkpoints_of_another_training_say_which_key_and_threads_do_not_matter
     tiny |= {"attacks": ["floor"], "compute": {"device": "cpu", "threads": 1}}
     tiny["evaluation"] |= {"recognition_epochs": 0, "label_fractions": []}
     tiny["training"] |= {"epochs": 2}
+    tiny["data"] |= {"train_limit": 600}
     with pytest.raises(KeyboardInterrupt):  # after the first step of the second epoch
         Experiment.from_dict(tiny).run(Interruption(20), tmp_path)
     assert list(tmp_path.glob("*/step_*"))
