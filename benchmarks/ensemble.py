@@ -190,7 +190,8 @@ def _fresh(draw: Draw, images: torch.Tensor) -> SplitModel:
     from mocosfl_priv.models.split import build_split_model
     from mocosfl_priv.runtime.seeding import global_seed
 
-    config = ModelConfig.model_validate({"backbone": draw.backbone, "norm": draw.norm, "bottleneck": draw.bottleneck})
+    settings = {"backbone": draw.backbone, "norm": draw.norm}
+    config = ModelConfig.model_validate(settings | ({"bottleneck": draw.bottleneck} if draw.bottleneck else {}))
     means, deviations = images.mean((0, 2, 3)).tolist(), images.std((0, 2, 3)).tolist()
     with global_seed(draw.number, "client"):
         return build_split_model(config, draw.cut, 32, means, deviations)
