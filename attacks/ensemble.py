@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -28,10 +28,14 @@ from mocosfl_priv.plugins import Loaded
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.15, 64
 TRIAL_IMAGES = 32  # held-out images of a trial: attacks that optimise every image by itself pay for each
 TRIAL_STEPS = 300  # of the first trial: with fewer, decoders are beaten by attacks that they overtake soon after
-FIRST_TRIAL_SHARE = 0.05  # of the budget; where it does not last for that trial, no trial would say anything
+FIRST_TRIAL_SHARE = 0.05  # of the budget; where it does not last for that trial, no comparison would say anything
+ENCODED_BEFORE = 2_000  # images that a decoder encodes before its first step, about
 SCOUTING_SHARE = 0.2  # of the budget: to find out where the rest pays
 REFINING_SHARE = 0.08
 WINNER_SHARE = 0.85  # of what is left for the finalists
+SHORT_WINNER_SHARE = 0.92  # the same of a short budget
+NEARLY_INVERTED = 0.1  # of a blind guess's error: a search that gets there in its trial
+INVERTED_SHARE = 0.4  # then gets this part of a short budget, in which it comes to its end
 FINALISTS = 2
 CLOSE = 1.5  # times the winner's error in a trial, up to which a second finalist may add to the winner
 PATIENCE = 1.5  # times its error in a trial, with which a decoder is compared: it has the longest way to go
@@ -120,11 +124,12 @@ class EnsembleAttack(Attack):
     the decoder for so many steps that it can show something, and the others as long. How many are tried depends on how
     many such trials a fifth of the budget lasts for. Where it lasts for more, the better half is tried again, twice as
     long, until two are left (successive halving, Jamieson and Talwalkar, AISTATS 2016). The winner gets most of the
-    rest, or all of it where the second is far behind. A budget that is too short for such trials goes to the decoder,
-    and a small part of it to `rmle`. Their reconstructions, a blend of them, and with the
-    client's weights a refinement of the best towards the received messages are candidates; what each image is taken
-    from is decided by the attack's own objective, the distance of messages, whose meaning is learned on the held-out
-    images. The victims' images play no part.
+    rest, or all of it where the second is far behind. A budget that is too short for such trials goes to the decoder
+    and to `rmle`, most of it to the decoder unless a short trial of `rmle` nearly inverts the client.
+
+    Their reconstructions, a blend of them, and with the client's weights a refinement of the best towards the received
+    messages are candidates. What each image is taken from is decided by the attack's own objective, the distance of
+    messages, whose meaning is learned on the held-out images. The victims' images play no part.
 
     steps: limit of all steps together where the threat model sets no limit. members: more attacks to try, as entries of
     a configuration.
@@ -162,14 +167,14 @@ class EnsembleAttack(Attack):
         rng = torch.Generator().manual_seed(derive_seed(seed, "ensemble"))
         held_out = view.auxiliary.hold_out(HELD_OUT_SHARE, rng, MOST_HELD_OUT)
         truth = view.auxiliary.select(held_out).images
-        finalists = self._scout(view, held_out, limited, seed)
+        finalists, winner_share = self._scout(view, held_out, limited, seed)
         rehearsal = view.rehearsal(held_out)
         smashed = rehearsal.smashed
         finals = limited.share(1 - REFINING_SHARE)
         candidates = []
         for place, trial in enumerate(finalists):
             last = place == len(finalists) - 1
-            part = finals.share(1.0 if last else WINNER_SHARE)
+            part = finals.share(1.0 if last else winner_share)
             images = _run(_grown(trial, part) if place == 0 else trial.member, rehearsal, part, seed)
             if images is not None:
                 candidates.append(Candidate(images, _distance(view, images, smashed)))
@@ -193,29 +198,34 @@ class EnsembleAttack(Attack):
                 return attack.reconstruct(view.restricted(attack.needs | attack.optional), budget, seed)
         return blind_guess(view)
 
-    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> list[Trial]:
-        """One or two finalists, best first, found on held-out images alone."""
+    def _scout(self, view: AttackerView, held_out: Tensor, budget: Budget, seed: int) -> tuple[list[Trial], float]:
+        """Up to two finalists, in their order, found on held-out images alone, and the first one's share."""
         asked = held_out[:TRIAL_IMAGES]
         truth = view.auxiliary.select(asked).images
+        began = budget.elapsed
         rehearsal = view.rehearsal(asked, victims=False)
+        encoding = (budget.elapsed - began) / len(asked)  # seconds an image
         known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
         asked_for = (*known, *self.members)  # what is said to fit is tried after the first, whatever the budget
         ordered = (*WITH_KNOWN_ANSWERS[:1], *asked_for, *WITH_KNOWN_ANSWERS[1:])
         members = [member for member in ordered if _allowed(member, view)]
         if not members:
-            return []
+            return [], 1.0
         scouting = budget.share(SCOUTING_SHARE)
 
         def tried(member: Member, part: Budget) -> Trial:
-            began = part.elapsed
+            started = part.elapsed
             images = _run(member, rehearsal, part, seed)
             error = math.inf if images is None else float(mse(images, truth).mean())
-            return Trial(member, error, part.steps, part.elapsed - began)
+            return Trial(member, error, part.steps, part.elapsed - started)
 
+        decoder = members[0] if members[0].planned_by and not asked_for else None
+        if decoder and budget.seconds and ENCODED_BEFORE * encoding > FIRST_TRIAL_SHARE * budget.seconds:
+            return self._short(members, tried, budget, truth)
         first = tried(members[0], budget.share(FIRST_TRIAL_SHARE).part(steps=TRIAL_STEPS))
+        if decoder and first.steps < TRIAL_STEPS and math.isfinite(first.error):
+            return self._short(members, tried, budget, truth)
         size = first.seconds if scouting.seconds is not None else float(first.steps)
-        if first.member.planned_by and first.steps < TRIAL_STEPS and math.isfinite(first.error) and not asked_for:
-            return [first, *(Trial(member, math.inf, 0, 0.0) for member in members[1:FINALISTS])]
         alive = [first]
         for place, member in enumerate(members[1:], 1):
             if place <= max(1, len(asked_for)):
@@ -231,7 +241,24 @@ class EnsembleAttack(Attack):
                 break
             alive = sorted((tried(trial.member, _sized(scouting, size)) for trial in kept), key=_promise)
         best, *others = alive[:FINALISTS]
-        return [best, *(trial for trial in others if _promise(trial) <= CLOSE * _promise(best))]
+        return [best, *(trial for trial in others if _promise(trial) <= CLOSE * _promise(best))], WINNER_SHARE
+
+    def _short(
+        self, members: Sequence[Member], tried: Callable[[Member, Budget], Trial], budget: Budget, truth: Tensor
+    ) -> tuple[list[Trial], float]:
+        """The first decoder and the first search, for a budget that is too short to compare them.
+
+        A search says after a short trial whether the client is nearly inverted by it; a decoder says nothing then.
+        """
+        first = Trial(members[0], math.inf, 0, 0.0)
+        search = next((member for member in members if member.planned_by is None), None)
+        if search is None:
+            return [first], 1.0
+        second = tried(search, budget.share(FIRST_TRIAL_SHARE))
+        blind = float(mse(truth.mean(0).expand_as(truth), truth).mean())
+        if second.error < NEARLY_INVERTED * blind:
+            return [second, first], INVERTED_SHARE
+        return [first, second], SHORT_WINNER_SHARE
 
 
 def _promise(trial: Trial) -> float:

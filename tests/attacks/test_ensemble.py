@@ -101,12 +101,35 @@ def test_the_decoder_gets_enough_steps_to_show_something_before_it_is_compared(
     monkeypatch.setattr(ensemble, "_run", record)
     EnsembleAttack(steps=1000).reconstruct(view, Budget(), 0)
     attacks = [label.split(",")[0] for label, _ in runs]
-    assert attacks == ["decoder", "decoder", "rmle"]  # a trial that is too short to say anything, and two finalists
-    assert runs[0][1] == 50 and runs[1][1] > 0.7 * 950 and runs[2][1] > 0.1 * 950
+    # a trial of the decoder that is too short to say anything, one of a search, and both finalists
+    assert attacks == ["decoder", "rmle", "decoder", "rmle"]
+    assert runs[0][1] == 50 and runs[2][1] > 0.75 * 1000 and runs[3][1] > 0.05 * 1000
     runs.clear()
     EnsembleAttack(steps=60_000).reconstruct(view, Budget(), 0)
     assert runs[0][1] == ensemble.TRIAL_STEPS and len({label for label, _ in runs[:6]}) == 6
     assert runs[-2][1] > 0.6 * 60_000
+
+
+def test_a_search_that_nearly_inverts_the_client_gets_its_part_of_a_short_budget(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = photo_patches(80)
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), known, compute)
+    inverse = torch.linalg.inv(ColourMixClient().get_buffer("matrix"))
+    runs: list[tuple[str, int]] = []
+
+    def record(member: Member, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        for _ in budget.iterate(10**6):
+            pass
+        runs.append((member.attack, budget.steps))
+        exact = torch.einsum("dc,nchw->ndhw", inverse, view.smashed).clamp(0, 1)
+        return exact if member.attack == "rmle" else torch.zeros_like(exact)
+
+    monkeypatch.setattr(ensemble, "_run", record)
+    images = EnsembleAttack(steps=1000).reconstruct(view, Budget(), 0)
+    assert [attack for attack, _ in runs] == ["decoder", "rmle", "rmle", "decoder"]
+    assert runs[2][1] > 0.3 * 1000 and runs[3][1] > 0.4 * 1000
+    assert float(mse(images, photo_patches(4, "test")).mean()) < 1e-6
 
 
 @pytest.mark.parametrize(("steps", "grown"), [(ensemble.GROWN_STEPS - 1, False), (ensemble.GROWN_STEPS, True)])
