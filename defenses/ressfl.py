@@ -38,10 +38,11 @@ class ResSFL(AttackerAware):
     during_training: whether clients pay while they learn; without it this is a plain transfer.
     training_decoder: whom they pay for, in the decoder grammar, several in a list: small, since clients train it.
     interval: it learns in every so many-th pass of a step; clients pay in all.
-    epochs: of the expert; 0 for none: clients then start untrained, and learn at the rates of the configuration.
     preset: `paper` changes the defaults of decoder, penalty_mode and checkpoint to what ResSFL's public code does. Its
     expert is a classifier, and its checkpoint the one with the best test accuracy; here it is the best kNN.
-    penalty_mode: in both trainings.
+    penalty_mode: of the decoders of both trainings while the penalty is computed: train (if left out) or eval (preset).
+    batch_size: of the expert's training, in images.
+    epochs: of the expert; 0 for none: clients then start untrained, and learn at the rates of the configuration.
     All else: see :class:`AttackerAware`; the schedule of decoders applies to both trainings, in shares of each.
     """
 
