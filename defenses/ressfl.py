@@ -14,6 +14,8 @@ from mocosfl_priv.defending import (
     DECODER_DECAY,
     DECODER_MILESTONES,
     AttackerAware,
+    Checkpoint,
+    Mode,
     Objective,
     SimulatedAttacker,
     decoder_set,
@@ -36,22 +38,29 @@ class ResSFL(AttackerAware):
     during_training: whether clients pay while they learn; without it this is a plain transfer.
     training_decoder: whom they pay for, in the decoder grammar, several in a list: small, since clients train it.
     interval: it learns in every so many-th pass of a step; clients pay in all.
+    preset: `paper` changes the defaults of decoder, penalty_mode and checkpoint to what ResSFL's public code does. Its
+    expert is a classifier, and its checkpoint the one with the best test accuracy; here it is the best kNN.
+    penalty_mode: of the decoders of both trainings while the penalty is computed: train (if left out) or eval (preset).
+    batch_size: of the expert's training, in images.
     epochs: of the expert; 0 for none: clients then start untrained, and learn at the rates of the configuration.
     All else: see :class:`AttackerAware`; the schedule of decoders applies to both trainings, in shares of each.
     """
 
     def __init__(
         self,
+        preset: Literal["paper"] | None = None,
         alpha: Annotated[float, Field(ge=0)] = 0.3,
         threshold: Annotated[float, Field(ge=-1, le=1)] = 0.5,
         layer: str = "noReLUC8S1",
-        decoder: str | list[str] = "res_normN4C64",
+        decoder: str | list[str] | None = None,
+        penalty_mode: Mode | None = None,
         objective: Objective = "ssim",
         refresh: Annotated[int, Field(ge=0)] = 0,
         decoder_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = DECODER_MILESTONES,
         decoder_decay: Annotated[float, Field(gt=0, le=1)] = DECODER_DECAY,
         epochs: Annotated[int, Field(ge=0)] = 200,
         batch_size: Annotated[int, Field(ge=2)] = 128,
+        checkpoint: Checkpoint | None = None,
         learning_rate: Annotated[float, Field(gt=0)] = 0.05,
         transfer: Literal["frozen", "low_lr"] = "low_lr",
         transfer_learning_rate: Annotated[float, Field(gt=0)] = 0.05,
@@ -71,9 +80,10 @@ class ResSFL(AttackerAware):
         if not during_training and not self.has_expert:
             raise ConfigurationError("epochs: without an expert, clients must be trained against somebody")
         super().__init__(
-            alpha=alpha, threshold=threshold, layer=layer, decoder=decoder, objective=objective, refresh=refresh,
-            decoder_milestones=decoder_milestones, decoder_decay=decoder_decay, epochs=epochs, batch_size=batch_size,
-            learning_rate=learning_rate, transfer=transfer, transfer_learning_rate=transfer_learning_rate,
+            preset=preset, alpha=alpha, threshold=threshold, layer=layer, decoder=decoder, penalty_mode=penalty_mode,
+            objective=objective, refresh=refresh, decoder_milestones=decoder_milestones, decoder_decay=decoder_decay,
+            epochs=epochs, batch_size=batch_size, checkpoint=checkpoint, learning_rate=learning_rate,
+            transfer=transfer, transfer_learning_rate=transfer_learning_rate,
             client_learning_rate=client_learning_rate, server_start=server_start, expert=expert,
         )  # fmt: skip
         if during_training and self.freezes_clients:

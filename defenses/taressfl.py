@@ -12,7 +12,10 @@ class TAResSFL(AttackerAware):
     alpha * max(0, SSIM - threshold) of a decoder that is trained along. Clients take the expert's client side and
     keep it: no gradient returns, nothing is synchronised; only the server side goes on learning.
 
-    Parameters are those of :class:`AttackerAware`, and its defaults what was published. Beyond the paper: several
+    Parameters are those of :class:`AttackerAware`. Strengths and rates are by default what was published. In four other
+    things the public code differs from the defaults, and `preset: paper` repeats them: a step has 128 target and 128
+    source images, the simulated attacker is `ressfl_N4C64`, the penalty is computed with it in eval mode, and the
+    checkpoint with the best kNN accuracy is handed out. Beyond the paper: several
     decoders that begin afresh in turn (decoder, refresh), which also look for colours (objective: mse+ssim), an expert
     that is imported (expert), and clients that go on learning as ResSFL's do (transfer: low_lr).
     """

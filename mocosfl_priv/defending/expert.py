@@ -15,6 +15,7 @@ from mocosfl_priv.config import ModelConfig, TrainingConfig, parse_bottleneck
 from mocosfl_priv.defending.simulated_attacker import (
     DECODER_DECAY,
     DECODER_MILESTONES,
+    Mode,
     Objective,
     SimulatedAttacker,
     check_decoders,
@@ -22,11 +23,25 @@ from mocosfl_priv.defending.simulated_attacker import (
 from mocosfl_priv.errors import ConfigurationError, RunFailedError
 from mocosfl_priv.inversion.own_decoder import check_architecture
 from mocosfl_priv.models.split import SplitModel
-from mocosfl_priv.plugins import DefenderContext, ExpertDefense, PreparedModel, TrainedExpert
+from mocosfl_priv.plugins import CheckpointScore, DefenderContext, ExpertDefense, PreparedModel, TrainedExpert
 from mocosfl_priv.published.loader import load_published_client
 from mocosfl_priv.runtime.seeding import generator
 from mocosfl_priv.training.loop import train_mocosfl
 from mocosfl_priv.training.sampling import ClientBatch, total_steps
+
+DECODER = "res_normN4C64"
+
+Batch = Literal["together", "each"]
+Checkpoint = Literal["last", "best_knn"]
+
+# What the public code of MocoSFL does, where it differs from the defaults here. ResSFL's code computes the penalty in
+# the same way, with the same decoder, and its expert is the checkpoint with the best test accuracy of its classifier.
+PAPER: dict[str, Any] = {
+    "batch": "each",
+    "decoder": "ressfl_N4C64",
+    "penalty_mode": "eval",
+    "checkpoint": "best_knn",
+}
 
 # Settings that do not apply to an expert, since it is trained by one party and without validation: those on clients,
 # their data and traffic, and on the choice of a checkpoint.
@@ -44,19 +59,32 @@ class AttackerAware(ExpertDefense):
     (`SimulatedAttacker`). Clients then start from its client side.
 
     Args:
+        preset: `paper` changes the defaults of `batch`, `decoder`, `penalty_mode` and `checkpoint` to what the public
+            code does. A field that is written out wins.
         alpha: Weight of the penalty.
         threshold: Score of the decoders below which there is no penalty.
         layer: The bottleneck.
         decoder: Decoder of the simulated attacker, in the decoder grammar, or several in a list with the strongest
-            first. Adaptive attackers are told the first.
+            first. Adaptive attackers are told the first. If left out, it is res_normN4C64; with the preset
+            ressfl_N4C64, which is what the public code calls res_normN4C64.
+        penalty_mode: Mode of the decoders while the penalty is computed: train (if left out) or eval (with the preset).
+            In eval mode their BatchNorm uses its running statistics. Their own step is always in train mode.
         objective: Score of the decoders: ssim, as published, or mse+ssim (see `simulated_attacker.score`).
         refresh: Number of epochs after which, again and again, the decoder that has learned longest is restarted; 0
             for never. It needs several decoders, since the client would have no attacker for a while.
         decoder_milestones: Shares of the pre-training after which the decoders' learning rate is multiplied by
             `decoder_decay`.
         decoder_decay: See `decoder_milestones`.
-        epochs: Epochs of the pre-training; an epoch is a pass over all its images.
-        batch_size: Batch size of the pre-training.
+        epochs: Epochs of the pre-training; an epoch is a pass over all its images, or over the larger kind if each
+            kind fills a batch.
+        batch_size: Batch size of the pre-training, in images; see `batch`.
+        batch: What `batch_size` counts where there are target and source images: all images of a step, half of them of
+            either kind (together, if left out), or those of each kind, so that a step has twice as many (each, with
+            the preset).
+        checkpoint: Which state of the expert is handed out: that after the last step (last, if left out), or that of
+            the epoch with the best kNN accuracy (best_knn, with the preset). It is measured after every epoch on the
+            images that `training.select_on` names, with labelled images of the clients as neighbours, which a real
+            server does not have. The public code uses test images, as `training.select_on: test` does.
         learning_rate: Learning rate of the pre-training.
         transfer: Whether clients keep the expert's client side unchanged (frozen), or train it at a low rate (low_lr).
         transfer_learning_rate: Learning rate of the server after the transfer.
@@ -74,16 +102,20 @@ class AttackerAware(ExpertDefense):
 
     def __init__(
         self,
+        preset: Literal["paper"] | None = None,
         alpha: Annotated[float, Field(ge=0)] = 2.0,
         threshold: Annotated[float, Field(ge=-1, le=1)] = 0.6,
         layer: str = "C4S2",
-        decoder: str | list[str] = "res_normN4C64",
+        decoder: str | list[str] | None = None,
+        penalty_mode: Mode | None = None,
         objective: Objective = "ssim",
         refresh: Annotated[int, Field(ge=0)] = 0,
         decoder_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = DECODER_MILESTONES,
         decoder_decay: Annotated[float, Field(gt=0, le=1)] = DECODER_DECAY,
         epochs: Annotated[int, Field(ge=1)] = 200,
         batch_size: Annotated[int, Field(ge=2)] = 128,
+        batch: Batch | None = None,
+        checkpoint: Checkpoint | None = None,
         learning_rate: Annotated[float, Field(gt=0)] = 0.06,
         transfer: Literal["frozen", "low_lr"] = "frozen",
         transfer_learning_rate: Annotated[float, Field(gt=0)] = 0.001,
@@ -91,8 +123,12 @@ class AttackerAware(ExpertDefense):
         server_start: Literal["expert", "scratch"] = "expert",
         expert: Path | None = None,
     ) -> None:
+        published = PAPER if preset == "paper" else {}
         parse_bottleneck(layer)
-        self.decoders = decoder_set(decoder)
+        self.decoders = decoder_set(published.get("decoder", DECODER) if decoder is None else decoder)
+        self.penalty_mode: Mode = penalty_mode or published.get("penalty_mode", "train")
+        self.batch: Batch = batch or published.get("batch", "together")
+        self.checkpoint: Checkpoint = checkpoint or published.get("checkpoint", "last")
         if refresh and all(len(decoders) < 2 for decoders in self.opponents):
             raise ConfigurationError("refresh: a single decoder cannot be restarted; name several decoders")
         if expert is not None:
@@ -134,8 +170,10 @@ class AttackerAware(ExpertDefense):
         return model.model_copy(update={"bottleneck": self.layer})
 
     def check(self, context: DefenderContext) -> None:
-        """Decoders of one's own must fit the model."""
+        """Decoders of one's own must fit the model, and choosing a checkpoint takes labels."""
         check_decoders([decoder for decoders in self.opponents for decoder in decoders], context)
+        if self.expert_document(context) is not None:
+            self._score(context)
 
     def planned_steps(self, context: DefenderContext) -> int:
         """Return the number of training steps of the expert; 0 for an imported one.
@@ -150,7 +188,7 @@ class AttackerAware(ExpertDefense):
         images = len(context.source_images) + len(self.target_images(context))
         if images == 0:
             raise ConfigurationError("the defender has neither source nor target images to train an expert on")
-        return total_steps(images, self.batch_size, self.epochs)
+        return total_steps(self._batches(context).images_per_epoch, self.batch_size, self.epochs)
 
     def prepare(self, context: DefenderContext) -> PreparedModel:
         """Train or import the expert, and return the model that clients and server start from."""
@@ -174,10 +212,14 @@ class AttackerAware(ExpertDefense):
         """See :class:`Defense`; settings of the transfer are left out."""
         if self.expert is not None:
             return None
+        score = self._score(context)
         return {
             "alpha": self.alpha,
             "threshold": self.threshold,
             "decoders": self.decoders,
+            "penalty_mode": self.penalty_mode,
+            "batch": self.batch,
+            "checkpoint": [self.checkpoint, score.document if score else None],
             "objective": self.objective,
             "refresh": self.refresh,
             "decoder_milestones": self.decoder_milestones,
@@ -191,23 +233,39 @@ class AttackerAware(ExpertDefense):
         """Train the expert; returns the whole split model. Raises RunFailedError if training diverges."""
         model, steps = context.build_model(), self.planned_steps(context)
         attacker = self.attacker(self.decoders, model, steps, self.epochs, self.batch_size, context)
-        batches = HalfTargetBatches(
-            self.target_images(context),
-            context.source_images,
-            self.batch_size,
-            generator(context.seed, "expert batches"),
-        )
+        score = self._score(context)
         context.progress.begin("expert", steps)
         try:
             trained = train_mocosfl(
-                model, batches, self._expert_settings(context), steps=steps, compute=context.compute,
-                seed=context.seed, hooks=attacker, checkpoints=context.checkpoints, progress=context.progress,
+                model, self._batches(context), self._expert_settings(context), steps=steps, compute=context.compute,
+                seed=context.seed, hooks=attacker, validate=score.of if score else None,
+                checkpoints=context.checkpoints, progress=context.progress,
             )  # fmt: skip
         except RunFailedError as error:
             raise RunFailedError(f"the defender's expert: {error}") from error
         finally:
             context.progress.end()
-        return TrainedExpert(model, trained.earlier_seconds)
+        return TrainedExpert(model, trained.earlier_seconds, trained.selected_step if score else None)
+
+    def _batches(self, context: DefenderContext) -> HalfTargetBatches:
+        """The batches of the pre-training, from the first on."""
+        return HalfTargetBatches(
+            self.target_images(context),
+            context.source_images,
+            self.batch_size,
+            generator(context.seed, "expert batches"),
+            self.batch,
+        )
+
+    def _score(self, context: DefenderContext) -> CheckpointScore | None:
+        """What the checkpoint is chosen by; None for the last one. Raises ConfigurationError without labels."""
+        if self.checkpoint == "last":
+            return None
+        if context.checkpoint_score is None:
+            raise ConfigurationError(
+                "checkpoint: best_knn takes labelled images, and there are none; checkpoint: last needs no labels"
+            )
+        return context.checkpoint_score
 
     def _expert_settings(self, context: DefenderContext) -> TrainingConfig:
         """The experiment's training settings for one client, with defaults for those in `MEANINGLESS`."""
@@ -221,6 +279,8 @@ class AttackerAware(ExpertDefense):
             "sync_period": min(settings.sync_period, 2),
         }
         defaults = {name: type(settings).model_fields[name].default for name in MEANINGLESS}
+        if self.checkpoint == "best_knn":
+            own["monitor_every"] = 1
         return settings.model_copy(update={**defaults, **own})
 
     def restore(self, context: DefenderContext) -> PreparedModel | None:  # noqa: ARG002
@@ -250,6 +310,7 @@ class AttackerAware(ExpertDefense):
             refresh=-(-self.refresh * steps // epochs) if len(decoders) > 1 else 0,
             milestones=self.decoder_milestones,
             decay=self.decoder_decay,
+            penalty_mode=self.penalty_mode,
         )
 
 
@@ -306,18 +367,22 @@ def import_client(model: SplitModel, path: Path) -> None:
 class HalfTargetBatches:
     """Batches of an expert's training: half target images (over-sampled) and half source images.
 
-    If there are no target images or no source images, batches consist of the other kind.
+    If there are no target images or no source images, batches consist of `batch_size` images of the other kind.
+
+    batch: `batch_size` is the number of images of both kinds (together), or of each kind (each). An epoch is over when
+        as many images were drawn as there are of both kinds, or as there are of the larger kind.
     """
 
     clients = 1
 
-    def __init__(self, target: Tensor, source: Tensor, batch_size: int, rng: torch.Generator) -> None:
-        self.images_per_epoch = len(target) + len(source)
-        self._parts = [(source, batch_size - batch_size // 2), (target, batch_size // 2)]
-        if len(target) == 0:
-            self._parts = [(source, batch_size)]
-        if len(source) == 0:
-            self._parts = [(target, batch_size)]
+    def __init__(
+        self, target: Tensor, source: Tensor, batch_size: int, rng: torch.Generator, batch: Batch = "together"
+    ) -> None:
+        whole = batch == "each" or len(target) == 0 or len(source) == 0
+        of_target = batch_size if whole else batch_size // 2
+        counts = [(source, batch_size if whole else batch_size - of_target), (target, of_target)]
+        self._parts = [(images, count) for images, count in counts if len(images)]
+        self.images_per_epoch = max(len(target), len(source)) if batch == "each" else len(target) + len(source)
         self._rng = rng
 
     def next(self) -> ClientBatch:

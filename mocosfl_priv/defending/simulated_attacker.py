@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
 from mocosfl_priv.inversion.decoders import NormName, build_decoder
 from mocosfl_priv.inversion.own_decoder import check_own_decoder
 from mocosfl_priv.models.custom_backbone import is_own
+from mocosfl_priv.models.modes import in_eval_mode
 from mocosfl_priv.plugins import DefenderContext
 from mocosfl_priv.runtime.compute import Compute
 from mocosfl_priv.runtime.seeding import global_seed
@@ -19,6 +21,7 @@ from mocosfl_priv.training.hooks import NoHooks
 from mocosfl_priv.training.state import load_optimiser_state, optimiser_state, under, within
 
 Objective = Literal["ssim", "mse+ssim"]
+Mode = Literal["train", "eval"]
 
 DECODER_LEARNING_RATE = 1e-3
 SMALLEST_BATCH_FOR_BATCH_NORM = 20  # below, the published decoder uses GroupNorm
@@ -51,6 +54,10 @@ class SimulatedAttacker(NoHooks):
             others keep up the pressure.
         milestones: Shares of `steps` after which a decoder's learning rate is multiplied by `decay`.
         decay: See `milestones`.
+        penalty_mode: Mode of the decoders while :meth:`penalty` is computed. In train mode, a BatchNorm normalises
+            with the statistics of this batch, and adds them to its running statistics a second time. In eval mode, it
+            normalises with its running statistics, as in the released code, and the penalty leaves them as they are.
+            Decoders without BatchNorm and Dropout compute the same in both modes.
 
     >>> from mocosfl_priv.config import ComputeConfig
     >>> attacker = SimulatedAttacker(
@@ -77,7 +84,9 @@ class SimulatedAttacker(NoHooks):
         refresh: int = 0,
         milestones: Sequence[float] = DECODER_MILESTONES,
         decay: float = DECODER_DECAY,
+        penalty_mode: Mode = "train",
     ) -> None:
+        self._penalty_mode = penalty_mode
         self._alpha, self._threshold, self._objective = alpha, threshold, objective
         self._milestones = [max(1, round(share * steps)) for share in milestones]
         self._decay = decay
@@ -98,7 +107,7 @@ class SimulatedAttacker(NoHooks):
         return self.penalty(images, smashed)
 
     def learn(self, images: Tensor, smashed: Tensor) -> None:
-        """Take one Adam step with every decoder; no gradient reaches `smashed`."""
+        """Take one Adam step with every decoder, in train mode; no gradient reaches `smashed`."""
         if self._refresh and self._steps_taken and self._steps_taken % self._refresh == 0:
             self._begin_afresh(self._ages.index(max(self._ages)))
         for index, (decoder, optimiser) in enumerate(zip(self.decoders, self._optimisers, strict=True)):
@@ -119,7 +128,8 @@ class SimulatedAttacker(NoHooks):
         """
         for decoder in self.decoders:
             decoder.requires_grad_(False)  # the client's gradient passes through decoders, but does not change them
-        scores = [self.score(decoder, images, smashed) for decoder in self.decoders]
+        with in_eval_mode(*self.decoders) if self._penalty_mode == "eval" else nullcontext():
+            scores = [self.score(decoder, images, smashed) for decoder in self.decoders]
         strongest = scores[int(torch.stack(scores).argmax())] if len(scores) > 1 else scores[0]
         return self._alpha * (strongest - self._threshold).clamp(min=0)
 

@@ -50,6 +50,15 @@ class Probes:
             model, self.data, defense, self.evaluation, self.compute, seed, self.training.select_on, self.training.codec
         )
 
+    def select_expert(self, model: SplitModel, seed: int) -> float:
+        """The kNN accuracy, in [0, 1], by which a defender may select a checkpoint of its expert, on the same images.
+
+        There is no defense yet, and nothing is sent, so no codec.
+        """
+        return selection_knn(
+            model, self.data, NoHooks(), self.evaluation, self.compute, seed, self.training.select_on
+        )  # fmt: skip
+
     def measure(self, model: SplitModel, defense: ClientHooks, seed: int) -> Utility:
         """The utility of a trained model behind its defense."""
         return measure_utility(model, self.data, defense, self.evaluation, self.compute, seed, self.training.codec)

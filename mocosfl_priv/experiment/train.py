@@ -27,6 +27,7 @@ from mocosfl_priv.models.custom_backbone import backbone_code
 from mocosfl_priv.models.footprint import participation_flops, tensor_bytes, training_flops
 from mocosfl_priv.models.split import SplitModel, count_parameters, forward_flops
 from mocosfl_priv.plugins import (
+    CheckpointScore,
     DefenderContext,
     ExpertDefense,
     Loaded,
@@ -240,6 +241,25 @@ def defender_context(
         training_steps=planned_training_steps(context),
         most_draws=partial(_most_draws, context, system.seed),
         expert=expert,
+        checkpoint_score=_checkpoint_score(context, system.seed) if context.roles.labelled else None,
+    )
+
+
+def _checkpoint_score(context: EvaluationContext, seed: int) -> CheckpointScore:
+    """What a defender may choose a checkpoint of its expert by: kNN on the images that `training.select_on` names."""
+    config = context.config
+    on = config.training.select_on
+    records = [
+        context.roles.records[role]
+        for role in (Role.PROBE_TRAIN, Role.PROBE_VALIDATION if on == "validation" else Role.PROBE_TEST)
+    ]
+    return CheckpointScore(
+        lambda model: context.probes.select_expert(model, seed),
+        {
+            "select_on": on,
+            "knn": [config.evaluation.knn_neighbours, config.evaluation.knn_temperature],
+            "images": [[record.content_sha256, record.label_sha256] for record in records],
+        },
     )
 
 

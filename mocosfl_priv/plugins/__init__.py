@@ -8,6 +8,7 @@ from mocosfl_priv.plugins.budget import (
     Budget,
 )
 from mocosfl_priv.plugins.defense import (
+    CheckpointScore,
     DefenderContext,
     Defense,
     Detection,
@@ -61,6 +62,7 @@ __all__ = [
     "AuxiliaryData",
     "Budget",
     "Capability",
+    "CheckpointScore",
     "DefenderContext",
     "Defense",
     "Detection",

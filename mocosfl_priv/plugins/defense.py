@@ -32,10 +32,25 @@ class TrainedExpert:
     Args:
         model: the whole split model.
         earlier_seconds: what was spent on it before whoever has it now began to measure.
+        selected_step: number of training steps after which it was what it is; None where it is the last state.
     """
 
     model: SplitModel
     earlier_seconds: float = 0.0
+    selected_step: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointScore:
+    """How good a model is, for a defender that chooses among the checkpoints of its pre-training.
+
+    Args:
+        of: scores a split model, higher is better: its weighted kNN accuracy, in [0, 1]. It does not change the model.
+        document: everything that decides about the score besides the model, as JSON.
+    """
+
+    of: Callable[[SplitModel], float]
+    document: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class DefenderContext:
         most_draws: counts how often training draws the private image that it draws most; once per epoch if None.
         expert: what :meth:`ExpertDefense.train_expert` made of the same context before; None if `prepare` is to
             train it.
+        checkpoint_score: scores checkpoints on the labelled images that ``training.select_on`` names. These are more
+            than a server has. None if there are no labels.
     """
 
     target_images: Tensor
@@ -68,6 +85,7 @@ class DefenderContext:
     training_steps: int = 1
     most_draws: Callable[[], int] | None = None
     expert: TrainedExpert | None = None
+    checkpoint_score: CheckpointScore | None = None
 
     @property
     def training_passes(self) -> int:

@@ -36,9 +36,9 @@ PARTS = ("client", "trunk", "projector")
 
 
 def save_expert(expert: TrainedExpert, folder: Path) -> None:
-    """Write the expert's weights and training time into `folder`."""
+    """Write the expert's weights, its training time and the step of its checkpoint into `folder`."""
     _save(_everything_in(expert.model), folder / TENSORS)
-    _write({"seconds": expert.earlier_seconds}, folder / FACTS)
+    _write({"seconds": expert.earlier_seconds, "selected_step": expert.selected_step}, folder / FACTS)
 
 
 def load_expert(context: EvaluationContext, system: System, artefact: Artefact) -> TrainedExpert:
@@ -47,7 +47,8 @@ def load_expert(context: EvaluationContext, system: System, artefact: Artefact) 
         system.defense.plugin.architecture(context.config.model), system.cut_layer, system.seed
     )
     _fill(model, load_file(artefact.folder / TENSORS))
-    return TrainedExpert(model, _read(artefact.folder / FACTS)["seconds"])
+    facts = _read(artefact.folder / FACTS)
+    return TrainedExpert(model, facts["seconds"], facts["selected_step"])
 
 
 def save_system(trained: TrainedSystem, folder: Path) -> None:

@@ -131,6 +131,11 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
             "The kept checkpoint was selected on the test images (select_on: test), as MocoSFL's research code does: "
             "all accuracies are optimistic."
         )
+        if any(map(_chooses_its_expert, record.info["config"]["defenses"])):
+            found.append(
+                "A defense's expert was selected on the test images, too (checkpoint: best_knn, select_on: test), as "
+                "the public code of TAResSFL does."
+            )
     codecs = [record.info["config"]["training"].get(key, "fp32") for key in ("codec", "gradient_codec")]
     if codecs != ["fp32", "fp32"]:
         found.append(
@@ -144,6 +149,18 @@ def caveats(record: RunRecord, rows: list[SummaryRow]) -> list[str]:
         found.append(record.info["recognition"]["note"] + ".")
     found += linkage_notes(record)
     return found
+
+
+def _chooses_its_expert(plugin: dict[str, Any]) -> bool:
+    """Whether a defense of a configuration, or a part of it, trains an expert and takes its best kNN checkpoint."""
+    preset = "best_knn" if plugin["name"] in ("taressfl", "ressfl") and plugin.get("preset") == "paper" else "last"
+    chosen = plugin.get("checkpoint") or preset
+    return chosen == "best_knn" or any(map(_chooses_its_expert, _parts(plugin)))
+
+
+def _parts(plugin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a composition as a configuration names them; none of another defense."""
+    return [{"name": part} if isinstance(part, str) else part for part in plugin.get("parts", ())]
 
 
 FLAGS_SHOWN = 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from mocosfl_priv.defending.simulated_attacker import SimulatedAttacker, score
 from mocosfl_priv.evaluation.image_metrics import ssim_zeropad
 from mocosfl_priv.evaluation.utility import to_unit_range
 from mocosfl_priv.runtime.compute import Compute
+
+MODES = ("train", "eval")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,39 @@ def test_the_penalty_is_for_the_strongest(images: Tensor, client: nn.Module, com
     torch.testing.assert_close(penalty, 2.0 * (strongest + 0.5))
     expected = torch.autograd.grad(2.0 * strongest, smashed)[0]
     torch.testing.assert_close(torch.autograd.grad(penalty, smashed)[0], expected)
+
+
+def test_in_eval_mode_the_penalty_uses_and_keeps_running_statistics(
+    images: Tensor, client: nn.Module, compute: Compute
+) -> None:
+    """Beside copies of the decoders in eval mode; their own step is the same, and in train mode, either way."""
+    grammars = ["res_normN0C8", "conv_normN0C8"]
+    attackers = {mode: build(compute, grammars, threshold=-1.0, batch_size=32, penalty_mode=mode) for mode in MODES}
+    smashed = client(images).detach().requires_grad_()
+    for attacker in attackers.values():
+        for _ in range(3):
+            attacker.learn(images, smashed)
+    learned = {mode: attacker.state() for mode, attacker in attackers.items()}
+    learned = {mode: {name: value.clone() for name, value in state.items()} for mode, state in learned.items()}
+    statistics = [name for name in learned["eval"] if "running_" in name]
+    assert {name.split(".")[1] for name in statistics} == {"0", "1"}
+    assert all(torch.equal(learned["train"][name], value) for name, value in learned["eval"].items())
+    untrained = build(compute, grammars, batch_size=32).state()
+    assert all(not torch.equal(learned["eval"][name], untrained[name]) for name in statistics)
+
+    copies = [copy.deepcopy(decoder).eval() for decoder in attackers["eval"].decoders]
+    penalties = {mode: attacker.penalty(images, smashed) for mode, attacker in attackers.items()}
+    scores = [ssim_zeropad(decoder(smashed).float(), images).mean() for decoder in copies]
+    expected = 2.0 * (max(scores, key=Tensor.item) + 1.0)
+    torch.testing.assert_close(penalties["eval"], expected)
+    assert not torch.allclose(penalties["eval"], penalties["train"])
+    gradients = [torch.autograd.grad(penalty, smashed)[0] for penalty in (penalties["eval"], expected)]
+    torch.testing.assert_close(*gradients)
+
+    after = {mode: attacker.state() for mode, attacker in attackers.items()}
+    assert all(torch.equal(after["eval"][name], value) for name, value in learned["eval"].items())
+    assert all(not torch.equal(after["train"][name], learned["train"][name]) for name in statistics)
+    assert all(module.training for decoder in attackers["eval"].decoders for module in decoder.modules())
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 100))

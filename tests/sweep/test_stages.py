@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,19 @@ from defenses.ressfl import ResSFL
 from defenses.taressfl import TAResSFL
 from mocosfl_priv.api import Experiment
 from mocosfl_priv.config import ComputeConfig, parse_config
+from mocosfl_priv.data.roles import Role
 from mocosfl_priv.experiment.context import EvaluationContext
 from mocosfl_priv.experiment.plan import Plan
 from mocosfl_priv.experiment.system import System
-from mocosfl_priv.plugins import DEFENSES
+from mocosfl_priv.experiment.train import defender_context
+from mocosfl_priv.plugins import DEFENSES, TrainedExpert
 from mocosfl_priv.plugins.defense_checks import SMALL_TRAINING, small_context
 from mocosfl_priv.runtime.compute import Compute
+from mocosfl_priv.runtime.progress import Silent
 from mocosfl_priv.sweep.addresses import CORE, NO_ATTACK, NO_RESULT, NO_TRAINING, code_version, expert_document
+from mocosfl_priv.sweep.artefacts import load_expert, save_expert
 from mocosfl_priv.sweep.stages import resumed
-from mocosfl_priv.sweep.store import Store, address
+from mocosfl_priv.sweep.store import Artefact, Store, address
 from mocosfl_priv.sweep.tasks import TaskPlanner
 from mocosfl_priv.training.checkpoints import Checkpoints
 from tests.conftest import TINY
@@ -61,6 +66,12 @@ def expert_of(planned: Plan, document: dict[str, Any], place: int = 0) -> str | 
         ({"defenses": [{**EXPERT, "label": "other", "transfer": "low_lr", "client_learning_rate": 0.5}]}, True),
         ({"defenses": [{**EXPERT, "server_start": "scratch", "transfer_learning_rate": 0.5}]}, True),
         ({"defenses": [[EXPERT, {"name": "gaussian", "sigma": 0.5}]]}, True),
+        ({"evaluation": {"knn_neighbours": 3}}, True),
+        ({"defenses": [{**EXPERT, "batch": "together", "penalty_mode": "train", "checkpoint": "last"}]}, True),
+        ({"defenses": [{**EXPERT, "batch": "each"}]}, False),
+        ({"defenses": [{**EXPERT, "penalty_mode": "eval"}]}, False),
+        ({"defenses": [{**EXPERT, "checkpoint": "best_knn"}]}, False),
+        ({"defenses": [{**EXPERT, "decoder": "res_normN0C8"}]}, False),
         ({"defenses": [{**EXPERT, "alpha": 1.0}]}, False),
         ({"defenses": [{**EXPERT, "epochs": 2}]}, False),
         ({"defenses": [{**EXPERT, "learning_rate": 0.01}]}, False),
@@ -77,6 +88,66 @@ def test_an_expert_is_determined_by_what_decides_about_it(changed: dict[str, Any
     document = planned.config.model_dump(mode="json", exclude_defaults=True)
     merged = {**document, **{k: {**document.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changed.items()}}
     assert (expert_of(planned, merged) == expert_of(planned, document)) == same
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"training": {"monitor_every": 1, "clients": 8, "codec": "int8"}}, True),
+        ({"training": {"select_on": "test"}}, False),
+        ({"evaluation": {"knn_neighbours": 3}}, False),
+        ({"evaluation": {"knn_temperature": 0.5}}, False),
+        ({"evaluation": {"probe_selection": "test"}}, True),
+    ],
+)
+def test_an_expert_chosen_by_knn_is_determined_by_the_choice(
+    changed: dict[str, Any], same: bool, planned: Plan
+) -> None:
+    document = planned.config.model_dump(mode="json", exclude_defaults=True)
+    document["defenses"] = [{**EXPERT, "checkpoint": "best_knn"}]
+    merged = {**document, **{key: {**document.get(key, {}), **value} for key, value in changed.items()}}
+    assert (expert_of(planned, merged) == expert_of(planned, document)) == same
+
+
+@pytest.mark.parametrize("on", ["validation", "test"])
+def test_an_expert_is_chosen_by_knn_on_the_images_that_select_on_names(on: str, planned: Plan) -> None:
+    """Beside a kNN with loops over images."""
+    context, system = planned.context, planned.systems[0]
+    training = context.config.training.model_copy(update={"select_on": on})
+    evaluation = context.config.evaluation.model_copy(update={"knn_neighbours": 7})
+    config = context.config.model_copy(update={"training": training, "evaluation": evaluation})
+    context = EvaluationContext(config, context.roles, context.compute, context.threat)
+    prepared_with = defender_context(context, system, system.defense.plugin.architecture(config.model), Silent())
+    model, score = prepared_with.build_model().to(context.compute.device), prepared_with.checkpoint_score
+    assert score is not None
+    before = {name: value.clone() for name, value in model.named_state().items()}
+    found = score.of(model)
+    assert all(torch.equal(before[name], value) for name, value in model.named_state().items())
+
+    @torch.no_grad()
+    def directions(role: Role) -> list[tuple[torch.Tensor, int]]:
+        images = context.roles[role]
+        vectors = model.trunk(model.client(images.images.float() / 255)).double()
+        return [(v / v.norm(), int(label)) for v, label in zip(vectors, images.labels, strict=True)]
+
+    bank = directions(Role.PROBE_TRAIN)
+    queries = directions(Role.PROBE_VALIDATION if on == "validation" else Role.PROBE_TEST)
+    right = 0
+    for query, label in queries:
+        nearest = sorted(((float(query @ known), name) for known, name in bank), reverse=True)[:7]
+        votes: dict[int, float] = {}
+        for similarity, name in nearest:
+            votes[name] = votes.get(name, 0.0) + math.exp(similarity / 0.1)
+        right += max(votes, key=lambda name: votes[name]) == label
+    assert found == pytest.approx(right / len(queries), abs=1.5 / len(queries))
+
+
+def test_a_stored_expert_knows_the_step_of_its_checkpoint(planned: Plan, tmp_path: Path) -> None:
+    context, system = planned.context, planned.systems[0]
+    model = context.models.build(system.defense.plugin.architecture(context.config.model), 1, 0)
+    save_expert(TrainedExpert(model, 2.0, 7), tmp_path)
+    found = load_expert(context, system, Artefact(tmp_path, {}))
+    assert (found.earlier_seconds, found.selected_step) == (2.0, 7)
 
 
 def test_an_expert_is_determined_by_the_target_images_it_sees(planned: Plan) -> None:

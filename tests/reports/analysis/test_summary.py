@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,6 +160,27 @@ def test_a_checkpoint_selected_on_test_images_is_called_optimistic(tiny_run: Run
     assert any(
         "kept checkpoint was selected on the test images" in t for t in caveats(replace(record, info=info), rows)
     )
+
+
+@pytest.mark.parametrize(
+    ("plugin", "on", "said"),
+    [
+        ({"name": "taressfl", "checkpoint": "best_knn"}, "test", True),
+        ({"name": "ressfl", "preset": "paper"}, "test", True),
+        ({"name": "composition", "parts": ["topk_prune", {"name": "taressfl", "preset": "paper"}]}, "test", True),
+        ({"name": "taressfl", "checkpoint": "best_knn"}, "validation", False),
+        ({"name": "taressfl", "preset": "paper", "checkpoint": "last"}, "test", False),
+        ({"name": "taressfl"}, "test", False),
+    ],
+)
+def test_an_expert_selected_on_test_images_is_named(
+    plugin: dict[str, Any], on: str, said: bool, tiny_run: RunResult
+) -> None:
+    record = tiny_run.record
+    config = record.info["config"]
+    config = {**config, "defenses": [*config["defenses"], plugin], "training": {**config["training"], "select_on": on}}
+    found = caveats(replace(record, info={**record.info, "config": config}), summarise(record))
+    assert any("expert was selected on the test images" in text for text in found) == said
 
 
 def test_few_labels_have_intervals_like_the_linear_probe(tiny_run: RunResult) -> None:
