@@ -5,8 +5,8 @@
 
 `--data` is a class-folder tree of CIFAR-10 with ``train/`` and ``test/``. A client is drawn by its number: backbone,
 cut layer, bottleneck, norm, and whether it was trained as TAResSFL trains its expert, with a weight `alpha` of its
-penalty, for one pass over a thousand images. Every third draw (2, 5, 8, ...) is held out: no constant of the ensemble
-was chosen by it. Each attack runs alone, with one thread, for as many seconds; the exit status is 1 where the
+penalty, for one pass over a thousand images. The draws 8, 11, 14, ... are held out: nothing in the ensemble was chosen
+by them. Each attack runs alone, with one thread, for as many seconds; the exit status is 1 where the
 ensemble's R is more than `MARGIN` below the best member's. The machine has to be otherwise idle, since time limits the
 attacks.
 """
@@ -40,7 +40,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "decoder-edsr": {"name": "decoder", "architecture": "edsr_N4C64"},
     "rmle": {"name": "rmle"},
 }
-HELD_OUT_EVERY = 3
+HELD_OUT_EVERY, FIRST_HELD_OUT = 3, 8
 T = TypeVar("T")
 
 
@@ -70,8 +70,8 @@ class Draw:
 
     @property
     def held_out(self) -> bool:
-        """Whether no constant of the ensemble was chosen by this client."""
-        return self.number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        """Whether nothing in the ensemble was chosen by this client."""
+        return self.number >= FIRST_HELD_OUT and (self.number - FIRST_HELD_OUT) % HELD_OUT_EVERY == 0
 
 
 def main() -> None:
