@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,9 @@ from mocosfl_priv.device.pictures import (
 )
 from mocosfl_priv.errors import ConfigurationError
 
-__all__ = ["Layout", "examples", "fit", "is_class_tree", "lay_out", "load", "split_named"]
+__all__ = ["Layout", "examples", "fit", "is_class_tree", "lay_out", "load", "require_distinct", "split_named"]
 
+UNREAD = (".mat", ".pkl")  # arrays in files that may run code, or that need another library
 SPLIT_NAME = re.compile(r"(train|training|test|testing|val|valid|validation)[ _-]*(set|data|images?|imgs?|split)?")
 TRAIN_WORDS, TEST_WORDS, VALIDATION_WORDS = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
 DEEPEST = 4  # at most so many nested folders, each the only one in its parent, are searched for a tree
@@ -69,6 +70,14 @@ def split_named(name: str) -> str | None:
         return None
     word = match[1]
     return "train" if word in TRAIN_WORDS else "test" if word in TEST_WORDS else "validation"
+
+
+def require_distinct(splits: Mapping[str, str | None], where: str) -> None:
+    """Raise ConfigurationError where two names stand for the same split, of which one would be lost."""
+    for split in set(splits.values()):
+        names = [name for name, other in splits.items() if other == split]
+        if len(names) > 1:
+            raise ConfigurationError(f"{where}: {' and '.join(names)} name the same split, {split}; join them")
 
 
 def load(root: Path, split: str, image_size: int) -> ImageSet:
@@ -196,6 +205,8 @@ def is_class_tree(path: Path) -> bool:
 
 
 def _no_folder(root: Path) -> str:
+    if root.is_file() and root.suffix.lower() in UNREAD:
+        return f"{root} is no folder, and {root.suffix} files are not read: save the arrays as .npz"
     if root.is_file() and root.suffix.lower() in ARRAYS:
         return f"{root} holds arrays or tensors and is no folder: leave {root.suffix} files without imagefolder:"
     return f"{root} is a file, not a folder" if root.exists() else f"there is no folder {root}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mocosfl_priv.data.examples import NAMED, WHOLE, Examples, Naming, groups_of, labels_of
-from mocosfl_priv.data.image_folder import split_named
+from mocosfl_priv.data.image_folder import require_distinct, split_named
 from mocosfl_priv.data.named_fields import GROUPS, IMAGES, LABELS, Fields, sort_fields
 from mocosfl_priv.data.pixel_arrays import images_of, stacked
 from mocosfl_priv.device.pictures import Reading, Size, is_litter, read_bytes
@@ -61,6 +61,7 @@ def _splits(path: Path) -> list[tuple[str, str, list[Path]]]:
         names = _json(path / SPLITS).get("splits")
         if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ConfigurationError(f"{path / SPLITS} lists no splits")
+        require_distinct({name: split_named(name) or name for name in names}, str(path))
         return [
             (split_named(name) or name, f"{path}/{name}", files)
             for name in names

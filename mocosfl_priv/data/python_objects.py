@@ -20,7 +20,7 @@ from mocosfl_priv.data.examples import (
     joined,
     labels_of,
 )
-from mocosfl_priv.data.image_folder import split_named
+from mocosfl_priv.data.image_folder import require_distinct, split_named
 from mocosfl_priv.data.named_fields import CLASS_NAMES, GROUPS, IMAGES, LABELS, Fields, named_splits, sort_fields
 from mocosfl_priv.data.pixel_arrays import image_of, images_of, stacked
 from mocosfl_priv.device.pictures import Reading, Size, read_image
@@ -50,6 +50,7 @@ def from_object(data: Any, where: str, size: Size, naming: Naming) -> dict[str, 
     if isinstance(data, Mapping):
         splits = {str(key): split_named(str(key)) for key in data}
         if splits and all(splits.values()):
+            require_distinct(splits, where)
             return {
                 str(splits[str(key)]): joined(from_object(part, f"{where}/{key}", size, naming), where)
                 for key, part in data.items()

@@ -521,3 +521,17 @@ def test_the_home_of_an_unknown_user(
     folder = flat_folder(tmp_path / "flat", data)
     with pytest.raises(ConfigurationError, match=r"nobody-at-all.*Could not determine home"):
         read_images(source.format(flat=folder), naming=naming, root=root)
+
+
+def test_two_names_of_one_split_are_refused_instead_of_losing_one(data: Forty) -> None:
+    images = {"train": data.images[:20], "val": data.images[20:30], "valid": data.images[30:]}
+    with pytest.raises(ConfigurationError, match="val and valid name the same split, validation"):
+        read_images(images)
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".pkl"])
+def test_files_of_arrays_that_are_not_read_say_so(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"images{suffix}"
+    file.write_bytes(b"anything")
+    with pytest.raises(ConfigurationError, match=rf"{suffix} files are not read: save the arrays as \.npz"):
+        read_images(f"imagefolder:{file}")
