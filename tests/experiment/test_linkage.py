@@ -254,7 +254,7 @@ def cifar() -> tuple[Path, ImageSet, ImageSet]:
     return folder, load_split("cifar10", "test", 32, images), load_split("cifar10", "train", 32, images)
 
 
-@pytest.mark.parametrize("place", [0, *(pytest.param(place, marks=pytest.mark.slow) for place in (1, 2)), 3])
+@pytest.mark.parametrize("place", [0, *(pytest.param(place, marks=pytest.mark.slow) for place in (1, 2, 3))])
 def test_published_clients_give_every_photograph_away(
     cifar: tuple[Path, ImageSet, ImageSet], place: int, compute: Compute
 ) -> None:
