@@ -18,6 +18,7 @@ from mocosfl_priv import (
     Budget,
     Capability,
     PluginSpec,
+    RunFailedError,
     blind_guess,
     derive_seed,
     global_seed,
@@ -35,6 +36,7 @@ REFINING_SHARE = 0.08
 WINNER_SHARE = 0.85  # of what is left for the finalists
 SHORT_WINNER_SHARE = 0.92  # the same of a short budget
 NEARLY_INVERTED = 0.1  # of a blind guess's error: a search that gets there in its trial
+ASKED_FOR_SHARE = 0.6  # of the decoder in a short budget, where other members were named
 INVERTED_SHARE = 0.4  # then gets this part of a short budget, in which it comes to its end
 FINALISTS = 2
 CLOSE = 1.5  # times the winner's error in a trial, up to which a second finalist may add to the winner
@@ -125,7 +127,8 @@ class EnsembleAttack(Attack):
     many such trials a fifth of the budget lasts for. Where it lasts for more, the better half is tried again, twice as
     long, until two are left (successive halving, Jamieson and Talwalkar, AISTATS 2016). The winner gets most of the
     rest, or all of it where the second is far behind. A budget that is too short for such trials goes to the decoder
-    and to `rmle`, most of it to the decoder unless a short trial of `rmle` nearly inverts the client.
+    and to `rmle`, most of it to the decoder unless a short trial of `rmle` nearly inverts the client. Members that the
+    user names, and the decoder that a defense was trained against, take the place of `rmle` then.
 
     Their reconstructions, a blend of them, and with the client's weights a refinement of the best towards the received
     messages are candidates. What each image is taken from is decided by the attack's own objective, the distance of
@@ -170,7 +173,8 @@ class EnsembleAttack(Attack):
         finalists, winner_share = self._scout(view, held_out, limited, seed)
         rehearsal = view.rehearsal(held_out)
         smashed = rehearsal.smashed
-        finals = limited.share(1 - REFINING_SHARE)
+        refines = view.has(Capability.CLIENT_WEIGHTS)
+        finals = limited.share(1 - REFINING_SHARE if refines else 1.0)
         candidates = []
         for place, trial in enumerate(finalists):
             last = place == len(finalists) - 1
@@ -178,18 +182,39 @@ class EnsembleAttack(Attack):
             images = _run(_grown(trial, part) if place == 0 else trial.member, rehearsal, part, seed)
             if images is not None:
                 candidates.append(Candidate(images, _distance(view, images, smashed)))
-        if not candidates:
-            return blind_guess(view)
+        if not candidates:  # a finalist may fail where its trial did not, for want of memory for example
+            images = self._reserve(finalists, rehearsal, limited, seed)
+            candidates.append(Candidate(images, _distance(view, images, smashed)))
         count = len(view.smashed)
         if len(candidates) > 1:
             blended = _blend([c.images for c in candidates], truth)
             candidates.append(Candidate(blended, _distance(view, blended, smashed)))
-        if view.has(Capability.CLIENT_WEIGHTS):
+        if refines:
             best = min(candidates, key=lambda c: float(mse(c.images[count:], truth).mean()))
             refined = _refine(view, best.images, smashed, truth, limited)
             if refined is not None:
                 candidates.append(Candidate(refined, _distance(view, refined, smashed)))
         return choose(candidates, truth)
+
+    def _reserve(self, finalists: Sequence[Trial], view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        """The first member that succeeds with what is left of the budget, after all finalists failed."""
+        members = {trial.member.label: trial.member for trial in finalists}
+        members |= {member.label: member for member in self._members(view)[0]}
+        if not members:
+            return blind_guess(view)
+        for member in members.values():
+            images = _run(member, view, budget.share(1.0), seed)
+            if images is not None:
+                return images
+        raise RunFailedError("no attack of the ensemble succeeded on these messages")
+
+    def _members(self, view: AttackerView) -> tuple[list[Member], list[Member]]:
+        """All that are allowed, in the order of their trials, and those among them that the view or user names."""
+        known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
+        asked_for = [member for member in (*known, *self.members) if _allowed(member, view)]
+        first, others = WITH_KNOWN_ANSWERS[:1], WITH_KNOWN_ANSWERS[1:]
+        ordered = [*(m for m in first if _allowed(m, view)), *asked_for, *(m for m in others if _allowed(m, view))]
+        return ordered, asked_for
 
     def _without_known_answers(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         for member in WITHOUT_KNOWN_ANSWERS:
@@ -202,13 +227,12 @@ class EnsembleAttack(Attack):
         """Up to two finalists, in their order, found on held-out images alone, and the first one's share."""
         asked = held_out[:TRIAL_IMAGES]
         truth = view.auxiliary.select(asked).images
+        view.query(truth[:1])  # a first call takes longer
         began = budget.elapsed
         rehearsal = view.rehearsal(asked, victims=False)
         encoding = (budget.elapsed - began) / len(asked)  # seconds an image
-        known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
-        asked_for = (*known, *self.members)  # what is said to fit is tried after the first, whatever the budget
-        ordered = (*WITH_KNOWN_ANSWERS[:1], *asked_for, *WITH_KNOWN_ANSWERS[1:])
-        members = [member for member in ordered if _allowed(member, view)]
+        before = min(ENCODED_BEFORE, len(view.auxiliary)) * encoding
+        members, asked_for = self._members(view)
         if not members:
             return [], 1.0
         scouting = budget.share(SCOUTING_SHARE)
@@ -219,12 +243,12 @@ class EnsembleAttack(Attack):
             error = math.inf if images is None else float(mse(images, truth).mean())
             return Trial(member, error, part.steps, part.elapsed - started)
 
-        decoder = members[0] if members[0].planned_by and not asked_for else None
-        if decoder and budget.seconds and ENCODED_BEFORE * encoding > FIRST_TRIAL_SHARE * budget.seconds:
-            return self._short(members, tried, budget, truth)
+        decoder = members[0] if members[0].planned_by and members[0] not in asked_for else None
+        if decoder and budget.seconds and before > FIRST_TRIAL_SHARE * budget.seconds:
+            return self._short(members, asked_for, tried, budget, truth)
         first = tried(members[0], budget.share(FIRST_TRIAL_SHARE).part(steps=TRIAL_STEPS))
         if decoder and first.steps < TRIAL_STEPS and math.isfinite(first.error):
-            return self._short(members, tried, budget, truth)
+            return self._short(members, asked_for, tried, budget, truth)
         size = first.seconds if scouting.seconds is not None else float(first.steps)
         alive = [first]
         for place, member in enumerate(members[1:], 1):
@@ -244,13 +268,21 @@ class EnsembleAttack(Attack):
         return [best, *(trial for trial in others if _promise(trial) <= CLOSE * _promise(best))], WINNER_SHARE
 
     def _short(
-        self, members: Sequence[Member], tried: Callable[[Member, Budget], Trial], budget: Budget, truth: Tensor
+        self,
+        members: Sequence[Member],
+        asked_for: Sequence[Member],
+        tried: Callable[[Member, Budget], Trial],
+        budget: Budget,
+        truth: Tensor,
     ) -> tuple[list[Trial], float]:
         """The first decoder and the first search, for a budget that is too short to compare them.
 
-        A search says after a short trial whether the client is nearly inverted by it; a decoder says nothing then.
+        A search says after a short trial whether the client is nearly inverted by it; a decoder says nothing then. What
+        the view or the user names takes the place of the search.
         """
         first = Trial(members[0], math.inf, 0, 0.0)
+        if asked_for:
+            return [first, *(Trial(member, math.inf, 0, 0.0) for member in asked_for)], ASKED_FOR_SHARE
         search = next((member for member in members if member.planned_by is None), None)
         if search is None:
             return [first], 1.0

@@ -204,10 +204,10 @@ class _Search:
     @torch.no_grad()
     def _deviations(self, known: Tensor) -> list[Tensor]:
         """By level, what one unit of a search's offset is; for the latent, the prior's own unit."""
-        values = self.latents[: self.rows]
+        values = self.latents[:ROWS_AT_ONCE]
         deviations = [torch.ones_like(values[:1])]
         for stage in self.stages[:-1]:
-            values = stage(values)
+            values = torch.cat([stage(rows) for rows in values.split(self.rows)])
             deviations.append(_deviation(values))
         return [*deviations, _deviation(known)]
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 MARGIN = 0.02  # of R
 VICTIMS, KNOWN, TRAINED_ON = 64, 4_000, 1_000
 MEMBERS: dict[str, dict[str, Any]] = {
-    "decoder": {"name": "decoder"},
-    "decoder-edsr": {"name": "decoder", "architecture": "edsr_N4C64"},
+    "decoder": {"name": "decoder", "steps": 10**6},
+    "decoder-edsr": {"name": "decoder", "architecture": "edsr_N4C64", "steps": 10**6},
     "rmle": {"name": "rmle"},
 }
 HELD_OUT_EVERY, FIRST_HELD_OUT = 3, 8

@@ -152,7 +152,7 @@ def _channels(width: int, halvings: int, side: int) -> list[int]:
 
     Images larger than `LARGEST_AT_WIDTH` begin with fewer, so that no level costs much more than that size does.
     """
-    first = max(4, width * LARGEST_AT_WIDTH // max(side, LARGEST_AT_WIDTH) // 4 * 4)
+    first = width if side <= LARGEST_AT_WIDTH else max(4, width * LARGEST_AT_WIDTH // side // 4 * 4)
     return [min(4 * width, first * 2**level) for level in range(halvings + 1)]
 
 

@@ -53,7 +53,7 @@ class Guarantee:
 
            MSE >= 1/2 S(mu) blind,   S(mu) = exp(-mu^2 / 8) E[1 / cosh(mu Z / 2)],   Z ~ N(0, 1).
 
-       This is the larger one from mu = 3.1 on.
+       This is the larger one from about mu = 3.15 on.
 
     How tight it is: of two equally frequent images, whose messages have the largest distance, the best attacker's MSE
     is S(mu) blind. No bound that is a share of the blind guess can be higher. The larger one of 2 and 3 is at least

@@ -58,7 +58,11 @@ def _matched(rows: list[SummaryRow]) -> str:
     found = [
         (row, row.linkage.same, row.linkage.candidates)
         for row in headline_rows(rows)
-        if row.linkage is not None and row.linkage.same.value > MATCHED and row.leak_ratio.value < LITTLE
+        if row.linkage is not None
+        and not row.blind
+        and row.linkage.same.value > MATCHED
+        and row.linkage.same.low > row.linkage.chance
+        and row.leak_ratio.value < LITTLE
     ]
     if not found:
         return ""

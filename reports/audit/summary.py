@@ -353,7 +353,7 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
     ]:
         where = "; ".join(f"{checkpoint.label} on {checkpoint.where}" for checkpoint in chosen)
         said.append(
-            f"The worst case is stronger than the ensemble, or no ensemble ran: {where}. The worst case takes for "
+            f"No ensemble ran, or another attack came closer to some victims: {where}. The worst case takes for "
             "every victim the attack with the lowest MSE. That choice uses the victim itself, so it is an upper bound "
             "on what one attacker gets from these attacks."
         )

@@ -202,3 +202,48 @@ def test_a_defense_s_simulated_attacker_is_tried(compute: Compute) -> None:
 def test_members_are_checked_before_anything_runs() -> None:
     with pytest.raises(ConfigurationError, match="unknown parameter"):
         EnsembleAttack(members=({"name": "decoder", "epocs": 3},))
+
+
+class OnlyTrials(Inverse):
+    """Succeeds on the few images of a trial, and fails on more, as an attack that runs out of memory does."""
+
+    def reconstruct(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        if len(view.smashed) > 18:
+            raise RuntimeError("out of memory")
+        return super().reconstruct(view, budget, seed)
+
+
+@pytest.mark.usefixtures("only_members")
+def test_a_finalist_that_fails_is_replaced_by_another_member(compute: Compute) -> None:
+    victims = photo_patches(9, "test")
+    view = make_view(ColourMixClient(), victims, photo_patches(120), compute)
+    members = ({"name": f"{HERE}Inverse", "error": 0.3}, {"name": f"{HERE}OnlyTrials"})
+    images = EnsembleAttack(steps=2000, members=members).reconstruct(view, Budget(), 0)
+    assert float(mse(images, victims).mean()) < 0.1 and float(images.std()) > 0.1
+    assert leak_ratio(mse(images, victims), blind_guess_floor(photo_patches(120), victims).mse) > 0
+
+
+@pytest.mark.usefixtures("only_members")
+def test_where_every_member_fails_the_attack_fails_and_guesses_nothing(compute: Compute) -> None:
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(40), compute)
+    with pytest.raises(RunFailedError, match="no attack of the ensemble succeeded"):
+        EnsembleAttack(steps=100, members=({"name": f"{HERE}Failing"},)).reconstruct(view, Budget(), 0)
+
+
+def test_named_members_take_the_place_of_the_search_in_a_short_budget(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = make_view(ColourMixClient(), photo_patches(4, "test"), photo_patches(40), compute)
+    view.simulator = "res_normN0C8"
+    runs: list[tuple[str, int]] = []
+
+    def record(member: Member, view: AttackerView, budget: Budget, seed: int) -> Tensor:
+        for _ in budget.iterate(10**6):
+            pass
+        runs.append((member.parameters.get("architecture", member.attack), budget.steps))
+        return torch.zeros((len(view.smashed), *view.image_shape))
+
+    monkeypatch.setattr(ensemble, "_run", record)
+    EnsembleAttack(steps=1000).reconstruct(view, Budget(), 0)
+    assert [name for name, _ in runs] == ["unet_N2C32", "unet_N2C32", "res_normN0C8"]
+    assert runs[1][1] > 0.5 * 1000 and runs[2][1] > 0.3 * 1000
