@@ -99,12 +99,15 @@ WITHOUT_KNOWN_ANSWERS = (Member("shadow"), Member("unsplit"))
 
 @dataclass(frozen=True)
 class Trial:
-    """How a member did on held-out images: their mean squared error, infinite if it failed, and what it used."""
+    """How a member did on held-out images: their mean squared error, infinite if it failed, and what it used.
+
+    A member that goes to the finals without a trial has the defaults.
+    """
 
     member: Member
-    error: float
-    steps: int
-    seconds: float
+    error: float = math.inf
+    steps: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,8 @@ class EnsembleAttack(Attack):
         """All that are allowed, in the order of their trials, and those among them that the view or user names."""
         known = (_decoder(view.simulator, ssim_weight=1.0),) if view.simulator else ()
         asked_for = [member for member in (*known, *self.members) if _allowed(member, view)]
-        first, others = WITH_KNOWN_ANSWERS[:1], WITH_KNOWN_ANSWERS[1:]
-        ordered = [*(m for m in first if _allowed(m, view)), *asked_for, *(m for m in others if _allowed(m, view))]
-        return ordered, asked_for
+        ordered = (*WITH_KNOWN_ANSWERS[:1], *asked_for, *WITH_KNOWN_ANSWERS[1:])
+        return [member for member in ordered if _allowed(member, view)], asked_for
 
     def _without_known_answers(self, view: AttackerView, budget: Budget, seed: int) -> Tensor:
         for member in WITHOUT_KNOWN_ANSWERS:
@@ -280,9 +282,9 @@ class EnsembleAttack(Attack):
         A search says after a short trial whether the client is nearly inverted by it; a decoder says nothing then. What
         the view or the user names takes the place of the search.
         """
-        first = Trial(members[0], math.inf, 0, 0.0)
+        first = Trial(members[0])
         if asked_for:
-            return [first, *(Trial(member, math.inf, 0, 0.0) for member in asked_for)], ASKED_FOR_SHARE
+            return [first, *map(Trial, asked_for)], ASKED_FOR_SHARE
         search = next((member for member in members if member.planned_by is None), None)
         if search is None:
             return [first], 1.0

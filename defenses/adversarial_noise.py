@@ -16,11 +16,11 @@ from mocosfl_priv.inversion import check_architecture
 class AdversarialNoise(Defense):
     """Every message moves to where a surrogate decoder's reconstruction changes most.
 
-    Who protects a message in use does not look at images, so the direction is the virtual adversarial one of Miyato et
-    al.: power iteration on the distance between what the surrogate makes of the message and of the moved one. The
-    surrogate learns along with the clients, from the messages as they are sent: from the noise, too, as an attacker
-    would. One surrogate learns from the images of all clients, as if theirs were averaged in every step; that traffic
-    is not counted.
+    `protect` gets messages without their images. The direction is therefore the virtual adversarial one of Miyato et
+    al., which needs no image: power iteration on the distance between the surrogate's reconstructions of the message
+    and of the moved message. The surrogate is trained while the clients are, on the messages as they are sent, with
+    their noise, as an attacker's decoder would be. One surrogate learns from the images of all clients, as if each
+    client had its own and these were averaged in every step; that traffic is not counted.
 
     The move is a function of the message. In Miyato et al. the iteration starts at random, and the sign of the
     direction with it: the mean of k messages of an image would then keep 1 / sqrt(k) of the move only. Here all

@@ -24,12 +24,8 @@ from mocosfl_priv import (
 )
 from mocosfl_priv.plugins import Loaded, overrides, under, within
 
-ON_LEARNING = (
-    "client_loss",
-    "joint_loss",
-    "replace_keys",
-    "filter_gradient",
-)  # hooks without effect on clients that do not learn
+# hooks without effect on clients that do not learn
+ON_LEARNING = ("client_loss", "joint_loss", "replace_keys", "filter_gradient")
 AT_MOST_ONE = {
     "architecture": "change the model, each to a bottleneck of its own",
     "guarantee": "promise something, and what follows from both is not known",

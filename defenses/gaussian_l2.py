@@ -13,12 +13,12 @@ from mocosfl_priv.defending import gaussian_like
 
 
 class GaussianL2(Defense):
-    """Gaussian noise of a fixed deviation, and an L2 penalty on messages, lest clients outshout it.
+    """Gaussian noise of a fixed deviation, and an L2 penalty that keeps messages from growing above the noise.
 
     A message is drawn from N(smashed, sigma^2), and the clients' loss grows by beta / 2 times the mean square of its
     elements. Up to a constant this is beta times the divergence from N(0, 1): the variational information bottleneck
     (Alemi et al., ICLR 2017, "Deep Variational Information Bottleneck", https://arxiv.org/abs/1612.00410) with a
-    variance that nobody learns. `mid` learns it.
+    given variance. `mid` learns the variance.
 
     beta: weight of the penalty beside the contrastive loss. sigma: deviation of the noise.
     """

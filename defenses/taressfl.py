@@ -15,9 +15,9 @@ class TAResSFL(AttackerAware):
     Parameters are those of :class:`AttackerAware`. Strengths and rates are by default what was published. In four other
     things the public code differs from the defaults, and `preset: paper` repeats them: a step has 128 target and 128
     source images, the simulated attacker is `ressfl_N4C64`, the penalty is computed with it in eval mode, and the
-    checkpoint with the best kNN accuracy is handed out. Beyond the paper: several
-    decoders that begin afresh in turn (decoder, refresh), which also look for colours (objective: mse+ssim), an expert
-    that is imported (expert), and clients that go on learning as ResSFL's do (transfer: low_lr).
+    checkpoint with the best kNN accuracy is handed out. Beyond the paper: several decoders that are restarted in turn
+    (decoder, refresh), a score that includes colours (objective: mse+ssim), an imported expert (expert), and clients
+    that go on learning as ResSFL's do (transfer: low_lr).
     """
 
     uses_target_data = True

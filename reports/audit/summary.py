@@ -10,7 +10,7 @@ import pandas as pd
 
 from mocosfl_priv.evaluation.statistics import Finding, Interval, leak_finding, leak_ratio_interval, mean_interval
 from mocosfl_priv.results import METRICS, PUBLISHED_VICTIMS, RELEASE, TEST_VICTIMS, RunRecord
-from reports.analysis.findings_text import flagged, undecided
+from reports.analysis.findings_text import flagged, percent, undecided
 from reports.analysis.linkage import LinkageRates, beside_looks, linkage_columns, linkage_notes, linkage_rates
 from reports.analysis.mosaics import Mosaic, comparison, mosaic_scale
 from reports.analysis.per_image import bootstrap_options, closest_attacks, groups, per_seed
@@ -290,7 +290,7 @@ def _ours(checkpoint: AuditedCheckpoint) -> str:
     if checkpoint.finding == "undecided":
         return f"{rerun}of our attacks {undecided(checkpoint.informed)}"
     return (
-        f"{rerun}our worst case reaches {worst.metrics['mse'].value:.4f}, which removes {_percent(worst.leak_ratio)} "
+        f"{rerun}our worst case reaches {worst.metrics['mse'].value:.4f}, which removes {percent(worst.leak_ratio)} "
         f"of a blind guess's error{comparison(worst.leak_ratio.value, checkpoint.scale)}"
     )
 
@@ -363,7 +363,3 @@ def audit_caveats(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) 
     if not record.info["threat_model"]["adaptive"]:
         said.append("The attacker was not adaptive: it did not know the defense. A real attacker may reconstruct more.")
     return said
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

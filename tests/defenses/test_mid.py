@@ -12,15 +12,8 @@ from mocosfl_priv import MessageKind
 from mocosfl_priv.config import PluginSpec
 from mocosfl_priv.errors import ConfigurationError
 from mocosfl_priv.plugins import DEFENSES
-from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
-
-
-def prepared(compute: Compute, **parameters: float) -> tuple[MutualInformation, tuple[int, ...]]:
-    defense = MutualInformation(**parameters)
-    context = small_context(defense, compute)
-    defense.prepare(context)
-    return defense, tuple(context.build_model().smashed_shape)
+from tests.defenses.learned_noise import prepared, require_resumes_exactly
 
 
 @given(scale=st.floats(0, 3), size=st.floats(0, 5), seed=st.integers(0, 99))
@@ -33,7 +26,7 @@ def test_the_divergence_is_that_of_the_distributions(scale: float, size: float, 
 
 
 def test_every_element_has_noise_of_its_own_deviation(compute: Compute, rng: torch.Generator) -> None:
-    defense, shape = prepared(compute)
+    defense, shape = prepared(MutualInformation(), compute)
     deviations = torch.rand(shape, generator=rng) + 0.1
     defense.load_state(defense.state() | {"log_variance": 2 * deviations.log()})
     torch.testing.assert_close(defense.deviation, deviations)
@@ -49,7 +42,7 @@ def test_variances_get_the_gradient_of_task_and_divergence(
     seed: int, beta: float, passes: int, compute: Compute
 ) -> None:
     """Against autograd through the reparametrised messages of a whole step, also where a step has several passes."""
-    defense, shape = prepared(compute, beta=beta, initial=0.3)
+    defense, shape = prepared(MutualInformation(beta=beta, initial=0.3), compute)
     random = torch.Generator().manual_seed(seed)
     log_variance = 0.5 * torch.randn(shape, generator=random)
     rows = defense._rows // passes
@@ -74,7 +67,7 @@ def test_variances_get_the_gradient_of_task_and_divergence(
 
 def test_variances_grow_to_the_prior_s_where_an_element_tells_nothing(compute: Compute, rng: torch.Generator) -> None:
     """A quadratic task, whose cost of noise is c sigma^2 an element: sigma^2 = 1 / (1 + 2 c d / beta); 1 at no cost."""
-    defense, shape = prepared(compute, beta=1.0, initial=0.1, learning_rate=0.05)
+    defense, shape = prepared(MutualInformation(beta=1.0, initial=0.1, learning_rate=0.05), compute)
     elements = torch.Size(shape).numel()
     cost = torch.tensor([0.0, 0.5, 5.0, 50.0]).repeat_interleave(shape[0] // 4).view(-1, 1, 1).expand(shape) / elements
     rows = defense._rows
@@ -90,7 +83,7 @@ def test_training_lowers_what_a_message_may_tell_and_the_divergence_bounds_it(
     compute: Compute, rng: torch.Generator
 ) -> None:
     """A linear Gaussian channel, where the rate is known: half the log determinant of signal over noise."""
-    defense, shape = prepared(compute, beta=1.0, initial=0.3)
+    defense, shape = prepared(MutualInformation(beta=1.0, initial=0.3), compute)
     elements = torch.Size(shape).numel()
     images = torch.randn(512, 6, generator=rng)
     client = nn.Linear(6, 4)
@@ -121,17 +114,7 @@ def test_training_lowers_what_a_message_may_tell_and_the_divergence_bounds_it(
 
 
 def test_who_resumes_goes_on_with_the_same_noise(compute: Compute) -> None:
-    def learn(defense: MutualInformation, seed: int) -> None:
-        rng = torch.Generator().manual_seed(seed)
-        sent = defense.protect(torch.ones(8, *shape), rng, MessageKind.QUERY)
-        defense.filter_gradient(sent / 8, rng)
-
-    (first, shape), (second, _) = prepared(compute), prepared(compute)
-    learn(first, 0)
-    second.load_state({name: value.clone() for name, value in first.state().items()})
-    learn(first, 1)
-    learn(second, 1)
-    assert all(torch.equal(value, second.state()[name]) for name, value in first.state().items())
+    require_resumes_exactly(MutualInformation, 1.0, lambda sent: sent / 8, compute)
 
 
 def test_a_configuration_of_the_former_mid_is_told_its_present_name() -> None:

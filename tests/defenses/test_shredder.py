@@ -5,19 +5,12 @@ import torch
 
 from defenses.shredder import Shredder
 from mocosfl_priv import MessageKind
-from mocosfl_priv.plugins.defense_checks import small_context
 from mocosfl_priv.runtime.compute import Compute
-
-
-def prepared(compute: Compute, **parameters: float) -> tuple[Shredder, tuple[int, ...]]:
-    defense = Shredder(**parameters)
-    ctx = small_context(defense, compute)
-    defense.prepare(ctx)
-    return defense, ctx.build_model().smashed_shape
+from tests.defenses.learned_noise import prepared, require_resumes_exactly
 
 
 def test_the_noise_has_its_variance_after_clipping(compute: Compute, rng: torch.Generator) -> None:
-    defense, shape = prepared(compute, initial=0.5, clip=1.0)
+    defense, shape = prepared(Shredder(initial=0.5, clip=1.0), compute)
     loud = 10 * torch.randn(64, *shape, generator=rng)
     noise = defense.protect(loud, rng) - loud / loud.flatten(1).square().mean(1).sqrt().view(-1, 1, 1, 1)
     assert float(noise.var()) == pytest.approx(2 * 0.5**2, rel=0.03)
@@ -25,7 +18,7 @@ def test_the_noise_has_its_variance_after_clipping(compute: Compute, rng: torch.
 
 def test_noise_grows_to_where_its_cost_equals_its_reward(compute: Compute, rng: torch.Generator) -> None:
     """A quadratic task, whose expected cost of noise of scale s at weight c is c s^2: s = sqrt(reward / (2 c d))."""
-    defense, shape = prepared(compute, reward=1.0, initial=0.02, learning_rate=0.02)
+    defense, shape = prepared(Shredder(reward=1.0, initial=0.02, learning_rate=0.02), compute)
     weights = torch.linspace(0.5, 4.0, shape[0]).view(-1, 1, 1).expand(shape)
     rows = defense._rows
     for _ in range(400):
@@ -38,13 +31,4 @@ def test_noise_grows_to_where_its_cost_equals_its_reward(compute: Compute, rng: 
 
 
 def test_who_resumes_goes_on_with_the_same_noise(compute: Compute) -> None:
-    def learn(defense: Shredder, seed: int) -> None:
-        rng = torch.Generator().manual_seed(seed)
-        defense.filter_gradient(defense.protect(torch.zeros(8, *shape), rng, MessageKind.QUERY), rng)
-
-    (first, shape), (second, _) = prepared(compute), prepared(compute)
-    learn(first, 0)
-    second.load_state({name: value.clone() for name, value in first.state().items()})
-    learn(first, 1)
-    learn(second, 1)
-    assert all(torch.equal(value, second.state()[name]) for name, value in first.state().items())
+    require_resumes_exactly(Shredder, 0.0, lambda sent: sent, compute)
