@@ -21,7 +21,8 @@ KNOWN_IMAGES = 1024  # whose latents are known: searches start from them
 MISFIT = 0.01  # of a channel's variance, that even the generator's best image does not explain
 RIDGE = 0.1
 TRAINING_SHARE = 0.5  # of a limited time: the searches get the rest
-ROWS_AT_ONCE = 128  # images of up to 64 pixels; fewer of larger ones, to bound memory
+ROWS_AT_ONCE = 128
+PIXELS_AT_ONCE = ROWS_AT_ONCE * 64**2  # to bound memory: fewer images of more than 64 pixels a side
 
 
 class GlassAttack(Attack):
@@ -266,7 +267,7 @@ class _Search:
 
 def rows_at_once(image_shape: Sequence[int]) -> int:
     """How many images of this shape (c, h, w) go through the networks together."""
-    return min(ROWS_AT_ONCE, max(1, ROWS_AT_ONCE * 64**2 // (image_shape[1] * image_shape[2])))
+    return min(ROWS_AT_ONCE, max(1, PIXELS_AT_ONCE // (image_shape[1] * image_shape[2])))
 
 
 def _deviation(values: Tensor) -> Tensor:

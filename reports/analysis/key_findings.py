@@ -8,7 +8,7 @@ from mocosfl_priv.results import TEST_VICTIMS, UNDEFENDED, RunRecord, victims_ke
 from reports.analysis.families import Family
 from reports.analysis.findings_text import finding, percent, points, undecided
 from reports.analysis.leaderboard import Entry
-from reports.analysis.mosaics import Mosaic, comparison, mosaic_scale
+from reports.analysis.mosaics import Mosaic, comparison
 from reports.analysis.summary import TAIL, VISIBLE_SSIM, SummaryRow, headline_rows
 
 QUESTIONS = ("What leaks", "To whom", "How sure", "At what price")
@@ -20,13 +20,15 @@ PRICES = {
 }
 
 
-def key_findings(record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family) -> dict[str, str]:
+def key_findings(
+    record: RunRecord, rows: list[SummaryRow], board: list[Entry], family: Family, scale: list[Mosaic]
+) -> dict[str, str]:
     """Return the answers by question, in the order of `QUESTIONS`, one or two sentences each."""
     undefended = [entry for entry in board if entry.family == UNDEFENDED]
     defended = [entry for entry in board if entry.family != UNDEFENDED and not entry.row.blind]
     best = next((entry for entry in sorted(defended, key=_leak) if entry.matched and not entry.missing), None)
     answers = (
-        _what(rows, undefended, best, bool(defended), mosaic_scale(record)),
+        _what(rows, undefended, best, bool(defended), scale),
         _whom(record),
         _sure(record, rows, family),
         _price(undefended, best, bool(defended)),

@@ -179,9 +179,9 @@ def leaderboard_notes(record: RunRecord, entries: list[Entry]) -> list[str]:
     confidence = f"{100 * record.info['config']['evaluation']['confidence']:.0f} %"
     notes = [
         "Leak ratio R = 1 - MSE / MSE of a blind guess: 1 is a perfect reconstruction, 0 a guess. It is the higher "
-        "one of the ensemble's and the worst case's, which takes for every victim the attack that came closest; in "
-        "brackets, for how many victims that was which attack. Lowest first; systems on which an attack failed that "
-        "succeeded on others come last.",
+        "one of the ensemble's and the worst case's, which takes for every victim the attack that came closest. "
+        "Brackets have the share of victims for each of these attacks. Lowest R first; systems on which an attack "
+        "failed that succeeded on others come last.",
         f"Brackets are {confidence} intervals over seeds and images. Differences are in points of linear-probe "
         "accuracy, paired by seed and image.",
     ]

@@ -26,11 +26,6 @@ class Mosaic:
     tiles: int
     leak_ratio: float
 
-    @property
-    def name(self) -> str:
-        """For readers."""
-        return f"{self.tiles} × {self.tiles} mosaic"
-
 
 class Rung(NamedTuple):
     """Where a leak ratio stands on the scale: the finest mosaic that it reaches, and the next finer one."""

@@ -44,9 +44,9 @@ class SummaryRow:
     not measured; `linkage` how many of its messages are matched with their own image, whatever the attack, None where
     that was not measured. `blind` marks attacks that need nothing and so ignore the smashed data, `is_ensemble` the
     ensemble, under whatever label. `chosen` has, for the worst case, the share of victims that each attack came closest
-    to, and is empty for all other rows. `guarantee` says what the defense promises of any attacker that saw as much,
-    `mse_bound` the mean MSE that follows; empty and NaN if nothing, and for the worst case, which chose by looking at
-    the victims.
+    to, largest first, and is empty for all other rows. `guarantee` says what the defense promises of any attacker that
+    saw as much, `mse_bound` the mean MSE that follows; empty and NaN if nothing, and for the worst case, which chose by
+    looking at the victims.
     """
 
     defense: str
@@ -96,8 +96,8 @@ class SummaryRow:
         """The attack in words; of the worst case also how often which attack came closest."""
         if not self.chosen:
             return self.attack
-        shares = sorted(self.chosen.items(), key=lambda item: -item[1])
-        return f"{self.attack} ({', '.join(f'{name} {100 * share:.0f} %' for name, share in shares)})"
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.chosen.items())
+        return f"{self.attack} ({shares})"
 
     @property
     def is_vacuous(self) -> bool:
@@ -183,13 +183,7 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
         informed = [name for name in attacks if name not in blind]
         if len(informed) > 1:
             closest = closest_attacks(system[system["attack"].isin(informed)])
-            candidates.append(
-                (
-                    WORST_CASE,
-                    closest,
-                    {str(name): float(share) for name, share in closest["attack"].value_counts(normalize=True).items()},
-                )
-            )
+            candidates.append((WORST_CASE, closest, _shares(closest["attack"])))
         for attack, values, chosen in candidates:
             mine = cells if chosen else cells[cells["attack"] == attack]
             cost = {name: float(mine[name].mean()) for name in COSTS}
@@ -217,6 +211,11 @@ def summarise(record: RunRecord) -> list[SummaryRow]:
                 )
             )
     return rows
+
+
+def _shares(attacks: pd.Series) -> dict[str, float]:
+    """How often each attack occurs, the most frequent first."""
+    return {str(name): float(share) for name, share in attacks.value_counts(normalize=True).items()}
 
 
 def _linked(record: RunRecord, key: Key) -> pd.DataFrame:

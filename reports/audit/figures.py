@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 
 from mocosfl_priv.evaluation.statistics import Interval
 from mocosfl_priv.results import RunRecord, image_key, victims_key
-from reports.analysis.mosaics import mosaic
 from reports.audit.summary import AuditedCheckpoint, AuditRow
 from reports.drawing.chart import Chart
 from reports.drawing.figures import whiskers
-from reports.drawing.pictures import as_pixels, shown_victims, strip
+from reports.drawing.pictures import mosaic_strip, shown_victims, strip
 
 LOGGED, REPRODUCED, WORST, FLOOR = "logged", "paper's attack, run by us", "worst case", "floor (blind guess)"
 MARKERS = {LOGGED: "D", REPRODUCED: "o", WORST: "s"}
@@ -99,7 +98,7 @@ def audit_strips(record: RunRecord, found: dict[str, list[AuditedCheckpoint]]) -
                 {
                     "title": f"mosaic of {step.tiles} × {step.tiles} tiles, R {step.leak_ratio:.3f}",
                     "row": None,
-                    "png": strip(as_pixels(mosaic(originals, step.tiles)), indices),
+                    "png": mosaic_strip(originals, indices, step.tiles),
                 }
                 for step in checkpoints[0].scale
             ),

@@ -32,6 +32,12 @@ def strip(images: np.ndarray, indices: list[int]) -> bytes:
     return _png(side_by_side([_picture(image) for image in images[indices]]))
 
 
+def mosaic_strip(images: np.ndarray, indices: list[int], tiles: int) -> bytes:
+    """The same of mosaics of the images, with so many tiles along each side."""
+    shown = (255 * mosaic(images[indices], tiles)).round().astype(np.uint8)
+    return strip(shown, list(range(len(shown))))
+
+
 def strips(record: RunRecord, rows: list[SummaryRow], scale: list[Mosaic]) -> list[dict[str, Any]]:
     """Return strips of the originals, their mosaics, and every attack on every system, for the first seed.
 
@@ -46,7 +52,7 @@ def strips(record: RunRecord, rows: list[SummaryRow], scale: list[Mosaic]) -> li
             "defense": MOSAICS,
             "attack": f"{step.tiles} x {step.tiles} tiles",
             "leak_ratio": step.leak_ratio,
-            "png": strip(as_pixels(mosaic(victims, step.tiles)), indices),
+            "png": mosaic_strip(victims, indices, step.tiles),
         }
         for step in scale
     ]
@@ -64,11 +70,6 @@ def strips(record: RunRecord, rows: list[SummaryRow], scale: list[Mosaic]) -> li
             }
         )
     return pictures
-
-
-def as_pixels(images: np.ndarray) -> np.ndarray:
-    """Round float images in [0, 1] to uint8."""
-    return (255 * images).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)

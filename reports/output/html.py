@@ -131,7 +131,7 @@ def write_training_report(sections: Sequence[Section], folder: Path, missing: Se
 def _short(sections: Sequence[Section], family: Family) -> dict[str, list[str]]:
     """The answers by question: one for all variants that agree, and one for each variant that differs."""
     compared = family if not axes_of(sections) else Family([], "")
-    answers = {s.name: key_findings(s.record, s.rows, s.board, compared) for s in sections}
+    answers = {s.name: key_findings(s.record, s.rows, s.board, compared, s.scale) for s in sections}
     short = {question: said_of(sections, partial(_answer, answers, question)) for question in QUESTIONS}
     if axes_of(sections) and family.members:
         short["How sure"].append(f"Against no defense, all variants together: {family.statement}")

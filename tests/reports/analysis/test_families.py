@@ -40,7 +40,7 @@ def test_a_training_that_failed_with_one_seed_leaves_pairs_of_the_others() -> No
 
 def test_in_short_answers_four_questions(sweep: RunRecord, sweep_rows: list[SummaryRow]) -> None:
     rows = sweep_rows
-    short = key_findings(sweep, rows, leaderboard(sweep, rows), against_undefended(sweep))
+    short = key_findings(sweep, rows, leaderboard(sweep, rows), against_undefended(sweep), [])
     assert list(short) == ["What leaks", "To whom", "How sure", "At what price"]
     assert "none (cut 1): attacks remove" in short["What leaks"] and "SSIM above 0.5" in short["What leaks"]
     assert "client weights" in short["To whom"] and "knows the defense" in short["To whom"]
